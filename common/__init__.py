@@ -1,0 +1,1 @@
+"""What all problems share: the diffusion core, the training loop, data, images and metrics. Imports no problem folder."""

@@ -1,0 +1,111 @@
+"""Reading and writing weights: safe, strict and atomic.
+
+A model folder holds `config.json` (the kind of model and what builds it) and `model.safetensors`. Nothing is ever unpickled
+blindly: foreign `.pt` and `.pth` files go through PyTorch's restricted unpickler, which refuses code.
+"""
+
+import json
+import pickle
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor, nn
+
+from common.errors import InputError
+from common.files import atomic_write, make_folder, read_json, write_json
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Writes named tensors, and JSON metadata, as one safetensors file, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    atomic_write(path, serialize(tensors, {"json": json.dumps(metadata)} if metadata is not None else None))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """The tensors and the metadata of a file written by `save_tensors` (metadata None if it has none).
+
+    Raises InputError if the file is missing, truncated or not safetensors.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"the weight file {path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get("json")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata) if metadata else None  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a complete safetensors file ({error})") from None
+
+
+def load_pickle(path: Path, stubs: Sequence[tuple[type, str]] = ()) -> Any:
+    """The content of a `.pt`, `.pth` or `.ckpt` file, on the CPU, read by PyTorch's restricted unpickler.
+
+    `stubs` are (class, full name) pairs that a known file pickles by name; any other global is refused and never runs.
+    Raises InputError if the file is missing, damaged or would run code.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"the weight file {path} does not exist")
+    try:
+        with torch.serialization.safe_globals(list(stubs)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error)
+        if "GLOBAL" in reason or "Unsupported" in reason:
+            raise InputError(
+                f"{path} was refused: it pickles something other than tensors, which could run code"
+            ) from None
+        raise InputError(f"{path} is not a readable weight file") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError, UnicodeDecodeError):
+        raise InputError(f"{path} is not a readable weight file: it is damaged or of another format") from None
+
+
+def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:
+    """Loads a state dict whose keys and shapes must fit exactly. Raises InputError that names the ones that do not."""
+    own = model.state_dict()
+    problems = {
+        "missing": sorted(own.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "of another shape": sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape),
+    }
+    found = [
+        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for what, keys in problems.items()
+        if keys
+    ]
+    if found:
+        raise InputError(f"the weights in {source} do not fit the model: {'; '.join(found)}")
+    model.load_state_dict(state)
+
+
+def save_model(folder: Path, model: nn.Module, kind: str, config: Mapping[str, Any]) -> None:
+    """Writes a model folder; `config` is JSON and is what `load_config` gives back. A model card beside it stays."""
+    make_folder(folder)
+    save_tensors(Path(folder) / "model.safetensors", model.state_dict())
+    write_json(Path(folder) / "config.json", {"kind": kind, **config})
+
+
+def load_config(folder: Path, kind: str) -> dict[str, Any]:
+    """The configuration in a model folder. Raises InputError if it is missing or belongs to another kind of model."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        if folder.is_file():
+            raise InputError(
+                f"{folder} is a file, but a model folder with config.json and model.safetensors is expected"
+            )
+        raise InputError(f"the checkpoint folder {folder} does not exist")
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or config.get("kind") != kind:
+        found = config.get("kind") if isinstance(config, dict) else None
+        raise InputError(f"{folder} holds a model of kind {found!r}, but {kind!r} is expected")
+    return {key: value for key, value in config.items() if key != "kind"}
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Loads `model.safetensors` of a model folder, strictly."""
+    path = Path(folder) / "model.safetensors"
+    load_strict(model, load_tensors(path)[0], path)

@@ -1,0 +1,125 @@
+"""The digits of MNIST-M and SVHN in the homework's layout: `{mnistm,svhn}/{data/*.png,train.csv}`, 28x28 RGB."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from common.errors import InputError
+from common.images import read_rgb
+
+DATASETS = ("mnistm", "svhn")
+NUM_DIGITS = 10
+SIZE = 28
+Edition = Literal["2024", "2025"]
+Split = Literal["train", "held_out", "all"]
+
+
+@dataclass(frozen=True)
+class Digits:
+    """All digits at once: `images` uint8 [N, 3, 28, 28], `digits` and `datasets` (index into DATASETS) long [N], `names`."""
+
+    images: Tensor
+    digits: Tensor
+    datasets: Tensor
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def select(self, keep: Tensor) -> "Digits":
+        """The digits where the mask, bool [N], is true."""
+        names = [name for name, kept in zip(self.names, keep.tolist(), strict=True) if kept]
+        return Digits(self.images[keep], self.digits[keep], self.datasets[keep], names)
+
+
+def pairing(edition: Edition) -> list[tuple[str, int]]:
+    """The (dataset, digit) classes of an edition: 2025 even digits from MNIST-M and odd from SVHN; 2024 all twenty."""
+    if edition == "2025":
+        return [("mnistm", d) for d in range(0, NUM_DIGITS, 2)] + [("svhn", d) for d in range(1, NUM_DIGITS, 2)]
+    return [(dataset, d) for dataset in DATASETS for d in range(NUM_DIGITS)]
+
+
+def is_held_out(dataset: str, name: str) -> bool:
+    """Whether the image is one of the tenth that no model of this project trains on, by a hash of its name (CRC-32)."""
+    return zlib.crc32(f"{dataset}/{name}".encode()) % 10 == 0
+
+
+def load_digits(root: Path, split: Split = "train", datasets: Sequence[str] = DATASETS) -> Digits:
+    """Reads the digits below `root` in the order of file names.
+
+    Raises InputError that names the file and row: missing folder, missing or malformed CSV, missing, unreadable or wrong-size
+    image, label outside 0..9.
+    """
+    parts = []
+    for dataset in datasets:
+        table = _read_table(Path(root), dataset)
+        if split != "all":
+            held_out = table["image_name"].map(lambda name, dataset=dataset: is_held_out(dataset, name))
+            table = table[held_out == (split == "held_out")]
+        folder = Path(root) / dataset / "data"
+        images = [_read_digit(folder / name, row) for name, row in zip(table["image_name"], table["row"], strict=True)]
+        if not images:
+            raise InputError(f"{folder} has no image of the split {split!r}")
+        kinds = torch.full((len(images),), DATASETS.index(dataset))
+        parts.append(
+            Digits(torch.stack(images), torch.tensor(table["label"].to_numpy()), kinds, table["image_name"].tolist())
+        )
+    return Digits(
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.digits for part in parts]),
+        torch.cat([part.datasets for part in parts]),
+        [name for part in parts for name in part.names],
+    )
+
+
+class BalancedDraw:
+    """Draws indices so that every (dataset, digit) class present comes equally often, however unbalanced the data is."""
+
+    def __init__(self, data: Digits) -> None:
+        classes = data.datasets * NUM_DIGITS + data.digits
+        self._members = [torch.nonzero(classes == c).flatten() for c in classes.unique()]
+
+    def __call__(self, count: int, generator: torch.Generator) -> Tensor:
+        """Long [count] indices, with replacement."""
+        chosen = torch.randint(len(self._members), (count,), generator=generator)
+        uniform = torch.rand(count, generator=generator, dtype=torch.float64)
+        return torch.stack(
+            [
+                self._members[c][int(u * len(self._members[c]))]
+                for c, u in zip(chosen.tolist(), uniform.tolist(), strict=True)
+            ]
+        )
+
+
+def _read_table(root: Path, dataset: str) -> pd.DataFrame:
+    path = root / dataset / "train.csv"
+    if not path.is_file():
+        raise InputError(
+            f"the digits are not there: {path} does not exist; get them with `bash scripts/get_dataset.sh`, "
+            "or make a small set without any network with `python3 scripts/make_sample_data.py`"
+        )
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a readable CSV file ({error})") from None
+    if list(table.columns[:2]) != ["image_name", "label"]:
+        raise InputError(f"{path} must have the header image_name,label, not {','.join(table.columns)}")
+    table["row"] = [f"{path}, row {i + 2}" for i in range(len(table))]
+    for label, row in zip(table["label"], table["row"], strict=True):
+        if label not in {str(d) for d in range(NUM_DIGITS)}:
+            raise InputError(f"{row}: the label must be one of 0..9, not {label!r}")
+    table["label"] = table["label"].astype(int)
+    return table.sort_values("image_name", kind="stable")
+
+
+def _read_digit(path: Path, row: str) -> Tensor:
+    try:
+        return read_rgb(path, (SIZE, SIZE))
+    except InputError as error:
+        raise InputError(f"{row}: {error}") from None

@@ -1,0 +1,182 @@
+"""The maths of diffusion between images and networks: noising, parameterizations, the training loss, guidance.
+
+Conventions (which index, which alpha, which rates) are those of `common/schedule.py`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from common.schedule import NoiseSchedule
+from common.seeds import ImageGenerators
+
+Parameterization = Literal["eps", "x0", "v"]
+Rate = float | Tensor  # a number, or [N, 1, ...] for a batch of different t
+Condition = Tensor | Mapping[str, Tensor]
+Network = Callable[[Tensor, Tensor, Condition], Tensor]  # (x_t [N, ...], t long [N], condition) -> output [N, ...]
+Predict = Callable[[Tensor, int], Tensor]  # (x_t, t) -> a network's output under a fixed condition
+Denoise = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (x_t, t) -> (x0, eps)
+
+
+def q_sample(schedule: NoiseSchedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """x_t of the forward process for `x0` and `eps` [N, ...] and `t` long [N] (Equation 4 of DDPM, arXiv:2006.11239)."""
+    signal, noise = schedule.rates_like(t, x0)
+    return signal * x0 + noise * eps
+
+
+def output_target(parameterization: Parameterization, x0: Tensor, eps: Tensor, signal: Rate, noise: Rate) -> Tensor:
+    """What a network of this parameterization should put out; v is that of Salimans and Ho 2022 (arXiv:2202.00512)."""
+    if parameterization == "eps":
+        return eps
+    if parameterization == "x0":
+        return x0
+    return signal * eps - noise * x0
+
+
+def predict_x0(parameterization: Parameterization, output: Tensor, x_t: Tensor, signal: Rate, noise: Rate) -> Tensor:
+    """The clean image that a network's output implies; with eps prediction `signal` must not be 0."""
+    if parameterization == "eps":
+        return (x_t - noise * output) / signal
+    if parameterization == "x0":
+        return output
+    return signal * x_t - noise * output
+
+
+def predict_eps(parameterization: Parameterization, output: Tensor, x_t: Tensor, signal: Rate, noise: Rate) -> Tensor:
+    """The noise that a network's output implies; with x0 prediction `noise` must not be 0."""
+    if parameterization == "eps":
+        return output
+    if parameterization == "x0":
+        return (x_t - signal * output) / noise
+    return noise * x_t + signal * output
+
+
+# ----------------------------------------------------------------------------
+# Training.
+
+
+def diffusion_loss(
+    network: Network,
+    schedule: NoiseSchedule,
+    x0: Tensor,
+    condition: Condition,
+    generators: ImageGenerators,
+    *,
+    parameterization: Parameterization,
+    min_snr_gamma: float | None = None,
+) -> Tensor:
+    """The mean squared error of the network's output at random t, a scalar (Equation 14 of DDPM, arXiv:2006.11239).
+
+    `x0` [N, ...] on the network's device; t and eps of each image come from its own generator.
+    `min_snr_gamma` weights each image by `min_snr_weight`.
+    """
+    t = generators.randint(schedule.num_timesteps)
+    eps = generators.randn(*x0.shape[1:])
+    signal, noise = schedule.rates_like(t, x0)
+    output = network(signal * x0 + noise * eps, t, condition)
+    target = output_target(parameterization, x0, eps, signal, noise)
+    per_image = (output.float() - target.float()).square().flatten(1).mean(1)
+    if min_snr_gamma is not None:
+        per_image = per_image * min_snr_weight(schedule.snr(t), min_snr_gamma, parameterization)
+    return per_image.mean()
+
+
+def min_snr_weight(snr: Tensor, gamma: float, parameterization: Parameterization) -> Tensor:
+    """The weight min(SNR, gamma) on the x0 error, expressed for the given output (Hang et al. 2023, arXiv:2303.09556, Section 3.4).
+
+    eps: min(SNR, gamma) / SNR, written as min(1, gamma / SNR) to be finite (1) at SNR 0; v: min(SNR, gamma) / (SNR + 1).
+    """
+    if parameterization == "eps":
+        return (gamma / snr).clamp(max=1.0)
+    if parameterization == "x0":
+        return snr.clamp(max=gamma)
+    return snr.clamp(max=gamma) / (snr + 1.0)
+
+
+def drop_context(context: Tensor, null: Tensor | int, probability: float, generators: ImageGenerators) -> Tensor:
+    """`context` [N, ...] with each image's entry replaced by `null` with the given probability.
+
+    Training on both is what classifier-free guidance needs (Algorithm 1 of Ho and Salimans 2022, arXiv:2207.12598).
+    """
+    dropped = generators.rand() < probability
+    null = torch.as_tensor(null, dtype=context.dtype, device=context.device)
+    return torch.where(dropped.view(-1, *[1] * (context.dim() - 1)), null, context)
+
+
+# ----------------------------------------------------------------------------
+# Sampling: from a network to (x0, eps).
+
+
+def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    """uncond + scale (cond - uncond): scale 1 is conditional, 0 unconditional.
+
+    Ho and Salimans (arXiv:2207.12598, Equation 6) and the homework's `guide_w` count from the conditional: scale = w + 1.
+    The map from eps to x0 or v is affine at a fixed x_t, so the formula holds for each of them.
+    """
+    return uncond + scale * (cond - uncond)
+
+
+def rescale_guidance(guided_output: Tensor, cond: Tensor, phi: float) -> Tensor:
+    """Pulls each image's standard deviation towards the conditional output's (Equations 15 and 16 of arXiv:2305.08891)."""
+    axes = tuple(range(1, cond.dim()))
+    rescaled = guided_output * (cond.std(axes, keepdim=True) / guided_output.std(axes, keepdim=True))
+    return phi * rescaled + (1.0 - phi) * guided_output
+
+
+def guided(
+    network: Network,
+    condition: Condition,
+    null: Condition,
+    scale: float,
+    *,
+    interval: tuple[int, int] | None = None,
+    rescale: float = 0.0,
+) -> Predict:
+    """Classifier-free guidance in one network call: both halves go through as one batch of 2N.
+
+    `interval` = (lowest t, highest t) limits guidance to those t (Kynkäänniemi et al. 2024, arXiv:2404.07724); outside it, and
+    at scale 1, only the conditional half is computed. `rescale` is phi of `rescale_guidance`.
+    """
+
+    def predict(x_t: Tensor, t: int) -> Tensor:
+        timesteps = torch.full((len(x_t),), t, device=x_t.device)
+        inside = interval is None or interval[0] <= t <= interval[1]
+        if scale == 1.0 or not inside:
+            return network(x_t, timesteps, condition)
+        if scale == 0.0:
+            return network(x_t, timesteps, null)
+        output = network(torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps]), _stack(condition, null))
+        cond, uncond = output.chunk(2)
+        result = guide(cond, uncond, scale)
+        return rescale_guidance(result, cond, rescale) if rescale else result
+
+    return predict
+
+
+def denoiser(
+    predict: Predict, schedule: NoiseSchedule, parameterization: Parameterization, *, clip_x0: bool
+) -> Denoise:
+    """Turns a network's output into `(x0, eps)` for the samplers.
+
+    `clip_x0` clamps x0 to [-1, 1]: on for pixels, off for latents. It comes after guidance, and eps stays the network's own
+    (it is not recomputed from the clamped x0).
+    """
+
+    def denoise(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        signal, noise = schedule.rates(t)
+        if signal == 0.0 and parameterization == "eps":
+            raise ValueError("eps prediction is undefined at a signal-to-noise ratio of 0: use v or x0 prediction")
+        output = predict(x_t, t)
+        x0 = predict_x0(parameterization, output, x_t, signal, noise)
+        eps = predict_eps(parameterization, output, x_t, signal, noise)
+        return (x0.clamp(-1.0, 1.0) if clip_x0 else x0), eps
+
+    return denoise
+
+
+def _stack(condition: Condition, null: Condition) -> Condition:
+    if isinstance(condition, Mapping):
+        return {name: torch.cat([condition[name], null[name]]) for name in condition}
+    return torch.cat([condition, null])

@@ -1,0 +1,55 @@
+"""Labelled grids and strips of images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+MARGIN = 6
+GAP = 2
+TEXT_SIZE = 13
+
+
+def labelled_grid(
+    images: Tensor,
+    columns: int,
+    *,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    title: str = "",
+    scale: int = 1,
+) -> Tensor:
+    """Lays out uint8 images [N, 3, H, W] row by row on white, uint8 [3, H', W'], with labels at the left and on top.
+
+    `scale` enlarges each image by repeating pixels. Raises ValueError if a list of labels does not fit the grid.
+    """
+    rows = -(-len(images) // columns)
+    if row_labels and len(row_labels) != rows or column_labels and len(column_labels) != columns:
+        raise ValueError(f"{len(row_labels)} row and {len(column_labels)} column labels for a grid of {rows}x{columns}")
+    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    height, width = images.shape[-2:]
+    font = ImageFont.load_default(TEXT_SIZE)
+    line = TEXT_SIZE + 5
+
+    left = MARGIN + (max(int(font.getlength(label)) for label in row_labels) + MARGIN if row_labels else 0)
+    top = MARGIN + (line if title else 0) + (line if column_labels else 0)
+    canvas_width = left + columns * (width + GAP) - GAP + MARGIN
+    if title:
+        canvas_width = max(canvas_width, int(font.getlength(title)) + 2 * MARGIN)
+    canvas = Image.new("RGB", (canvas_width, top + rows * (height + GAP) - GAP + MARGIN), "white")
+    pen = ImageDraw.Draw(canvas)
+    if title:
+        pen.text((MARGIN, MARGIN - 2), title, fill="black", font=font)
+    for c, label in enumerate(column_labels):
+        pen.text((left + c * (width + GAP) + width / 2, top - line), label, fill="black", font=font, anchor="ma")
+    for r, label in enumerate(row_labels):
+        pen.text((left - MARGIN, top + r * (height + GAP) + height / 2), label, fill="black", font=font, anchor="rm")
+    for i, image in enumerate(images):
+        r, c = divmod(i, columns)
+        canvas.paste(
+            Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()),
+            (left + c * (width + GAP), top + r * (height + GAP)),
+        )
+    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).contiguous()

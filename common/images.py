@@ -1,0 +1,44 @@
+"""Images between files, uint8 and the range that models see."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from common.errors import InputError
+from common.files import atomic_write
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """uint8 in 0..255 to float32 in [-1, 1]; exact under `to_uint8`."""
+    return images.float() / 127.5 - 1.0
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Floats in [-1, 1] (clamped) to uint8 by rounding to the nearest."""
+    return ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def read_rgb(path: Path, size: tuple[int, int] | None = None) -> Tensor:
+    """An image file as uint8 [3, H, W]. Raises InputError if it is missing, unreadable or not of `size` (width, height)."""
+    try:
+        with Image.open(path) as image:
+            if size is not None and image.size != size:
+                raise InputError(
+                    f"{path} has {image.size[0]}x{image.size[1]} pixels, but {size[0]}x{size[1]} are expected"
+                )
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    except FileNotFoundError:
+        raise InputError(f"the image {path} does not exist") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path} is not a readable image ({error})") from None
+
+
+def write_png(path: Path, image: Tensor, staging: Path | None = None) -> None:
+    """Writes uint8 [3, H, W] as an RGB PNG, atomically (see `atomic_write` for `staging`)."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG")
+    atomic_write(path, buffer.getvalue(), staging)
