@@ -8,6 +8,9 @@ from typing import Any
 
 from common.errors import InputError
 
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout."""
+
 
 def atomic_write(path: Path, data: bytes, staging: Path | None = None) -> None:
     """Writes `data` to `path` through a temporary file that is renamed at the end, or not at all.

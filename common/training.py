@@ -25,7 +25,7 @@ from common.devices import make_accelerator
 from common.ema import EMA
 from common.errors import InputError
 from common.files import make_folder, read_json, write_json
-from common.seeds import ImageGenerators, derive_seeds
+from common.seeds import ImageGenerators, derive_seed, derive_seeds
 
 Batch = dict[str, Tensor]
 
@@ -154,6 +154,9 @@ def fit(
             step = progress.step
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * lr_factor(step, config.warmup, config.steps)
+
+            # Layers that draw for themselves, like dropout, use the global generator.
+            torch.manual_seed(derive_seed(config.seed, step, 2, accelerator.process_index))
 
             # One global batch, of which each process and micro-batch takes an equal, contiguous slice.
             batch = draw(step)

@@ -22,7 +22,7 @@ from common.data.digits import DATASETS, NUM_DIGITS, SIZE, Edition, pairing
 from common.devices import DeviceName, pick_device
 from common.diffusion import denoiser, guided
 from common.errors import InputError
-from common.files import make_folder
+from common.files import ROOT, make_folder
 from common.images import to_uint8, write_png
 from common.samplers import Callback, SamplerName, sample
 from common.schedule import SPACINGS, make_schedule
@@ -83,7 +83,7 @@ class Config:
     """Folder for mnistm/ and svhn/."""
     edition: Edition = "2025"
     """2025: 500 images, even digits from MNIST-M and odd ones from SVHN; 2024: 1000 images, all digits from both."""
-    checkpoint: Path = Path(__file__).parent.parent / "checkpoints" / "p1_digits"
+    checkpoint: Path = ROOT / "checkpoints" / "p1_digits"
     """Model folder."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if present."""

@@ -16,6 +16,7 @@ import tyro
 from common import cli
 from common.data.digits import DATASETS, NUM_DIGITS, BalancedDraw, Digits, load_digits
 from common.diffusion import diffusion_loss, drop_context
+from common.files import ROOT
 from common.grid import labelled_grid
 from common.images import to_model_range, write_png
 from common.schedule import make_schedule
@@ -33,7 +34,7 @@ class Config:
 
     run_dir: Path
     """Folder of the run: checkpoints, metrics, previews."""
-    data: Path = Path("hw2_data/digits")
+    data: Path = ROOT / "hw2_data" / "digits"
     """The digits in the homework's layout."""
     init_from: Path | None = None
     """Model folder to start from, instead of random weights."""

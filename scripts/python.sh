@@ -1,9 +1,6 @@
-# Sourced by the entries: sets PYTHON to the checkout's environment if there is one, else to the machine's.
-if [ -n "${PYTHON:-}" ]; then
-  :
-elif [ -x .venv/bin/python ]; then
-  PYTHON=.venv/bin/python
-else
-  PYTHON=python3
+# Sourced by the entries: sets ROOT (the checkout) and PYTHON (its environment if there is one, else the machine's).
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+if [ -z "${PYTHON:-}" ]; then
+  if [ -x "$ROOT/.venv/bin/python" ]; then PYTHON="$ROOT/.venv/bin/python"; else PYTHON=python3; fi
 fi
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Trains the conditional digit model (Problem 1); the same command resumes. Extra flags go to p1_diffusion.train.
+# Trains the conditional digit model (Problem 1); the same command resumes. Flags go to p1_diffusion.train.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/python.sh
-exec "$PYTHON" -m p1_diffusion.train --run-dir "${RUNS_DIR:-runs}/p1_digits" "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+exec "$PYTHON" -m p1_diffusion.train --run-dir "${RUNS_DIR:-$ROOT/runs}/p1_digits" "$@"

@@ -1,0 +1,154 @@
+"""Digit classifiers: the project's own, the course's LeNet for MNIST-M, and the published ResNet-34 for SVHN."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.checkpoint import load_config, load_pickle, load_strict, load_tensors, load_weights, save_model
+from common.errors import InputError
+from common.images import to_model_range
+
+KIND = "common.DigitClassifier"
+CHANNELS = (40, 96, 160)
+FEATURES = CHANNELS[-1]
+# Per-channel statistics that the published SVHN network was trained with (model card of edadaltocg/resnet34_svhn).
+SVHN_MEAN, SVHN_STD = (0.4377, 0.4438, 0.4728), (0.198, 0.201, 0.197)
+SVHN_REPOSITORY = "edadaltocg/resnet34_svhn"
+
+
+class Classifier(Protocol):
+    """Anything that maps images [N, 3, 28, 28] in [-1, 1] to logits [N, 10]."""
+
+    def __call__(self, images: Tensor, /) -> Tensor: ...
+
+
+class DigitClassifier(nn.Module):
+    """A small ResNet for 28x28 digits of both datasets: six residual blocks at 14x14, 7x7 and 4x4, group normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        high, middle, low = CHANNELS
+        self.stem = nn.Conv2d(3, high, 4, stride=2, padding=1)  # 28x28 -> 14x14
+        self.blocks = nn.Sequential(
+            _Block(high, high),
+            _Block(high, high),
+            _Block(high, middle, stride=2),  # 7x7
+            _Block(middle, middle),
+            _Block(middle, low, stride=2),  # 4x4
+            _Block(low, low),
+            nn.GroupNorm(8, low),
+            nn.ReLU(),
+        )
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(low, 10)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The pooled activations before the last layer, [N, 160], for images in [-1, 1]."""
+        return self.blocks(self.stem(images)).mean((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.dropout(self.features(images)))
+
+    def save(self, folder: Path) -> None:
+        """Writes the model folder."""
+        save_model(folder, self, KIND, {})
+
+    @classmethod
+    def load(cls, folder: Path) -> "DigitClassifier":
+        """Reads the network from its folder, in evaluation mode."""
+        load_config(folder, KIND)
+        model = cls()
+        load_weights(folder, model)
+        return model.eval().to(memory_format=torch.channels_last)
+
+
+class _Block(nn.Module):
+    """A pre-activation residual block (He et al. 2016, arXiv:1603.05027)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(8, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        changes = stride != 1 or channels != channels_in
+        self.skip = nn.Conv2d(channels_in, channels, 1, stride=stride, bias=False) if changes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm1(x))
+        return self.skip(x) + self.conv2(F.relu(self.norm2(self.conv1(h))))
+
+
+class LeNet(nn.Module):
+    """The course's MNIST-M classifier, with the keys of its `Classifier.pth`; input in [-1, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 5)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.fc1 = nn.Linear(16 * 4 * 4, 128)
+        self.fc2 = nn.Linear(128, 64)
+        self.fc3 = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        h = F.max_pool2d(F.relu(self.conv1(images)), 2)  # [N, 6, 12, 12]
+        h = F.max_pool2d(F.relu(self.conv2(h)), 2)  # [N, 16, 4, 4]
+        h = F.relu(self.fc2(F.relu(self.fc1(h.flatten(1)))))
+        return self.fc3(h)
+
+
+def load_lenet(path: Path) -> LeNet:
+    """The course's `Classifier.pth`: a dict with `state_dict`, or the state dict itself. Raises InputError if it does not fit."""
+    content = load_pickle(path)
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise InputError(f"{path} holds no state dict")
+    model = LeNet()
+    load_strict(model, state, path)
+    return model.eval()
+
+
+class PublishedSVHN(nn.Module):
+    """timm's ResNet-34 in the form published for 32x32 SVHN (3x3 first convolution, no first pooling); input in [-1, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import timm  # needed here only
+
+        self.network = timm.create_model("resnet34", num_classes=10)
+        self.network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+        self.network.maxpool = nn.Identity()
+        self.register_buffer("mean", torch.tensor(SVHN_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(SVHN_STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(((images + 1.0) / 2.0 - self.mean) / self.std)
+
+
+def load_published_svhn(path: Path) -> PublishedSVHN:
+    """The published SVHN network from its weight file, `.bin`, `.pth` or `.safetensors`."""
+    model = PublishedSVHN()
+    load_strict(
+        model.network, load_tensors(path)[0] if Path(path).suffix == ".safetensors" else load_pickle(path), path
+    )
+    return model.eval()
+
+
+def find_published_svhn() -> Path | None:
+    """The published network's weight file in the local hub cache, if it was ever fetched; never asks the network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        found = try_to_load_from_cache(SVHN_REPOSITORY, name)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+@torch.no_grad()
+def classify(classifier: Classifier, images: Tensor, batch_size: int = 200) -> Tensor:
+    """Predicted digits, long [N], of uint8 images [N, 3, 28, 28]."""
+    return torch.cat([classifier(to_model_range(part)).argmax(1) for part in images.split(batch_size)])

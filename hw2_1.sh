@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Problem 1 for the grader: 500 digits of the 2025 edition, or the 1000 of 2024.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/scripts/python.sh"
+if [ $# -lt 1 ] || [ -z "$1" ]; then
+  echo "usage: bash hw2_1.sh OUT [2025|2024] [flags of p1_diffusion.inference]" >&2
+  exit 2
+fi
+out="$1"
+shift
+case "${1:-}" in
+  2024 | 2025) set -- --edition "$@" ;;
+esac
+exec "$PYTHON" -m p1_diffusion.inference --output-dir "$out" "$@"

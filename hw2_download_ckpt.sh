@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The weights are shipped in checkpoints/: nothing is downloaded, their checksums are verified.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/checkpoints"
+if ! sha256sum --quiet --check SHA256SUMS; then
+  echo "error: a shipped weight file is missing or damaged: clone the repository again" >&2
+  exit 2
+fi
+echo "$(wc -l < SHA256SUMS) shipped weight files are complete."

@@ -1,0 +1,136 @@
+"""The studies of Problem 1: a guidance sweep and a table of samplers, as results/*.json and a plot.
+
+    python3 -m p1_diffusion.study guidance
+    python3 -m p1_diffusion.study samplers
+
+They take minutes to an hour on two CPU cores. Each finished row is saved, and a second call goes on with the missing ones.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from common import cli
+from common.data.digits import DATASETS, pairing
+from common.devices import DeviceName, pick_device
+from common.files import ROOT, make_folder, read_json, write_json
+from common.metrics.classifier import DigitClassifier
+from common.samplers import count_evaluations
+from common.schedule import SPACINGS, make_schedule
+from p1_diffusion.evaluate import GRADER, grade, load_reference, quality
+from p1_diffusion.inference import IMAGES_PER_CLASS, SamplingConfig, sample_digits
+from p1_diffusion.model import ContextUNet
+
+GUIDANCE_SWEEP = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+# (sampler, steps, images for each class); Heun's steps are (evaluations + 1) / 2.
+SAMPLER_TABLE = (
+    *((name, steps, 25) for name in ("ddim", "dpmpp_2m") for steps in (10, 15, 20, 25)),
+    *(("heun", steps, 25) for steps in (5, 8, 10, 13)),
+    ("ddim", 50, 25),
+    ("ddpm", 1000, 10),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Runs a study of Problem 1 on the 2024 classes, by the project's classifier."""
+
+    study: tyro.conf.Positional[Literal["guidance", "samplers"]]
+    """Which study."""
+    checkpoint: Path = ROOT / "checkpoints" / "p1_digits"
+    """Model folder."""
+    grader: Path = GRADER
+    """Classifier folder."""
+    results: Path = ROOT / "results"
+    """Folder of p1_guidance.json or p1_samplers.json."""
+    device: DeviceName = "auto"
+    """Where to compute."""
+
+
+def main(config: Config) -> None:
+    """Adds the missing rows to the study's file."""
+    model = ContextUNet.load(config.checkpoint).to(pick_device(config.device))
+    network, reference = DigitClassifier.load(config.grader), load_reference(config.grader)
+    path = config.results / f"p1_{config.study}.json"
+    rows: list[dict[str, Any]] = read_json(path)["rows"] if path.exists() else []
+    default = SamplingConfig()
+    if config.study == "guidance":
+        plan = [(dataclasses.replace(default, guide_w=w), IMAGES_PER_CLASS) for w in GUIDANCE_SWEEP]
+    else:
+        plan = [(dataclasses.replace(default, sampler=name, steps=s), n) for name, s, n in SAMPLER_TABLE]
+    for sampling, per_class in plan:
+        key = {"sampling": dataclasses.asdict(sampling) | {"guide_w": sampling.scale() - 1.0}, "images": 20 * per_class}
+        key = json.loads(json.dumps(key))  # tuples become lists, as in the rows read back
+        if any(all(row[name] == value for name, value in key.items()) for row in rows):
+            continue
+        rows.append(key | measure(model, sampling, per_class, network, reference))
+        write_json(path, {"command": f"python3 -m p1_diffusion.study {config.study}", "rows": rows})
+        print(
+            {name: rows[-1][name] for name in ("evaluations", "accuracy", "frechet_ratio", "spread_ratio", "seconds")}
+        )
+    if config.study == "guidance":
+        plot_guidance(rows, make_folder(config.results / "figures" / "p1") / "guidance.png")
+
+
+def measure(
+    model: ContextUNet, sampling: SamplingConfig, per_class: int, network: DigitClassifier, reference: Any
+) -> dict[str, Any]:
+    """Accuracy, distance, spread and seconds of one way to sample, means of both datasets and each of them."""
+    jobs = [(dataset, digit, n) for dataset, digit in pairing("2024") for n in range(1, per_class + 1)]
+    started = time.monotonic()
+    images = torch.cat([images for _, images in sample_digits(model, jobs, sampling)])
+    seconds = time.monotonic() - started
+    digits = torch.tensor([digit for _, digit, _ in jobs])
+    datasets = torch.tensor([DATASETS.index(dataset) for dataset, _, _ in jobs])
+    graded = grade(images, digits, datasets, dict.fromkeys(DATASETS, ("project", network)))
+    numbers = {
+        dataset: {"accuracy": graded["datasets"][dataset]["accuracy"], **values}
+        for dataset, values in quality(images, digits, datasets, network, reference).items()
+    }
+    schedule = make_schedule(model.config.schedule)
+    pairs = SPACINGS[sampling.spacing](schedule.num_timesteps, sampling.steps)
+    return {
+        "evaluations": count_evaluations(sampling.sampler, schedule, pairs),
+        **{name: _mean([numbers[dataset][name] for dataset in DATASETS]) for name in numbers[DATASETS[0]]},
+        "datasets": numbers,
+        "seconds": seconds,
+    }
+
+
+def plot_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy, Frechet ratio and spread over w, a line for each dataset."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    rows = sorted(rows, key=lambda row: row["sampling"]["guide_w"])
+    titles = {"accuracy": "accuracy", "frechet_ratio": "Frechet distance / real", "spread_ratio": "spread / real"}
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        for dataset in DATASETS:
+            axis.plot(
+                [row["sampling"]["guide_w"] for row in rows],
+                [row["datasets"][dataset][name] for row in rows],
+                "o-",
+                label=dataset,
+            )
+        axis.set(xlabel="guidance w", title=title)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

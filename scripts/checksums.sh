@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Writes checkpoints/SHA256SUMS, which hw2_download_ckpt.sh verifies; run it after shipping new weights.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../checkpoints"
+find . -name '*.safetensors' -printf '%P\n' | LC_ALL=C sort | xargs -r -d '\n' sha256sum > SHA256SUMS
+cat SHA256SUMS

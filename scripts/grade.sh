@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Grades an output folder as the course does; exit code 0 for a pass, 1 for a fail, 2 for what cannot be graded.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+if [ $# -lt 1 ]; then
+  echo "usage: bash scripts/grade.sh OUT [flags of the problem's evaluate]" >&2
+  exit 2
+fi
+out="$1"
+shift
+if [ -d "$out/mnistm" ] || [ -d "$out/svhn" ]; then
+  exec "$PYTHON" -m p1_diffusion.evaluate --images "$out" "$@"
+fi
+echo "error: $out is not an output folder of this homework: Problem 1's has mnistm/ and svhn/" >&2
+exit 2

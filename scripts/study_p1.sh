@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The studies behind Problem 1's tables: guidance sweep and samplers, then the graded sets and the report's figures.
+# About an hour on two CPU cores; finished rows are kept. Real digits in hw2_data/digits (or $DIGITS) add nearest-training distances.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+data="${DIGITS:-$ROOT/hw2_data/digits}"
+for edition in 2025 2024; do
+  bash "$ROOT/hw2_1.sh" "$work/$edition" "$edition"
+  "$PYTHON" -m p1_diffusion.evaluate --images "$work/$edition" --data "$data" \
+    --result "$ROOT/results/p1_evaluation_$edition.json" || [ $? -eq 1 ]
+done
+"$PYTHON" -m p1_diffusion.figures --images "$work/2024" --output-dir "$ROOT/results/figures/p1"
+"$PYTHON" -m p1_diffusion.study guidance
+"$PYTHON" -m p1_diffusion.study samplers
+"$PYTHON" "$ROOT/scripts/make_report.py"
