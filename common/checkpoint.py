@@ -55,7 +55,7 @@ def load_pickle(path: Path, stubs: Sequence[tuple[type, str]] = ()) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error)
-        if "GLOBAL" in reason or "Unsupported" in reason:
+        if "GLOBAL" in reason or "allowlisted" in reason:
             raise InputError(
                 f"{path} was refused: it pickles something other than tensors, which could run code"
             ) from None

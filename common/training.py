@@ -24,7 +24,7 @@ from common.checkpoint import load_tensors, save_tensors
 from common.devices import make_accelerator
 from common.ema import EMA
 from common.errors import InputError
-from common.files import make_folder, read_json, write_json
+from common.files import atomic_write, make_folder, read_json, write_json
 from common.seeds import ImageGenerators, derive_seed, derive_seeds
 
 Batch = dict[str, Tensor]
@@ -119,6 +119,7 @@ def fit(
     `config.json`, `metrics.jsonl`, `state.safetensors`, `last/`, `best/` and `samples/`. Raises InputError on a non-finite
     loss, on a device that is not there and on a run folder of another run; KeyboardInterrupt after Ctrl-C, with the state saved.
     """
+    _check_config(config)
     accelerator = make_accelerator(config.device, config.mixed_precision)
     main = accelerator.is_main_process
     shards = accelerator.num_processes * config.accumulation
@@ -148,9 +149,14 @@ def fit(
         s: signal.signal(s, lambda number, _: interrupted.append(number)) for s in (signal.SIGINT, signal.SIGTERM)
     }
     bar = tqdm(total=config.steps, initial=progress.step, disable=not main, unit="step", dynamic_ncols=True)
+    if main:
+        bar.write(
+            f"training on {accelerator.device}, processes: {accelerator.num_processes}, from step {progress.step}"
+        )
     started, started_at = time.monotonic(), progress.step
     try:
-        while progress.step < config.steps and not interrupted:
+        stop = False
+        while progress.step < config.steps and not stop:
             step = progress.step
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * lr_factor(step, config.warmup, config.steps)
@@ -173,7 +179,9 @@ def fit(
                         loss = objective(inputs, ImageGenerators(seeds[part], accelerator.device))
                     accelerator.backward(loss / config.accumulation)
                 loss_value += loss.detach() / config.accumulation
-            loss_value = accelerator.reduce(loss_value, "mean").item()
+            # Processes agree on the loss, and on stopping: a signal may reach one of them a step before another.
+            flag = torch.tensor(float(bool(interrupted)), device=accelerator.device)
+            loss_value, stop = accelerator.reduce(torch.stack([loss_value, flag]), "mean").tolist()
             if not math.isfinite(loss_value):
                 images = batch["index"].tolist() if "index" in batch else "unknown"
                 raise InputError(
@@ -215,7 +223,7 @@ def fit(
                 _append_metrics(run_dir / "metrics.jsonl", progress.step, line, writer)
             if _due(progress.step, config.checkpoint_every, config.steps):
                 _save_state(run_dir / "state.safetensors", params, ema, optimizer, progress)
-        if interrupted:
+        if stop:
             if main:
                 _save_state(run_dir / "state.safetensors", params, ema, optimizer, progress)
                 bar.write(f"stopped at step {progress.step} of {config.steps}; run the same command again to go on")
@@ -234,6 +242,20 @@ def lr_factor(step: int, warmup: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def _check_config(config: TrainingConfig) -> None:
+    for name in (
+        "steps",
+        "batch_size",
+        "accumulation",
+        "log_every",
+        "validate_every",
+        "preview_every",
+        "checkpoint_every",
+    ):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
 
 
 def _due(step: int, every: int, steps: int) -> bool:
@@ -295,10 +317,11 @@ def _load_state(
             param.copy_(tensors[f"param/{name}"])
             ema.average[name].copy_(tensors[f"ema/{name}"])
             for key in ("exp_avg", "exp_avg_sq", "step"):
-                value = tensors[f"{key}/{name}"]
-                optimizer.state[param][key] = (
-                    value if key == "step" else value.to(device).clone(memory_format=torch.preserve_format)
-                )
+                # A parameter that never got a gradient has no optimiser state.
+                if (value := tensors.get(f"{key}/{name}")) is not None:
+                    optimizer.state[param][key] = (
+                        value if key == "step" else value.to(device).clone(memory_format=torch.preserve_format)
+                    )
     progress = _Progress(**(values | {"best": math.inf if values["best"] is None else values["best"]}))
     ema.updates = progress.ema_updates
     return progress
@@ -326,7 +349,7 @@ def _cut_metrics(path: Path, step: int) -> None:
         except json.JSONDecodeError:
             break
         kept.append(line + "\n")
-    path.write_text("".join(kept))
+    atomic_write(path, "".join(kept).encode())
 
 
 def _tensorboard_writer(run_dir: Path) -> Any:

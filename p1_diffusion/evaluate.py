@@ -2,7 +2,7 @@
 
     python3 -m p1_diffusion.evaluate --images OUT                              (the project's classifier)
     python3 -m p1_diffusion.evaluate --images OUT --classifier Classifier.pth  (the course's LeNet for MNIST-M)
-    python3 -m p1_diffusion.evaluate --images OUT --data hw2_data/digits       (adds distances to training images)
+    python3 -m p1_diffusion.evaluate --images OUT --data hw2_data/digits       (adds what needs the real digits)
 
 Exit code 0 if the mean accuracy passes the strong baseline, 1 if not, 2 if the folder cannot be graded.
 """
@@ -32,7 +32,7 @@ from common.metrics.classifier import (
 )
 from common.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from common.seeds import ImageGenerators, derive_seeds
-from p1_diffusion.inference import IMAGES_PER_CLASS, file_name
+from p1_diffusion.inference import edition_jobs, file_name
 from p1_diffusion.model import NULL_DIGIT
 
 GRADER = ROOT / "checkpoints" / "p1_grader"
@@ -53,7 +53,7 @@ class Config:
     svhn_classifier: Path | None = None
     """Weight file of the published SVHN ResNet-34 (edadaltocg/resnet34_svhn), to judge SVHN; found by itself in the hub cache."""
     data: Path | None = None
-    """The real digits; adds nearest-training distances."""
+    """The real digits; adds nearest-training distances and the judges' own accuracy on held-out digits."""
     result: Path | None = None
     """JSON file to write."""
 
@@ -71,6 +71,8 @@ def main(config: Config) -> None:
         real = load_digits(config.data, "train")
         held_out = load_digits(config.data, "held_out")
         result["nearest_training"] = nearest_training(images, digits, datasets, real, held_out)
+        judged = grade(held_out.images, held_out.digits, held_out.datasets, judges)["datasets"]
+        result["judge_accuracy"] = {dataset: part["accuracy"] for dataset, part in judged.items()}
     _print(result)
     if config.result:
         write_json(config.result, result)
@@ -109,8 +111,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _edition_jobs(edition: Edition) -> dict[str, tuple[str, int, int]]:
-    jobs = [(dataset, digit, n) for dataset, digit in pairing(edition) for n in range(1, IMAGES_PER_CLASS + 1)]
-    return {file_name(job): job for job in jobs}
+    return {file_name(job): job for job in edition_jobs(pairing(edition))}
 
 
 def pick_judges(config: Config, network: DigitClassifier) -> dict[str, tuple[str, Classifier]]:
@@ -290,6 +291,9 @@ def _print(result: dict[str, Any]) -> None:
                 "judge": part["judge"],
                 "accuracy": f"{part['accuracy']:.2%}",
                 **{f"  digit {d}": f"{value:.0%}" for d, value in part["accuracy_by_digit"].items()},
+                "judge on held-out digits": f"{result['judge_accuracy'][dataset]:.2%}"
+                if "judge_accuracy" in result
+                else "-",
                 **{key.replace("_", " "): f"{value:.3f}" for key, value in result["quality"][dataset].items()},
                 **{
                     f"nearest training, {key.replace('_', ' ')}": f"{value:.1f}"

