@@ -55,9 +55,9 @@ def load_pickle(path: Path, stubs: Sequence[tuple[type, str]] = ()) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error)
-        if "GLOBAL" in reason or "allowlisted" in reason:
+        if "GLOBAL" in reason or "Unsupported" in reason:
             raise InputError(
-                f"{path} was refused: it pickles something other than tensors, which could run code"
+                f"{path} was refused: it holds something other than plain tensors, which could run code"
             ) from None
         raise InputError(f"{path} is not a readable weight file") from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError, UnicodeDecodeError):

@@ -33,7 +33,7 @@ def read_rgb(path: Path, size: tuple[int, int] | None = None) -> Tensor:
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
     except FileNotFoundError:
         raise InputError(f"the image {path} does not exist") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{path} is not a readable image ({error})") from None
 
 

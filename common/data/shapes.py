@@ -1,0 +1,121 @@
+"""Pictures of coloured shapes on coloured backgrounds with captions, drawn on the fly in the manner of fill50k."""
+
+import dataclasses
+import math
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from common.colour import CSS_COLOURS, NAMES
+
+KINDS = ("circle", "square", "triangle", "star")
+SUPERSAMPLING = 4
+OUTLINE = 5 / 512  # fill50k draws outlines of 5 pixels in 512
+_CORNERS = {"square": 4, "triangle": 3, "star": 10}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One shape; centre and radius (of the circle around it) are parts of the picture's side, the angle is in radians."""
+
+    kind: str
+    colour: str
+    x: float
+    y: float
+    radius: float
+    angle: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What a picture shows; later shapes lie above earlier ones."""
+
+    background: str
+    shapes: tuple[Shape, ...]
+
+    @property
+    def caption(self) -> str:
+        """fill50k's wording: "red circle with blue background", "red circle next to lime star with blue background"."""
+        objects = " next to ".join(f"{shape.colour} {shape.kind}" for shape in self.shapes)
+        return f"{objects} with {self.background} background"
+
+
+def draw_scene(
+    random: Generator,
+    *,
+    count: int = 1,
+    kinds: Collection[str] = KINDS,
+    forbidden: Collection[tuple[str, str]] = (),
+    cut_off: bool = True,
+) -> Scene:
+    """A scene of `count` shapes that do not touch, all colours different, no (colour, kind) pair of `forbidden`.
+
+    With `cut_off` a single shape may cross the border, like half of fill50k's circles.
+    """
+    while True:
+        colours = random.choice(NAMES, size=count + 1, replace=False).tolist()
+        names = random.choice(sorted(kinds), size=count).tolist()
+        if any(pair in forbidden for pair in zip(colours[1:], names, strict=True)):
+            continue
+        places = []
+        for _ in range(count):
+            radius = random.uniform(0.1, 0.4 if count == 1 else 0.24)
+            margin = 0.25 if cut_off and count == 1 else min(radius + 0.02, 0.5)
+            places.append((*random.uniform(margin, 1.0 - margin, size=2), radius))
+        if all(math.dist(a[:2], b[:2]) > a[2] + b[2] + 0.03 for i, a in enumerate(places) for b in places[:i]):
+            break
+    shapes = [
+        Shape(kind, colour, float(x), float(y), float(radius), float(random.uniform(-0.4, 0.4)))
+        for kind, colour, (x, y, radius) in zip(names, colours[1:], places, strict=True)
+    ]
+    return Scene(colours[0], tuple(shapes))
+
+
+def render(scene: Scene, size: int) -> Tensor:
+    """The picture, uint8 [3, size, size], with antialiased edges."""
+    side = size * SUPERSAMPLING
+    image = Image.new("RGB", (side, side), CSS_COLOURS[scene.background])
+    for shape in scene.shapes:
+        _paint(ImageDraw.Draw(image), shape, side, fill=CSS_COLOURS[shape.colour])
+    return _to_tensor(image.reduce(SUPERSAMPLING))
+
+
+def render_mask(shape: Shape, size: int) -> Tensor:
+    """Where the shape is (if nothing covers it), bool [size, size]."""
+    side = size * SUPERSAMPLING
+    image = Image.new("L", (side, side), 0)
+    _paint(ImageDraw.Draw(image), shape, side, fill=255)
+    return torch.from_numpy(np.array(image.reduce(SUPERSAMPLING))) > 127
+
+
+def render_outline(scene: Scene, size: int) -> Tensor:
+    """The control picture, uint8 [3, size, size]: white outlines on black."""
+    side = size * SUPERSAMPLING
+    image = Image.new("RGB", (side, side), "black")
+    for shape in scene.shapes:
+        _paint(ImageDraw.Draw(image), shape, side, outline="white", width=max(round(OUTLINE * side), SUPERSAMPLING))
+    return _to_tensor(image.reduce(SUPERSAMPLING))
+
+
+def _paint(pen: ImageDraw.ImageDraw, shape: Shape, side: int, **style: object) -> None:
+    x, y, radius = shape.x * side, shape.y * side, shape.radius * side
+    if shape.kind == "circle":
+        pen.ellipse((x - radius, y - radius, x + radius - 1, y + radius - 1), **style)  # Pillow includes the last pixel
+        return
+    corners = _CORNERS[shape.kind]
+    points = []
+    for i in range(corners):
+        angle = (
+            shape.angle + 2.0 * math.pi * i / corners - math.pi / 2 - (math.pi / 4 if shape.kind == "square" else 0.0)
+        )
+        length = radius * (0.42 if shape.kind == "star" and i % 2 else 1.0)
+        points.append((x + length * math.cos(angle), y + length * math.sin(angle)))
+    pen.polygon(points, **style)
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -1,0 +1,150 @@
+"""Rules of the house, read from the source: every idea in one room, and no problem leaning on another."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common.files import ROOT
+
+PROBLEMS = ("p1_diffusion", "p2_ddim", "p3_controlnet", "p3_clip")
+PACKAGES = ("common", *PROBLEMS)
+HEAVY = {"diffusers", "transformers", "open_clip"}  # P1 and P2 need none of them.
+PROGRAM = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for folder in (*PACKAGES, "scripts")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+
+
+def imports(path: str, source: str) -> Iterator[str]:
+    """The full name of every module or member that the file at `path` imports, inside functions too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            folder = Path(path).parts[: -node.level] if node.level else ()
+            module = ".".join([*folder, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def names(source: str) -> set[str]:
+    """Every name and dotted name that the source uses or imports: `torch.load`, and `cumprod` of `x.cumprod`."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found |= {node.attr, ast.unparse(node)}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def outside_its_room(path: str, source: str) -> list[str]:
+    """Ideas that the file uses though they live in another."""
+    rooms = {
+        "cumprod": "common/schedule.py",
+        "torch.cumprod": "common/schedule.py",
+        "torch.load": "common/checkpoint.py",
+        "pickle.load": "common/checkpoint.py",
+        "pickle.loads": "common/checkpoint.py",
+    }
+    return sorted(name for name in names(source) if rooms.get(name, path) != path)
+
+
+def forbidden_imports(path: str, source: str) -> list[str]:
+    """Imports of argparse, of another problem, and of any problem from common."""
+    own = path.split("/")[0]
+    others = {*PROBLEMS} - {own} if own in PACKAGES else set()
+    return sorted(name for name in imports(path, source) if name.split(".")[0] in {"argparse", *others})
+
+
+def reachable(start: str, program: dict[str, str]) -> dict[str, set[str]]:
+    """The files that a problem's folder leads to through imports, each with the libraries it imports."""
+    waiting = [path for path in program if path.startswith(f"{start}/")]
+    found: dict[str, set[str]] = {}
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        imported = set(imports(path, program[path]))
+        found[path] = {name.split(".")[0] for name in imported}
+        for name in imported:
+            parts = name.split(".")
+            for i in range(1, len(parts) + 1):  # `import a.b.c` runs a, a.b and a.b.c
+                stem = "/".join(parts[:i])
+                waiting += [file for file in (f"{stem}.py", f"{stem}/__init__.py") if file in program]
+    return found
+
+
+@pytest.mark.parametrize("path", PROGRAM)
+def test_every_idea_stays_in_its_room(path: str) -> None:
+    assert outside_its_room(path, PROGRAM[path]) == []
+
+
+@pytest.mark.parametrize("path", PROGRAM)
+def test_no_problem_imports_another_and_common_imports_none(path: str) -> None:
+    """Command lines come from dataclasses through common/cli.py, so nothing imports argparse."""
+    assert forbidden_imports(path, PROGRAM[path]) == []
+
+
+@pytest.mark.parametrize("problem", ["p1_diffusion", "p2_ddim"])
+def test_pixel_problems_need_no_heavy_library(problem: str) -> None:
+    """Neither themselves nor through anything in common that they import."""
+    heavy = {path: libraries & HEAVY for path, libraries in reachable(problem, PROGRAM).items() if libraries & HEAVY}
+    assert heavy == {}
+
+
+def test_the_program_was_found() -> None:
+    """So that the tests above look at something."""
+    assert {"common/schedule.py", "common/checkpoint.py", "p1_diffusion/train.py"} <= PROGRAM.keys()
+    assert outside_its_room("elsewhere.py", PROGRAM["common/schedule.py"]) == ["cumprod", "torch.cumprod"]
+    assert outside_its_room("elsewhere.py", PROGRAM["common/checkpoint.py"]) == ["torch.load"]
+    assert {"common/schedule.py", "common/diffusion.py"} <= reachable("p1_diffusion", PROGRAM).keys()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch\ntorch.cumprod(x, 0)",
+        "y = (1 - betas).cumprod(0)",
+        "from numpy import cumprod",
+        "import torch\ntorch.load(path)",
+        "from torch import load",
+        "import pickle\npickle.loads(data)",
+        "from pickle import load",
+    ],
+)
+def test_an_idea_outside_its_room_is_caught(source: str) -> None:
+    assert outside_its_room("p1_diffusion/model.py", source) != []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "caught"),
+    [
+        ("common/images.py", "import p1_diffusion.model", True),
+        ("common/images.py", "def f():\n    from p3_clip import model", True),
+        ("p1_diffusion/train.py", "from p2_ddim.model import UNet", True),
+        ("p1_diffusion/train.py", "from ..p2_ddim import model", True),
+        ("scripts/make_report.py", "import argparse", True),
+        ("p3_clip/personalisation/train.py", "from p3_clip.model import classify", False),
+        ("p3_clip/personalisation/train.py", "from .model import words", False),
+        ("scripts/make_report.py", "from p2_ddim import figures", False),
+    ],
+)
+def test_a_forbidden_import_is_caught(path: str, source: str, caught: bool) -> None:
+    assert bool(forbidden_imports(path, source)) == caught
+
+
+def test_a_heavy_library_behind_common_is_caught() -> None:
+    program = {
+        "p1_diffusion/train.py": "from common import text",
+        "common/text.py": "def f():\n    import transformers",
+        "common/other.py": "import diffusers",
+    }
+    assert reachable("p1_diffusion", program) == {
+        "p1_diffusion/train.py": {"common"},
+        "common/text.py": {"transformers"},
+    }

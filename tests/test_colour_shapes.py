@@ -1,0 +1,48 @@
+"""Colours against published values, and drawn scenes against their descriptions."""
+
+import numpy as np
+import torch
+from PIL import ImageColor
+from skimage.color import deltaE_ciede2000
+
+from common.colour import CSS_COLOURS, colour_difference, nearest_name, to_lab
+from common.data.shapes import KINDS, Scene, Shape, draw_scene, render, render_mask, render_outline
+
+
+def test_every_css_colour_has_one_name() -> None:
+    assert len(CSS_COLOURS) == len(set(CSS_COLOURS.values())) == 139
+    assert set(CSS_COLOURS.values()) == {ImageColor.getrgb(name) for name in ImageColor.colormap}
+    assert all(nearest_name(rgb) == name for name, rgb in CSS_COLOURS.items())
+
+
+def test_differences_match_published_values() -> None:
+    # Pairs 1 and 25 of Table 1 of Sharma, Wu and Dalal 2005, "The CIEDE2000 color-difference formula".
+    assert abs(deltaE_ciede2000([50.0, 2.6772, -79.7751], [50.0, 0.0, -82.7485]) - 2.0425) < 1e-4
+    assert abs(deltaE_ciede2000([60.2574, -34.0099, 36.2677], [60.4626, -34.1751, 39.4387]) - 1.2644) < 1e-4
+    assert np.allclose(to_lab([255, 255, 255]), [100.0, 0.0, 0.0], atol=0.02)
+    assert colour_difference([10, 200, 30], [10, 200, 30]) == 0.0
+
+
+def test_a_picture_shows_what_its_scene_says() -> None:
+    scene = Scene("old lace", (Shape("circle", "peru", 0.3, 0.3, 0.2), Shape("square", "teal", 0.7, 0.7, 0.2)))
+    assert scene.caption == "peru circle next to teal square with old lace background"
+    picture, outline = render(scene, 64), render_outline(scene, 64)
+    for x, y, colour in ((19, 19, "peru"), (45, 45, "teal"), (60, 3, "old lace")):
+        assert tuple(picture[:, y, x].tolist()) == CSS_COLOURS[colour]
+        assert outline[:, y, x].sum() == 0
+    assert outline.max() > 150
+    # The area of a disc, in pixels.
+    assert abs(render_mask(scene.shapes[0], 64).sum().item() - np.pi * (0.2 * 64) ** 2) < 12
+
+
+def test_scenes_repeat_with_the_seed_and_respect_the_forbidden() -> None:
+    forbidden = {(colour, "star") for colour in list(CSS_COLOURS)[:100]}
+    scenes = [draw_scene(np.random.default_rng(seed), count=1 + seed % 2, forbidden=forbidden) for seed in range(200)]
+    again = [draw_scene(np.random.default_rng(seed), count=1 + seed % 2, forbidden=forbidden) for seed in range(200)]
+    assert scenes == again
+    shapes = [shape for scene in scenes for shape in scene.shapes]
+    assert {shape.kind for shape in shapes} == set(KINDS)
+    assert not any((shape.colour, shape.kind) in forbidden for shape in shapes)
+    for scene in scenes[1::2]:
+        overlap = torch.stack([render_mask(shape, 64) for shape in scene.shapes]).sum(0)
+        assert overlap.max() == 1

@@ -1,0 +1,182 @@
+"""The bash entries: they find their own folder, check their arguments, and pass the rest on unharmed."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import contents, environment, exit_code, refusal, run_process, tiny_network
+
+from common.files import ROOT
+from p1_diffusion import inference
+
+PARTS = ("common", "p1_diffusion", "scripts", "hw2_1.sh", "hw2_download_ckpt.sh", "requirements.txt")
+SPACED = "an output folder"
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkout at a path with spaces, with a small network as its shipped weights."""
+    root = tmp_path_factory.mktemp("with spaces") / "a clone"
+    root.mkdir()
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, root / part)
+    tiny_network().save(root / "checkpoints" / "p1_digits")
+    return root
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> str:
+    """A stand-in for Python that prints what it was given, one argument a line."""
+    path = tmp_path / "python that echoes"
+    path.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def run_entry(entry: Path, *arguments: Any, **environment_changes: str) -> subprocess.CompletedProcess[str]:
+    """Runs an entry from another working directory."""
+    folder = environment_changes.pop("cwd", "/")
+    return run_process(["bash", entry, *arguments], cwd=folder, env=environment(**environment_changes))
+
+
+def test_hw2_1_from_another_folder_in_a_clone_with_spaces(
+    clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A relative output path is relative to the caller's folder; the clone's own code and weights are used."""
+    result = run_entry(clone / "hw2_1.sh", SPACED, "--steps", 1, "--device", "cpu", cwd=str(tmp_path), PYTHONPATH="")
+    assert result.returncode == 0, result.stderr
+    assert "500 images" in result.stdout
+    assert "10/10" in result.stderr  # progress is shown
+    checkpoint = clone / "checkpoints" / "p1_digits"
+    arguments = ("--output-dir", tmp_path / "again", "--steps", 1, "--device", "cpu", "--checkpoint", checkpoint)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        assert exit_code(inference.main, inference.Config, *arguments) == 0
+    files = contents(tmp_path / SPACED)
+    assert len(files) == 500 and files == contents(tmp_path / "again")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", SPACED]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([SPACED], ["--output-dir", SPACED]),
+        ([SPACED, "2024"], ["--output-dir", SPACED, "--edition", "2024"]),
+        ([SPACED, "2025", "--seed", "3"], ["--output-dir", SPACED, "--edition", "2025", "--seed", "3"]),
+        ([SPACED, "--guide_w", "2"], ["--output-dir", SPACED, "--guide_w", "2"]),
+    ],
+)
+def test_hw2_1_passes_the_edition_and_flags_on(
+    clone: Path, echo: str, arguments: list[str], expected: list[str]
+) -> None:
+    result = run_entry(clone / "hw2_1.sh", *arguments, PYTHON=echo)
+    assert result.stdout.splitlines() == ["-m", "p1_diffusion.inference", *expected]
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("inference_p1.sh", ["-m", "p1_diffusion.inference", "--output-dir", "a b", "--steps", "3"]),
+        ("train_p1.sh", ["-m", "p1_diffusion.train", "--run-dir", "RUNS/p1_digits", "a b", "--steps", "3"]),
+        (
+            "train_p1_classifier.sh",
+            ["-m", "p1_diffusion.train_classifier", "--run-dir", "RUNS/p1_classifier", "a b", "--steps", "3"],
+        ),
+    ],
+)
+def test_scripts_pass_their_flags_on(clone: Path, echo: str, entry: str, expected: list[str]) -> None:
+    result = run_entry(clone / "scripts" / entry, "a b", "--steps", "3", PYTHON=echo, RUNS_DIR="RUNS")
+    assert result.stdout.splitlines() == expected
+    runs = run_entry(clone / "scripts" / entry, "a b", PYTHON=echo).stdout.splitlines()
+    assert entry.startswith("inference") or f"{clone}/runs/" in runs[3]
+
+
+def test_grade_tells_the_problem_by_the_folder(clone: Path, echo: str, tmp_path: Path) -> None:
+    (tmp_path / "a b" / "svhn").mkdir(parents=True)
+    result = run_entry(clone / "scripts" / "grade.sh", tmp_path / "a b", "--data", "x y", PYTHON=echo)
+    assert result.stdout.splitlines() == [
+        "-m",
+        "p1_diffusion.evaluate",
+        "--images",
+        str(tmp_path / "a b"),
+        "--data",
+        "x y",
+    ]
+    for folder in (tmp_path, tmp_path / "none"):
+        result = run_entry(clone / "scripts" / "grade.sh", folder)
+        assert result.returncode == 2
+        assert "is not an output folder of this homework" in refusal(result.stderr)
+
+
+@pytest.mark.parametrize("entry", ["hw2_1.sh", "scripts/inference_p1.sh", "scripts/grade.sh"])
+def test_without_arguments_an_entry_says_how_it_is_used(entry: str) -> None:
+    result = run_entry(ROOT / entry)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith(f"usage: bash {entry} OUT")
+    assert not result.stdout
+
+
+def test_an_empty_output_path_is_no_output_path() -> None:
+    result = run_entry(ROOT / "hw2_1.sh", "")
+    assert result.returncode == 2 and result.stderr.startswith("usage:")
+
+
+def test_quickstart_knows_its_jobs() -> None:
+    """An unknown job is refused before anything is installed."""
+    result = run_entry(ROOT / "scripts" / "quickstart.sh", "p9")
+    assert result.returncode == 2
+    assert "unknown job p9" in refusal(result.stderr)
+
+
+def test_the_programs_exit_code_is_the_entrys(clone: Path, tmp_path: Path) -> None:
+    failing = tmp_path / "python"
+    failing.write_text("#!/bin/sh\nexit 7\n")
+    failing.chmod(0o755)
+    for entry in ("hw2_1.sh", "scripts/inference_p1.sh", "scripts/train_p1.sh"):
+        assert run_entry(clone / entry, "x", PYTHON=str(failing)).returncode == 7
+
+
+def test_the_environment_in_the_checkout_comes_before_the_machines_python(clone: Path, echo: str) -> None:
+    own = clone / ".venv" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    try:
+        shutil.copy(echo, own)
+        result = run_entry(clone / "hw2_1.sh", "x", PYTHON="")
+        assert result.stdout.splitlines() == ["-m", "p1_diffusion.inference", "--output-dir", "x"]
+    finally:
+        shutil.rmtree(clone / ".venv")
+
+
+def test_shipped_weights_are_verified(clone: Path) -> None:
+    checkpoints = clone / "checkpoints"
+    assert run_entry(clone / "scripts" / "checksums.sh").returncode == 0
+    lines = (checkpoints / "SHA256SUMS").read_text().splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines] == ["p1_digits/model.safetensors"]
+    result = run_entry(clone / "hw2_download_ckpt.sh")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "1 shipped weight files are complete.\n"
+
+    weights = checkpoints / "p1_digits" / "model.safetensors"
+    whole = weights.read_bytes()
+    try:
+        for damage in (lambda: weights.write_bytes(whole[:-1] + b"?"), weights.unlink):
+            damage()
+            result = run_entry(clone / "hw2_download_ckpt.sh")
+            assert result.returncode == 2
+            assert "error: a shipped weight file is missing or damaged: clone the repository again" in result.stderr
+    finally:
+        weights.write_bytes(whole)
+    assert run_entry(clone / "hw2_download_ckpt.sh").returncode == 0
+
+
+def test_this_checkouts_weights_are_complete() -> None:
+    if not (ROOT / "checkpoints" / "SHA256SUMS").exists():
+        pytest.skip("no weights are shipped yet")
+    result = run_entry(ROOT / "hw2_download_ckpt.sh")
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,200 @@
+"""Files that are never half-written, images that survive the way to disk, and grids that put each image in its place."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from common.errors import InputError
+from common.files import ROOT, atomic_write, make_folder, read_json, write_json
+from common.grid import GAP, MARGIN, TEXT_SIZE, labelled_grid
+from common.images import read_rgb, to_model_range, to_uint8, write_png
+
+# ----------------------------------------------------------------------------
+# Files.
+
+
+def test_root_is_the_checkout() -> None:
+    assert (ROOT / "common" / "files.py").is_file() and (ROOT / "hw2_1.sh").is_file()
+
+
+def test_atomic_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    staging, out = make_folder(tmp_path / "staging"), make_folder(tmp_path / "out")
+    for data in (b"first", b"second"):
+        atomic_write(out / "a", data)
+        assert (out / "a").read_bytes() == data
+    atomic_write(out / "b", b"staged", staging)
+    assert sorted(path.name for path in out.iterdir()) == ["a", "b"]
+    assert not list(staging.iterdir())
+
+
+def test_a_failing_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    atomic_write(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        atomic_write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_temporary_file_lies_in_the_staging_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = make_folder(tmp_path / "out")
+    seen = []
+    monkeypatch.setattr("os.fsync", lambda _: seen.append((len(list(out.iterdir())), len(list(tmp_path.iterdir())))))
+    atomic_write(out / "a", b"x", staging=tmp_path)
+    assert seen == [(0, 2)]
+
+
+def test_a_folder_below_a_regular_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "a", tmp_path / "file" / "a" / "b"):
+        with pytest.raises(InputError, match=r"file is a regular file$"):
+            make_folder(folder)
+    assert make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert make_folder(tmp_path / "a" / "b").is_dir()
+
+
+def test_json_comes_back_and_bad_json_is_named(tmp_path: Path) -> None:
+    value = {"a": [1, 2.5, None], "b": {"c": "ü"}}
+    write_json(tmp_path / "new" / "x.json", value)
+    assert read_json(tmp_path / "new" / "x.json") == value
+    assert (tmp_path / "new" / "x.json").read_text().endswith("}\n")
+    with pytest.raises(InputError, match=r"none\.json does not exist"):
+        read_json(tmp_path / "none.json")
+    for content in (b"{", b"", b"\xff\xfe"):
+        (tmp_path / "bad.json").write_bytes(content)
+        with pytest.raises(InputError, match=r"bad\.json is not valid JSON"):
+            read_json(tmp_path / "bad.json")
+
+
+def test_numbers_that_json_lacks_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+# ----------------------------------------------------------------------------
+# Images.
+
+
+def test_all_256_values_survive_the_model_range() -> None:
+    values = torch.arange(256, dtype=torch.uint8)
+    scaled = to_model_range(values)
+    assert scaled.dtype == torch.float32
+    assert scaled[0] == -1.0 and scaled[255] == 1.0
+    assert torch.equal(to_uint8(scaled), values)
+
+
+def test_to_uint8_rounds_and_clamps() -> None:
+    """One grey level is 2/255 wide; values up to half of it away belong to it."""
+    step = 2.0 / 255.0
+    centre = -1.0 + 100 * step
+    assert to_uint8(torch.tensor([centre - 0.49 * step, centre + 0.49 * step, centre + 0.51 * step])).tolist() == [
+        100,
+        100,
+        101,
+    ]
+    assert to_uint8(torch.tensor([-7.0, 7.0, float("inf")])).tolist() == [0, 255, 255]
+    assert to_uint8(torch.tensor([0.5], dtype=torch.bfloat16)).tolist() == [191]
+
+
+def test_a_png_comes_back_exactly(tmp_path: Path) -> None:
+    image = torch.randint(256, (3, 20, 28), dtype=torch.uint8)
+    write_png(tmp_path / "a.png", image)
+    assert torch.equal(read_rgb(tmp_path / "a.png"), image)
+    assert torch.equal(read_rgb(tmp_path / "a.png", (28, 20)), image)  # (width, height)
+    with Image.open(tmp_path / "a.png") as file:
+        assert file.format == "PNG" and file.mode == "RGB" and file.size == (28, 20)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    Image.new("RGB", (4, 5), "white").convert(mode).save(tmp_path / "a.png")
+    assert torch.equal(read_rgb(tmp_path / "a.png"), torch.full((3, 5, 4), 255, dtype=torch.uint8))
+
+
+def test_unreadable_and_wrong_size_images_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    with pytest.raises(InputError, match=r"the image .*a\.png does not exist"):
+        read_rgb(path)
+    write_png(path, torch.randint(256, (3, 28, 28), dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"a\.png has 28x28 pixels, but 32x28 are expected"):
+        read_rgb(path, (32, 28))
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:20], b"", b"text"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"a\.png is not a readable image"):
+            read_rgb(path)
+    with pytest.raises(InputError, match="is not a readable image"):
+        read_rgb(tmp_path)
+
+
+# ----------------------------------------------------------------------------
+# Grids.
+
+
+def colours(count: int, height: int = 4, width: int = 6) -> Tensor:
+    """Distinct flat images, none of them white or black."""
+    values = torch.tensor([[20 + 10 * i, 250 - 10 * i, 100] for i in range(count)], dtype=torch.uint8)
+    return values[:, :, None, None].expand(count, 3, height, width).contiguous()
+
+
+def test_images_lie_row_by_row_on_white() -> None:
+    images = colours(5)
+    grid = labelled_grid(images, columns=3)
+    assert grid.dtype == torch.uint8
+    assert grid.shape == (3, 2 * MARGIN + 2 * 4 + GAP, 2 * MARGIN + 3 * 6 + 2 * GAP)
+    seen = torch.zeros(grid.shape[1:], dtype=torch.bool)
+    for i, image in enumerate(images):
+        row, column = divmod(i, 3)
+        top, left = MARGIN + row * (4 + GAP), MARGIN + column * (6 + GAP)
+        assert torch.equal(grid[:, top : top + 4, left : left + 6], image)
+        seen[top : top + 4, left : left + 6] = True
+    assert bool((grid[:, ~seen] == 255).all())
+
+
+def test_scale_repeats_pixels() -> None:
+    image = torch.randint(256, (1, 3, 4, 6), dtype=torch.uint8)
+    grid = labelled_grid(image, columns=1, scale=3)[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
+    assert grid.shape == (3, 12, 18)
+    for row in range(3):
+        for column in range(3):
+            assert torch.equal(grid[:, row::3, column::3], image[0])
+
+
+def test_labels_and_title_are_drawn_beside_the_images() -> None:
+    images = colours(4, 20, 20)
+    plain = labelled_grid(images, columns=2)
+    grid = labelled_grid(images, columns=2, row_labels=["0", "1"], column_labels=["a", "b"], title="Digits")
+    down, right = grid.shape[1] - plain.shape[1], grid.shape[2] - plain.shape[2]
+    assert down == 2 * (TEXT_SIZE + 5) and right > 0
+    inside = grid[:, down + MARGIN : -MARGIN, right + MARGIN : -MARGIN]
+    assert torch.equal(inside, plain[:, MARGIN:-MARGIN, MARGIN:-MARGIN])
+    for row in (0, 1):  # each label at the height of its row
+        top = down + MARGIN + row * (20 + GAP)
+        assert int(grid[:, top : top + 20, : right + MARGIN].min()) < 128
+    for column in (0, 1):
+        left = right + MARGIN + column * (20 + GAP)
+        assert int(grid[:, TEXT_SIZE + 5 : down + MARGIN, left : left + 20].min()) < 128
+    assert int(grid[:, : TEXT_SIZE + 5].min()) < 128
+
+
+def test_a_title_wider_than_the_images_fits() -> None:
+    grid = labelled_grid(colours(1), columns=1, title="A title that is wider than one small image")
+    assert bool((grid[:, :, -MARGIN:] == 255).all())
+    assert int(grid[:, : TEXT_SIZE + 5].min()) < 128
+
+
+def test_labels_that_do_not_fit_the_grid_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 row and 0 column labels for a grid of 2x2"):
+        labelled_grid(colours(4), columns=2, row_labels=["a", "b", "c"])
+    with pytest.raises(ValueError, match="0 row and 1 column labels"):
+        labelled_grid(colours(4), columns=2, column_labels=["a"])
