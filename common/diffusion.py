@@ -66,11 +66,12 @@ def diffusion_loss(
     *,
     parameterization: Parameterization,
     min_snr_gamma: float | None = None,
+    snr_offset: float = 0.0,
 ) -> Tensor:
     """The mean squared error of the network's output at random t, a scalar (Equation 14 of DDPM, arXiv:2006.11239).
 
     `x0` [N, ...] on the network's device; t and eps of each image come from its own generator.
-    `min_snr_gamma` weights each image by `min_snr_weight`.
+    `min_snr_gamma` and `snr_offset` weight each image by `min_snr_weight`.
     """
     t = generators.randint(schedule.num_timesteps)
     eps = generators.randn(*x0.shape[1:])
@@ -79,20 +80,24 @@ def diffusion_loss(
     target = output_target(parameterization, x0, eps, signal, noise)
     per_image = (output.float() - target.float()).square().flatten(1).mean(1)
     if min_snr_gamma is not None:
-        per_image = per_image * min_snr_weight(schedule.snr(t), min_snr_gamma, parameterization)
+        per_image = per_image * min_snr_weight(schedule.snr(t), min_snr_gamma, parameterization, snr_offset)
     return per_image.mean()
 
 
-def min_snr_weight(snr: Tensor, gamma: float, parameterization: Parameterization) -> Tensor:
-    """The weight min(SNR, gamma) on the x0 error, expressed for the given output (Hang et al. 2023, arXiv:2303.09556, Section 3.4).
+def min_snr_weight(snr: Tensor, gamma: float, parameterization: Parameterization, offset: float = 0.0) -> Tensor:
+    """The weight min(SNR + offset, gamma) on the x0 error, for the error of the given output.
 
-    eps: min(SNR, gamma) / SNR, written as min(1, gamma / SNR) to be finite (1) at SNR 0; v: min(SNR, gamma) / (SNR + 1).
+    Offset 0 is min-SNR (Hang et al. 2023, arXiv:2303.09556, Section 3.4): for eps min(SNR, gamma) / SNR, written as
+    min(1, gamma / SNR) to be finite (1) at SNR 0; for v min(SNR, gamma) / (SNR + 1). Offset 1 clips the weight SNR + 1 that
+    v prediction has by itself (Appendix D of arXiv:2202.00512), and so keeps it at high noise, where an image's coarse
+    structure is decided; with eps prediction it would be infinite at SNR 0 and raises ValueError.
     """
     if parameterization == "eps":
+        if offset:
+            raise ValueError("an offset to the SNR weight needs x0 or v prediction")
         return (gamma / snr).clamp(max=1.0)
-    if parameterization == "x0":
-        return snr.clamp(max=gamma)
-    return snr.clamp(max=gamma) / (snr + 1.0)
+    weight = (snr + offset).clamp(max=gamma)
+    return weight if parameterization == "x0" else weight / (snr + 1.0)
 
 
 def drop_context(context: Tensor, null: Tensor | int, probability: float, generators: ImageGenerators) -> Tensor:

@@ -16,10 +16,11 @@ from common.data.digits import DATASETS, NUM_DIGITS
 from common.diffusion import Parameterization
 from common.embedding import SinusoidalEmbedding
 from common.errors import InputError
-from common.schedule import ScheduleName
+from common.schedule import SCHEDULES, ScheduleName
 
 KIND = "p1_diffusion.ContextUNet"
 NULL_DIGIT = NUM_DIGITS
+GROUPS = 16  # of the normalisation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,11 @@ class ContextUNet(nn.Module):
         super().__init__()
         self.config = config
         high, low = config.channels
+        if high % GROUPS or low % GROUPS or low % config.heads or config.schedule not in SCHEDULES:
+            raise InputError(
+                f"a network with channels {high} and {low}, {config.heads} heads and the schedule {config.schedule!r} cannot "
+                f"be built: channels must be multiples of {GROUPS}, the second one of the heads too"
+            )
         width = config.embedding
         self.time = nn.Sequential(SinusoidalEmbedding(high), nn.Linear(high, width), nn.SiLU(), nn.Linear(width, width))
         self.digit = nn.Embedding(NUM_DIGITS + 1, width)
@@ -66,7 +72,7 @@ class ContextUNet(nn.Module):
         self.up_low = nn.ModuleList(ResBlock(2 * low, low, width, config.dropout) for _ in range(config.blocks))
         self.upsample = nn.ConvTranspose2d(low, high, 2, stride=2)
         self.up_high = nn.ModuleList(ResBlock(2 * high, high, width, config.dropout) for _ in range(config.blocks))
-        self.norm_out = nn.GroupNorm(16, high)
+        self.norm_out = nn.GroupNorm(GROUPS, high)
         self.conv_out = nn.Conv2d(high, 12, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
@@ -112,10 +118,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(16, channels_in)
+        self.norm1 = nn.GroupNorm(GROUPS, channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * channels)
-        self.norm2 = nn.GroupNorm(16, channels)
+        self.norm2 = nn.GroupNorm(GROUPS, channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
@@ -135,7 +141,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(16, channels)
+        self.norm = nn.GroupNorm(GROUPS, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
         nn.init.zeros_(self.out.weight)

@@ -41,7 +41,9 @@ class Config:
     drop_digit: float = 0.1
     """Probability that an image's digit is hidden from the network, for classifier-free guidance."""
     min_snr_gamma: float | None = 5.0
-    """Gamma of the min-SNR loss weight; None for the plain loss."""
+    """Gamma of the loss weight min(SNR + offset, gamma) on the x0 error; None for the plain loss."""
+    snr_offset: float = 1.0
+    """Offset of that weight; 0 is the published min-SNR, 1 keeps v prediction's weight at high noise."""
     model: ContextUNetConfig = ContextUNetConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
         steps=9000, batch_size=32, preview_every=1500, validate_every=1500
@@ -69,6 +71,7 @@ def main(config: Config) -> None:
             generators,
             parameterization=model.config.parameterization,
             min_snr_gamma=config.min_snr_gamma,
+            snr_offset=config.snr_offset,
         )
 
     def draw(step: int) -> Batch:

@@ -34,7 +34,7 @@ def test_ema_is_the_geometric_sum(decay: float) -> None:
 
 
 def test_ema_warm_up_forgets_the_start_and_ends_at_the_decay() -> None:
-    """The first rate is 1/10; the decay 0.9 holds from (1 + n) / (10 + n) = 0.9 on, which is n = 80."""
+    """d = 1/10 at first, so 0.1 * 0 + 0.9 * 1; d = 0.9 from (1 + n) / (10 + n) = 0.9 on (n = 80), so 0.9 * 0.9 + 0.1 * 1."""
     params = parameters(0.0)
     ema = EMA(params, 0.9)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def test_ema_warm_up_forgets_the_start_and_ends_at_the_decay() -> None:
     torch.testing.assert_close(ema.average["p0"], torch.full((2, 3), 0.9))
     ema.updates = 200
     ema.update(params)
-    torch.testing.assert_close(ema.average["p0"], torch.full((2, 3), 0.99))
+    torch.testing.assert_close(ema.average["p0"], torch.full((2, 3), 0.91))
 
 
 def test_ema_is_independent_of_the_order_of_names_and_takes_no_gradient() -> None:

@@ -44,21 +44,18 @@ def run_entry(entry: Path, *arguments: Any, **environment_changes: str) -> subpr
     return run_process(["bash", entry, *arguments], cwd=folder, env=environment(**environment_changes))
 
 
-def test_hw2_1_from_another_folder_in_a_clone_with_spaces(
-    clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_hw2_1_from_another_folder_in_a_clone_with_spaces(clone: Path, tmp_path: Path) -> None:
     """A relative output path is relative to the caller's folder; the clone's own code and weights are used."""
     result = run_entry(clone / "hw2_1.sh", SPACED, "--steps", 1, "--device", "cpu", cwd=str(tmp_path), PYTHONPATH="")
     assert result.returncode == 0, result.stderr
     assert "500 images" in result.stdout
     assert "10/10" in result.stderr  # progress is shown
     checkpoint = clone / "checkpoints" / "p1_digits"
-    arguments = ("--output-dir", tmp_path / "again", "--steps", 1, "--device", "cpu", "--checkpoint", checkpoint)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda _: None)
-        assert exit_code(inference.main, inference.Config, *arguments) == 0
-    files = contents(tmp_path / SPACED)
-    assert len(files) == 500 and files == contents(tmp_path / "again")
+    arguments = ("--steps", 1, "--device", "cpu", "--checkpoint", checkpoint, "--classes", "svhn/7")
+    assert exit_code(inference.main, inference.Config, "--output-dir", tmp_path / "again", *arguments) == 0
+    files, again = contents(tmp_path / SPACED), contents(tmp_path / "again")
+    assert len(files) == 500 and len(again) == 50
+    assert again.items() <= files.items()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", SPACED]
 
 

@@ -1,17 +1,17 @@
 """Bad input to Problem 1's programs: one sentence, exit code 2, nothing half-written, and no code from a file is ever run."""
 
+import contextlib
 import json
 import resource
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import contents, environment, exit_code, refusal, refused, tiny_network
+from tiny import contents, environment, exit_code, refusal, refused, run_process, tiny_network
 
 from common import cli
 from common.files import ROOT
@@ -144,34 +144,43 @@ def test_an_output_path_below_a_regular_file(
     assert contents(tmp_path) == {"file": b"mine"}
 
 
-def run_on_a_full_disk(limit: int, *command: Any) -> str:
-    """Runs a program that can write no file larger than `limit` bytes; returns the sentence with which it refuses."""
-    result = subprocess.run(
-        [sys.executable, "-m", *map(str, command)],
-        cwd=ROOT,
-        env=environment(PYTHONDONTWRITEBYTECODE="1"),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 2, result.stderr
-    return refusal(result.stderr)
+@contextlib.contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """Inside the block no file can grow beyond `limit` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_sampling_onto_a_full_disk_leaves_no_half_image(checkpoint: Path, tmp_path: Path) -> None:
+    """In a process of its own, as a user would meet it."""
     arguments = ("--output-dir", tmp_path, "--checkpoint", checkpoint, "--device", "cpu", "--steps", 1)
-    assert "File too large" in run_on_a_full_disk(500, "p1_diffusion.inference", *arguments)
+    result = run_process(
+        [sys.executable, "-m", "p1_diffusion.inference", *arguments],
+        cwd=ROOT,
+        env=environment(PYTHONDONTWRITEBYTECODE="1"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)),
+    )
+    assert result.returncode == 2
+    assert "File too large" in refusal(result.stderr)
     assert contents(tmp_path) == {}
 
 
-def test_training_onto_a_full_disk_keeps_what_is_whole(digits_root: Path, tmp_path: Path) -> None:
-    """config.json and the first metrics fit, the weights do not."""
+def test_training_onto_a_full_disk_keeps_what_is_whole(
+    digits_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """config.json and the first line of metrics fit, the weights do not."""
     arguments = ("--data", digits_root, "--run-dir", tmp_path, "--device", "cpu", *SMALL)
-    every = ("--checkpoint-every", 2, "--log-every", 1)
-    assert "File too large" in run_on_a_full_disk(20_000, "p1_diffusion.train", *arguments, *every)
+    with full_disk(20_000):
+        code = exit_code(train.main, train.Config, *arguments, "--checkpoint-every", 2, "--log-every", 1)
+    assert code == 2
+    assert "File too large" in refusal(capsys.readouterr().err)
     assert contents(tmp_path).keys() == {"config.json", "metrics.jsonl"}
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 4
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_full_disk_is_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import contents, exit_code, refused, run_process, tiny_network, two_processes
+from tiny import contents, exit_code, refused, tiny_network
 
 from common.errors import InputError
-from common.files import ROOT
 from p1_diffusion import inference
 from p1_diffusion.inference import Config, Job, SamplingConfig, check_sampling, main, prepare_output, sample_digits
 from p1_diffusion.model import ContextUNet
@@ -76,13 +75,6 @@ def test_2024_is_1000_images_with_the_2025_ones_among_them(out_2025: Path, check
     run(tmp_path, checkpoint)
     assert contents(tmp_path) == contents(out_2025)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mnistm", "svhn"]
-
-
-def test_two_processes_write_the_same_bytes(out_2025: Path, checkpoint: Path, tmp_path: Path) -> None:
-    arguments = ("--output-dir", tmp_path, "--checkpoint", checkpoint, "--device", "cpu", "--steps", 1)
-    result = run_process(two_processes("-m", "p1_diffusion.inference", *map(str, arguments)), cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    assert contents(tmp_path) == contents(out_2025)
 
 
 def test_each_process_takes_its_share_of_the_chunks(network: ContextUNet) -> None:

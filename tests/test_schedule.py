@@ -178,15 +178,18 @@ def test_spacings_are_the_published_ones() -> None:
         assert spacing(1000, 10) == chain([t - 1 for t in reversed(counted_from_1)])
 
 
-def test_linspace_is_evenly_spaced_between_both_ends() -> None:
-    for steps in range(2, 1001):
-        timesteps = [t for t, _ in linspace_pairs(1000, steps)]
-        exact = [999 * (steps - 1 - i) / (steps - 1) for i in range(steps)]
-        assert timesteps[0] == 999 and timesteps[-1] == 0
-        assert max(abs(t - e) for t, e in zip(timesteps, exact, strict=True)) <= 0.5 + 1e-9
+@pytest.mark.parametrize("steps", [2, 3, 7, 37, 333, 501, 999, 1000])
+def test_linspace_and_trailing_are_even_to_rounding(steps: int) -> None:
+    """linspace between both ends; trailing down from T - 1, so that a terminal SNR of 0 is met (Section 3.3 of arXiv:2305.08891)."""
+    exact = {
+        linspace_pairs: [999 * (steps - 1 - i) / (steps - 1) for i in range(steps)],
+        trailing_pairs: [1000 - 1000 * i / steps - 1 for i in range(steps)],
+    }
+    for spacing, expected in exact.items():
+        timesteps = [t for t, _ in spacing(1000, steps)]
+        assert timesteps[0] == 999
+        assert max(abs(t - e) for t, e in zip(timesteps, expected, strict=True)) <= 0.5 + 1e-9
 
 
-@pytest.mark.parametrize("steps", [1, 3, 7, 999, 1000])
-def test_trailing_starts_at_pure_noise(steps: int) -> None:
-    """So that a terminal SNR of zero is really met (Section 3.3 of arXiv:2305.08891)."""
-    assert trailing_pairs(1000, steps)[0][0] == 999
+def test_one_step_starts_at_the_top() -> None:
+    assert linspace_pairs(1000, 1) == trailing_pairs(1000, 1) == [(999, -1)]

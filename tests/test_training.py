@@ -14,18 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import CONFIG, contents, environment, exit_code, refused, run_process, tiny_network, two_processes
+from tiny import CONFIG, contents, environment, exit_code, refused, tiny_network
 from torch import Tensor, nn
-from two_processes import CONFIG as LINE_CONFIG
-from two_processes import line_fit
+from under_torchrun import LINE, line_fit
 
 from common.checkpoint import load_tensors, save_tensors
 from common.ema import EMA
 from common.errors import InputError
 from common.files import ROOT
-from common.seeds import ImageGenerators
+from common.seeds import ImageGenerators, derive_seed
 from common.training import Batch, TrainingConfig, fit, lr_factor
-from p1_diffusion import train
+from p1_diffusion import inference, train
 
 SMALL = TrainingConfig(
     steps=6,
@@ -102,7 +101,8 @@ def cut_at_zero(operation: Callable, countdown: Iterator[int]) -> Callable:
 
 
 def test_a_crash_at_any_file_operation_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Line().fit(tmp_path / "whole")
+    config = dataclasses.replace(SMALL, steps=4, validate_every=2)
+    Line().fit(tmp_path / "whole", config)
     expected = contents(tmp_path / "whole")
     assert {"state.safetensors", "last/model.safetensors", "best/model.safetensors", "metrics.jsonl"} <= expected.keys()
     for fatal in itertools.count():
@@ -112,13 +112,13 @@ def test_a_crash_at_any_file_operation_loses_nothing(tmp_path: Path, monkeypatch
             for name in ("replace", "fsync"):
                 patch.setattr(os, name, cut_at_zero(getattr(os, name), countdown))
             try:
-                Line().fit(folder)
+                Line().fit(folder, config)
                 break
             except PowerCut:
                 pass
-        Line().fit(folder)
+        Line().fit(folder, config)
         assert contents(folder) == expected, f"differs after a crash at file operation {fatal}"
-    assert fatal > 20
+    assert fatal > 15
 
 
 def test_metrics_after_the_checkpoint_and_a_torn_line_are_cut_back(tmp_path: Path) -> None:
@@ -173,6 +173,9 @@ def test_a_parameter_without_gradient_so_far_survives_resumption(tmp_path: Path)
     assert contents(tmp_path / "halves") == contents(tmp_path / "whole")
 
 
+STEPS = 120  # long enough that a kill after the first checkpoint, at step 7, comes before the end
+
+
 def tiny_arguments(data: Path, run_dir: Path, **flags: object) -> list[str]:
     """A command line of `p1_diffusion.train` that takes seconds."""
     values = {
@@ -182,8 +185,8 @@ def tiny_arguments(data: Path, run_dir: Path, **flags: object) -> list[str]:
         "model.embedding": 32,
         "model.heads": 2,
         "model.dropout": 0.1,
-        "steps": 60,
-        "batch-size": 8,
+        "steps": STEPS,
+        "batch-size": 4,
         "accumulation": 2,
         "warmup": 4,
         "log-every": 3,
@@ -196,6 +199,15 @@ def tiny_arguments(data: Path, run_dir: Path, **flags: object) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name}", *str(value).split(" "))]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _quick_looks() -> Iterator[None]:
+    """Little to validate and to preview; a killed process never comes to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "VALIDATION_IMAGES", 10)
+        patch.setattr(train, "SamplingConfig", lambda: inference.SamplingConfig(steps=1))
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of an uninterrupted training."""
@@ -204,51 +216,52 @@ def whole(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start_and_stop(command: list[str], run_dir: Path, number: signal.Signals) -> tuple[int, str]:
-    """Starts a training, sends it a signal some time after its next checkpoint; returns its exit code and output."""
-    state = run_dir / "state.safetensors"
-    before = state.stat().st_ino if state.exists() else None
+def start_and_kill(command: list[str], run_dir: Path) -> int:
+    """Starts a program and kills it at an arbitrary moment after its first checkpoint; returns its exit code."""
     process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+        command, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if state.exists() and state.stat().st_ino != before:
-                break
+        while not (run_dir / "state.safetensors").exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
-        time.sleep(0.05)
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
+        time.sleep(0.02)
     finally:
-        process.kill()
-    return process.returncode, output
+        process.send_signal(signal.SIGKILL)
+    return process.wait(60)
 
 
 def test_killed_then_interrupted_then_continued_gives_the_same_bits(
-    whole: Path, digits_root: Path, tmp_path: Path
+    whole: Path, digits_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """SIGKILL at an arbitrary moment, Ctrl-C in the continuation, and the same command once more; with accumulation."""
-    command = [sys.executable, "-m", "p1_diffusion.train", *tiny_arguments(digits_root, tmp_path)]
-    code, output = start_and_stop(command, tmp_path, signal.SIGKILL)
-    assert code == -signal.SIGKILL, output
+    arguments = tiny_arguments(digits_root, tmp_path)
+    code = start_and_kill([sys.executable, "-m", "p1_diffusion.train", *arguments], tmp_path)
+    assert code == -signal.SIGKILL
     killed_at = load_tensors(tmp_path / "state.safetensors")[1]["step"]
-    assert 0 < killed_at < 60 and killed_at % 7 == 0
+    assert 0 < killed_at < STEPS and killed_at % 7 == 0
 
-    code, output = start_and_stop(command, tmp_path, signal.SIGINT)
-    assert code == 130, output
-    assert f"from step {killed_at}" in output
-    stopped_at = load_tensors(tmp_path / "state.safetensors")[1]["step"]
-    assert killed_at < stopped_at < 60
-    assert f"stopped at step {stopped_at} of 60; run the same command again to go on" in output
-    assert "Traceback" not in output
+    stop_at = (killed_at + STEPS) // 2
 
-    finished = run_process(command, cwd=ROOT)
-    assert finished.returncode == 0, finished.stderr
-    for name in ("state.safetensors", "last/model.safetensors", "best/model.safetensors", "metrics.jsonl"):
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), f"{name} differs"
-    samples = Path("samples") / "0000060.png"
-    assert (tmp_path / samples).read_bytes() == (whole / samples).read_bytes()
+    class Interrupted(train.BalancedDraw):
+        """Ctrl-C comes while the batch of a step is drawn."""
+
+        def __call__(self, count: int, generator: torch.Generator) -> Tensor:
+            if generator.initial_seed() == derive_seed(0, stop_at, 1):
+                signal.raise_signal(signal.SIGINT)
+            return super().__call__(count, generator)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "BalancedDraw", Interrupted)
+        assert exit_code(train.main, train.Config, *arguments) == 130
+    printed = capsys.readouterr().out
+    assert f"from step {killed_at}" in printed
+    assert f"stopped at step {stop_at + 1} of {STEPS}; run the same command again to go on" in printed
+    assert load_tensors(tmp_path / "state.safetensors")[1]["step"] == stop_at + 1
+
+    assert exit_code(train.main, train.Config, *arguments) == 0
+    expected = contents(whole)
+    assert {name: data for name, data in contents(tmp_path).items() if ".partial" not in name} == expected
 
 
 def test_resuming_with_other_settings_is_refused(
@@ -263,9 +276,9 @@ def test_resuming_with_other_settings_is_refused(
 
 def test_the_run_folder_explains_itself(whole: Path) -> None:
     config = json.loads((whole / "config.json").read_text())
-    assert config["steps"] == 60 and config["model"]["channels"] == [16, 32]
+    assert config["steps"] == STEPS and config["model"]["channels"] == [16, 32]
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(3, 61, 3))
+    assert [line["step"] for line in lines] == list(range(3, STEPS + 1, 3))
     assert all(math.isfinite(line["loss"]) and line["lr"] >= 0.0 for line in lines)
     assert math.isfinite(lines[-1]["validation_loss"])
     assert not list(whole.rglob("*.partial"))
@@ -287,49 +300,6 @@ def test_ctrl_c_ends_at_the_next_step_and_gives_the_signals_back(tmp_path: Path)
 
 
 # ----------------------------------------------------------------------------
-# Many processes.
-
-
-def losses(run_dir: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_two_processes_share_one_global_batch_and_stop_together(tmp_path: Path) -> None:
-    result = run_process(two_processes(str(Path(__file__).parent / "two_processes.py"), str(tmp_path)))
-    assert result.returncode == 0, result.stderr
-    reports = [json.loads((tmp_path / f"report{rank}.json").read_text()) for rank in (0, 1)]
-    for rank, report in enumerate(reports):
-        assert report["processes"] == 2
-        assert report["seen"] == [[2 * rank, 2 * rank + 1], [4 + 2 * rank, 5 + 2 * rank]] * LINE_CONFIG.steps
-        assert report["interrupted"]
-
-    # One process, without micro-batches, computes the same losses.
-    line_fit(tmp_path / "one", dataclasses.replace(LINE_CONFIG, accumulation=1))
-    assert len(losses(tmp_path / "one")) == 20
-    assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
-    # Stopping both processes when the signal reached one of them loses nothing.
-    assert "stopped at step 8 of 20" in result.stdout
-    assert contents(tmp_path / "halves") == contents(tmp_path / "whole")
-
-
-def test_torchrun_gives_the_losses_of_one_process(digits_root: Path, tmp_path: Path) -> None:
-    flags = {"steps": 20, "accumulation": 1, "log_every": 1, "lr": 1e-3, "model.dropout": 0.0}
-    arguments = tiny_arguments(digits_root, tmp_path / "two", **flags)
-    result = run_process(two_processes("-m", "p1_diffusion.train", *arguments), cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    assert "processes: 2" in result.stdout
-    assert exit_code(train.main, train.Config, *tiny_arguments(digits_root, tmp_path / "one", **flags)) == 0
-    assert len(losses(tmp_path / "one")) == 20
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
-
-
-def test_a_batch_that_does_not_split_evenly_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="batch size 4 is not a multiple of processes times accumulation, 3"):
-        Line().fit(tmp_path / "run", dataclasses.replace(SMALL, accumulation=3))
-    assert not (tmp_path / "run").exists()
-
-
-# ----------------------------------------------------------------------------
 # Optimisation.
 
 
@@ -341,6 +311,12 @@ def test_lr_factor_rises_in_a_line_and_falls_along_half_a_cosine() -> None:
     assert lr_factor(0, 0, 1) == 1.0
     factors = [lr_factor(step, 10, 50) for step in range(50)]
     assert factors[9:] == sorted(factors[9:], reverse=True) and factors[:10] == sorted(factors[:10])
+
+
+def test_a_batch_that_does_not_split_evenly_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="batch size 4 is not a multiple of processes times accumulation, 3"):
+        Line().fit(tmp_path / "run", dataclasses.replace(SMALL, accumulation=3))
+    assert not (tmp_path / "run").exists()
 
 
 def test_only_the_given_parameters_change(tmp_path: Path) -> None:
@@ -392,9 +368,13 @@ def test_the_moving_average_is_taken_off_after_an_error() -> None:
     assert param.tolist() == [3.0, 3.0]
 
 
+def losses(run_dir: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     for accumulation in (1, 2, 4):
-        line_fit(tmp_path / str(accumulation), dataclasses.replace(LINE_CONFIG, accumulation=accumulation))
+        line_fit(tmp_path / str(accumulation), dataclasses.replace(LINE, accumulation=accumulation))
     for accumulation in ("2", "4"):
         assert losses(tmp_path / accumulation) == pytest.approx(losses(tmp_path / "1"), abs=1e-6)
 

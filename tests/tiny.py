@@ -41,11 +41,6 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, **own, **more}
 
 
-def two_processes(*arguments: str) -> list[str]:
-    """The command that runs a module or script in two processes."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
-
-
 def run_process(command: Sequence[Any], **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end and returns what it said."""
     options = {"env": environment(), "timeout": 300, **options}
