@@ -26,7 +26,7 @@ class Classifier(Protocol):
 
 
 class DigitClassifier(nn.Module):
-    """A small ResNet for 28x28 digits of both datasets: six residual blocks at 14x14, 7x7 and 4x4, group normalisation."""
+    """A small ResNet for 28x28 digits of both datasets: six residual blocks at 14x14, 7x7 and 4x4."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class DigitClassifier(nn.Module):
             _Block(middle, middle),
             _Block(middle, low, stride=2),  # 4x4
             _Block(low, low),
-            nn.GroupNorm(8, low),
+            nn.BatchNorm2d(low),
             nn.ReLU(),
         )
         self.dropout = nn.Dropout(0.2)
@@ -51,6 +51,22 @@ class DigitClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.dropout(self.features(images)))
+
+    @torch.no_grad()
+    def recalibrate(self, images: Tensor) -> None:
+        """Sets the normalisation's running statistics to those of uint8 `images` under the current weights.
+
+        They are then a function of the weights, averaged weights included, and nothing that a checkpoint must remember.
+        """
+        was_training = self.training
+        self.train()
+        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over the batches
+        for part in images.split(200):
+            self.features(to_model_range(part))
+        self.train(was_training)
 
     def save(self, folder: Path) -> None:
         """Writes the model folder."""
@@ -70,9 +86,9 @@ class _Block(nn.Module):
 
     def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(8, channels_in)
+        self.norm1 = nn.BatchNorm2d(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(8, channels)
+        self.norm2 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         changes = stride != 1 or channels != channels_in
         self.skip = nn.Conv2d(channels_in, channels, 1, stride=stride, bias=False) if changes else nn.Identity()
