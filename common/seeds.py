@@ -7,12 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.errors import InputError
+
 Item = TypeVar("Item")
 
 
 def derive_seeds(*key: int, count: int) -> list[int]:
-    """`count` independent 63-bit seeds from a key of integers; the first k do not depend on `count`."""
-    state = np.random.SeedSequence(key).generate_state(count, np.uint64)
+    """`count` independent 63-bit seeds from a key of integers; the first k do not depend on `count`.
+
+    Raises InputError if an integer is outside 0..2^32 - 1.
+    """
+    if not all(0 <= word < 2**32 for word in key):
+        raise InputError(f"a seed must lie between 0 and {2**32 - 1}, not {min(key) if min(key) < 0 else max(key)}")
+    # numpy pads short keys with zeros: the length in front keeps (1,) and (1, 0) apart.
+    state = np.random.SeedSequence([len(key), *key]).generate_state(count, np.uint64)
     return [int(word) >> 1 for word in state]
 
 

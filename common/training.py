@@ -245,6 +245,7 @@ def lr_factor(step: int, warmup: int, steps: int) -> float:
 
 
 def _check_config(config: TrainingConfig) -> None:
+    derive_seed(config.seed)
     for name in (
         "steps",
         "batch_size",

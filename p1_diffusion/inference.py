@@ -152,6 +152,7 @@ def prepare_output(folder: Path, wanted: set[str]) -> None:
 def check_sampling(config: SamplingConfig) -> None:
     """Raises InputError on numbers that make no sense."""
     config.scale()
+    derive_seed(config.seed)
     if not 1 <= config.steps <= 1000:
         raise InputError(f"--steps must be between 1 and 1000, not {config.steps}")
     if config.chunk_size < 1:

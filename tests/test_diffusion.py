@@ -161,6 +161,17 @@ def test_min_snr_is_finite_at_snr_zero(parameterization: str, weight: float) -> 
     assert (loss.item() > 0) == (weight > 0)
 
 
+def test_min_snr_with_an_offset_clips_the_shifted_weight() -> None:
+    """One weight min(SNR + 1, gamma) on the x0 error; without a bound it is v prediction's own, 1 on its error."""
+    snr = torch.tensor([0.0, 0.5, 3.9, 4.1, 9999.0], dtype=torch.float64)
+    expected = (snr + 1).clamp(max=5.0)
+    torch.testing.assert_close(min_snr_weight(snr, 5.0, "x0", 1.0), expected)
+    torch.testing.assert_close(min_snr_weight(snr, 5.0, "v", 1.0) * (snr + 1), expected)
+    torch.testing.assert_close(min_snr_weight(snr, math.inf, "v", 1.0), torch.ones_like(snr))
+    with pytest.raises(ValueError, match="x0 or v"):
+        min_snr_weight(snr, 5.0, "eps", 1.0)
+
+
 def test_min_snr_gamma_weights_each_image() -> None:
     """With an output error of 1 everywhere, the loss is the mean weight at the t that were drawn."""
     x0 = normal(8, 3)

@@ -63,6 +63,7 @@ def sampling(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("--steps 0", "--steps must be between 1 and 1000, not 0"),
         ("--steps -3", "--steps must be between 1 and 1000, not -3"),
         ("--steps 1001", "--steps must be between 1 and 1000, not 1001"),
+        ("--seed -1", "a seed must lie between 0 and 4294967295, not -1"),
         ("--chunk-size 0", "--chunk-size must be at least 1, not 0"),
         ("--guide-w nan", "the guidance must be a finite number, not nan"),
         ("--guide_w inf", "the guidance must be a finite number, not inf"),

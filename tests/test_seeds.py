@@ -1,11 +1,14 @@
 """An image depends on its own seed alone: not on the batch around it, its place in it, or how a job is split."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from tiny import tiny_network
 from torch import Tensor
 
 from common.diffusion import denoiser
+from common.errors import InputError
 from common.samplers import SAMPLERS, sample
 from common.schedule import linear_schedule, trailing_pairs
 from common.seeds import ImageGenerators, derive_seed, derive_seeds, padded_chunks
@@ -101,12 +104,22 @@ def test_padded_chunks_have_one_size_and_lose_nothing(count: int, size: int) -> 
     assert all(item == chunk[real - 1] for chunk, real in chunks for item in chunk[real:])
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Bits depend on the number of threads; and a network this small runs fastest in one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def digits(sampler: str, eta: float, chunk_size: int, share: tuple[int, int] = (0, 1)) -> dict[tuple, Tensor]:
     config = SamplingConfig(sampler=sampler, eta=eta, steps=3, chunk_size=chunk_size)
     parts = sample_digits(tiny_network(), JOBS, config, share=share, show_progress=False)
     return {job: image for jobs, images in parts for job, image in zip(jobs, images, strict=True)}
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("dpmpp_2m", 0.0)])
 def test_a_split_job_makes_the_same_images(sampler: str, eta: float) -> None:
     """Byte-identical between one process and two or three at one chunk size; the last chunk of 12 by 5 is padded."""
@@ -121,6 +134,7 @@ def test_a_split_job_makes_the_same_images(sampler: str, eta: float) -> None:
         assert split.keys() == whole.keys() and all(torch.equal(split[job], whole[job]) for job in JOBS)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_chunk_sizes_agree_to_one_grey_level() -> None:
     """Other batch shapes have other orders of summation."""
     whole = digits("ddim", 1.0, 12)
@@ -128,3 +142,14 @@ def test_chunk_sizes_agree_to_one_grey_level() -> None:
     for size in (1, 5):
         other = digits("ddim", 1.0, size)
         assert max((whole[job].int() - other[job].int()).abs().max().item() for job in JOBS) <= 1
+
+
+def test_keys_of_different_lengths_give_different_seeds() -> None:
+    keys = [(), (0,), (1,), (1, 0), (0, 1), (1, 0, 0)]
+    assert len({derive_seed(*key) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize("word", [-1, 2**32])
+def test_a_seed_out_of_range_is_refused(word: int) -> None:
+    with pytest.raises(InputError, match="a seed must lie between 0 and 4294967295"):
+        derive_seed(0, word)

@@ -1,6 +1,7 @@
 """Pictures of coloured shapes on coloured backgrounds with captions, drawn on the fly in the manner of fill50k."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Collection
 
@@ -10,11 +11,13 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from common.colour import CSS_COLOURS, NAMES
+from common.colour import CSS_COLOURS, NAMES, colour_difference
 
 KINDS = ("circle", "square", "triangle", "star")
 SUPERSAMPLING = 4
 OUTLINE = 5 / 512  # fill50k draws outlines of 5 pixels in 512
+HELD_OUT_SEED, HELD_OUT_COUNT, HELD_OUT_DISTANCE = 2024, 50, 5.0
+VISIBLE = 10.0
 _CORNERS = {"square": 4, "triangle": 3, "star": 10}
 
 
@@ -38,10 +41,49 @@ class Scene:
     shapes: tuple[Shape, ...]
 
     @property
+    def objects(self) -> str:
+        """The shapes in words: "red circle", "red circle next to lime star"."""
+        return " next to ".join(f"{shape.colour} {shape.kind}" for shape in self.shapes)
+
+    @property
     def caption(self) -> str:
         """fill50k's wording: "red circle with blue background", "red circle next to lime star with blue background"."""
-        objects = " next to ".join(f"{shape.colour} {shape.kind}" for shape in self.shapes)
-        return f"{objects} with {self.background} background"
+        return f"{self.objects} with {self.background} background"
+
+
+@functools.cache
+def held_out_classes(
+    count: int = HELD_OUT_COUNT, seed: int = HELD_OUT_SEED, distance: float = HELD_OUT_DISTANCE
+) -> tuple[tuple[str, str], ...]:
+    """The (colour, kind) classes of the compositional test, which no training may show.
+
+    They are shared out evenly among the kinds that are not circles (fill50k shows circles of every colour); the colours come in
+    an order shuffled by the seed, and one is taken if it is at least `distance` (CIEDE2000) from those taken for its kind.
+    """
+    kinds = [kind for kind in KINDS if kind != "circle"]
+    random = np.random.default_rng(seed)
+    classes = []
+    for i, kind in enumerate(kinds):
+        taken: list[str] = []
+        for colour in random.permutation(len(NAMES)):
+            if len(taken) == count // len(kinds) + (i < count % len(kinds)):
+                break
+            name = NAMES[colour]
+            if all(colour_difference(CSS_COLOURS[name], CSS_COLOURS[other]) >= distance for other in taken):
+                taken.append(name)
+        classes += [(name, kind) for name in taken]
+    if len(classes) < count:
+        raise ValueError(f"{count} classes at a distance of {distance} cannot be had")
+    return tuple(classes)
+
+
+def held_out_scene(index: int, random: Generator) -> Scene:
+    """A picture for held-out class `index`: one whole shape on a background that differs visibly (CIEDE2000)."""
+    first = held_out_classes()[index]
+    while True:
+        scene = draw_scene(random, first=first, cut_off=False)
+        if colour_difference(CSS_COLOURS[scene.background], CSS_COLOURS[first[0]]) >= VISIBLE:
+            return scene
 
 
 def draw_scene(
@@ -51,14 +93,20 @@ def draw_scene(
     kinds: Collection[str] = KINDS,
     forbidden: Collection[tuple[str, str]] = (),
     cut_off: bool = True,
+    first: tuple[str, str] | None = None,
 ) -> Scene:
     """A scene of `count` shapes that do not touch, all colours different, no (colour, kind) pair of `forbidden`.
 
-    With `cut_off` a single shape may cross the border, like half of fill50k's circles.
+    With `cut_off` a single shape may cross the border, like half of fill50k's circles. `first` fixes the (colour, kind) of the
+    first shape.
     """
     while True:
         colours = random.choice(NAMES, size=count + 1, replace=False).tolist()
         names = random.choice(sorted(kinds), size=count).tolist()
+        if first:
+            if first[0] in colours:
+                colours.remove(first[0])
+            colours, names = [colours[0], first[0], *colours[1:]][: count + 1], [first[1], *names[1:]]
         if any(pair in forbidden for pair in zip(colours[1:], names, strict=True)):
             continue
         places = []
