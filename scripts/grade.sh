@@ -3,7 +3,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 1 ]; then
-  echo "usage: bash scripts/grade.sh OUT [flags of the problem's evaluate]" >&2
+  echo "usage: bash scripts/grade.sh OUT [flags]            (Problem 1: flags of p1_diffusion.evaluate)" >&2
+  echo "       bash scripts/grade.sh OUT REFERENCES [flags] (Problem 2: flags of p2_ddim.evaluate)" >&2
   exit 2
 fi
 out="$1"
@@ -11,5 +12,8 @@ shift
 if [ -d "$out/mnistm" ] || [ -d "$out/svhn" ]; then
   exec "$PYTHON" -m p1_diffusion.evaluate --images "$out" "$@"
 fi
-echo "error: $out is not an output folder of this homework: Problem 1's has mnistm/ and svhn/" >&2
+if [ -d "${1:-}" ]; then
+  exec "$PYTHON" -m p2_ddim.evaluate --images "$out" --references "$@"
+fi
+echo "error: $out is not an output folder of this homework: Problem 1's has mnistm/ and svhn/, Problem 2's needs a folder of references after it" >&2
 exit 2
