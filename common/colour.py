@@ -37,7 +37,8 @@ def to_lab(rgb: ArrayLike) -> NDArray[np.float64]:
 
 def colour_difference(rgb: ArrayLike, other: ArrayLike) -> NDArray[np.float64]:
     """CIEDE2000 between sRGB colours in 0..255, [..., 3] each (broadcast) -> [...]; 1 is about the smallest visible step."""
-    return deltaE_ciede2000(to_lab(rgb), to_lab(other))
+    # scikit-image gives wrong numbers, silently, for shapes that only broadcast.
+    return deltaE_ciede2000(*np.broadcast_arrays(to_lab(rgb), to_lab(other)))
 
 
 def nearest_name(rgb: ArrayLike) -> str:

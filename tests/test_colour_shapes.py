@@ -21,6 +21,8 @@ def test_differences_match_published_values() -> None:
     assert abs(deltaE_ciede2000([60.2574, -34.0099, 36.2677], [60.4626, -34.1751, 39.4387]) - 1.2644) < 1e-4
     assert np.allclose(to_lab([255, 255, 255]), [100.0, 0.0, 0.0], atol=0.02)
     assert colour_difference([10, 200, 30], [10, 200, 30]) == 0.0
+    azure, others = [240, 255, 255], [[224, 255, 255], [0, 0, 0]]
+    assert np.allclose(colour_difference(azure, others), [colour_difference(azure, other) for other in others])
 
 
 def test_a_picture_shows_what_its_scene_says() -> None:

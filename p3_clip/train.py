@@ -1,0 +1,342 @@
+"""Trains a small CLIP of coloured shapes: contrastively, on pictures drawn on the fly and on the real pairs of fill50k.
+
+    python3 -m p3_clip.train --run-dir runs/clip_shapes --fill50k hw2_data/fill50k
+    python3 -m p3_clip.train --run-dir runs/other --model ViT-S-32
+
+The same command again resumes. RUN_DIR/last is the shipped form: `open_clip.create_model("local-dir:RUN_DIR/last")`, float16.
+The 50 classes of common.data.shapes.held_out_classes never occur. On two free CPU cores the default run takes about two hours.
+
+Sizes (p3_clip/data/clip_shapes.json) are chosen for the CPU: 48x48 pictures in patches of 8, and 32 token positions instead of
+77, since the longest caption has 21 tokens; CLIPTextModel takes any number, and a diffusion model conditioned on it gets its
+tokens from `clip_tokenizer(32)`. Training reads no position after the longest caption of the batch.
+
+A contrastive loss compares every picture of a batch with every caption of it, so a batch cannot be cut: accumulation must be 1
+and the run is of one process (one GPU).
+"""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from common import cli
+from common.colour import NAMES
+from common.data.fill50k import Pair, load_fill50k
+from common.data.shapes import KINDS, draw_scene, held_out_classes, held_out_scene, render
+from common.devices import pick_device
+from common.errors import InputError
+from common.files import read_json
+from common.grid import labelled_grid
+from common.images import to_model_range, write_png
+from common.seeds import ImageGenerators, derive_seed
+from common.training import Batch, TrainingConfig, fit
+from p3_clip.inference import read_templates
+from p3_clip.model import DATA, Clip, check_model_name, encode_tokens, load_clip, save_folder, zero_shot_classifier
+
+CAPTIONS = (
+    *("{caption}", "{caption}", "a {caption}", "a photo of a {objects} on a {background} background."),
+    *("{objects}", "a {objects}", "a photo of {objects}", "a photo of a {objects}", "a photo of a {objects}."),
+    "a picture of a {objects}",
+)
+"""Wordings of a caption, drawn evenly; some leave the background out, as class names do."""
+TEMPLATES = DATA / "templates" / "shapes.txt"
+MAX_SCALE = 100.0  # CLIP's own bound on the inverse temperature
+VALIDATION_STEP = 2**31  # a step that no run reaches
+VALIDATION_BATCHES = 4
+WATCHED_PER_CLASS = 10
+DRAWN = 64  # side at which pictures are drawn before they are made as small as the network's input
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains a small CLIP of coloured shapes."""
+
+    run_dir: Path
+    """Folder of the run: checkpoints, metrics, previews."""
+    model: str = str(DATA / "clip_shapes.json")
+    """A JSON file with open_clip's model_cfg, or a name of open_clip's list."""
+    fill50k: Path | None = None
+    """Real pairs to mix in, in the homework's layout; None for drawn pictures alone."""
+    init_from: Path | None = None
+    """Model folder to start from, instead of random weights."""
+    real_part: float = 0.125
+    """Part of a batch that comes from fill50k, if it is given."""
+    pair_part: float = 0.4
+    """Part of the drawn pictures that show two shapes."""
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
+        steps=5000,
+        batch_size=256,
+        lr=1e-3,
+        warmup=300,
+        weight_decay=0.05,
+        beta2=0.98,
+        ema_decay=0.998,
+        log_every=25,
+        validate_every=250,
+        preview_every=1000,
+        checkpoint_every=250,
+    )
+
+
+def main(config: Config) -> None:
+    """Trains, or resumes."""
+    if config.training.accumulation != 1:
+        raise InputError("a contrastive loss needs its whole batch at once: --accumulation must be 1")
+    if int(os.environ.get("WORLD_SIZE", 1)) != 1:
+        raise InputError("a contrastive loss needs its whole batch at once: train in one process")
+    import open_clip
+
+    torch.manual_seed(config.training.seed)
+    model_cfg = read_model_cfg(config.model)
+    network = build(model_cfg)
+    if config.init_from:
+        network.load_state_dict(load_clip(str(config.init_from), device="cpu")[0].network.state_dict())
+    tokenize = open_clip.SimpleTokenizer(context_length=network.context_length)
+    network.to(pick_device(config.training.device))
+    shorten_vocabulary(network, tokenize(vocabulary()).unique())
+    size = network.visual.image_size[0]
+    real = read_real(config.fill50k, size) if config.fill50k else None
+    captions = Captioner(config, size, real)
+    watched = watched_pictures(size)
+
+    def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss, and the part of pictures whose own caption comes first."""
+        images = F.normalize(network.encode_image(to_model_range(batch["image"])), dim=-1)
+        texts = F.normalize(encode_tokens(network, batch["ids"]), dim=-1)
+        logits = network.logit_scale.exp().clamp(max=MAX_SCALE) * images @ texts.T  # [N, N]
+        return contrastive_loss(logits), (logits.argmax(1) == torch.arange(len(logits), device=logits.device)).float()
+
+    def loss_fn(batch: Batch, generators: ImageGenerators) -> Tensor:
+        return loss_of(batch)[0]
+
+    def draw(step: int) -> Batch:
+        images, texts = captions.batch(step)
+        return {"index": torch.arange(len(images)), "image": images, "ids": tokenize(texts)}
+
+    @torch.no_grad()
+    def validate() -> dict[str, float]:
+        """Loss and accuracy on fixed fresh batches of the training classes, which choose the best weights; the accuracy on
+        some pictures of the held-out classes is watched only."""
+        network.eval()
+        device = network.logit_scale.device
+        results = []
+        for i in range(VALIDATION_BATCHES):
+            batch = {name: value.to(device) for name, value in draw(VALIDATION_STEP + i).items()}
+            results.append(loss_of(batch))
+        watched_accuracy = zero_shot_accuracy(as_clip(), *watched)
+        network.train()
+        return {
+            "loss": sum(loss.item() for loss, _ in results) / len(results),
+            "matched": torch.cat([right for _, right in results]).mean().item(),
+            "held_out": watched_accuracy,
+            "scale": min(network.logit_scale.exp().item(), MAX_SCALE),
+        }
+
+    def as_clip() -> Clip:
+        return Clip(network, tokenize, lambda image: image, config.model, str(config.run_dir))
+
+    def preview(path: Path) -> None:
+        images, texts = captions.batch(VALIDATION_STEP)
+        write_png(path, labelled_grid(images[:16], 1, row_labels=texts[:16]))
+
+    fit(
+        dict(network.named_parameters()),
+        loss_fn,
+        draw,
+        config.training,
+        config.run_dir,
+        settings={
+            **{key: value for key, value in dataclasses.asdict(config).items() if key not in ("training", "run_dir")},
+            "fill50k": bool(config.fill50k),
+            "model": model_cfg,
+        },
+        save=lambda folder: save_folder(folder, whole_state(network), model_cfg, TEMPLATES.read_text()),
+        validate=validate,
+        preview=preview,
+    )
+
+
+def contrastive_loss(logits: Tensor) -> Tensor:
+    """The mean of both cross-entropies, pictures against captions and captions against pictures, for logits [N, N] whose
+    diagonal is right (Figure 3 of Radford et al. 2021, arXiv:2103.00020)."""
+    right = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2.0
+
+
+# ----------------------------------------------------------------------------
+# The network. Captions use some hundred of CLIP's 49,408 tokens: only their rows are trained and kept in the optimiser.
+
+
+def read_model_cfg(model: str) -> dict[str, Any]:
+    """open_clip's model_cfg, from a JSON file or by name."""
+    if model.endswith(".json"):
+        value = read_json(Path(model))
+        if not isinstance(value, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= value.keys():
+            raise InputError(f"{model} must hold embed_dim, vision_cfg and text_cfg")
+        return value
+    check_model_name(model)
+    import open_clip
+
+    return open_clip.get_model_config(model)
+
+
+def build(model_cfg: dict[str, Any]) -> nn.Module:
+    """The network with random weights. Raises InputError if the configuration is not of a plain CLIP with a square picture."""
+    import open_clip
+
+    try:
+        network = open_clip.CLIP(**json.loads(json.dumps(model_cfg)))
+    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
+        raise InputError(f"the configuration does not describe a plain CLIP of open_clip ({error})") from None
+    if not isinstance(network.visual, open_clip.transformer.VisionTransformer) or network.text_pool_type != "argmax":
+        raise InputError("only CLIPs with a ViT and a causal text tower are trained here")
+    return network
+
+
+class TrainedRows(nn.Module):
+    """An embedding of which only the rows of some tokens are parameters; the table keeps the others as they were."""
+
+    def __init__(self, table: nn.Embedding, ids: Tensor) -> None:
+        super().__init__()
+        self.embedding_dim = table.embedding_dim
+        self.rows = nn.Parameter(table.weight.detach()[ids.to(table.weight.device)].clone())
+        self.ids = ids
+        self.table = table.weight.detach().cpu()
+        index = torch.full((table.num_embeddings,), -1)
+        index[ids] = torch.arange(len(ids))
+        self.register_buffer("index", index.to(table.weight.device), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.rows[self.index[ids]]
+
+    def whole(self) -> Tensor:
+        """The whole table [V, W] with the trained rows in it."""
+        return self.table.index_copy(0, self.ids, self.rows.detach().cpu())
+
+
+def shorten_vocabulary(network: nn.Module, ids: Tensor) -> None:
+    """Trains these rows of the token embedding only."""
+    network.token_embedding = TrainedRows(network.token_embedding, ids)
+
+
+def whole_state(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict in open_clip's form; the inverse temperature within its bound."""
+    state = {name: value for name, value in network.state_dict().items() if not name.startswith("token_embedding.")}
+    state["logit_scale"] = state["logit_scale"].clamp(max=math.log(MAX_SCALE))
+    return state | {"token_embedding.weight": network.token_embedding.whole()}
+
+
+def vocabulary() -> list[str]:
+    """Texts that hold every word of every caption and template."""
+    templates = [template.replace("{}", "") for template in read_templates(TEMPLATES)]
+    words = [caption.format(caption="", objects="", background="") for caption in CAPTIONS]
+    return [*NAMES, *KINDS, "with next to background", *templates, *words]
+
+
+# ----------------------------------------------------------------------------
+# Pictures and captions.
+
+
+@dataclasses.dataclass(frozen=True)
+class RealPairs:
+    """fill50k's circles, uint8 [N, 3, S, S], and the colour names of circle and background."""
+
+    images: Tensor
+    colours: list[tuple[str, str]]
+
+
+def read_real(root: Path, size: int) -> RealPairs:
+    """The training part at the network's size."""
+    pairs: list[Pair] = load_fill50k(root)
+    colours = [pair.colours for pair in pairs]
+    images = [resize(pair.read_target()[None], size)[0] for pair in tqdm(pairs, desc="fill50k", dynamic_ncols=True)]
+    return RealPairs(torch.stack(images), colours)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """uint8 [N, 3, S, S] at another size, as inference does it: bicubic, antialiased."""
+    if images.shape[-1] == size:
+        return images
+    small = F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return small.round().clamp(0, 255).to(torch.uint8)
+
+
+class Captioner:
+    """Pictures and captions of step n. Every picture's first shape is of another (colour, kind) class than all the others',
+    so that no caption of a batch is true of another picture, and near colours meet in every batch."""
+
+    def __init__(self, config: Config, size: int, real: RealPairs | None) -> None:
+        self.config, self.size, self.real = config, size, real
+        self.forbidden = frozenset(held_out_classes())
+        self.classes = [(colour, kind) for colour in NAMES for kind in KINDS if (colour, kind) not in self.forbidden]
+        if config.training.batch_size > len(self.classes):
+            raise InputError(
+                f"--batch-size must be at most {len(self.classes)}, the number of classes, so that no caption comes twice"
+            )
+
+    def batch(self, step: int) -> tuple[Tensor, list[str]]:
+        """Pictures uint8 [N, 3, S, S] and their captions; a function of the seed and the step."""
+        random = np.random.default_rng(derive_seed(self.config.training.seed, step, 1))
+        count = self.config.training.batch_size
+        real: list[Tensor] = []
+        drawn: list[Tensor] = []
+        texts: list[str] = []
+        taken: set[tuple[str, str]] = set()
+        if self.real:
+            for i in random.permutation(len(self.real.images))[: round(self.config.real_part * count)]:
+                circle, background = self.real.colours[i]
+                if (circle, "circle") not in taken:
+                    taken.add((circle, "circle"))
+                    real.append(self.real.images[i])
+                    texts.append(caption(background, f"{circle} circle", random))
+        for i in random.permutation(len(self.classes)):
+            if len(texts) == count:
+                break
+            if (first := self.classes[i]) in taken:
+                continue
+            shapes = 2 if random.random() < self.config.pair_part else 1
+            scene = draw_scene(random, count=shapes, forbidden=self.forbidden, first=first)
+            drawn.append(render(scene, max(self.size, DRAWN)))
+            texts.append(caption(scene.background, scene.objects, random))
+        images = resize(torch.stack(drawn), self.size)
+        return torch.cat([torch.stack(real), images]) if real else images, texts
+
+
+def caption(background: str, objects: str, random: np.random.Generator) -> str:
+    """One of the wordings, with or without the background."""
+    wording = CAPTIONS[random.integers(len(CAPTIONS))]
+    whole = f"{objects} with {background} background"
+    return wording.format(caption=whole, objects=objects, background=background)
+
+
+# ----------------------------------------------------------------------------
+# The held-out classes, as watched during training.
+
+
+def watched_pictures(size: int) -> tuple[Tensor, Tensor]:
+    """A few pictures of each held-out class, uint8 [N, 3, S, S], and their classes; other ones than the test set's."""
+    places = [(c, n) for c in range(len(held_out_classes())) for n in range(WATCHED_PER_CLASS)]
+    scenes = [held_out_scene(c, np.random.default_rng(derive_seed(VALIDATION_STEP, c, n))) for c, n in places]
+    images = torch.stack([render(scene, max(size, DRAWN)) for scene in scenes])
+    return resize(images, size), torch.tensor([c for c, _ in places])
+
+
+def zero_shot_accuracy(clip: Clip, images: Tensor, labels: Tensor) -> float:
+    """Top-1 among the held-out classes by the shipped templates."""
+    names = [f"{colour} {kind}" for colour, kind in held_out_classes()]
+    matrix = zero_shot_classifier(clip, names, read_templates(TEMPLATES))
+    features = torch.cat([clip.encode_images(to_model_range(part)) for part in images.split(100)])
+    return ((features @ matrix).argmax(1) == labels).float().mean().item()
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,125 @@
+"""The speed of zero-shot classification against the straightforward open_clip loop, in one run on one set of pictures.
+
+    python3 scripts/benchmark_clip.py --images hw2_data/clip_shapes_test/val
+    python3 scripts/benchmark_clip.py --images DIR --model ViT-B-32 --random      (no weights needed)
+
+Three ways to the same features: the loop of open_clip's README (read, preprocess, encode, one after the other), this project's
+(read ahead in threads, cache empty), and this project's a second time (cache full).
+"""
+
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
+
+from common import cli
+from common.devices import DeviceName, pick_device
+from common.errors import InputError
+from common.files import write_json
+from p3_clip.inference import SUFFIXES, extract_features
+from p3_clip.model import Clip, check_model_name, load_clip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Times zero-shot feature extraction against the straightforward open_clip loop."""
+
+    images: Path
+    """Folder of pictures."""
+    model: str | None = None
+    """A model of open_clip or a model folder; the default is that of p3_clip.inference."""
+    pretrained: str | None = None
+    """A tag, a weight file or a transformers folder."""
+    random: bool = False
+    """Take random weights: the time is the same."""
+    limit: int = 2500
+    """Use the first pictures only."""
+    batch_size: int = 64
+    """Pictures in one network call."""
+    workers: int = 2
+    """Threads that read ahead."""
+    device: DeviceName = "auto"
+    """Where to compute."""
+    result: Path | None = None
+    """JSON file to write."""
+
+
+def main(config: Config) -> None:
+    """Times the three ways, checks that they agree, prints and writes."""
+    if not config.images.is_dir():
+        raise InputError(f"the image folder {config.images} does not exist")
+    files = [path for path in sorted(config.images.iterdir()) if path.suffix.lower() in SUFFIXES][: config.limit]
+    if not files:
+        raise InputError(f"{config.images} holds no image")
+    clip = random_clip(config) if config.random else load_clip(config.model, config.pretrained, config.device)[0]
+    clip.encode_images(torch.zeros(1, 3, *clip.network.visual.image_size))  # warm up
+    with tempfile.TemporaryDirectory() as folder:
+
+        def ours() -> Tensor:
+            return extract_features(
+                clip, files, batch_size=config.batch_size, workers=config.workers, cache=Path(folder)
+            )
+
+        rows = {
+            "open_clip loop": _timed(lambda: plain_loop(clip, files, config.batch_size)),
+            "this project, first run": _timed(ours),
+            "this project, second run": _timed(ours),
+        }
+    reference = rows["open_clip loop"][1]
+    seconds = {name: time for name, (time, _) in rows.items()}
+    for name, (took, features) in rows.items():
+        difference = (features - reference).abs().max().item()
+        print(f"{name}: {took:.2f} s, {len(files) / took:.0f} images/s, largest difference {difference:.1e}")
+        if difference > 1e-4:
+            raise SystemExit(f"{name} gives other features")
+    if config.result:
+        numbers = {
+            "model": clip.name,
+            "images": len(files),
+            "batch_size": config.batch_size,
+            "workers": config.workers,
+            "device": str(clip.device),
+            "threads": torch.get_num_threads(),
+        }
+        write_json(config.result, {**numbers, "seconds": seconds})
+
+
+def random_clip(config: Config) -> Clip:
+    """The model with random weights."""
+    import open_clip
+
+    if config.model is None:
+        raise InputError("--random needs --model")
+    check_model_name(config.model)
+    network, _, preprocess = open_clip.create_model_and_transforms(config.model, device=pick_device(config.device))
+    return Clip(network.eval(), open_clip.get_tokenizer(config.model), preprocess, config.model, "random")
+
+
+def plain_loop(clip: Clip, files: list[Path], batch_size: int) -> Tensor:
+    """Read, preprocess, encode, one batch after the other, as in open_clip's README."""
+    features = []
+    with torch.no_grad():
+        for start in range(0, len(files), batch_size):
+            images = [clip.preprocess(Image.open(file)) for file in files[start : start + batch_size]]
+            encoded = clip.network.encode_image(torch.stack(images).to(clip.device))
+            features.append(F.normalize(encoded, dim=-1).cpu())
+    return torch.cat(features)
+
+
+def _timed(job: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    started = time.monotonic()
+    result = job()
+    return time.monotonic() - started, result
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The numbers and figures of the zero-shot section: the compositional test on the shipped small CLIP, and the speed.
+# Minutes on two CPU cores. With the course's pictures in hw2_data/clip_zeroshot, OpenAI's ViT-B/32 is measured on them as well.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+test_set="$ROOT/hw2_data/clip_shapes_test"
+[ -d "$test_set" ] || "$PYTHON" "$ROOT/scripts/make_clip_testset.py" --output-dir "$test_set"
+study() { # NAME DATA FLAGS...
+  local name="$1" data="$2"
+  shift 2
+  "$PYTHON" -m p3_clip.inference --images "$data/val" --labels "$data/id2label.json" --output-dir "$work/$name" "$@"
+}
+study shapes "$test_set" --model "$ROOT/checkpoints/clip_shapes"
+"$PYTHON" -m p3_clip.evaluate zero-shot --run "$work/shapes" --colours --result "$ROOT/results/p3_clip_shapes_evaluation.json"
+"$PYTHON" -m p3_clip.figures --run "$work/shapes" --images "$test_set/val" --output-dir "$ROOT/results/figures/p3_clip/shapes"
+cp "$work/shapes/results.json" "$ROOT/results/p3_clip_shapes.json"
+if [ -d "$ROOT/hw2_data/clip_zeroshot/val" ]; then
+  course="$ROOT/hw2_data/clip_zeroshot"
+  study course "$course" --model ViT-B-32-quickgelu --pretrained openai
+  "$PYTHON" -m p3_clip.evaluate zero-shot --run "$work/course" --result "$ROOT/results/p3_clip_course_evaluation.json"
+  "$PYTHON" -m p3_clip.figures --run "$work/course" --images "$course/val" --output-dir "$ROOT/results/figures/p3_clip/course"
+  cp "$work/course/results.json" "$ROOT/results/p3_clip_course.json"
+fi
+"$PYTHON" "$ROOT/scripts/benchmark_clip.py" --images "$test_set/val" --result "$ROOT/results/p3_clip_speed.json"

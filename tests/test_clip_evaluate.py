@@ -1,0 +1,171 @@
+"""Intervals, calibration, confusions, figures and the program of the 2024 grader's rule."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clip_tiny import CLASSES, pictures, tiny_folder
+from PIL import Image
+from tiny import exit_code, refused
+from torch.nn import functional as F
+
+from common.images import read_rgb
+from p3_clip import evaluate, figures, inference
+from p3_clip.evaluate import (
+    calibration,
+    class_table,
+    confused_pairs,
+    confusion_matrix,
+    fit_scale,
+    reliability,
+    wilson_interval,
+)
+from p3_clip.inference import Run
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, pictures and a finished run in `out`; do not change it."""
+    root = tmp_path_factory.mktemp("world")
+    tiny_folder(root / "model")
+    pictures(root)
+    arguments = ["--images", root / "val", "--labels", root / "id2label.json", "--model", root / "model"]
+    more = ["--output-dir", root / "out", "--cache", root / "cache", "--device", "cpu"]
+    assert exit_code(inference.main, inference.Config, *arguments, *more) == 0
+    return root
+
+
+def small_run(predicted: list[int], labels: list[int], count: int = 3) -> Run:
+    cosines = F.one_hot(torch.tensor(predicted), count).float()
+    names = [f"class {i}" for i in range(count)]
+    files = [f"{label}_{i}.png" for i, label in enumerate(labels)]
+    return Run(files, torch.tensor(labels), [str(i) for i in range(count)], names, 5.0, {"single": cosines})
+
+
+def test_wilson_intervals_match_published_values() -> None:
+    # Table I of Newcombe 1998, "Two-sided confidence intervals for the single proportion", method 3.
+    for hits, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
+        assert wilson_interval(hits, count) == pytest.approx((low, high), abs=1e-4)
+    assert wilson_interval(29, 29) == pytest.approx((0.8830, 1.0), abs=1e-4)
+
+
+def test_classes_and_confusions() -> None:
+    run = small_run([0, 0, 1, 1, 1, 2], [0, 0, 0, 0, 1, 0])
+    assert confusion_matrix(run, "single").tolist() == [[2, 2, 1], [0, 1, 0], [0, 0, 0]]
+    assert confused_pairs(run, "single") == [
+        {"truth": "class 0", "prediction": "class 1", "count": 2},
+        {"truth": "class 0", "prediction": "class 2", "count": 1},
+    ]
+    rows = class_table(run, "single").to_dict("records")
+    assert len(rows) == 2  # no picture of class 2
+    assert rows[0]["recall"] == 0.4 and rows[0]["precision"] == 1.0 and rows[0]["taken_for"] == "class 1"
+    assert rows[1]["recall"] == 1.0 and rows[1]["precision"] == pytest.approx(0.3333) and rows[1]["taken_for"] == ""
+
+
+def test_calibration_error_by_hand() -> None:
+    """Four pictures at 0.9, of which three are right, and two at 0.6, both right: (4 x 0.15 + 2 x 0.4) / 6."""
+    probabilities = torch.tensor([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 2, dtype=torch.float64)
+    labels = torch.tensor([0, 0, 0, 1, 0, 0])
+    found = reliability(probabilities, labels, bins=10)
+    assert found.error == pytest.approx((4 * 0.15 + 2 * 0.4) / 6)
+    assert found.counts.sum() == 6 and reliability(torch.ones(2, 1), torch.zeros(2, dtype=torch.long)).error == 0.0
+
+
+def test_the_fitted_scale_is_the_one_that_labels_were_drawn_with() -> None:
+    generator = torch.Generator().manual_seed(0)
+    cosines = torch.rand(20000, 4, generator=generator) - 0.5
+    labels = torch.multinomial((8.0 * cosines).softmax(1), 1, generator=generator).flatten()
+    assert fit_scale(cosines, labels) == pytest.approx(8.0, rel=0.03)
+    numbers = calibration(cosines, labels, 40.0)
+    assert numbers["ece_fitted"] < 0.02 < numbers["ece_unfitted"]
+
+
+def test_the_report_of_a_run(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["zero-shot", "--run", world / "out", "--colours", "--cache", world / "cache"]
+    assert exit_code(evaluate.main, evaluate.Config, *flags, "--result", tmp_path / "evaluation.json") == 0
+    printed = capsys.readouterr().out
+    assert "95 % interval" in printed and "expected calibration error" in printed and "among all 556" in printed
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert result["acc1"]["low"] <= result["acc1"]["value"] <= result["acc1"]["high"]
+    assert len(result["per_class"]) == 3 and result["colours"]["open"]["classes"] == 556
+    assert sum(row["images"] for row in result["colours"]["by_distance"]) == 12
+
+
+def test_colours_need_names_of_shapes(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(world / "out", tmp_path / "out")
+    run = Run.load(tmp_path / "out")
+    run.names[0] = "bicycle"
+    run.save(tmp_path / "out")
+    flags = ["zero-shot", "--run", tmp_path / "out", "--colours"]
+    assert "'bicycle' is none" in refused(capsys, evaluate.main, evaluate.Config, *flags)
+    flags = ["zero-shot", "--run", tmp_path / "nothing"]
+    assert "write" in refused(capsys, evaluate.main, evaluate.Config, *flags)
+
+
+def test_the_nearest_colour() -> None:
+    others = [("azure", "star"), ("mint cream", "star"), ("light cyan", "star"), ("alice blue", "square")]
+    assert evaluate._nearest(("azure", "star"), others) == pytest.approx(2.785, abs=1e-3)  # to mint cream
+
+
+def test_the_figures(world: Path, tmp_path: Path) -> None:
+    flags = ["--run", world / "out", "--images", world / "val", "--output-dir", tmp_path]
+    assert exit_code(figures.main, figures.Config, *flags) == 0
+    for name in ("examples.png", "confusion.png", "reliability.png"):
+        picture = read_rgb(tmp_path / name)
+        assert min(picture.shape[1:]) > 200 and picture.float().std() > 5
+
+
+def test_examples_take_other_classes_first() -> None:
+    labels = torch.tensor([0] * 50 + [1, 2, 3])
+    chosen = figures._choose(labels, torch.ones(53, dtype=torch.bool), seed=0)
+    assert len(chosen) == 5 and set(labels[chosen].tolist()) == {0, 1, 2, 3}
+    assert figures._choose(labels, torch.zeros(53, dtype=torch.bool), seed=0) == []
+
+
+# ----------------------------------------------------------------------------
+# The 2024 grader's rule as a program.
+
+
+@pytest.fixture
+def personalised(world: Path, tmp_path: Path) -> list[str]:
+    """25 pictures of one prompt of one concept, its photos, and baselines that nothing misses."""
+    random = np.random.default_rng(0)
+    for folder, count in ((tmp_path / "images" / "dog" / "0", 25), (tmp_path / "photos" / "dog", 3)):
+        folder.mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    write_baseline(tmp_path, [-100, -100])
+    return [
+        *("personalised", "--images", str(tmp_path / "images"), "--references", str(tmp_path / "photos")),
+        *("--input", str(tmp_path / "input.json"), "--model", str(world / "model"), "--device", "cpu"),
+        *("--result", str(tmp_path / "result.json")),
+    ]
+
+
+def write_baseline(folder: Path, pair: list[float]) -> None:
+    concept = {"token_name": "<new1>", "prompt_4_clip_eval": ["A dog."], "baseline": [pair]}
+    (folder / "input.json").write_text(json.dumps({"dog": concept}))
+
+
+def test_the_grader_passes_and_fails(
+    personalised: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(evaluate.main, evaluate.Config, *personalised) == 0
+    row = json.loads((tmp_path / "result.json").read_text())["rows"][0]
+    assert row["passed"] and len(row["kept"]) == 5
+    write_baseline(tmp_path, [-100, 101])
+    assert exit_code(evaluate.main, evaluate.Config, *personalised) == 1
+    capsys.readouterr()
+    (tmp_path / "images" / "dog" / "0" / "24.png").unlink()
+    sentence = refused(capsys, evaluate.main, evaluate.Config, *personalised)
+    assert "holds 24 images, but 25 are expected" in sentence
+    (tmp_path / "input.json").write_text(json.dumps({"dog": {"prompt_4_clip_eval": ["A dog."]}}))
+    assert "needs prompt_4_clip_eval and baseline" in refused(capsys, evaluate.main, evaluate.Config, *personalised)
+
+
+def test_classes_of_the_tiny_world_are_shapes() -> None:
+    for name in CLASSES.values():
+        evaluate.parse_shape(name.replace("_", " "))

@@ -1,0 +1,263 @@
+"""Zero-shot classification end to end on a tiny CLIP, and what the program refuses."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from clip_tiny import CLASSES, pictures, tiny_folder
+from PIL import Image
+from tiny import exit_code, refused
+
+from common.errors import InputError
+from p3_clip import inference
+from p3_clip.inference import (
+    Run,
+    accuracy,
+    check_template,
+    class_names,
+    extract_features,
+    predictions,
+    read_templates,
+)
+from p3_clip.model import DATA, Clip, load_clip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model and pictures; do not change it."""
+    root = tmp_path_factory.mktemp("world")
+    tiny_folder(root / "model")
+    pictures(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def clip(world: Path) -> Clip:
+    return load_clip(str(world / "model"), device="cpu")[0]
+
+
+@pytest.fixture
+def arguments(world: Path, tmp_path: Path) -> list[Any]:
+    return [
+        *("--images", world / "val", "--labels", world / "id2label.json", "--model", world / "model"),
+        *("--output_dir", tmp_path / "out", "--cache", tmp_path / "cache", "--device", "cpu"),
+    ]
+
+
+# ----------------------------------------------------------------------------
+# A run.
+
+
+def test_a_run_writes_the_results(arguments: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(inference.main, inference.Config, *arguments) == 0
+    output = capsys.readouterr()
+    assert output.out.startswith("The model in ")
+    assert "3 of 3 class names changed" in output.out
+    assert "images/s" in output.err
+    result = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert result["metrics"].keys() == {"acc1", "acc5", "mean_per_class_recall"}
+    assert result["metrics"]["acc5"] == 1.0  # of three classes
+    assert {"dataset", "model", "pretrained", "task", "language", "template_hash", "ensemble"} <= result.keys()
+    assert (result["images"], result["classes"], result["names_changed"]) == (12, 3, 3)
+    assert result["templates"] == ["a photo of a {}"]
+    assert len(result["ensemble"]["templates"]) == 5  # those of the model folder
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert len(table) == 12 and table["single_correct"].mean() == pytest.approx(result["metrics"]["acc1"])
+    assert set(table["truth"]) == {"red square", "lime star", "blue triangle"}
+    run = Run.load(tmp_path / "out")
+    assert run.files[0] == "0_0.png" and run.cosines["single"].shape == (12, 3)
+    assert torch.allclose(run.probabilities("ensemble").sum(1), torch.ones(12))
+
+
+def test_predictions_follow_the_class_list(arguments: list[Any], world: Path, tmp_path: Path) -> None:
+    """With the labels in another order, every picture gets the same class."""
+    assert exit_code(inference.main, inference.Config, *arguments) == 0
+    before = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    (tmp_path / "turned.json").write_text(json.dumps(dict(reversed(CLASSES.items()))))
+    assert exit_code(inference.main, inference.Config, *arguments, "--labels", tmp_path / "turned.json") == 0
+    after = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert after["single_prediction"].tolist() == before["single_prediction"].tolist()
+
+
+def test_features_are_computed_once_for_a_content(
+    clip: Clip, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted((world / "val").iterdir())
+    seen: list[int] = []
+    encode = Clip.encode_images
+
+    def counting(self: Clip, pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(Clip, "encode_images", counting)
+    first = extract_features(clip, files, batch_size=5, cache=tmp_path, show_progress=False)
+    assert seen == [5, 5, 2]
+    shutil.copy(files[0], tmp_path / "other_name.png")
+    again = extract_features(clip, [*files, tmp_path / "other_name.png"], cache=tmp_path, show_progress=False)
+    assert seen == [5, 5, 2] and torch.equal(again[:-1], first) and torch.equal(again[-1], first[0])
+    plain = torch.stack([clip.preprocess(Image.open(file)) for file in files])
+    assert torch.allclose(first, encode(clip, plain), atol=1e-6)
+    store = next(tmp_path.glob("*.safetensors"))
+    store.write_bytes(store.read_bytes()[:-9])  # a damaged store is made anew
+    assert torch.allclose(extract_features(clip, files, cache=tmp_path, show_progress=False), first, atol=1e-6)
+    assert sum(seen) == 24
+
+
+def test_accuracies() -> None:
+    scores = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    result = accuracy(scores, torch.tensor([0, 0, 0, 2]))
+    assert result == pytest.approx({"acc1": 0.75, "acc5": 1.0, "mean_per_class_recall": (2 / 3 + 1) / 2})
+    table = predictions(
+        Run(list("abcd"), torch.tensor([0, 0, 0, 2]), list("012"), list("xyz"), 1.0, {"single": scores})
+    )
+    assert table["single_rank_of_truth"].tolist() == [1, 1, 3, 1]
+    assert table["single_runner_up"].tolist() == ["y"] * 4
+
+
+def test_names_and_templates() -> None:
+    classes = {"0": "pine_tree", "1": "mouse", "2": "bus"}
+    assert class_names(classes, {}) == (["pine tree", "mouse", "bus"], 1)
+    assert class_names(classes, {"1": "mouse animal", "pine tree": "a pine"}) == (["a pine", "mouse animal", "bus"], 2)
+    assert check_template("A photo of {object}.", "") == "A photo of {}."
+    assert len(read_templates(DATA / "templates" / "openai_7.txt")) == 7
+    assert len(read_templates(DATA / "templates" / "openai_80.txt")) == 80
+    for overrides, sentence in (
+        ({"lorry": "x"}, "'lorry' is neither an id nor a name"),
+        ({"bus": "mouse"}, "two classes the same name, 'mouse'"),
+        (["bus"], "must be a JSON object"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            class_names(classes, overrides)
+
+
+# ----------------------------------------------------------------------------
+# Bad input: one sentence, exit code 2, no output.
+
+
+def _stray(root: Path) -> None:
+    shutil.copy(root / "val" / "0_0.png", root / "val" / "bicycle.png")
+
+
+def _no_id(root: Path) -> None:
+    shutil.copy(root / "val" / "0_0.png", root / "val" / "7_0.png")
+
+
+def _unreadable(root: Path) -> None:
+    (root / "val" / "1_0.png").write_bytes((root / "val" / "1_0.png").read_bytes()[:60])
+
+
+def _no_image(root: Path) -> None:
+    (root / "val" / "2_9.png").write_text("hello")
+
+
+def _empty(root: Path) -> None:
+    shutil.rmtree(root / "val")
+    (root / "val").mkdir()
+
+
+def _gone(root: Path) -> None:
+    shutil.rmtree(root / "val")
+
+
+def _double(root: Path) -> None:
+    (root / "id2label.json").write_text(json.dumps({**CLASSES, "3": "red square"}))
+
+
+def _list(root: Path) -> None:
+    (root / "id2label.json").write_text(json.dumps(["bicycle"]))
+
+
+def _torn(root: Path) -> None:
+    (root / "id2label.json").write_text('{"0": ')
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (_stray, "val/bicycle.png: the name must be {class_id}_{image_id}.png"),
+        (_no_id, "val/7_0.png: the class id '7' is not in the labels"),
+        (_unreadable, "val/1_0.png is not a readable image"),
+        (_no_image, "val/2_9.png is not a readable image (not an image)"),
+        (_empty, "val holds no image"),
+        (_gone, "does not exist"),
+        (_double, "the classes 0 and 3 have the same name, 'red square'"),
+        (_list, "must map class ids to names"),
+        (_torn, "id2label.json is not valid JSON"),
+    ],
+)
+def test_bad_data(
+    damage: Callable[[Path], None],
+    sentence: str,
+    world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(world, tmp_path / "world")
+    damage(tmp_path / "world")
+    root = tmp_path / "world"
+    arguments = ["--images", root / "val", "--labels", root / "id2label.json", "--model", root / "model"]
+    more = ["--output-dir", tmp_path / "out", "--cache", tmp_path / "cache", "--device", "cpu"]
+    assert sentence in refused(capsys, inference.main, inference.Config, *arguments, *more)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--template", ""], "--template: the template is empty"),
+        (["--template", "a photo"], "'a photo' must hold {} once"),
+        (["--ensemble", "nowhere.txt"], "the template file nowhere.txt does not exist"),
+        (["--names", "nowhere.json"], "nowhere.json does not exist"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, not 0"),
+        (["--workers", "0"], "--workers must be at least 1, not 0"),
+        (["--model", "ViT-B32"], "open_clip knows no model 'ViT-B32'; did you mean"),
+        (["--pretrained", "openai"], "leave --pretrained away"),
+    ],
+)
+def test_bad_flags(
+    flags: list[str], sentence: str, arguments: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sentence in refused(capsys, inference.main, inference.Config, *arguments, *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_line_of_a_template_file_is_named(
+    arguments: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "templates.txt").write_text("# note\na {}\n\n")
+    sentence = refused(capsys, inference.main, inference.Config, *arguments, "--ensemble", tmp_path / "templates.txt")
+    assert "templates.txt, line 3: the template is empty" in sentence
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("open_clip_config.json", "{}", "has no model_cfg"),
+        ("open_clip_config.json", '{"model_cfg": {"embed_dim": 4}}', "does not describe a model of open_clip"),
+        ("open_clip_config.json", None, "holds neither open_clip_config.json nor transformers' config.json"),
+        ("model.safetensors", "abc", "is not a complete safetensors file"),
+        ("model.safetensors", None, "model.safetensors does not exist"),
+        ("fingerprint.json", "{}", "is not a fingerprint"),
+    ],
+)
+def test_a_damaged_model_folder(
+    file: str,
+    content: str | None,
+    sentence: str,
+    world: Path,
+    arguments: list[Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(world / "model", folder)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    assert sentence in refused(capsys, inference.main, inference.Config, *arguments, "--model", folder)
