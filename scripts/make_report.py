@@ -115,7 +115,8 @@ def report_p1(results: Path) -> list[str]:
 P1_METHOD = """## Problem 1: conditional diffusion on digits
 
 **Method.** One network for both datasets predicts v (Salimans and Ho 2022) on a cosine schedule of 1000 steps with the
-weight min(SNR + 1, 5) on the error of x0. It is a U-Net whose first down-sampling is a pixel-unshuffle, so all work is done at 14x14 and 7x7; time,
+weight min(SNR + 1, 5) on the error of x0. It is a U-Net whose first down-sampling is a
+pixel-unshuffle, so all work is done at 14x14 and 7x7; time,
 digit and dataset are embedded, summed, and scale and shift every residual block. The digit is hidden in a tenth of the training
 images, the dataset never: guidance (w) pulls towards the digit and leaves the dataset's look alone. SVHN's unbalanced classes
 are drawn equally often. A tenth of the real digits was held out from every model. Code: `p1_diffusion/`, `common/`; training:

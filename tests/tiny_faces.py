@@ -19,7 +19,7 @@ def tiny_faces(config: FaceUNetConfig = CONFIG) -> FaceUNet:
     with torch.no_grad():
         for name, param in network.named_parameters():
             fan_in = param[0].numel() if param.dim() > 1 else 100
-            scale = 0.03 if name.startswith("out.2") else 1.0
+            scale = 0.02 if name.startswith("out.2") else 1.0
             param.copy_(torch.randn(param.shape, generator=generator) * scale / fan_in**0.5)
             if "norm" in name and name.endswith("weight") or name == "out.0.weight":
                 param.add_(1.0)

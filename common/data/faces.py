@@ -1,0 +1,45 @@
+"""Face photos in the homework's layout: `face/photos/*.jpg` (or .png), square and all of one size."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.data.digits import Split, is_held_out
+from common.errors import InputError
+from common.images import read_rgb
+
+DATASET = "face"
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class Faces:
+    """All photos at once: `images` uint8 [N, 3, S, S] and `names`."""
+
+    images: Tensor
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def load_faces(root: Path, split: Split = "train") -> Faces:
+    """Reads the photos below `root`/photos in the order of file names; a tenth is held out, by a hash of the name.
+
+    Raises InputError that names the folder or file: missing folder, unreadable photo, one that is not square or of another size.
+    """
+    folder = Path(root) / "photos"
+    if not folder.is_dir():
+        raise InputError(
+            f"the face photos are not there: {folder} does not exist; it should hold aligned, square photos "
+            "(.jpg or .png), all of one size"
+        )
+    names = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    if split != "all":
+        names = [name for name in names if is_held_out(DATASET, name) == (split == "held_out")]
+    if not names:
+        raise InputError(f"{folder} has no photo of the split {split!r}")
+    side = read_rgb(folder / names[0]).shape[-1]
+    return Faces(torch.stack([read_rgb(folder / name, (side, side)) for name in names]), names)

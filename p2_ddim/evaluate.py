@@ -1,0 +1,186 @@
+"""Compares faces with references as Problem 2's grader does, or with real photos where there are no references.
+
+    python3 -m p2_ddim.evaluate --images OUT --references hw2_data/face/GT     (MSE on 0..255, below 20)
+    python3 -m p2_ddim.evaluate --images OUT --photos hw2_data/face            (Frechet distance, nearest photos)
+
+Exit code 0 if the mean MSE is below 20 (or no references are given), 1 if not, 2 if the folder cannot be graded.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common import cli
+from common.data.faces import Faces, load_faces
+from common.errors import InputError
+from common.files import write_json
+from common.images import read_rgb
+from common.metrics.frechet import feature_statistics, frechet_distance
+
+PASS_BELOW = 20.0
+SUFFIXES = (".png", ".jpg", ".jpeg")
+REAL_DRAWS = 5
+Features = Callable[[Tensor], Tensor]
+"""uint8 images [N, 3, H, W] -> features [N, D]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Grades a folder of faces."""
+
+    images: Path
+    """Folder of the faces."""
+    references: Path | None = None
+    """Folder of the images that they should be, of the same names."""
+    photos: Path | None = None
+    """Folder with photos/, real faces of the same size; adds distances between distributions and to the nearest photo."""
+    result: Path | None = None
+    """JSON file to write."""
+
+
+def main(config: Config) -> None:
+    """Prints the tables, writes the result and answers by exit code."""
+    if not config.references and not config.photos:
+        raise InputError("nothing to compare with: give --references, --photos or both")
+    images = read_images(config.images)
+    result: dict[str, Any] = {"images": len(images)}
+    if config.references:
+        result |= compare(images, read_images(config.references))
+        print_comparison(result)
+    if config.photos:
+        train, held_out = load_faces(config.photos, "train"), load_faces(config.photos, "held_out")
+        stack = stack_like(images, train)
+        result["quality"] = quality(stack, train, held_out, colours)
+        result["nearest_photo"] = nearest_photo(stack, train, held_out)
+        for name in ("quality", "nearest_photo"):
+            print(*(f"{key.replace('_', ' ')}: {value:.3f}" for key, value in result[name].items()), sep="\n")
+    if config.result:
+        write_json(config.result, result)
+    if config.references and not result["passes"]:
+        raise SystemExit(1)
+
+
+# ----------------------------------------------------------------------------
+# The grader's part.
+
+
+def read_images(folder: Path) -> dict[str, Tensor]:
+    """Every image of a folder, uint8 [3, H, W], by its name without suffix. Raises InputError if there is none."""
+    if not Path(folder).is_dir():
+        raise InputError(f"the folder {folder} does not exist")
+    paths = [path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise InputError(f"{folder} holds no image")
+    images = {path.stem: read_rgb(path) for path in paths}
+    if len(images) < len(paths):
+        raise InputError(f"{folder} holds several images of one name")
+    return images
+
+
+def compare(images: Mapping[str, Tensor], references: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The MSE on 0..255 of each image, their mean and sum, the largest difference, and whether the mean is below 20.
+
+    Raises InputError if counts, names or sizes differ.
+    """
+    if len(images) != len(references):
+        raise InputError(f"{len(images)} images cannot be compared with {len(references)} references")
+    strange = sorted(images.keys() ^ references.keys())
+    if strange:
+        raise InputError(f"images and references have different names, such as {strange[0]}")
+    mse, largest = {}, 0
+    for name, image in images.items():
+        reference = references[name]
+        if image.shape != reference.shape:
+            sizes = [f"{shape[2]}x{shape[1]}" for shape in (image.shape, reference.shape)]
+            raise InputError(f"the image {name} has {sizes[0]} pixels, its reference {sizes[1]}")
+        difference = image.double() - reference.double()
+        mse[name] = difference.square().mean().item()
+        largest = max(largest, int(difference.abs().max()))
+    mean = sum(mse.values()) / len(mse)
+    return {
+        "mse": mse,
+        "mean_mse": mean,
+        "sum_mse": sum(mse.values()),
+        "max_difference": largest,
+        "passes": mean < PASS_BELOW,
+    }
+
+
+def print_comparison(result: dict[str, Any]) -> None:
+    """The table and the verdict."""
+    for name, value in result["mse"].items():
+        print(f"{name:<12} MSE {value:10.4f}")
+    print(
+        f"{'PASS' if result['passes'] else 'FAIL'}: mean MSE {result['mean_mse']:.4f} (below {PASS_BELOW:g} passes), "
+        f"sum {result['sum_mse']:.4f}, largest difference {result['max_difference']}"
+    )
+
+
+# ----------------------------------------------------------------------------
+# Faces without references: distance to the real distribution, and to single photos.
+
+
+def stack_like(images: Mapping[str, Tensor], photos: Faces) -> Tensor:
+    """The images as one tensor [N, 3, S, S]. Raises InputError if one is not of the photos' size."""
+    for name, image in images.items():
+        if image.shape != photos.images.shape[1:]:
+            raise InputError(
+                f"the image {name} is {tuple(image.shape)}, the photos are {tuple(photos.images.shape[1:])}"
+            )
+    return torch.stack(list(images.values()))
+
+
+def colours(images: Tensor) -> Tensor:
+    """Colours on an 8x8 grid, [N, 192] in [0, 1]: needs no network, and sees layout and light, not detail."""
+    return F.adaptive_avg_pool2d(images.float() / 255.0, 8).flatten(1)
+
+
+def quality(images: Tensor, train: Faces, held_out: Faces, features: Features) -> dict[str, float]:
+    """The Frechet distance of images to the training photos, beside that of as many held-out photos (mean of several draws)."""
+    target = feature_statistics(features(train.images))
+    count = min(len(images), len(held_out))
+    pool = features(held_out.images)
+    real = []
+    for draw in range(REAL_DRAWS):
+        chosen = torch.randperm(len(pool), generator=torch.Generator().manual_seed(draw))[:count]
+        real.append(frechet_distance(feature_statistics(pool[chosen]), target))
+    distance = frechet_distance(feature_statistics(features(images[:count])), target)
+    real_distance = sum(real) / len(real)
+    return {
+        "count": count,
+        "frechet_distance": distance,
+        "frechet_distance_real": real_distance,
+        "frechet_ratio": distance / real_distance,
+    }
+
+
+def nearest_photo(images: Tensor, train: Faces, held_out: Faces) -> dict[str, float]:
+    """Median and smallest distance (root mean square over pixels, 0..255) to the nearest photo or its mirror image.
+
+    - `generated` and `held_out`: of the images and of held-out photos to the training photos. A copying model would lie far
+      below the held-out ones.
+    - `generated_to_held_out` and `generated_to_seen`: of the images to the held-out photos and to as many training photos.
+      A copying model would lie closer to those it has seen.
+    """
+    pool = torch.cat([train.images, train.images.flip(-1)]).flatten(1).float()
+    unseen = torch.cat([held_out.images, held_out.images.flip(-1)]).flatten(1).float()
+    seen = torch.cat([train.images[: len(held_out)], train.images[: len(held_out)].flip(-1)]).flatten(1).float()
+    result = {}
+    for what, rows, others in (
+        ("generated", images, pool),
+        ("held_out", held_out.images, pool),
+        ("generated_to_held_out", images, unseen),
+        ("generated_to_seen", images, seen),
+    ):
+        distances = torch.cdist(rows.flatten(1).float(), others).amin(1) / rows[0].numel() ** 0.5
+        result |= {f"{what}_median": distances.median().item(), f"{what}_min": distances.min().item()}
+    return result
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

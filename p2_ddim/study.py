@@ -1,0 +1,233 @@
+"""The studies of Problem 2: how few steps suffice, and what happens along interpolation paths; results/*.json and plots.
+
+    python3 -m p2_ddim.study steps
+    python3 -m p2_ddim.study paths --photos hw2_data/face
+
+Noises are made here, from seeds. Both take some minutes on two CPU cores with the shipped model.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from common import cli
+from common.data.faces import load_faces
+from common.devices import DeviceName, pick_device
+from common.errors import InputError
+from common.files import ROOT, make_folder, write_json
+from common.images import to_uint8
+from common.metrics.frechet import feature_statistics, frechet_distance
+from common.samplers import count_evaluations
+from common.seeds import ImageGenerators, derive_seeds
+from p2_ddim.evaluate import Features, colours
+from p2_ddim.figures import ALPHAS, PATHS
+from p2_ddim.inference import FACES, Convention, Job, SamplingConfig, check_side, plan, sample_faces
+from p2_ddim.model import FaceNetwork, load_network
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REFERENCE_STEPS = 1000
+STEP_TABLE = (
+    *(("ddim", spacing, steps) for spacing in ("homework", "trailing") for steps in (10, 20, 50, 100, 250)),
+    *(("dpmpp_2m", spacing, steps) for spacing in ("homework", "trailing") for steps in (10, 20)),
+)
+PATH_SAMPLING = SamplingConfig(sampler="dpmpp_2m", steps=20, convention=Convention(spacing="trailing"), chunk_size=16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Runs a study of Problem 2."""
+
+    study: tyro.conf.Positional[Literal["steps", "paths"]]
+    """Which study."""
+    checkpoint: Path = FACES
+    """The homework's UNet.pt, a model folder of this project, or a folder of a diffusers UNet2DModel."""
+    photos: Path | None = None
+    """Folder with photos/ of the images' size; the paths' quality is then measured against them."""
+    results: Path = ROOT / "results"
+    """Folder of p2_steps.json or p2_paths.json, and of figures/p2."""
+    count: int | None = None
+    """Noises (steps) or pairs of noises (paths). Default: 16 for steps, 128 for paths."""
+    side: int = 64
+    """Height and width of the noises."""
+    seed: int = 0
+    """Seed of the noises."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA if present."""
+
+
+def main(config: Config) -> None:
+    """Writes the study's file and plot, and prints its rows."""
+    count = {"steps": 16, "paths": 128}[config.study] if config.count is None else config.count
+    least = {"steps": 1, "paths": 2}[config.study]  # statistics are taken over the pairs
+    if count < least:
+        raise InputError(f"--count must be at least {least}, not {count}")
+    device = pick_device(config.device)
+    network = load_network(config.checkpoint).to(device)
+    check_side(network, torch.empty(3, config.side, config.side), Path(f"--side {config.side}"))
+    if config.study == "steps":
+        result = study_steps(network, make_noises(count, config.side, config.seed), device)
+        figure = plot_steps(result["rows"])
+    else:
+        real = load_faces(config.photos, "all").images if config.photos else None
+        if real is not None and real.shape[-1] != config.side:
+            raise InputError(f"the photos are {real.shape[-1]} pixels wide, but --side is {config.side}")
+        noises = make_noises(2 * count, config.side, config.seed)
+        pairs = list(zip(noises[:count], noises[count:], strict=True))
+        result = study_paths(network, pairs, real, device)
+        figure = plot_paths(result)
+    for row in result["rows"]:
+        print(
+            ", ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+            )
+        )
+    command = f"python3 -m p2_ddim.study {config.study}"
+    write_json(config.results / f"p2_{config.study}.json", {"command": command, "seed": config.seed, **result})
+    path = make_folder(config.results / "figures" / "p2") / f"{config.study}.png"
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    print(path)
+
+
+def make_noises(count: int, side: int, seed: int) -> list[Tensor]:
+    """Standard normal [3, side, side], each from its own seed."""
+    return list(ImageGenerators(derive_seeds(seed, count=count)).randn(3, side, side))
+
+
+def final_images(
+    network: FaceNetwork, noises: Sequence[Tensor], sampling: SamplingConfig, device: torch.device
+) -> Tensor:
+    """The images in [-1, 1], clamped, without the stretch of `minmax_to_uint8`, so that grey levels can be compared."""
+    jobs: list[Job] = [(str(i), noise) for i, noise in enumerate(noises)]
+    return torch.cat([x0 for _, x0 in sample_faces(network, jobs, sampling, device)]).clamp(-1.0, 1.0)
+
+
+# ----------------------------------------------------------------------------
+# How few steps suffice.
+
+
+def study_steps(
+    network: FaceNetwork,
+    noises: list[Tensor],
+    device: torch.device,
+    table: Sequence[tuple[str, str, int]] = STEP_TABLE,
+    reference_steps: int = REFERENCE_STEPS,
+) -> dict[str, Any]:
+    """The MSE on 0..255 to DDIM with every timestep, from the same noises, for each (sampler, spacing, steps) of the table.
+
+    The reference starts at t = 999. The homework's spacing starts lower (t = 981 for 50 steps, 901 for 10) with the same
+    noise, which the trailing spacing does not.
+    """
+    base = SamplingConfig(chunk_size=min(len(noises), 16))
+    reference = final_images(network, noises, dataclasses.replace(base, steps=reference_steps), device)
+    rows = []
+    for sampler, spacing, steps in table:
+        convention = Convention(spacing=spacing)
+        sampling = dataclasses.replace(base, sampler=sampler, steps=steps, convention=convention)
+        images = final_images(network, noises, sampling, device)
+        per_image = ((images - reference) * 127.5).square().flatten(1).mean(1)
+        rows.append(
+            {
+                "sampler": sampler,
+                "spacing": spacing,
+                "steps": steps,
+                "evaluations": count_evaluations(sampler, *plan(convention, steps)),
+                "mse": per_image.mean().item(),
+                "mse_standard_error": per_image.std().item() / math.sqrt(len(noises)) if len(noises) > 1 else 0.0,
+            }
+        )
+    return {"images": len(noises), "reference_steps": reference_steps, "rows": rows}
+
+
+def plot_steps(rows: list[dict[str, Any]]) -> "Figure":
+    """MSE over network evaluations, a line for each sampler and spacing."""
+    figure, (axes,) = _figure(1)
+    for key in dict.fromkeys((row["sampler"], row["spacing"]) for row in rows):
+        line = [row for row in rows if (row["sampler"], row["spacing"]) == key]
+        label = f"{ {'ddim': 'DDIM', 'dpmpp_2m': 'DPM-Solver++(2M)'}[key[0]] }, {key[1]} spacing"
+        axes.loglog([row["evaluations"] for row in line], [row["mse"] for row in line], "o-", label=label)
+    axes.set(xlabel="network evaluations", ylabel="MSE to 1000 steps (grey levels squared)")
+    axes.legend()
+    return figure
+
+
+# ----------------------------------------------------------------------------
+# Along the paths from one noise to another.
+
+
+def study_paths(
+    network: FaceNetwork,
+    pairs: list[tuple[Tensor, Tensor]],
+    real: Tensor | None,
+    device: torch.device,
+    sampling: SamplingConfig = PATH_SAMPLING,
+    features: Features = colours,
+    alphas: Sequence[float] = ALPHAS,
+) -> dict[str, Any]:
+    """For each path and alpha, over all pairs: the noise's norm over sqrt(d), the images' contrast and detail, and, against
+    real photos (uint8), the Frechet distance of their features.
+    """
+    sampling = dataclasses.replace(sampling, chunk_size=min(len(pairs), sampling.chunk_size))
+    target = feature_statistics(features(real)) if real is not None else None
+    rows = []
+    for path, between in PATHS.items():
+        for alpha in alphas:
+            noises = [between(a, b, alpha) for a, b in pairs]
+            images = to_uint8(final_images(network, noises, sampling, device))
+            norms = torch.stack([noise.norm() for noise in noises]) / math.sqrt(noises[0].numel())
+            row = {"path": path, "alpha": alpha, "norm": norms.mean().item(), **look(images)}
+            if target is not None:
+                row["frechet_distance"] = frechet_distance(feature_statistics(features(images)), target)
+            rows.append(row)
+    return {"pairs": len(pairs), "real": look(real) if real is not None else None, "rows": rows}
+
+
+def look(images: Tensor) -> dict[str, float]:
+    """Two plain numbers of uint8 images [N, 3, H, W], in grey levels: `contrast`, the standard deviation within an image, and
+    `detail`, the root mean square difference of neighbouring pixels."""
+    images = images.float()
+    differences = [(images[..., 1:, :] - images[..., :-1, :]), (images[..., 1:] - images[..., :-1])]
+    return {
+        "contrast": images.flatten(1).std(1).mean().item(),
+        "detail": sum(d.square().flatten(1).mean(1).sqrt().mean().item() for d in differences) / 2,
+    }
+
+
+def plot_paths(result: dict[str, Any]) -> "Figure":
+    """The noise's norm and each measure of the images, a line for each path; real photos as a dashed line."""
+    rows = result["rows"]
+    labels = {
+        "norm": "norm of the noise / sqrt(d)",
+        "contrast": "contrast (grey levels)",
+        "detail": "detail (grey levels)",
+        "frechet_distance": "Frechet distance to photos",
+    }
+    measures = [name for name in labels if name in rows[0]]
+    figure, panels = _figure(len(measures))
+    for axes, name in zip(panels, measures, strict=True):
+        for path in PATHS:
+            line = [row for row in rows if row["path"] == path]
+            axes.plot([row["alpha"] for row in line], [row[name] for row in line], "o-", label=path)
+        if result["real"] and name in result["real"]:
+            axes.axhline(result["real"][name], color="grey", linestyle="--", label="photos")
+        axes.set(xlabel="alpha", ylabel=labels[name])
+        axes.legend()
+    return figure
+
+
+def _figure(panels: int) -> tuple["Figure", list[Any]]:
+    from matplotlib.figure import Figure  # a second to import
+
+    figure = Figure(figsize=(4.5 * panels + 1.0, 3.8), layout="constrained")
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

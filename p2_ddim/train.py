@@ -1,0 +1,139 @@
+"""Trains the face model of Problem 2 on photos.
+
+    python3 -m p2_ddim.train --data hw2_data/face --run-dir runs/p2_faces
+    torchrun --nproc_per_node 2 -m p2_ddim.train --device cpu ...    (`accelerate launch` on several GPUs)
+
+The same command again resumes. The averaged weights are in RUN_DIR/last, stored as float16, ready for `p2_ddim.inference --checkpoint`.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from common import cli
+from common.data.faces import Faces, load_faces
+from common.diffusion import diffusion_loss
+from common.errors import InputError
+from common.files import ROOT
+from common.grid import labelled_grid
+from common.images import to_model_range, to_uint8, write_png
+from common.schedule import linear_schedule
+from common.seeds import ImageGenerators, derive_seed, derive_seeds
+from common.training import Batch, TrainingConfig, fit
+from p2_ddim.inference import Convention, SamplingConfig, sample_faces
+from p2_ddim.model import FaceUNet, FaceUNetConfig
+
+PREVIEW_IMAGES, PREVIEW_COLUMNS = 32, 8
+PREVIEW_SAMPLING = SamplingConfig(
+    sampler="dpmpp_2m", steps=20, chunk_size=PREVIEW_IMAGES, convention=Convention(spacing="trailing")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains the face model of Problem 2."""
+
+    run_dir: Path
+    """Folder of the run: checkpoints, metrics, previews."""
+    data: Path = ROOT / "hw2_data" / "face"
+    """Folder with photos/, square photos of one size."""
+    init_from: Path | None = None
+    """Model folder to start from, instead of random weights."""
+    flip: bool = True
+    """Mirror half of the photos."""
+    min_snr_gamma: float | None = 5.0
+    """Gamma of the loss weight min(SNR + offset, gamma) on the x0 error; None for the plain loss."""
+    snr_offset: float = 1.0
+    """Offset of that weight; 0 is the published min-SNR (and what eps prediction needs), 1 keeps v's weight at high noise."""
+    model: FaceUNetConfig = FaceUNetConfig(
+        channels=(128, 160, 192), blocks=1, attention=(1, 2), heads=4, embedding=256, patch=4, parameterization="v"
+    )
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
+        steps=14000, batch_size=32, lr=8e-4, warmup=500
+    )
+
+
+def main(config: Config) -> None:
+    """Trains, or resumes."""
+    torch.manual_seed(config.training.seed)
+    schedule = linear_schedule()
+    model = FaceUNet.load(config.init_from).train() if config.init_from else FaceUNet(config.model)
+    model.to(memory_format=torch.channels_last)
+    if model.parameterization == "eps" and config.min_snr_gamma is not None and config.snr_offset:
+        raise InputError(f"with eps prediction --snr-offset must be 0, not {config.snr_offset}")
+    data, held_out = load_faces(config.data, "train"), load_faces(config.data, "held_out")
+    side = data.images.shape[-1]
+    if side % model.side_multiple:
+        raise InputError(f"the photos are {side}x{side}, but this network needs a multiple of {model.side_multiple}")
+
+    def loss_fn(batch: Batch, generators: ImageGenerators) -> torch.Tensor:
+        return diffusion_loss(
+            lambda x_t, t, _: model(x_t, t),
+            schedule,
+            to_model_range(batch["image"]),
+            {},
+            generators,
+            parameterization=model.parameterization,
+            min_snr_gamma=config.min_snr_gamma,
+            snr_offset=config.snr_offset,
+        )
+
+    def draw(step: int) -> Batch:
+        return draw_faces(data, config.training.batch_size, derive_seed(config.training.seed, step, 1), config.flip)
+
+    @torch.no_grad()
+    def validate() -> dict[str, float]:
+        """The loss on all held-out photos, at the same t and noise each time."""
+        device = next(model.parameters()).device
+        model.eval()
+        total = 0.0
+        seeds = torch.tensor(derive_seeds(0, count=len(held_out)))
+        for part, part_seeds in zip(held_out.images.split(100), seeds.split(100), strict=True):
+            loss = loss_fn({"image": part.to(device)}, ImageGenerators(part_seeds.tolist(), device))
+            total += loss.item() * len(part)
+        model.train()
+        return {"loss": total / len(held_out)}
+
+    def preview(path: Path) -> None:
+        """Faces from the same noises each time."""
+        noise = ImageGenerators(derive_seeds(0, count=PREVIEW_IMAGES)).randn(3, side, side)
+        jobs = [(f"{i:02d}", noise[i]) for i in range(PREVIEW_IMAGES)]
+        model.eval()
+        device = next(model.parameters()).device
+        ((_, x0),) = sample_faces(model, jobs, PREVIEW_SAMPLING, device, show_progress=False)
+        model.train()
+        write_png(path, labelled_grid(to_uint8(x0), PREVIEW_COLUMNS))
+
+    fit(
+        dict(model.named_parameters()),
+        loss_fn,
+        draw,
+        config.training,
+        config.run_dir,
+        settings={
+            key: value
+            for key, value in dataclasses.asdict(config).items()
+            if key not in ("training", "run_dir", "data")
+        },
+        save=lambda folder: model.save(folder, torch.float16),
+        validate=validate,
+        preview=preview,
+    )
+
+
+def draw_faces(data: Faces, count: int, seed: int, flip: bool) -> Batch:
+    """`count` photos with replacement, each mirrored with probability one half if asked; a function of the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(len(data), (count,), generator=generator)
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    images = data.images[index]
+    if flip:
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+    return {"index": index, "image": images}
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

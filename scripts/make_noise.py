@@ -1,0 +1,53 @@
+"""Makes fixed noise files for Problem 2, in the homework's form: OUT/NN.pt, float32 [1, 3, SIDE, SIDE].
+
+    python3 scripts/make_noise.py --output-dir hw2_data/face/noise                  (ten, 64x64, for the shipped model)
+    python3 scripts/make_noise.py --output-dir hw2_data/face/noise256 --side 256    (for the homework's UNet.pt)
+
+Noise NN depends on the seed, the side and NN alone.
+"""
+
+import dataclasses
+import io
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
+
+from common import cli
+from common.errors import InputError
+from common.files import atomic_write, make_folder
+from common.seeds import ImageGenerators, derive_seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Makes fixed noise files in the homework's form."""
+
+    output_dir: Path
+    """Folder for NN.pt."""
+    count: int = 10
+    """Files, 00 to COUNT - 1."""
+    side: int = 64
+    """Height and width."""
+    seed: int = 0
+    """Seed of all noises."""
+
+
+def main(config: Config) -> None:
+    """Writes the files."""
+    if config.count < 1 or config.side < 1:
+        raise InputError(f"--count and --side must be at least 1, not {config.count} and {config.side}")
+    seeds = [derive_seed(config.seed, number) for number in range(config.count)]
+    folder = make_folder(config.output_dir)
+    for number, seed in enumerate(seeds):
+        noise = ImageGenerators([seed]).randn(3, config.side, config.side)
+        buffer = io.BytesIO()
+        torch.save(noise, buffer)
+        atomic_write(folder / f"{number:02d}.pt", buffer.getvalue())
+    print(f"{config.count} noises in {folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

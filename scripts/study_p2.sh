@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The studies and figures behind Problem 2's section of the report, on the shipped face model; flags go to p2_ddim.study.
+# Photos in hw2_data/face/photos (or $FACES/photos) add distances to real ones.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+faces="${FACES:-$ROOT/hw2_data/face}"
+photos=()
+if [ -d "$faces/photos" ]; then photos=(--photos "$faces"); fi
+"$PYTHON" "$ROOT/scripts/make_noise.py" --output-dir "$work/noise"
+"$PYTHON" -m p2_ddim.figures --noises "$work/noise" --output-dir "$ROOT/results/figures/p2"
+"$PYTHON" -m p2_ddim.study steps "$@"
+"$PYTHON" -m p2_ddim.study paths "${photos[@]}" "$@"
+if [ ${#photos[@]} -gt 0 ]; then
+  "$PYTHON" "$ROOT/scripts/make_noise.py" --output-dir "$work/many" --count 480 --seed 1
+  "$PYTHON" -m p2_ddim.inference --noises "$work/many" --output-dir "$work/faces" --chunk-size 16 --no-stretch
+  "$PYTHON" -m p2_ddim.evaluate --images "$work/faces" "${photos[@]}" --result "$ROOT/results/p2_faces.json"
+fi

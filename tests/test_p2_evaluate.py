@@ -1,0 +1,250 @@
+"""What is said about faces: MSE and verdict, the convention behind references, distances to photos, figures and studies."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny import contents, exit_code
+from tiny_faces import noise, save_noises, save_photos, tiny_faces
+from torch import Tensor
+
+from common.data.digits import is_held_out
+from common.data.faces import load_faces
+from common.images import read_rgb, write_png
+from p2_ddim import calibrate, evaluate, figures, inference, study
+from p2_ddim.evaluate import colours, compare, nearest_photo, quality
+from p2_ddim.inference import CONVENTIONS, SamplingConfig
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_faces().save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos/."""
+    return save_photos(tmp_path_factory.mktemp("faces"))
+
+
+def random_images(count: int, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {f"{i:02d}": torch.randint(256, (3, 16, 16), generator=generator, dtype=torch.uint8) for i in range(count)}
+
+
+def write(folder: Path, images: dict[str, Tensor]) -> Path:
+    folder.mkdir(parents=True)
+    for name, image in images.items():
+        write_png(folder / f"{name}.png", image)
+    return folder
+
+
+# ----------------------------------------------------------------------------
+# References.
+
+
+def test_mse_by_hand() -> None:
+    """255 against 245 in every third number: 100 / 3; and uint8 must not wrap around."""
+    reference = torch.full((3, 2, 2), 255, dtype=torch.uint8)
+    image = reference.clone()
+    image[1] = 245
+    result = compare({"a": image, "b": reference}, {"a": reference, "b": reference})
+    assert result["mse"] == {"a": pytest.approx(100 / 3), "b": 0.0}
+    assert result["mean_mse"] == pytest.approx(50 / 3) and result["sum_mse"] == pytest.approx(100 / 3)
+    assert result["max_difference"] == 10 and result["passes"]
+    zero = torch.zeros_like(reference)
+    assert compare({"a": zero}, {"a": reference})["mean_mse"] == 255**2
+    assert compare({"a": reference}, {"a": zero})["max_difference"] == 255
+
+
+@pytest.mark.parametrize(("offset", "code", "verdict"), [(0, 0, "PASS"), (4, 0, "PASS"), (5, 1, "FAIL")])
+def test_the_verdict_is_the_exit_code(
+    offset: int, code: int, verdict: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """16 passes, 25 does not."""
+    references = {name: image // 2 for name, image in random_images(3).items()}
+    write(tmp_path / "references", references)
+    write(tmp_path / "out", {name: image + offset for name, image in references.items()})
+    arguments = ("--images", tmp_path / "out", "--references", tmp_path / "references", "--result", tmp_path / "r.json")
+    assert exit_code(evaluate.main, evaluate.Config, *arguments) == code
+    out = capsys.readouterr().out
+    assert out.count("MSE") == 4 and f"{verdict}: mean MSE {offset**2:.4f}" in out
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["max_difference"] == offset and result["passes"] == (code == 0)
+    assert result["sum_mse"] == pytest.approx(3 * offset**2)
+
+
+@pytest.mark.parametrize("name", ["homework", "no clamp", "trailing"])
+def test_calibrate_finds_the_convention(
+    name: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noises = save_noises(tmp_path / "noises", 2)
+    convention = CONVENTIONS[name]
+    flags = ["--clip-x0" if convention.clip_x0 else "--no-clip-x0", "--spacing", convention.spacing]
+    flags += ["--last-abar", convention.last_abar]
+    common = ("--noises", noises, "--checkpoint", checkpoint, "--device", "cpu", "--steps", 10)
+    out = tmp_path / "references"
+    assert exit_code(inference.main, inference.Config, *common, "--output-dir", out, *flags) == 0
+    capsys.readouterr()
+    arguments = (*common, "--references", out, "--result", tmp_path / "r.json")
+    assert exit_code(calibrate.main, calibrate.Config, *arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8 and lines[0].startswith(f"{name} ") and "MSE    0.0000" in lines[0]
+    result = json.loads((tmp_path / "r.json").read_text())
+    values = [row["mse"] for row in result["conventions"]]
+    assert values == sorted(values) and values[1] > 0.0
+    assert result["images"] == ["00"]  # one image by default
+
+
+# ----------------------------------------------------------------------------
+# Photos.
+
+
+def test_photos_are_read_in_order_and_split_by_name(photos: Path) -> None:
+    whole, train, held_out = (load_faces(photos, split) for split in ("all", "train", "held_out"))
+    assert whole.names == [f"{i:05d}.jpg" for i in range(40)]
+    assert held_out.names == [name for name in whole.names if is_held_out("face", name)]
+    assert sorted(train.names + held_out.names) == whole.names and 0 < len(held_out) < 10
+    for name, image in zip(whole.names, whole.images, strict=True):
+        assert torch.equal(image, read_rgb(photos / "photos" / name))
+
+
+def test_colours_are_means_over_a_grid() -> None:
+    images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    images[0, 0, :2, :2] = 255
+    features = colours(images)
+    assert features.shape == (1, 192) and features[0, 0] == 1.0 and features.sum() == 1.0
+
+
+def test_real_photos_are_nearer_to_real_photos_than_dark_images_are(photos: Path) -> None:
+    train, held_out = load_faces(photos, "train"), load_faces(photos, "held_out")
+    same = quality(held_out.images, train, held_out, colours)
+    other = quality(held_out.images // 8, train, held_out, colours)
+    assert same["count"] == len(held_out)
+    assert same["frechet_distance"] == pytest.approx(same["frechet_distance_real"], rel=1e-6)
+    assert other["frechet_ratio"] > 1.5
+
+
+def test_any_function_can_be_the_features(photos: Path) -> None:
+    """The mean brightness alone: its Frechet distance is that of two numbers' means and spreads."""
+    train, held_out = load_faces(photos, "train"), load_faces(photos, "held_out")
+    brightness = lambda images: images.double().mean((1, 2, 3))[:, None]  # noqa: E731
+    a, b = brightness(held_out.images), brightness(train.images)
+    expected = (a.mean() - b.mean()) ** 2 + (a.std() - b.std()) ** 2
+    assert quality(held_out.images, train, held_out, brightness)["frechet_distance"] == pytest.approx(expected.item())
+
+
+def test_a_copy_is_found_even_mirrored(photos: Path) -> None:
+    train, held_out = load_faces(photos, "train"), load_faces(photos, "held_out")
+    copies = nearest_photo(train.images[:5].flip(-1), train, held_out)
+    assert copies["generated_median"] < 0.1  # cdist rounds
+    assert copies["held_out_min"] > 1.0
+    assert copies["generated_to_seen_median"] < copies["generated_to_held_out_median"]
+    darker = nearest_photo((train.images[:1].float() * 0 + 7).to(torch.uint8), train, held_out)
+    expected = (train.images.double() - 7).square().mean((1, 2, 3)).sqrt().min().item()
+    assert darker["generated_min"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_evaluation_against_photos(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = write(tmp_path / "out", {name: image // 8 for name, image in random_images(4).items()})
+    arguments = ("--images", out, "--photos", photos, "--result", tmp_path / "r.json")
+    assert exit_code(evaluate.main, evaluate.Config, *arguments) == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["images"] == 4 and result["quality"]["frechet_ratio"] > 1.0
+    assert "frechet ratio" in capsys.readouterr().out and result["nearest_photo"]["generated_min"] > 10
+
+
+# ----------------------------------------------------------------------------
+# Figures and studies.
+
+
+def test_figures_show_what_hw2_2_writes(checkpoint: Path, tmp_path: Path) -> None:
+    noises = save_noises(tmp_path / "noises", 5)
+    common = ("--noises", noises, "--checkpoint", checkpoint, "--device", "cpu", "--steps", 1)
+    assert exit_code(figures.main, figures.Config, *common, "--output-dir", tmp_path / "figures") == 0
+    assert sorted(contents(tmp_path / "figures")) == ["eta.png", "lerp.png", "slerp.png"]
+    assert exit_code(inference.main, inference.Config, *common, "--output-dir", tmp_path / "out") == 0
+    eta = read_rgb(tmp_path / "figures" / "eta.png")
+    columns = [_find(eta, read_rgb(tmp_path / "out" / f"{i:02d}.png"))[1] for i in range(4)]
+    assert columns == sorted(columns)
+    for name in ("slerp", "lerp"):
+        figure = read_rgb(tmp_path / "figures" / f"{name}.png")
+        first, last = (_find(figure, read_rgb(tmp_path / "out" / f"{i:02d}.png")) for i in (0, 1))
+        assert first[0] == last[0] and last[1] - first[1] == 10 * (32 + 2)  # eleven images of 16 pixels, doubled
+
+
+def _find(figure: Tensor, image: Tensor) -> tuple[int, int]:
+    """Where the image, at twice its size, lies in the figure; it must be there once."""
+    image = image.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    windows = figure.unfold(1, image.shape[1], 1).unfold(2, image.shape[2], 1)  # [3, rows, columns, h, w]
+    found = (windows == image[:, None, None]).flatten(3).all(-1).all(0).nonzero()
+    assert len(found) == 1
+    return int(found[0, 0]), int(found[0, 1])
+
+
+def test_rows_of_the_eta_grid_differ() -> None:
+    network, jobs = tiny_faces(), [("00", noise(0)), ("01", noise(1))]
+    sampling = SamplingConfig(steps=3)
+    images = [
+        figures.faces(network, jobs, SamplingConfig(steps=3, eta=eta), torch.device("cpu")) for eta in figures.ETAS
+    ]
+    assert len({image.numpy().tobytes() for image in images}) == 5
+    grid = figures.eta_grid(network, jobs, sampling, torch.device("cpu"))
+    assert grid.shape[1] > 5 * 32
+
+
+def test_the_step_study_converges() -> None:
+    """More steps come closer to the reference, which has distance 0 to itself."""
+    table = [("ddim", "trailing", 5), ("ddim", "trailing", 20), ("ddim", "homework", 50), ("dpmpp_2m", "trailing", 10)]
+    result = study.study_steps(
+        tiny_faces(), [noise(0), noise(1)], torch.device("cpu"), [*table, ("ddim", "homework", 50)], 50
+    )
+    mse = [row["mse"] for row in result["rows"]]
+    assert mse[0] > mse[1] > 0.0 and mse[2] == mse[4] == 0.0
+    assert [row["evaluations"] for row in result["rows"]] == [5, 20, 50, 10, 50]
+    assert len(study.STEP_TABLE) == 14 and {steps for _, _, steps in study.STEP_TABLE} == {10, 20, 50, 100, 250}
+
+
+def test_the_path_study_measures_norm_and_look(photos: Path) -> None:
+    pairs = [(noise(i), noise(100 + i)) for i in range(4)]
+    real = load_faces(photos, "all").images
+    sampling = SamplingConfig(steps=1, chunk_size=4)
+    result = study.study_paths(tiny_faces(), pairs, real, torch.device("cpu"), sampling, alphas=(0.0, 0.5, 1.0))
+    rows = {(row["path"], row["alpha"]): row for row in result["rows"]}
+    assert rows["slerp", 0.5]["norm"] == pytest.approx(1.0, abs=0.05)
+    assert rows["lerp", 0.5]["norm"] == pytest.approx(math.sqrt(0.5), abs=0.05)
+    for end in (0.0, 1.0):
+        assert {**rows["slerp", end], "path": ""} == {**rows["lerp", end], "path": ""}
+    assert all(row["frechet_distance"] > 0 for row in rows.values())
+    assert result["real"] == study.look(real)
+
+
+def test_contrast_and_detail_by_hand() -> None:
+    stripes = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    stripes[..., ::2] = 100
+    assert study.look(stripes)["contrast"] == pytest.approx(50.0 * math.sqrt(48 / 47))
+    assert study.look(stripes)["detail"] == pytest.approx(50.0)  # 100 from column to column, 0 from row to row
+
+
+@pytest.mark.parametrize("name", ["steps", "paths"])
+def test_studies_write_numbers_and_a_plot(
+    name: str, checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        study.study_steps, "__defaults__", ((("ddim", "homework", 10), ("dpmpp_2m", "trailing", 5)), 20)
+    )
+    monkeypatch.setattr(study.study_paths, "__defaults__", (SamplingConfig(steps=1), colours, (0.0, 1.0)))
+    arguments = (name, "--checkpoint", checkpoint, "--results", tmp_path, "--count", 2, "--side", 16, "--device", "cpu")
+    flags = ("--photos", photos) if name == "paths" else ()
+    assert exit_code(study.main, study.Config, *arguments, *flags) == 0
+    assert sorted(contents(tmp_path)) == [f"figures/p2/{name}.png", f"p2_{name}.json"]
+    result = json.loads((tmp_path / f"p2_{name}.json").read_text())
+    assert result["command"] == f"python3 -m p2_ddim.study {name}" and len(result["rows"]) in (2, 4)
+    with Image.open(tmp_path / "figures" / "p2" / f"{name}.png") as image:
+        assert image.width > 400
