@@ -107,7 +107,7 @@ class ContextUNet(nn.Module):
         try:
             config = ContextUNetConfig(**{**values, "channels": tuple(values["channels"])})
             model = cls(config)
-        except (TypeError, KeyError, ValueError, RuntimeError) as error:
+        except (TypeError, KeyError, ValueError, RuntimeError, InputError) as error:
             raise InputError(f"{folder}/config.json does not describe a network of this program ({error})") from None
         load_weights(folder, model)
         return model.eval().to(memory_format=torch.channels_last)

@@ -3,8 +3,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 1 ]; then
-  echo "usage: bash scripts/grade.sh OUT [flags]            (Problem 1: flags of p1_diffusion.evaluate)" >&2
-  echo "       bash scripts/grade.sh OUT REFERENCES [flags] (Problem 2: flags of p2_ddim.evaluate)" >&2
+  echo "usage: bash scripts/grade.sh OUT [flags] for digits, OUT REFERENCES [flags] for faces (flags of the evaluate program)" >&2
   exit 2
 fi
 out="$1"
