@@ -294,7 +294,12 @@ def _print(result: dict[str, Any]) -> None:
             dataset: {
                 "judge": part["judge"],
                 "accuracy": f"{part['accuracy']:.2%}",
-                **{f"  digit {d}": f"{value:.0%}" for d, value in part["accuracy_by_digit"].items()},
+                **{
+                    f"  digit {d}": f"{part['accuracy_by_digit'][str(d)]:.0%}"
+                    if str(d) in part["accuracy_by_digit"]
+                    else "-"
+                    for d in range(NUM_DIGITS)
+                },
                 "judge on held-out digits": f"{result['judge_accuracy'][dataset]:.2%}"
                 if "judge_accuracy" in result
                 else "-",
