@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import Malice
 from torch import nn
 
 from common.checkpoint import (
@@ -22,16 +23,6 @@ from common.checkpoint import (
     save_tensors,
 )
 from common.errors import InputError
-
-
-class Malice:
-    """Unpickled by a careless reader, it makes a file."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Callable, tuple[str, str]]:
-        return open, (str(self.trace), "w")
 
 
 def dump(content: Any, path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import contents, environment, exit_code, refusal, refused, run_process, tiny_network
+from tiny import Malice, contents, environment, exit_code, refusal, refused, run_process, tiny_network
 
 from common import cli
 from common.files import ROOT
@@ -19,16 +19,6 @@ from common.metrics.classifier import DigitClassifier
 from p1_diffusion import evaluate, figures, inference, train, train_classifier
 
 SMALL = ["--model.channels", "16", "32", "--model.embedding", "32", "--model.heads", "2", "--batch-size", "4"]
-
-
-class Malice:
-    """Unpickled by a careless reader, it makes a file."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Callable, tuple[str, str]]:
-        return open, (str(self.trace), "w")
 
 
 @pytest.fixture(scope="module")

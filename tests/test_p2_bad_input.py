@@ -7,22 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import contents, refused
+from tiny import Malice, contents, refused
 from tiny_faces import CONFIG, save_noises, save_photos, tiny_faces
 
 from common.images import write_png
 from p2_ddim import calibrate, evaluate, figures, inference, study, train
 from p2_ddim import model as model_module
-
-
-class Malice:
-    """Unpickled by a careless reader, it makes a file."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Callable, tuple[str, str]]:
-        return open, (str(self.trace), "w")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,16 @@ from p1_diffusion.model import ContextUNet, ContextUNetConfig
 CONFIG = ContextUNetConfig(channels=(16, 32), embedding=32, heads=2)
 
 
+class Malice:
+    """Unpickled by a careless reader, it makes a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable, tuple[str, str]]:
+        return open, (str(self.trace), "w")
+
+
 def tiny_network() -> ContextUNet:
     """A small network with fixed random weights; what starts at zero gets small values, so that every part has an effect."""
     generator = torch.Generator().manual_seed(0)
