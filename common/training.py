@@ -134,7 +134,7 @@ def fit(
 
     # The optimiser sees the named parameters alone; the moving average starts where they start.
     optimizer = torch.optim.AdamW(
-        params.values(), lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, foreach=True
+        params.values(), lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
     )
     ema = EMA(params, config.ema_decay)
     progress = _load_state(run_dir / "state.safetensors", params, ema, optimizer, accelerator.device)
@@ -320,9 +320,7 @@ def _load_state(
             for key in ("exp_avg", "exp_avg_sq", "step"):
                 # A parameter that never got a gradient has no optimiser state.
                 if (value := tensors.get(f"{key}/{name}")) is not None:
-                    optimizer.state[param][key] = (
-                        value if key == "step" else value.to(device).clone(memory_format=torch.preserve_format)
-                    )
+                    optimizer.state[param][key] = value.to(device).clone(memory_format=torch.preserve_format)
     progress = _Progress(**(values | {"best": math.inf if values["best"] is None else values["best"]}))
     ema.updates = progress.ema_updates
     return progress
