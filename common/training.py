@@ -320,7 +320,9 @@ def _load_state(
             for key in ("exp_avg", "exp_avg_sq", "step"):
                 # A parameter that never got a gradient has no optimiser state.
                 if (value := tensors.get(f"{key}/{name}")) is not None:
-                    optimizer.state[param][key] = value.to(device).clone(memory_format=torch.preserve_format)
+                    # The fused step walks raw memory: moments must be laid out as their parameter is (channels_last or not).
+                    moment = torch.empty_like(param) if key != "step" else torch.empty((), device=device)
+                    optimizer.state[param][key] = moment.copy_(value)
     progress = _Progress(**(values | {"best": math.inf if values["best"] is None else values["best"]}))
     ema.updates = progress.ema_updates
     return progress
