@@ -112,10 +112,13 @@ def augment(images: Tensor, generators: ImageGenerators) -> Tensor:
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
-    # Colour: channels in another order, negative, contrast and brightness. A digit stays what it is under all of them.
-    order = generators.randn(3).argsort(1)
+    # Colour: half of the images get their channels in another order, or become negative; all get another contrast and
+    # brightness. A digit stays what it is under all of them.
+    order = torch.where(
+        (generators.rand() < 0.5)[:, None], generators.randn(3).argsort(1), torch.arange(3, device=images.device)
+    )
     images = images.gather(1, order[:, :, None, None].expand_as(images))
-    sign = torch.where(generators.rand() < 0.5, -1.0, 1.0)
+    sign = torch.where(generators.rand() < 0.25, -1.0, 1.0)
     images = images * (sign * uniform(0.6, 1.3)).view(n, 1, 1, 1) + uniform(-0.25, 0.25).view(n, 1, 1, 1)
 
     # A square of 8 pixels is blotted out in three images of ten (arXiv:1708.04552).
