@@ -4,6 +4,7 @@ A model folder holds `config.json` (the kind of model and what builds it) and `m
 blindly: foreign `.pt` and `.pth` files go through PyTorch's restricted unpickler, which refuses code.
 """
 
+import hashlib
 import json
 import pickle
 import warnings
@@ -80,6 +81,15 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: Path | st
     if found:
         raise InputError(f"the weights in {source} do not fit the model: {'; '.join(found)}")
     model.load_state_dict(state)
+
+
+def state_hash(module: nn.Module) -> str:
+    """A hash of a network's names, dtypes, shapes and values: equal weights, wherever they lie, give an equal hash."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def save_model(folder: Path, model: nn.Module, kind: str, config: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ Conventions (which index, which alpha, which rates) are those of `common/schedul
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,15 @@ from common.seeds import ImageGenerators
 
 Parameterization = Literal["eps", "x0", "v"]
 Rate = float | Tensor  # a number, or [N, 1, ...] for a batch of different t
-Condition = Tensor | Mapping[str, Tensor]
+
+
+class Stackable(Protocol):
+    """A condition of its own type, which knows how two of them become one batch."""
+
+    def stack(self, other: Any) -> Any: ...
+
+
+Condition = Tensor | Mapping[str, Tensor] | Stackable
 Network = Callable[[Tensor, Tensor, Condition], Tensor]  # (x_t [N, ...], t long [N], condition) -> output [N, ...]
 Predict = Callable[[Tensor, int], Tensor]  # (x_t, t) -> a network's output under a fixed condition
 Denoise = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (x_t, t) -> (x0, eps)
@@ -160,6 +168,11 @@ def guided(
     return predict
 
 
+def switched(inside: Predict, outside: Predict, interval: tuple[int, int]) -> Predict:
+    """One prediction at lowest t <= t <= highest t, another elsewhere."""
+    return lambda x_t, t: (inside if interval[0] <= t <= interval[1] else outside)(x_t, t)
+
+
 def denoiser(
     predict: Predict, schedule: NoiseSchedule, parameterization: Parameterization, *, clip_x0: bool
 ) -> Denoise:
@@ -184,4 +197,6 @@ def denoiser(
 def _stack(condition: Condition, null: Condition) -> Condition:
     if isinstance(condition, Mapping):
         return {name: torch.cat([condition[name], null[name]]) for name in condition}
-    return torch.cat([condition, null])
+    if isinstance(condition, Tensor):
+        return torch.cat([condition, null])
+    return condition.stack(null)

@@ -22,6 +22,16 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
+def to_hint(images: Tensor) -> Tensor:
+    """uint8 in 0..255 to float32 in [0, 1], the range of control images. Raises ValueError on another dtype.
+
+    Floats are refused because those at hand are in [-1, 1], a mistake that no later step would notice.
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"a hint is made from uint8, not from {images.dtype}")
+    return images.float() / 255.0
+
+
 def read_rgb(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     """An image file as uint8 [3, H, W]. Raises InputError if it is missing, unreadable or not of `size` (width, height)."""
     try:
