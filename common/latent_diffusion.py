@@ -103,9 +103,15 @@ class LatentDiffusion(nn.Module):
         return self
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Saves memory in training: the control network and the frozen decoder compute their activations again."""
+        """Saves memory in training: the control network and the frozen decoder compute their activations again.
+
+        Not the frozen encoder and middle: they have nothing to save, and a checkpoint would keep their inputs.
+        """
         if enabled:
             self.unet.enable_gradient_checkpointing()
+            for module in (*self.unet.down_blocks.modules(), *self.unet.mid_block.modules()):
+                if hasattr(module, "gradient_checkpointing"):
+                    module.gradient_checkpointing = False
         else:
             self.unet.disable_gradient_checkpointing()
         if self.controlnet is not None:

@@ -4,6 +4,7 @@ The frozen U-Net and the addition of the residuals are in `common/latent_diffusi
 that `save` writes, are those of diffusers' `ControlNetModel`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,10 +120,11 @@ class ControlNet(nn.Module):
         hint_strides: Sequence[int] | None = None,
     ) -> "ControlNet":
         """A ControlNet whose encoder is a trainable copy of the U-Net's, on the U-Net's device (Section 3.1 of the paper)."""
-        control = cls(unet.config, hint_channels, hint_strides)
+        with unet.device:
+            control = cls(unet.config, hint_channels, hint_strides)
         for part in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
             getattr(control, part).load_state_dict(getattr(unet, part).state_dict())
-        return control.to(unet.device)
+        return control
 
     def forward(self, x_t: Tensor, hint: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
         """One residual for each skip of the encoder, then the middle's: 12 + 1 for Stable Diffusion.
@@ -134,16 +136,16 @@ class ControlNet(nn.Module):
         h = self.conv_in(x_t) + self._run(self.controlnet_cond_embedding, hint)  # [N, width, h, w]
         skips = [h]
         for block in self.down_blocks:
-            h, outputs = self._run(block, h, emb, context) if _sees_text(block) else self._run(block, h, emb)
+            h, outputs = self._run(block, h, emb, **_text(block, context))
             skips += outputs
-        h = self._run(self.mid_block, h, emb, encoder_hidden_states=context)
+        h = self._run(self.mid_block, h, emb, **_text(self.mid_block, context))
         residuals = [conv(skip) for conv, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
         return [*residuals, self.controlnet_mid_block(h)]
 
     @property
     def downscale(self) -> int:
         """How many pixels of the hint one latent spans, along each side."""
-        return int(torch.tensor(self.hint_strides).prod())
+        return math.prod(self.hint_strides)
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Whether to keep only each block's input for the backward pass and to compute the rest again."""
@@ -156,8 +158,9 @@ class ControlNet(nn.Module):
         """
         make_folder(folder)
         save_tensors(Path(folder) / WEIGHTS_FILE, self.state_dict())
-        write_json(Path(folder) / CONFIG_FILE, self.config())
+        write_json(Path(folder) / CONFIG_FILE, self.config)
 
+    @property
     def config(self) -> dict[str, Any]:
         """The configuration as a diffusers ControlNet states it; `hint_strides` is there only where it is not all 2."""
         own = {} if set(self.hint_strides) == {2} else {"hint_strides": list(self.hint_strides)}
@@ -172,19 +175,23 @@ class ControlNet(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ControlNet":
-        """A new network of a diffusers ControlNet's configuration. Raises InputError if it describes none."""
-        if config.get("_class_name") != CLASS_NAME:
-            raise InputError(f"the configuration describes a {config.get('_class_name')}, but {CLASS_NAME} is expected")
-        return cls(
-            config, config.get("conditioning_embedding_out_channels", SD_HINT_CHANNELS), config.get("hint_strides")
-        )
+        """A new network of the configuration in a ControlNet's folder. Raises InputError if it describes none."""
+        name = config.get("_class_name")
+        if name != CLASS_NAME:
+            raise InputError(f"the configuration is of a {name}, but {CLASS_NAME} is expected")
+        try:
+            channels = config.get("conditioning_embedding_out_channels", SD_HINT_CHANNELS)
+            return cls(config, channels, config.get("hint_strides"))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"the configuration does not describe a {CLASS_NAME} ({error})") from None
 
     @classmethod
     def load(cls, folder: Path) -> "ControlNet":
         """Rebuilds the network from its folder, in evaluation mode. Raises InputError if the folder does not hold one."""
-        config = read_json(Path(folder) / CONFIG_FILE)
+        path = Path(folder) / CONFIG_FILE
+        config = read_json(path)
         if not isinstance(config, dict):
-            raise InputError(f"{folder}/{CONFIG_FILE} does not describe a ControlNet")
+            raise InputError(f"{path} does not describe a {CLASS_NAME}")
         control = cls.from_config(config)
         path = Path(folder) / WEIGHTS_FILE
         load_strict(control, load_tensors(path)[0], path)
@@ -247,7 +254,8 @@ def _new_encoder(config: Mapping[str, Any]) -> "UNet2DConditionModel":
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise InputError(f"the configuration does not describe a U-Net ({error})") from None
     for part in (unet.conv_in, unet.time_embedding, unet.down_blocks, unet.mid_block):
-        part.to_empty(device=device)
+        empty = {key: torch.empty_like(value, device=device) for key, value in part.state_dict().items()}
+        part.load_state_dict(empty, assign=True)
         part.apply(_reset)
     return unet
 
@@ -267,5 +275,5 @@ def _skip_channels(width: int, down_blocks: nn.ModuleList) -> list[int]:
     return channels
 
 
-def _sees_text(block: nn.Module) -> bool:
-    return getattr(block, "has_cross_attention", False)
+def _text(block: nn.Module, context: Tensor) -> dict[str, Tensor]:
+    return {"encoder_hidden_states": context} if getattr(block, "has_cross_attention", False) else {}
