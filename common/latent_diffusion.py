@@ -206,10 +206,10 @@ class LatentDiffusion(nn.Module):
         n = len(x_t) if cond.controlled is None else cond.controlled
         dtype = next(self.controlnet.parameters()).dtype
         residuals = self.controlnet(x_t[:n].to(dtype), cond.hint.to(dtype), t[:n], cond.context[:n].to(dtype))
-        scales = (1.0,) * len(residuals) if cond.control_scales is None else cond.control_scales
-        if len(scales) != len(residuals):
-            raise InputError(f"the model takes {len(residuals)} control scales, not {len(scales)}")
-        residuals = [residual * scale for residual, scale in zip(residuals, scales, strict=True)]
+        if cond.control_scales is not None:
+            if len(cond.control_scales) != len(residuals):
+                raise InputError(f"the model takes {len(residuals)} control scales, not {len(cond.control_scales)}")
+            residuals = [r * scale for r, scale in zip(residuals, cond.control_scales, strict=True)]
         if n == len(x_t):
             return residuals
         return [torch.cat([r, r.new_zeros(len(x_t) - n, *r.shape[1:])]) for r in residuals]

@@ -13,7 +13,17 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.attention_processor import Attention
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_latent import HINT_CHANNELS, SCHEDULE, awake, condition, controlled_model, inputs, tiny_model, tiny_unet
+from tiny_latent import (
+    HINT_CHANNELS,
+    SCHEDULE,
+    TWO_LEVELS,
+    awake,
+    condition,
+    controlled_model,
+    inputs,
+    tiny_model,
+    tiny_unet,
+)
 from torch import Tensor, nn
 
 from common.checkpoint import state_hash
@@ -124,15 +134,7 @@ def test_a_new_network_has_ordinary_random_weights() -> None:
 KINDS = {
     "stable-diffusion-1": {},
     "stable-diffusion-2": {"attention_head_dim": (1, 2, 2, 4), "use_linear_projection": True, "upcast_attention": True},
-    "two-levels-without-text-in-the-middle": {
-        "block_out_channels": (8, 16),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        "mid_block_type": "UNetMidBlock2D",
-        "layers_per_block": 1,
-        "flip_sin_to_cos": False,
-        "freq_shift": 1,
-    },
+    "two-levels-without-text-in-the-middle": {**TWO_LEVELS, "flip_sin_to_cos": False, "freq_shift": 1},
 }
 
 

@@ -21,6 +21,14 @@ UNET = {
     "attention_head_dim": 2,
     "cross_attention_dim": WIDTH,
 }
+TWO_LEVELS = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "mid_block_type": "UNetMidBlock2D",
+    "layers_per_block": 1,
+}
+"""A U-Net of another structure, with 5 residuals."""
 SCHEDULE = scaled_linear_schedule()
 
 
