@@ -2,7 +2,7 @@
 
     python3 -m p1_diffusion.train_classifier --data hw2_data/digits --run-dir runs/p1_classifier
 
-It never sees the held-out tenth (`common.data.digits.is_held_out`), on which its accuracy is reported at the end. The folder RUN_DIR/last
+It never sees the held-out tenth (`common.data.split.is_held_out`), on which its accuracy is reported at the end. The folder RUN_DIR/last
 holds it with the statistics of real digits that `p1_diffusion.evaluate` compares with.
 """
 

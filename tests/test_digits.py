@@ -24,10 +24,10 @@ from common.data.digits import (
     SIZE,
     BalancedDraw,
     Digits,
-    is_held_out,
     load_digits,
     pairing,
 )
+from common.data.split import is_held_out
 from common.errors import InputError
 from common.files import ROOT
 

@@ -239,7 +239,8 @@ def test_training_refuses_photos_that_it_cannot_use(tmp_path: Path, capsys: pyte
         arguments = ("--run-dir", tmp_path / "run", "--data", data, *small, *flags)
         return refused(capsys, train.main, train.Config, *arguments)
 
-    assert "the face photos are not there" in sentence(tmp_path / "nowhere")
+    said = sentence(tmp_path / "nowhere")
+    assert "the face photos are not there" in said and "`bash scripts/get_dataset.sh`" in said
     faces = save_photos(tmp_path / "faces")
     assert "the photos are 16x16, but this network needs a multiple of 64" in sentence(faces, "--model.patch", "32")
     said = sentence(faces, "--model.patch", "1", "--model.parameterization", "eps")

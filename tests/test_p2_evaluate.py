@@ -11,8 +11,8 @@ from tiny import contents, exit_code
 from tiny_faces import noise, save_noises, save_photos, tiny_faces
 from torch import Tensor
 
-from common.data.digits import is_held_out
 from common.data.faces import load_faces
+from common.data.split import is_held_out
 from common.images import read_rgb, write_png
 from p2_ddim import calibrate, evaluate, figures, inference, study
 from p2_ddim.evaluate import colours, compare, nearest_photo, quality

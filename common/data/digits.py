@@ -1,6 +1,5 @@
 """The digits of MNIST-M and SVHN in the homework's layout: `{mnistm,svhn}/{data/*.png,train.csv}`, 28x28 RGB."""
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from common.data.split import Split, is_held_out
 from common.errors import InputError
 from common.images import read_rgb
 
@@ -17,7 +17,6 @@ DATASETS = ("mnistm", "svhn")
 NUM_DIGITS = 10
 SIZE = 28
 Edition = Literal["2024", "2025"]
-Split = Literal["train", "held_out", "all"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,6 @@ def pairing(edition: Edition) -> list[tuple[str, int]]:
     if edition == "2025":
         return [("mnistm", d) for d in range(0, NUM_DIGITS, 2)] + [("svhn", d) for d in range(1, NUM_DIGITS, 2)]
     return [(dataset, d) for dataset in DATASETS for d in range(NUM_DIGITS)]
-
-
-def is_held_out(dataset: str, name: str) -> bool:
-    """Whether the image is one of the tenth that no model of this project trains on, by a hash of its name (CRC-32)."""
-    return zlib.crc32(f"{dataset}/{name}".encode()) % 10 == 0
 
 
 def load_digits(root: Path, split: Split = "train", datasets: Sequence[str] = DATASETS) -> Digits:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.data.digits import Split, is_held_out
+from common.data.split import Split, is_held_out
 from common.errors import InputError
 from common.images import read_rgb
 
@@ -33,8 +33,8 @@ def load_faces(root: Path, split: Split = "train") -> Faces:
     folder = Path(root) / "photos"
     if not folder.is_dir():
         raise InputError(
-            f"the face photos are not there: {folder} does not exist; it should hold aligned, square photos "
-            "(.jpg or .png), all of one size"
+            f"the face photos are not there: {folder} does not exist; put aligned, square photos "
+            "(.jpg or .png) of one size there; `bash scripts/get_dataset.sh` brings the rest of the face folder, but no photos"
         )
     names = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
     if split != "all":
