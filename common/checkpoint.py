@@ -1,4 +1,4 @@
-"""Reading and writing weights: safe, strict and atomic.
+"""Reading and writing weights and other tensors: safe, strict and atomic.
 
 A model folder holds `config.json` (the kind of model and what builds it) and `model.safetensors`. Nothing is ever unpickled
 blindly: foreign `.pt` and `.pth` files go through PyTorch's restricted unpickler, which refuses code.
@@ -33,7 +33,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     Raises InputError if the file is missing, truncated or not safetensors.
     """
     if not Path(path).is_file():
-        raise InputError(f"the weight file {path} does not exist")
+        raise InputError(f"the file {path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("json")
@@ -49,7 +49,7 @@ def load_pickle(path: Path, stubs: Sequence[tuple[type, str]] = ()) -> Any:
     Raises InputError if the file is missing, damaged or would run code.
     """
     if not Path(path).is_file():
-        raise InputError(f"the weight file {path} does not exist")
+        raise InputError(f"the file {path} does not exist")
     try:
         with torch.serialization.safe_globals(list(stubs)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -60,9 +60,9 @@ def load_pickle(path: Path, stubs: Sequence[tuple[type, str]] = ()) -> Any:
             raise InputError(
                 f"{path} was refused: it holds something other than plain tensors, which could run code"
             ) from None
-        raise InputError(f"{path} is not a readable weight file") from None
+        raise InputError(f"{path} is not a readable file of PyTorch") from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError, UnicodeDecodeError):
-        raise InputError(f"{path} is not a readable weight file: it is damaged or of another format") from None
+        raise InputError(f"{path} is not a readable file of PyTorch: it is damaged or of another format") from None
 
 
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:

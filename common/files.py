@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ def atomic_write(path: Path, data: bytes, staging: Path | None = None) -> None:
     """Writes `data` to `path` through a temporary file that is renamed at the end, or not at all.
 
     `staging` is the folder of the temporary file, on the same disk as `path` (default: the folder of `path`);
-    graders look into output folders, so images are staged one level above. Raises OSError, with nothing left behind.
+    graders look into output folders, so images are staged one level above. Raises OSError, with nothing left behind; what a
+    killed process left of the same file is swept by the next one that writes it.
     """
     path = Path(path)
-    temporary = (staging or path.parent) / f".{path.name}.{os.getpid()}.partial"
+    folder = staging or path.parent
+    _sweep(folder, path.name)
+    temporary = folder / f".{path.name}.{os.uname().nodename}.{os.getpid()}.partial"
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -30,6 +34,26 @@ def atomic_write(path: Path, data: bytes, staging: Path | None = None) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _sweep(folder: Path, name: str) -> None:
+    """Removes the temporary files of `name` whose writers are dead. Other machines may share the disk: theirs are left alone,
+    since only processes of this one can be asked for."""
+    ours = re.compile(rf"\.{re.escape(name)}\.{re.escape(os.uname().nodename)}\.(\d{{1,9}})\.partial")
+    for file in folder.glob(".*.partial"):
+        if (match := ours.fullmatch(file.name)) and not _is_running(int(match[1])):
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
 
 
 def make_folder(path: Path) -> Path:

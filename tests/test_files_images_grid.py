@@ -1,10 +1,15 @@
 """Files that are never half-written, images that survive the way to disk, and grids that put each image in its place."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from tiny import environment, run_process
 from torch import Tensor
 
 from common.errors import InputError
@@ -50,6 +55,53 @@ def test_the_temporary_file_lies_in_the_staging_folder(tmp_path: Path, monkeypat
     monkeypatch.setattr("os.fsync", lambda _: seen.append((len(list(out.iterdir())), len(list(tmp_path.iterdir())))))
     atomic_write(out / "a", b"x", staging=tmp_path)
     assert seen == [(0, 2)]
+
+
+def leave_half_written(path: Path) -> Path:
+    """Has a process killed while it writes `path`; returns the temporary file that it left."""
+    code = "import os, signal, sys; from pathlib import Path; from common.files import atomic_write\n"
+    code += "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\natomic_write(Path(sys.argv[1]), b'half')"
+    before = set(path.parent.iterdir())
+    assert run_process([sys.executable, "-c", code, path]).returncode == -signal.SIGKILL
+    (left,) = set(path.parent.iterdir()) - before
+    return left
+
+
+def test_what_a_killed_process_left_is_swept_by_the_next_writer_of_that_file(tmp_path: Path) -> None:
+    left = leave_half_written(tmp_path / "a")
+    other = leave_half_written(tmp_path / "a.b")
+    assert left.read_bytes() == b"half"
+    for name in ("b", "a.b.c"):
+        atomic_write(tmp_path / name, b"x")
+    assert left.exists() and other.exists()
+    atomic_write(tmp_path / "a", b"whole")
+    assert not left.exists() and other.exists()
+    atomic_write(tmp_path / "a.b", b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.b", "a.b.c", "b"]
+
+
+def test_files_of_living_processes_and_of_other_machines_are_not_swept(tmp_path: Path) -> None:
+    dead = leave_half_written(tmp_path / "a")
+    pid = dead.name.split(".")[-2]
+    living = dead.with_name(dead.name.replace(f".{pid}.", f".{os.getppid()}."))
+    elsewhere = dead.with_name(f".a.elsewhere.{pid}.partial")
+    for path in (living, elsewhere):
+        path.touch()
+    atomic_write(tmp_path / "a", b"x")
+    assert {*tmp_path.iterdir()} == {living, elsewhere, tmp_path / "a"}
+
+
+def test_writers_side_by_side_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Files of the same name in two folders, staged in one: as when two processes share the work of sampling."""
+    code = "import os, sys; from pathlib import Path; from common.files import atomic_write\n"
+    code += "os.fsync, out = lambda _: None, Path(sys.argv[1])\n"
+    code += "for i in range(100): atomic_write(out / f'{i % 4}.png', b'x' * i, out.parent)"
+    folders = [make_folder(tmp_path / name) for name in ("mnistm", "svhn", "third")]
+    command = [sys.executable, "-c", code]
+    writers = [subprocess.Popen([*command, folder], env=environment(), stderr=subprocess.PIPE) for folder in folders]
+    assert [(writer.communicate(timeout=120)[1], writer.returncode) for writer in writers] == [(b"", 0)] * 3
+    assert sorted(tmp_path.iterdir()) == sorted(folders)
+    assert all((folder / "3.png").read_bytes() == b"x" * 99 for folder in folders)
 
 
 def test_a_folder_below_a_regular_file_is_refused(tmp_path: Path) -> None:

@@ -260,8 +260,7 @@ def test_killed_then_interrupted_then_continued_gives_the_same_bits(
     assert load_tensors(tmp_path / "state.safetensors")[1]["step"] == stop_at + 1
 
     assert exit_code(train.main, train.Config, *arguments) == 0
-    expected = contents(whole)
-    assert {name: data for name, data in contents(tmp_path).items() if ".partial" not in name} == expected
+    assert contents(tmp_path) == contents(whole)  # what the killed process left half-written is swept as well
 
 
 def test_resuming_with_other_settings_is_refused(
