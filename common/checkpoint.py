@@ -4,13 +4,14 @@ A model folder holds `config.json` (the kind of model and what builds it) and `m
 blindly: foreign `.pt` and `.pth` files go through PyTorch's restricted unpickler, which refuses code.
 """
 
+import dataclasses
 import hashlib
 import json
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from common.errors import InputError
 from common.files import atomic_write, make_folder, read_json, write_json
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
@@ -113,6 +116,22 @@ def load_config(folder: Path, kind: str) -> dict[str, Any]:
         found = config.get("kind") if isinstance(config, dict) else None
         raise InputError(f"{folder} holds a model of kind {found!r}, but {kind!r} is expected")
     return {key: value for key, value in config.items() if key != "kind"}
+
+
+def load_model(folder: Path, kind: str, model_class: Callable[[Any], Model], config_class: type) -> Model:
+    """Rebuilds the model of a folder, `model_class(config_class(**config))`, in evaluation mode and channels_last.
+
+    `config_class` is a dataclass; its fields with a tuple for a default are tuples again, which JSON has not. Raises InputError
+    if the folder holds no such model.
+    """
+    values = load_config(folder, kind)
+    tuples = [field.name for field in dataclasses.fields(config_class) if isinstance(field.default, tuple)]
+    try:
+        model = model_class(config_class(**{**values, **{name: tuple(values[name]) for name in tuples}}))
+    except (TypeError, KeyError, ValueError, RuntimeError, InputError) as error:
+        raise InputError(f"{folder}/config.json does not describe a network of this program ({error})") from None
+    load_weights(folder, model)
+    return model.eval().to(memory_format=torch.channels_last)
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:

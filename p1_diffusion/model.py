@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.checkpoint import load_config, load_weights, save_model
+from common.checkpoint import load_model, save_model
 from common.data.digits import DATASETS, NUM_DIGITS
 from common.diffusion import Parameterization
 from common.embedding import SinusoidalEmbedding
@@ -103,14 +103,7 @@ class ContextUNet(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> "ContextUNet":
         """Rebuilds the network from its folder, in evaluation mode. Raises InputError if the folder does not hold one."""
-        values = load_config(folder, KIND)
-        try:
-            config = ContextUNetConfig(**{**values, "channels": tuple(values["channels"])})
-            model = cls(config)
-        except (TypeError, KeyError, ValueError, RuntimeError, InputError) as error:
-            raise InputError(f"{folder}/config.json does not describe a network of this program ({error})") from None
-        load_weights(folder, model)
-        return model.eval().to(memory_format=torch.channels_last)
+        return load_model(folder, KIND, cls, ContextUNetConfig)
 
 
 class ResBlock(nn.Module):

@@ -20,8 +20,9 @@ from common.files import ROOT
 from common.grid import labelled_grid
 from common.images import to_model_range, write_png
 from common.schedule import make_schedule
-from common.seeds import ImageGenerators, derive_seed, derive_seeds
+from common.seeds import ImageGenerators, derive_seed
 from common.training import Batch, TrainingConfig, fit
+from common.validation import held_out_loss
 from p1_diffusion.inference import SamplingConfig, sample_digits
 from p1_diffusion.model import NULL_DIGIT, ContextUNet, ContextUNetConfig
 
@@ -78,18 +79,10 @@ def main(config: Config) -> None:
         generator = torch.Generator().manual_seed(derive_seed(config.training.seed, step, 1))
         return _batch(data, balanced(config.training.batch_size, generator))
 
-    @torch.no_grad()
     def validate() -> dict[str, float]:
-        """The loss on the same held-out images, at the same t and noise each time."""
-        device = next(model.parameters()).device
-        indices = BalancedDraw(held_out)(VALIDATION_IMAGES, torch.Generator().manual_seed(0))
-        losses = []
-        for part, seeds in zip(
-            indices.split(100), torch.tensor(derive_seeds(0, count=len(indices))).split(100), strict=True
-        ):
-            batch = {name: value.to(device) for name, value in _batch(held_out, part).items()}
-            losses.append(loss_of(batch, ImageGenerators(seeds.tolist(), device), 0.0).item())
-        return {"loss": sum(losses) / len(losses)}
+        """The loss on the same held-out images each time, none of their digits hidden."""
+        images = _batch(held_out, BalancedDraw(held_out)(VALIDATION_IMAGES, torch.Generator().manual_seed(0)))
+        return {"loss": held_out_loss(model, lambda batch, generators: loss_of(batch, generators, 0.0), images)}
 
     def preview(path: Path) -> None:
         """A picture from the same noise each time: rows are digits, the left columns MNIST-M, the right SVHN."""

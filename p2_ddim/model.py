@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.checkpoint import load_config, load_pickle, load_strict, load_tensors, load_weights, save_model
+from common.checkpoint import load_model, load_pickle, load_strict, load_tensors, save_model
 from common.diffusion import Parameterization
 from common.embedding import SinusoidalEmbedding
 from common.errors import InputError
@@ -129,14 +129,7 @@ class FaceUNet(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> "FaceUNet":
         """Rebuilds the network from its folder, in evaluation mode. Raises InputError if the folder does not hold one."""
-        values = load_config(folder, KIND)
-        try:
-            lists = {name: tuple(values[name]) for name in ("channels", "attention")}
-            model = cls(FaceUNetConfig(**{**values, **lists}))
-        except (TypeError, KeyError, ValueError, RuntimeError) as error:
-            raise InputError(f"{folder}/config.json does not describe a network of this program ({error})") from None
-        load_weights(folder, model)
-        return model.eval().to(memory_format=torch.channels_last)
+        return load_model(folder, KIND, cls, FaceUNetConfig)
 
     def _name(self, prefix: str, parts: list[nn.Module]) -> list[str]:
         names = [f"{prefix}{i}" for i in range(1, len(parts) + 1)]

@@ -23,6 +23,7 @@ from common.images import to_model_range, to_uint8, write_png
 from common.schedule import linear_schedule
 from common.seeds import ImageGenerators, derive_seed, derive_seeds
 from common.training import Batch, TrainingConfig, fit
+from common.validation import held_out_loss
 from p2_ddim.inference import Convention, SamplingConfig, sample_faces
 from p2_ddim.model import FaceUNet, FaceUNetConfig
 
@@ -84,18 +85,9 @@ def main(config: Config) -> None:
     def draw(step: int) -> Batch:
         return draw_faces(data, config.training.batch_size, derive_seed(config.training.seed, step, 1), config.flip)
 
-    @torch.no_grad()
     def validate() -> dict[str, float]:
-        """The loss on all held-out photos, at the same t and noise each time."""
-        device = next(model.parameters()).device
-        model.eval()
-        total = 0.0
-        seeds = torch.tensor(derive_seeds(0, count=len(held_out)))
-        for part, part_seeds in zip(held_out.images.split(100), seeds.split(100), strict=True):
-            loss = loss_fn({"image": part.to(device)}, ImageGenerators(part_seeds.tolist(), device))
-            total += loss.item() * len(part)
-        model.train()
-        return {"loss": total / len(held_out)}
+        """The loss on all held-out photos."""
+        return {"loss": held_out_loss(model, loss_fn, {"image": held_out.images})}
 
     def preview(path: Path) -> None:
         """Faces from the same noises each time."""
