@@ -13,6 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
 
 
+def shown(path: Path) -> str:
+    """A path as results show it: below the checkout relative to it, elsewhere absolute."""
+    path = path.resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
 def atomic_write(path: Path, data: bytes, staging: Path | None = None) -> None:
     """Writes `data` to `path` through a temporary file that is renamed at the end, or not at all.
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from common.errors import InputError
 from common.files import atomic_write
 
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
 
 def to_model_range(images: Tensor) -> Tensor:
     """uint8 in 0..255 to float32 in [-1, 1]; exact under `to_uint8`."""
@@ -30,6 +32,11 @@ def to_hint(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         raise ValueError(f"a hint is made from uint8, not from {images.dtype}")
     return images.float() / 255.0
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder (by SUFFIXES), in the order of names; none if there is no such folder."""
+    return sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def read_rgb(path: Path, size: tuple[int, int] | None = None) -> Tensor:

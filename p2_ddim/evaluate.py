@@ -19,11 +19,10 @@ from common import cli
 from common.data.faces import Faces, load_faces
 from common.errors import InputError
 from common.files import write_json
-from common.images import read_rgb
+from common.images import image_files, read_rgb
 from common.metrics.frechet import feature_statistics, frechet_distance
 
 PASS_BELOW = 20.0
-SUFFIXES = (".png", ".jpg", ".jpeg")
 REAL_DRAWS = 5
 Features = Callable[[Tensor], Tensor]
 """uint8 images [N, 3, H, W] -> features [N, D]."""
@@ -73,7 +72,7 @@ def read_images(folder: Path) -> dict[str, Tensor]:
     """Every image of a folder, uint8 [3, H, W], by its name without suffix. Raises InputError if there is none."""
     if not Path(folder).is_dir():
         raise InputError(f"the folder {folder} does not exist")
-    paths = [path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in SUFFIXES]
+    paths = image_files(folder)
     if not paths:
         raise InputError(f"{folder} holds no image")
     images = {path.stem: read_rgb(path) for path in paths}

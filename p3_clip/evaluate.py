@@ -22,14 +22,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import cli
+from common.clip import ClipConfig
+from common.clip_features import extract_features
 from common.colour import CSS_COLOURS, NAMES, colour_difference
 from common.data.shapes import KINDS
-from common.devices import DeviceName
 from common.errors import InputError
 from common.files import ROOT, read_json, write_json
+from common.images import image_files
 from common.metrics.clip_scores import grade_personalised, image_cosines, text_cosines
-from p3_clip.inference import Run, accuracy, extract_features
-from p3_clip.model import load_clip, zero_shot_classifier
+from p3_clip.inference import Run, accuracy
+from p3_clip.model import zero_shot_classifier
 
 BINS = 15
 Prompts = Literal["single", "ensemble"]
@@ -53,7 +55,7 @@ class ZeroShot:
 
 @dataclasses.dataclass(frozen=True)
 class Personalised:
-    """The 2024 grader's rule: the best five of each prompt's 25 pictures against the baselines."""
+    """The 2024 grader's rule: the best five of each prompt's 25 pictures against the baselines; the grader takes ViT-B/32."""
 
     images: Path
     """Folder with CONCEPT/PROMPT_INDEX/*.png."""
@@ -61,14 +63,9 @@ class Personalised:
     """The input.json that the pictures were made from."""
     references: Path
     """Folder with CONCEPT/*.jpg, the photos that the concepts were learned from."""
-    model: str | None = None
-    """A model of open_clip or a model folder; the grader takes ViT-B/32."""
-    pretrained: str | None = None
-    """A tag, a weight file or a transformers folder."""
+    clip: Annotated[ClipConfig, tyro.conf.arg(name="")] = ClipConfig()
     count: int = 25
     """Pictures that each prompt must have."""
-    device: DeviceName = "auto"
-    """Where to compute."""
     result: Path | None = None
     """JSON file to write."""
 
@@ -256,7 +253,7 @@ def colour_study(config: ZeroShot, run: Run) -> dict[str, Any]:
     known = read_json(config.run / "results.json")
     settings = known["settings"]
     model, pretrained = (_from_root(settings[name]) for name in ("model", "pretrained"))
-    clip, _ = load_clip(model, pretrained, settings["device"])
+    clip, _ = ClipConfig(model, pretrained, settings["device"]).load()
     folder = ROOT / settings["images"]
     files = [folder / name for name in run.files]
     if missing := [file for file in files if not file.is_file()]:
@@ -315,7 +312,7 @@ def grade(config: Personalised) -> None:
         for index in range(len(concept["prompt_4_clip_eval"])):
             _pictures(config.images / key / str(index), config.count)
         _pictures(_references(config.references, key), None)
-    clip, note = load_clip(config.model, config.pretrained, config.device)
+    clip, note = config.clip.load()
     print(note, flush=True)
     rows = []
     for key, concept in concepts.items():
@@ -364,7 +361,7 @@ def _references(folder: Path, key: str) -> Path:
 
 
 def _pictures(folder: Path, count: int | None) -> list[Path]:
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    files = image_files(folder)
     if not files:
         raise InputError(f"{folder} holds no image")
     if count is not None and len(files) != count:

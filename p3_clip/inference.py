@@ -9,33 +9,33 @@ cosines.safetensors, from which p3_clip.evaluate and p3_clip.figures make the re
 that other labels and templates on the same pictures take seconds.
 """
 
-import contextlib
 import dataclasses
-import hashlib
-import re
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from io import BytesIO
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
-from PIL import Image, UnidentifiedImageError
+import tyro
 from torch import Tensor
-from tqdm import tqdm
 
 from common import cli
 from common.checkpoint import load_tensors, save_tensors
-from common.devices import DeviceName
+from common.clip import ClipConfig
+from common.clip_features import extract_features
 from common.errors import InputError
-from common.files import ROOT, atomic_write, make_folder, read_json, write_json
-from p3_clip.model import DATA, Clip, load_clip, shown, zero_shot_classifier
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
-AHEAD = 2  # batches that are read and preprocessed while one is computed
+from common.files import ROOT, atomic_write, make_folder, read_json, shown, write_json
+from common.images import SUFFIXES, image_files
+from p3_clip.model import (
+    check_template,
+    class_names,
+    default_templates,
+    read_templates,
+    spaced,
+    template_hash,
+    zero_shot_classifier,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +48,6 @@ class Config:
     """JSON file, class id to class name."""
     output_dir: Path
     """Gets results.json, predictions.csv and cosines.safetensors."""
-    model: str | None = None
-    """A model of open_clip or a model folder; by default ViT-B-32-quickgelu, or the shipped small model without its weights."""
-    pretrained: str | None = None
-    """A tag of open_clip, a weight file or a transformers folder; by default openai."""
     template: str = "a photo of a {}"
     """The single prompt; {} stands for the class name."""
     ensemble: Path | None = None
@@ -66,8 +62,7 @@ class Config:
     """Folder in which image features are kept by content."""
     use_cache: bool = True
     """Whether to keep and use features."""
-    device: DeviceName = "auto"
-    """Where to compute; auto takes CUDA if present."""
+    clip: Annotated[ClipConfig, tyro.conf.arg(name="")] = ClipConfig()
 
 
 def main(config: Config) -> None:
@@ -80,7 +75,7 @@ def main(config: Config) -> None:
         read_templates(config.ensemble)
     classes = read_labels(config.labels)
     items = find_images(config.images, classes)
-    clip, note = load_clip(config.model, config.pretrained, config.device)
+    clip, note = config.clip.load()
     print(note, flush=True)
     path = config.ensemble or default_templates(clip)
     prompts = {"single": [single], "ensemble": read_templates(path)}
@@ -121,8 +116,8 @@ def main(config: Config) -> None:
         "seconds": round(time.monotonic() - started, 2),
         "settings": {
             key: _plain(value)
-            for key, value in dataclasses.asdict(config).items()
-            if key not in ("output_dir", "cache", "use_cache")
+            for key, value in {**dataclasses.asdict(config), **dataclasses.asdict(config.clip)}.items()
+            if key not in ("output_dir", "cache", "use_cache", "clip")
         },
     }
     folder = make_folder(config.output_dir)
@@ -143,7 +138,7 @@ def _plain(value: Any) -> Any:
 
 
 # ----------------------------------------------------------------------------
-# Files, classes, templates.
+# Files and their classes.
 
 
 def read_labels(path: Path) -> dict[str, str]:
@@ -162,7 +157,7 @@ def find_images(folder: Path, classes: Mapping[str, str]) -> list[tuple[Path, st
     """The pictures of a folder, sorted by name, with their class ids. Raises InputError that names the file."""
     if not Path(folder).is_dir():
         raise InputError(f"the image folder {folder} does not exist")
-    files = [path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in SUFFIXES]
+    files = image_files(folder)
     if not files:
         raise InputError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
     items = []
@@ -174,143 +169,6 @@ def find_images(folder: Path, classes: Mapping[str, str]) -> list[tuple[Path, st
             raise InputError(f"{file}: the class id {class_id!r} is not in the labels")
         items.append((file, class_id))
     return items
-
-
-def spaced(name: str) -> str:
-    """The name with spaces for underscores."""
-    return " ".join(name.replace("_", " ").split())
-
-
-def class_names(classes: Mapping[str, str], overrides: Any) -> tuple[list[str], int]:
-    """The words for the classes, and how many differ from the labels' names. Raises InputError on an unknown override."""
-    if not isinstance(overrides, dict) or not all(isinstance(words, str) and words for words in overrides.values()):
-        raise InputError("class-name overrides must be a JSON object of class id or name to words")
-    known = {key for class_id, name in classes.items() for key in (class_id, name, spaced(name))}
-    if unknown := [key for key in overrides if key not in known]:
-        raise InputError(f"the class-name override {unknown[0]!r} is neither an id nor a name of the labels")
-    names = []
-    for class_id, name in classes.items():
-        keys = [key for key in (class_id, name, spaced(name)) if key in overrides]
-        names.append(overrides[keys[0]] if keys else spaced(name))
-    if len(set(names)) < len(names):
-        double = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"the class-name overrides give two classes the same name, {double!r}")
-    return names, sum(new != old for new, old in zip(names, classes.values(), strict=True))
-
-
-def check_template(template: str, source: str) -> str:
-    """The template with {} for the class name; {object} and the like mean the same. Raises InputError if it has none."""
-    plain = re.sub(r"\{\w*\}", "{}", template.strip())
-    if plain.count("{}") != 1:
-        problem = "is empty" if not plain else f"{template!r} must hold {{}} once, in the place of the class name"
-        raise InputError(f"{source}: the template {problem}")
-    return plain
-
-
-def read_templates(path: Path) -> list[str]:
-    """The templates of a file, one in each line; lines that start with # are notes. Raises InputError that names the line."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except FileNotFoundError:
-        raise InputError(f"the template file {path} does not exist") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file") from None
-    templates = [
-        check_template(line, f"{path}, line {number}")
-        for number, line in enumerate(lines, 1)
-        if not line.startswith("#")
-    ]
-    if not templates:
-        raise InputError(f"{path} holds no template")
-    return templates
-
-
-def default_templates(clip: Clip) -> Path:
-    """The model folder's templates.txt if there is one, else OpenAI's seven."""
-    own = clip.folder / "templates.txt" if clip.folder else None
-    return own if own and own.is_file() else DATA / "templates" / "openai_7.txt"
-
-
-def template_hash(templates: Sequence[str]) -> str:
-    """Sixteen hexadecimal digits that name the list of templates."""
-    return hashlib.sha256("\n".join(templates).encode()).hexdigest()[:16]
-
-
-# ----------------------------------------------------------------------------
-# Image features, kept by content.
-
-
-def extract_features(
-    clip: Clip,
-    files: Sequence[Path],
-    *,
-    batch_size: int = 64,
-    workers: int = 2,
-    cache: Path | None = None,
-    show_progress: bool = True,
-) -> Tensor:
-    """Unit vectors float32 [N, D] of picture files; equal files are computed once, and never again with a `cache` folder.
-
-    Threads read and preprocess the next batches while the network computes. Raises InputError that names an unreadable file.
-    """
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(files), unit="images", disable=not show_progress, dynamic_ncols=True) as bar,
-    ):
-        keys = list(pool.map(_content_key, files))
-        store = cache / f"{clip.identity()}.safetensors" if cache else None
-        known = _read_store(store) if store else {}
-        todo = list({key: file for key, file in zip(keys, files, strict=True) if key not in known}.items())
-        bar.update(len(files) - len(todo))
-        for part, pixels in _batches(clip, todo, batch_size, pool):
-            for (key, _), feature in zip(part, clip.encode_images(pixels), strict=True):
-                known[key] = feature
-            bar.update(len(part))
-    if store and todo:
-        # A read-only folder costs time, not the result.
-        with contextlib.suppress(OSError, InputError):
-            make_folder(store.parent)
-            save_tensors(store, {"features": torch.stack(list(known.values()))}, {"keys": list(known)})
-    return torch.stack([known[key] for key in keys])
-
-
-def _content_key(file: Path) -> str:
-    return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
-
-
-def _read_store(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        return {}
-    try:
-        tensors, metadata = load_tensors(path)
-        return dict(zip(metadata["keys"], tensors["features"], strict=True))
-    except (InputError, KeyError, TypeError, ValueError):
-        return {}  # damaged: made anew
-
-
-def _batches(
-    clip: Clip, items: Sequence[tuple[str, Path]], size: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[Sequence[tuple[str, Path]], Tensor]]:
-    """Batches of preprocessed pictures, a few of them ahead of the one that is out."""
-    waiting: deque[tuple[Sequence[tuple[str, Path]], list[Future[Tensor]]]] = deque()
-    starts = deque(range(0, len(items), size))
-    while starts or waiting:
-        while starts and len(waiting) <= AHEAD:
-            start = starts.popleft()
-            part = items[start : start + size]
-            waiting.append((part, [pool.submit(read_pixels, clip, file) for _, file in part]))
-        part, futures = waiting.popleft()
-        yield part, torch.stack([future.result() for future in futures])
-
-
-def read_pixels(clip: Clip, file: Path) -> Tensor:
-    """One preprocessed picture. Raises InputError if it cannot be read."""
-    try:
-        with Image.open(BytesIO(Path(file).read_bytes())) as image:
-            return clip.preprocess(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"{file} is not a readable image ({reason})") from None
 
 
 # ----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ The 50 classes of common.data.shapes.held_out_classes never occur. On two free C
 
 Sizes (p3_clip/data/clip_shapes.json) are chosen for the CPU: 48x48 pictures in patches of 8, and 32 token positions instead of
 77, since the longest caption has 21 tokens; CLIPTextModel takes any number, and a diffusion model conditioned on it gets its
-tokens from `clip_tokenizer(32)`. Training reads no position after the longest caption of the batch.
+tokens from `common.text.clip_tokenizer(32)`. Training reads no position after the longest caption of the batch.
 
 A contrastive loss compares every picture of a batch with every caption of it, so a batch cannot be cut: accumulation must be 1
 and the run is of one process (one GPU).
@@ -29,6 +29,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common import cli
+from common.clip import Clip, encode_tokens, load_folder, save_folder
+from common.clip_weights import check_model_name
 from common.colour import NAMES
 from common.data.fill50k import Pair, load_fill50k
 from common.data.shapes import KINDS, draw_scene, held_out_classes, held_out_scene, render
@@ -39,8 +41,7 @@ from common.grid import labelled_grid
 from common.images import to_model_range, write_png
 from common.seeds import ImageGenerators, derive_seed
 from common.training import Batch, TrainingConfig, fit
-from p3_clip.inference import read_templates
-from p3_clip.model import DATA, Clip, check_model_name, encode_tokens, load_clip, save_folder, zero_shot_classifier
+from p3_clip.model import DATA, read_templates, zero_shot_classifier
 
 CAPTIONS = (
     *("{caption}", "{caption}", "a {caption}", "a photo of a {objects} on a {background} background."),
@@ -99,7 +100,7 @@ def main(config: Config) -> None:
     model_cfg = read_model_cfg(config.model)
     network = build(model_cfg)
     if config.init_from:
-        network.load_state_dict(load_clip(str(config.init_from), device="cpu")[0].network.state_dict())
+        network.load_state_dict(load_folder(config.init_from, torch.device("cpu")).network.state_dict())
     tokenize = open_clip.SimpleTokenizer(context_length=network.context_length)
     network.to(pick_device(config.training.device))
     shorten_vocabulary(network, tokenize(vocabulary()).unique())

@@ -13,8 +13,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,11 +24,13 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
 from common import cli
-from common.devices import DeviceName, pick_device
+from common.clip import Clip, ClipConfig
+from common.clip_features import extract_features
+from common.clip_weights import check_model_name
+from common.devices import pick_device
 from common.errors import InputError
 from common.files import write_json
-from p3_clip.inference import SUFFIXES, extract_features
-from p3_clip.model import Clip, check_model_name, load_clip
+from common.images import image_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +39,7 @@ class Config:
 
     images: Path
     """Folder of pictures."""
-    model: str | None = None
-    """A model of open_clip or a model folder; the default is that of p3_clip.inference."""
-    pretrained: str | None = None
-    """A tag, a weight file or a transformers folder."""
+    clip: Annotated[ClipConfig, tyro.conf.arg(name="")] = ClipConfig()
     random: bool = False
     """Take random weights: the time is the same."""
     limit: int = 2500
@@ -47,8 +48,6 @@ class Config:
     """Pictures in one network call."""
     workers: int = 2
     """Threads that read ahead."""
-    device: DeviceName = "auto"
-    """Where to compute."""
     result: Path | None = None
     """JSON file to write."""
 
@@ -57,10 +56,10 @@ def main(config: Config) -> None:
     """Times the three ways, checks that they agree, prints and writes."""
     if not config.images.is_dir():
         raise InputError(f"the image folder {config.images} does not exist")
-    files = [path for path in sorted(config.images.iterdir()) if path.suffix.lower() in SUFFIXES][: config.limit]
+    files = image_files(config.images)[: config.limit]
     if not files:
         raise InputError(f"{config.images} holds no image")
-    clip = random_clip(config) if config.random else load_clip(config.model, config.pretrained, config.device)[0]
+    clip = random_clip(config.clip) if config.random else config.clip.load()[0]
     clip.encode_images(torch.zeros(1, 3, *clip.network.visual.image_size))  # warm up
     with tempfile.TemporaryDirectory() as folder:
 
@@ -93,7 +92,7 @@ def main(config: Config) -> None:
         write_json(config.result, {**numbers, "seconds": seconds})
 
 
-def random_clip(config: Config) -> Clip:
+def random_clip(config: ClipConfig) -> Clip:
     """The model with random weights."""
     import open_clip
 

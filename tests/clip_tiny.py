@@ -8,13 +8,20 @@ import open_clip
 import torch
 from PIL import Image
 
-from p3_clip.model import DATA, save_folder
+from common.clip import save_folder
+from common.data.shapes import KINDS
+from p3_clip.model import DATA
 
 TINY = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
 }
+TEXTS = [
+    "pale golden rod circle with old lace background",
+    "a photo of a <new1> !",
+    f"{KINDS[0]} next to {KINDS[3]}",
+]
 CLASSES = {"0": "red_square", "1": "lime_star", "2": "blue_triangle"}
 COLOURS = {"0": (255, 0, 0), "1": (0, 255, 0), "2": (0, 0, 255)}
 

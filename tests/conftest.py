@@ -1,20 +1,27 @@
-"""What the tests share: a tiny set of digits in the homework's layout, drawn in a second."""
+"""What several test files share: tiny data and tiny models on disk, made once in a session. Copy them before changing them."""
 
+import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageFont
+from tiny import tiny_network
+from tiny_faces import save_noises, save_photos, tiny_faces
 
 from common.data.digits import DATASETS, NUM_DIGITS, SIZE
+
+if TYPE_CHECKING:
+    from common.clip import Clip
 
 IMAGES_PER_CLASS = 6
 
 
 @pytest.fixture(scope="session")
 def digits_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`{mnistm,svhn}/{data,train.csv}`: 6 images of every digit, rows in random order. Copy it before changing it."""
+    """`{mnistm,svhn}/{data,train.csv}`: 6 images of every digit, rows in random order."""
     root = tmp_path_factory.mktemp("digits")
     for index, dataset in enumerate(DATASETS):
         rng = np.random.default_rng(index)
@@ -26,6 +33,66 @@ def digits_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         table = pd.DataFrame({"image_name": names, "label": labels}).sample(frac=1, random_state=index)
         table.to_csv(root / dataset / "train.csv", index=False)
     return root
+
+
+@pytest.fixture(scope="session")
+def digit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of Problem 1."""
+    folder = tmp_path_factory.mktemp("digit_checkpoint")
+    tiny_network().save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def face_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of Problem 2."""
+    folder = tmp_path_factory.mktemp("face_checkpoint")
+    tiny_faces().save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def noises(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three noise files."""
+    return save_noises(tmp_path_factory.mktemp("noises"))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos/ of faces."""
+    return save_photos(tmp_path_factory.mktemp("faces"))
+
+
+@pytest.fixture(scope="session")
+def clip_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny CLIP in model/, pictures in val/ and id2label.json."""
+    from clip_tiny import pictures, tiny_folder  # takes seconds to import
+
+    root = tmp_path_factory.mktemp("clip_world")
+    tiny_folder(root / "model")
+    pictures(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def clip(clip_world: Path) -> "Clip":
+    """That CLIP, loaded."""
+    from common.clip import load_clip
+
+    return load_clip(str(clip_world / "model"), device="cpu")[0]
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network, and empty caches."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 def _drawn_digit(label: int, dataset: str, rng: np.random.Generator) -> Image.Image:

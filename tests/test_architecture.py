@@ -25,7 +25,7 @@ def imports(path: str, source: str) -> Iterator[str]:
 
 
 def eager_imports(path: str, source: str) -> Iterator[str]:
-    """The same without those inside functions: what importing the file imports."""
+    """The same without those inside functions and under TYPE_CHECKING: what importing the file imports."""
     yield from _imports(path, ast.parse(source), into_functions=False)
 
 
@@ -37,8 +37,13 @@ def _imports(path: str, tree: ast.AST, into_functions: bool) -> Iterator[str]:
             folder = Path(path).parts[: -node.level] if node.level else ()
             module = ".".join([*folder, *([node.module] if node.module else [])])
             yield from (f"{module}.{alias.name}" for alias in node.names)
-        elif into_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        elif into_functions or not _runs_later(node):
             yield from _imports(path, node, into_functions)
+
+
+def _runs_later(node: ast.AST) -> bool:
+    for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    return for_types or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
 def names(source: str) -> set[str]:
@@ -118,12 +123,20 @@ def test_pixel_problems_need_no_heavy_library(problem: str) -> None:
     assert heavy_imports(problem, PROGRAM) == {}
 
 
+@pytest.mark.parametrize("path", [path for path in PROGRAM if path.startswith("common/")])
+def test_common_imports_a_heavy_library_only_where_it_is_needed(path: str) -> None:
+    """So that `--help` and a refusal take no seconds."""
+    assert {name.split(".")[0] for name in eager_imports(path, PROGRAM[path])} & HEAVY == set()
+
+
 def test_the_program_was_found() -> None:
     """So that the tests above look at something."""
     assert {"common/schedule.py", "common/checkpoint.py", "p1_diffusion/train.py"} <= PROGRAM.keys()
     assert outside_its_room("elsewhere.py", PROGRAM["common/schedule.py"]) == ["cumprod", "torch.cumprod"]
     assert outside_its_room("elsewhere.py", PROGRAM["common/checkpoint.py"]) == ["torch.load"]
     assert {"common/schedule.py", "common/diffusion.py"} <= reachable("p1_diffusion", PROGRAM)
+    assert {"common/clip.py", "common/clip_formats.py"} <= reachable("p3_clip", PROGRAM)
+    assert heavy_imports("p3_clip", PROGRAM)["common/clip.py"] == {"open_clip"}
 
 
 @pytest.mark.parametrize(
@@ -169,5 +182,7 @@ def test_a_heavy_library_is_caught() -> None:
     }
     assert reachable("p2_ddim", program) == program.keys() - {"common/other.py"}
     assert heavy_imports("p2_ddim", program) == {"common/text.py": {"transformers"}}
+    program["common/text.py"] = "if TYPE_CHECKING:\n    import transformers\ndef f():\n    pass"
+    assert list(eager_imports("common/text.py", program["common/text.py"])) == []
     program |= {"p2_ddim/model.py": "import diffusers", "common/text.py": ""}
     assert heavy_imports("p2_ddim", program) == {"p2_ddim/model.py": {"diffusers"}}

@@ -1,6 +1,5 @@
-"""CLIP loading: every form of weights, the activation, the converter, and the classifier's matrix."""
+"""CLIP loading: every form of weights, the activation, and the converter to transformers' names and back."""
 
-import socket
 import time
 import warnings
 from pathlib import Path
@@ -8,57 +7,25 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from clip_tiny import TINY, tiny_clip, tiny_folder
+from clip_tiny import TEXTS, TINY, tiny_clip, tiny_folder
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from common.data.shapes import KINDS
+from common import clip as clip_module
+from common.checkpoint import save_tensors
+from common.clip import Clip, encode_tokens, load_clip
+from common.clip_fingerprint import check_activation, uses_quick_gelu
+from common.clip_formats import from_transformers, to_transformers, transformers_model
+from common.clip_weights import find_weights
 from common.errors import InputError
-from p3_clip import model as clip_model
-from p3_clip.model import (
-    Clip,
-    check_activation,
-    clip_tokenizer,
-    encode_tokens,
-    find_weights,
-    from_transformers,
-    load_clip,
-    text_tower,
-    to_transformers,
-    transformers_model,
-    uses_quick_gelu,
-    zero_shot_classifier,
-)
-
-TEXTS = [
-    "pale golden rod circle with old lace background",
-    "a photo of a <new1> !",
-    f"{KINDS[0]} next to {KINDS[3]}",
-]
+from common.files import shown
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def clip(folder: Path) -> Clip:
-    return load_clip(str(folder), device="cpu")[0]
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No network, and empty caches."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("no network in this test")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+def folder(clip_world: Path) -> Path:
+    """The model folder; do not change it."""
+    return clip_world / "model"
 
 
 # ----------------------------------------------------------------------------
@@ -81,21 +48,6 @@ def test_a_shipped_folder_loads_by_plain_open_clip(folder: Path, clip: Clip) -> 
     }
 
 
-def test_the_text_tower_is_transformers_with_the_same_ids(clip: Clip) -> None:
-    tokenizer, tower = clip_tokenizer(32), text_tower(clip.network)
-    ids = clip.tokenize(TEXTS)
-    other = tokenizer(TEXTS, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    assert other.shape == ids.shape and tokenizer.model_max_length == 32
-    end = 49407
-    for mine, theirs in zip(ids.tolist(), other.tolist(), strict=True):
-        length = mine.index(end) + 1
-        assert mine[:length] == theirs[:length]
-        assert set(mine[length:]) <= {0} and set(theirs[length:]) <= {end}
-    with torch.no_grad():
-        pooled = tower(other).pooler_output @ clip.network.text_projection
-        assert torch.allclose(pooled, clip.network.encode_text(ids), atol=1e-5)
-
-
 def test_weights_of_another_model_or_activation_are_caught_by_the_fingerprint(folder: Path, tmp_path: Path) -> None:
     for name in ("open_clip_config.json", "fingerprint.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
@@ -113,18 +65,6 @@ def test_short_texts_give_the_numbers_of_the_whole_context(clip: Clip) -> None:
     ids = clip.tokenize([*TEXTS, ""])
     with torch.no_grad():
         assert torch.allclose(encode_tokens(clip.network, ids), clip.network.encode_text(ids), atol=1e-6)
-
-
-def test_the_classifier_is_normalise_mean_normalise_and_follows_the_class_list(clip: Clip) -> None:
-    names, templates = ["red square", "lime star", "tan circle"], ["a {}", "a photo of {}"]
-    matrix = zero_shot_classifier(clip, names, templates)
-    assert matrix.shape == (TINY["embed_dim"], 3)
-    vectors = [clip.encode_texts([t.replace("{}", "lime star")])[0] for t in templates]
-    assert torch.allclose(matrix[:, 1], F.normalize(sum(vectors), dim=0), atol=1e-6)
-    order = [2, 0, 1]
-    assert torch.allclose(zero_shot_classifier(clip, [names[i] for i in order], templates), matrix[:, order], atol=1e-6)
-    reference = open_clip.build_zero_shot_classifier(clip.network, clip.tokenize, names, templates)
-    assert torch.allclose(matrix, reference, atol=1e-6)
 
 
 # ----------------------------------------------------------------------------
@@ -149,7 +89,7 @@ def test_every_form_of_weights_loads_without_network(form: str, small_name: str,
     elif form == "module":
         torch.save({f"module.{name}": value for name, value in state.items()}, path)
     elif form == "safetensors":
-        clip_model.save_tensors(path, state)
+        save_tensors(path, state)
     elif form == "torchscript":
         _torchscript(state, path)
     else:
@@ -238,8 +178,8 @@ def test_the_wrong_activation_is_caught_by_one_text_embedding(quick: bool) -> No
 def test_the_openai_tag_always_means_quick_gelu(
     small_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip_model.save_tensors(tmp_path / "w.safetensors", tiny_clip().state_dict())
-    monkeypatch.setattr(clip_model, "find_weights", lambda name, tag: tmp_path / "w.safetensors")
+    save_tensors(tmp_path / "w.safetensors", tiny_clip().state_dict())
+    monkeypatch.setattr(clip_module, "find_weights", lambda name, tag: tmp_path / "w.safetensors")
     assert uses_quick_gelu(load_clip(small_name, "openai", "cpu")[0].network)
     assert not uses_quick_gelu(load_clip(small_name, str(tmp_path / "w.safetensors"), "cpu")[0].network)
 
@@ -261,7 +201,7 @@ def test_no_weights_and_no_network_says_so_at_once(offline: None, monkeypatch: p
     started = time.monotonic()
     with pytest.raises(InputError, match=r"not in the local cache \(.*\) and could not be fetched \(no network\)"):
         load_clip("ViT-B-32", "openai", "cpu")
-    monkeypatch.setattr(clip_model, "SHIPPED", Path("nowhere/clip_shapes"))
+    monkeypatch.setattr(clip_module, "SHIPPED", Path("nowhere/clip_shapes"))
     with pytest.raises(InputError, match="nowhere/clip_shapes/model.safetensors is missing"):
         load_clip(device="cpu")
     assert time.monotonic() - started < 15
@@ -270,15 +210,15 @@ def test_no_weights_and_no_network_says_so_at_once(offline: None, monkeypatch: p
 def test_without_openai_the_default_is_the_shipped_model_and_says_so(
     offline: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clip_model, "SHIPPED", folder)
+    monkeypatch.setattr(clip_module, "SHIPPED", folder)
     clip, note = load_clip(device="cpu")
     assert clip.folder == folder
     assert note.startswith("ViT-B-32-quickgelu with OpenAI's weights is not to be had here, so this is the small model")
 
 
 def test_paths_below_the_checkout_are_shown_relative_to_it() -> None:
-    assert clip_model.shown(clip_model.SHIPPED) == "checkpoints/clip_shapes"
-    assert clip_model.shown(Path("/elsewhere/clip")) == "/elsewhere/clip"
+    assert shown(clip_module.SHIPPED) == "checkpoints/clip_shapes"
+    assert shown(Path("/elsewhere/clip")) == "/elsewhere/clip"
 
 
 def test_the_cache_comes_before_the_network(offline: None, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clip_tiny import CLASSES, pictures, tiny_folder
+from clip_tiny import CLASSES
 from PIL import Image
 from tiny import exit_code, refused
 from torch.nn import functional as F
@@ -27,15 +27,13 @@ from p3_clip.inference import Run
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model, pictures and a finished run in `out`; do not change it."""
-    root = tmp_path_factory.mktemp("world")
-    tiny_folder(root / "model")
-    pictures(root)
-    arguments = ["--images", root / "val", "--labels", root / "id2label.json", "--model", root / "model"]
-    more = ["--output-dir", root / "out", "--cache", root / "cache", "--device", "cpu"]
-    assert exit_code(inference.main, inference.Config, *arguments, *more) == 0
-    return root
+def finished(clip_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, its features in `cache`; do not change it."""
+    out = tmp_path_factory.mktemp("finished")
+    images, labels, model = (clip_world / name for name in ("val", "id2label.json", "model"))
+    arguments = ["--images", images, "--labels", labels, "--model", model, "--device", "cpu"]
+    assert exit_code(inference.main, inference.Config, *arguments, "--output-dir", out, "--cache", out / "cache") == 0
+    return out
 
 
 def small_run(predicted: list[int], labels: list[int], count: int = 3) -> Run:
@@ -83,8 +81,8 @@ def test_the_fitted_scale_is_the_one_that_labels_were_drawn_with() -> None:
     assert numbers["ece_fitted"] < 0.02 < numbers["ece_unfitted"]
 
 
-def test_the_report_of_a_run(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["zero-shot", "--run", world / "out", "--colours", "--cache", world / "cache"]
+def test_the_report_of_a_run(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["zero-shot", "--run", finished, "--colours", "--cache", finished / "cache"]
     assert exit_code(evaluate.main, evaluate.Config, *flags, "--result", tmp_path / "evaluation.json") == 0
     printed = capsys.readouterr().out
     assert "95 % interval" in printed and "expected calibration error" in printed and "among all 556" in printed
@@ -94,8 +92,8 @@ def test_the_report_of_a_run(world: Path, tmp_path: Path, capsys: pytest.Capture
     assert sum(row["images"] for row in result["colours"]["by_distance"]) == 12
 
 
-def test_colours_need_names_of_shapes(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(world / "out", tmp_path / "out")
+def test_colours_need_names_of_shapes(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished, tmp_path / "out")
     run = Run.load(tmp_path / "out")
     run.names[0] = "bicycle"
     run.save(tmp_path / "out")
@@ -110,8 +108,8 @@ def test_the_nearest_colour() -> None:
     assert evaluate._nearest(("azure", "star"), others) == pytest.approx(2.785, abs=1e-3)  # to mint cream
 
 
-def test_the_figures(world: Path, tmp_path: Path) -> None:
-    flags = ["--run", world / "out", "--images", world / "val", "--output-dir", tmp_path]
+def test_the_figures(finished: Path, clip_world: Path, tmp_path: Path) -> None:
+    flags = ["--run", finished, "--images", clip_world / "val", "--output-dir", tmp_path]
     assert exit_code(figures.main, figures.Config, *flags) == 0
     for name in ("examples.png", "confusion.png", "reliability.png"):
         picture = read_rgb(tmp_path / name)
@@ -130,7 +128,7 @@ def test_examples_take_other_classes_first() -> None:
 
 
 @pytest.fixture
-def personalised(world: Path, tmp_path: Path) -> list[str]:
+def personalised(clip_world: Path, tmp_path: Path) -> list[str]:
     """25 pictures of one prompt of one concept, its photos, and baselines that nothing misses."""
     random = np.random.default_rng(0)
     for folder, count in ((tmp_path / "images" / "dog" / "0", 25), (tmp_path / "photos" / "dog", 3)):
@@ -140,7 +138,7 @@ def personalised(world: Path, tmp_path: Path) -> list[str]:
     write_baseline(tmp_path, [-100, -100])
     return [
         *("personalised", "--images", str(tmp_path / "images"), "--references", str(tmp_path / "photos")),
-        *("--input", str(tmp_path / "input.json"), "--model", str(world / "model"), "--device", "cpu"),
+        *("--input", str(tmp_path / "input.json"), "--model", str(clip_world / "model"), "--device", "cpu"),
         *("--result", str(tmp_path / "result.json")),
     ]
 

@@ -6,45 +6,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pandas as pd
 import pytest
 import torch
-from clip_tiny import CLASSES, pictures, tiny_folder
+from clip_tiny import CLASSES, TINY
 from PIL import Image
 from tiny import exit_code, refused
+from torch.nn import functional as F
 
+from common.clip import Clip
+from common.clip_features import extract_features
 from common.errors import InputError
 from p3_clip import inference
-from p3_clip.inference import (
-    Run,
-    accuracy,
-    check_template,
-    class_names,
-    extract_features,
-    predictions,
-    read_templates,
-)
-from p3_clip.model import DATA, Clip, load_clip
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model and pictures; do not change it."""
-    root = tmp_path_factory.mktemp("world")
-    tiny_folder(root / "model")
-    pictures(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def clip(world: Path) -> Clip:
-    return load_clip(str(world / "model"), device="cpu")[0]
+from p3_clip.inference import Run, accuracy, predictions
+from p3_clip.model import DATA, check_template, class_names, read_templates, zero_shot_classifier
 
 
 @pytest.fixture
-def arguments(world: Path, tmp_path: Path) -> list[Any]:
+def arguments(clip_world: Path, tmp_path: Path) -> list[Any]:
     return [
-        *("--images", world / "val", "--labels", world / "id2label.json", "--model", world / "model"),
+        *("--images", clip_world / "val", "--labels", clip_world / "id2label.json", "--model", clip_world / "model"),
         *("--output_dir", tmp_path / "out", "--cache", tmp_path / "cache", "--device", "cpu"),
     ]
 
@@ -74,7 +56,7 @@ def test_a_run_writes_the_results(arguments: list[Any], tmp_path: Path, capsys: 
     assert torch.allclose(run.probabilities("ensemble").sum(1), torch.ones(12))
 
 
-def test_predictions_follow_the_class_list(arguments: list[Any], world: Path, tmp_path: Path) -> None:
+def test_predictions_follow_the_class_list(arguments: list[Any], clip_world: Path, tmp_path: Path) -> None:
     """With the labels in another order, every picture gets the same class."""
     assert exit_code(inference.main, inference.Config, *arguments) == 0
     before = pd.read_csv(tmp_path / "out" / "predictions.csv")
@@ -85,9 +67,9 @@ def test_predictions_follow_the_class_list(arguments: list[Any], world: Path, tm
 
 
 def test_features_are_computed_once_for_a_content(
-    clip: Clip, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: Clip, clip_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = sorted((world / "val").iterdir())
+    files = sorted((clip_world / "val").iterdir())
     seen: list[int] = []
     encode = Clip.encode_images
 
@@ -118,6 +100,18 @@ def test_accuracies() -> None:
     )
     assert table["single_rank_of_truth"].tolist() == [1, 1, 3, 1]
     assert table["single_runner_up"].tolist() == ["y"] * 4
+
+
+def test_the_classifier_is_normalise_mean_normalise_and_follows_the_class_list(clip: Clip) -> None:
+    names, templates = ["red square", "lime star", "tan circle"], ["a {}", "a photo of {}"]
+    matrix = zero_shot_classifier(clip, names, templates)
+    assert matrix.shape == (TINY["embed_dim"], 3)
+    vectors = [clip.encode_texts([t.replace("{}", "lime star")])[0] for t in templates]
+    assert torch.allclose(matrix[:, 1], F.normalize(sum(vectors), dim=0), atol=1e-6)
+    order = [2, 0, 1]
+    assert torch.allclose(zero_shot_classifier(clip, [names[i] for i in order], templates), matrix[:, order], atol=1e-6)
+    reference = open_clip.build_zero_shot_classifier(clip.network, clip.tokenize, names, templates)
+    assert torch.allclose(matrix, reference, atol=1e-6)
 
 
 def test_names_and_templates() -> None:
@@ -194,11 +188,11 @@ def _torn(root: Path) -> None:
 def test_bad_data(
     damage: Callable[[Path], None],
     sentence: str,
-    world: Path,
+    clip_world: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    shutil.copytree(world, tmp_path / "world")
+    shutil.copytree(clip_world, tmp_path / "world")
     damage(tmp_path / "world")
     root = tmp_path / "world"
     arguments = ["--images", root / "val", "--labels", root / "id2label.json", "--model", root / "model"]
@@ -250,13 +244,13 @@ def test_a_damaged_model_folder(
     file: str,
     content: str | None,
     sentence: str,
-    world: Path,
+    clip_world: Path,
     arguments: list[Any],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "model"
-    shutil.copytree(world / "model", folder)
+    shutil.copytree(clip_world / "model", folder)
     (folder / file).unlink()
     if content is not None:
         (folder / file).write_text(content)

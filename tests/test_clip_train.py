@@ -17,11 +17,11 @@ from tiny import contents, exit_code, refused
 from torch.nn import functional as F
 
 from common.checkpoint import load_tensors
+from common.clip import load_clip
 from common.colour import CSS_COLOURS, colour_difference
 from common.data.shapes import draw_scene, held_out_classes, held_out_scene, render
 from common.files import ROOT, read_json
 from p3_clip import train
-from p3_clip.model import load_clip
 from p3_clip.train import (
     Captioner,
     Config,

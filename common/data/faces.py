@@ -8,10 +8,9 @@ from torch import Tensor
 
 from common.data.split import Split, is_held_out
 from common.errors import InputError
-from common.images import read_rgb
+from common.images import image_files, read_rgb
 
 DATASET = "face"
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def load_faces(root: Path, split: Split = "train") -> Faces:
             f"the face photos are not there: {folder} does not exist; put aligned, square photos "
             "(.jpg or .png) of one size there; `bash scripts/get_dataset.sh` brings the rest of the face folder, but no photos"
         )
-    names = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    names = [path.name for path in image_files(folder)]
     if split != "all":
         names = [name for name in names if is_held_out(DATASET, name) == (split == "held_out")]
     if not names:

@@ -1,0 +1,279 @@
+"""CLIP by open_clip: any model it knows with any weights, in one form.
+
+A model is a name of open_clip or a folder, of transformers or with `open_clip_config.json`, such as checkpoints/clip_shapes.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.checkpoint import load_strict, save_tensors
+from common.clip_fingerprint import (
+    FINGERPRINT_TEXT,
+    check_activation,
+    check_own_fingerprint,
+    fingerprint,
+    uses_quick_gelu,
+)
+from common.clip_formats import open_clip_config
+from common.clip_weights import find_weights, fitted, read_state, tag_entry, weight_files
+from common.devices import DeviceName, pick_device
+from common.errors import InputError
+from common.files import ROOT, make_folder, read_json, shown, write_json
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SHIPPED = ROOT / "checkpoints" / "clip_shapes"
+DEFAULT_MODEL, DEFAULT_TAG = "ViT-B-32-quickgelu", "openai"
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A CLIP ready for use, on its device and in evaluation mode."""
+
+    network: nn.Module
+    """open_clip's network."""
+    tokenize: Callable[[list[str]], Tensor]
+    """Texts to token ids, long [N, context length]."""
+    preprocess: Callable[["Image.Image"], Tensor]
+    """A picture to the network's input, float32 [3, S, S]."""
+    name: str
+    """open_clip's name of the model, or its folder."""
+    pretrained: str
+    """The tag, file or folder of the weights."""
+    folder: Path | None = None
+    """The model folder, if it came from one."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def scale(self) -> float:
+        """What cosines are multiplied by before the softmax: the inverse of the learned temperature."""
+        return self.network.logit_scale.exp().item()
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Unit vectors float32 [N, D] on the CPU, of preprocessed pictures [N, 3, S, S]."""
+        return F.normalize(self.network.encode_image(pixels.to(self.device)).float(), dim=-1).cpu()
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Unit vectors float32 [N, D] on the CPU, of texts."""
+        ids = self.tokenize(list(texts)).to(self.device)
+        return F.normalize(
+            torch.cat([encode_tokens(self.network, part) for part in ids.split(batch_size)]).float(), dim=-1
+        ).cpu()
+
+    def identity(self) -> str:
+        """A hash of the weights and of the preprocessing, under which image features may be kept."""
+        digest = hashlib.blake2b(repr(self.preprocess).encode(), digest_size=16)
+        for name, value in self.network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(str(uses_quick_gelu(self.network)).encode())
+        return digest.hexdigest()
+
+
+def encode_tokens(network: nn.Module, ids: Tensor) -> Tensor:
+    """Text features [N, D] of token ids [N, context length], not normalised.
+
+    A causal tower pools at the end token, so what comes after the longest text of the batch changes nothing and is left out:
+    the same numbers, several times sooner.
+    """
+    import open_clip
+
+    if type(network) is not open_clip.CLIP or network.text_pool_type != "argmax" or network.attn_mask is None:
+        return network.encode_text(ids)
+    ends = ids.argmax(dim=1)
+    length = int(ends.max()) + 1
+    x = network.token_embedding(ids[:, :length]) + network.positional_embedding[:length]  # [N, L, W]
+    x = network.ln_final(network.transformer(x, attn_mask=network.attn_mask[:length, :length]))
+    pooled = x[torch.arange(len(x), device=x.device), ends]
+    projection = network.text_projection
+    return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+
+# ----------------------------------------------------------------------------
+# Loading.
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+    """Which CLIP, and where."""
+
+    model: str | None = None
+    """A model of open_clip or a model folder; by default ViT-B-32-quickgelu, or the shipped small model without its weights."""
+    pretrained: str | None = None
+    """A tag of open_clip, a weight file or a transformers folder; by default openai."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA if present."""
+
+    def load(self) -> tuple[Clip, str]:
+        """The CLIP and a sentence that says what was loaded, see `load_clip`."""
+        return load_clip(self.model, self.pretrained, self.device)
+
+
+def load_clip(name: str | None = None, pretrained: str | None = None, device: DeviceName = "auto") -> tuple[Clip, str]:
+    """The CLIP asked for, and a sentence that says what was loaded.
+
+    `name` is a model of open_clip or a folder; `pretrained` is a tag, a file or a transformers folder (default: openai, for a
+    folder the weights in it). With neither, OpenAI's ViT-B/32 if it is in a cache or can be fetched, else the shipped small
+    model. Raises InputError on an unknown model or tag, on weights that do not fit and on weights that are not to be had.
+    """
+    target = pick_device(device)
+    if name is None and pretrained is None:
+        try:
+            weights = find_weights(DEFAULT_MODEL, DEFAULT_TAG)
+        except InputError as error:
+            if not (SHIPPED / "model.safetensors").is_file():
+                raise InputError(
+                    f"{error}; the small model of the project is not there either: {SHIPPED}/model.safetensors is missing "
+                    "(clone the repository again, or train it with scripts/train_clip.sh)"
+                ) from None
+            note = f"{DEFAULT_MODEL} with OpenAI's weights is not to be had here, so this is the small model of the project"
+            return load_folder(
+                SHIPPED, target
+            ), f"{note}, checkpoints/{SHIPPED.name}, which knows coloured shapes only."
+        return _load_named(DEFAULT_MODEL, DEFAULT_TAG, weights, target), f"{DEFAULT_MODEL} with OpenAI's weights."
+    name = name or DEFAULT_MODEL
+    if Path(name).is_dir():
+        if pretrained:
+            raise InputError(f"{name} is a model folder with its own weights: leave --pretrained away")
+        return load_folder(Path(name), target), f"The model in {shown(Path(name))}."
+    pretrained = pretrained or DEFAULT_TAG
+    clip = _load_named(name, pretrained, find_weights(name, pretrained), target)
+    return clip, f"{name} with {clip.pretrained}."
+
+
+def _load_named(name: str, pretrained: str, weights: Path, device: torch.device) -> Clip:
+    """A model of open_clip's list. The tag openai always means QuickGELU, whatever the name says."""
+    import open_clip
+
+    entry = tag_entry(name, pretrained) if pretrained != str(weights) else {}
+    network = _quietly(
+        open_clip.create_model,
+        name,
+        force_quick_gelu=pretrained == "openai" or bool(entry.get("quick_gelu")),
+        force_preprocess_cfg={
+            key: entry[key] for key in ("mean", "std", "interpolation", "resize_mode") if entry.get(key)
+        },
+        pretrained_text=False,
+    )
+    load_strict(network, fitted(network, read_state(weights)), weights)
+    tokenize = open_clip.get_tokenizer(name)
+    source = shown(Path(pretrained)) if pretrained == str(weights) else pretrained
+    clip = _ready(network, tokenize, name, source, device)
+    if not entry:
+        check_activation(clip)
+    return clip
+
+
+def load_folder(folder: Path, device: torch.device) -> Clip:
+    """The CLIP in a folder of open_clip (`open_clip_config.json`) or of transformers (`config.json` of a CLIPModel).
+
+    Raises InputError if the folder holds none, and if a fingerprint lies in it that its weights do not have.
+    """
+    if not folder.is_dir():
+        raise InputError(f"the model folder {folder} does not exist")
+    if not (folder / "open_clip_config.json").is_file():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} holds neither open_clip_config.json nor transformers' config.json")
+        network, tokenize = _from_transformers_folder(folder)
+        return _ready(network, tokenize, shown(folder), "in the folder", device, folder)
+    import open_clip
+
+    content = read_json(folder / "open_clip_config.json")
+    if not isinstance(content, dict) or not isinstance(content.get("model_cfg"), dict):
+        raise InputError(f"{folder}/open_clip_config.json has no model_cfg")
+    try:
+        network = _quietly(open_clip.create_model, f"local-dir:{folder}", load_weights=False)
+        tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
+    except (TypeError, KeyError, ValueError, RuntimeError, AssertionError, OSError) as error:
+        raise InputError(f"{folder}/open_clip_config.json does not describe a model of open_clip ({error})") from None
+    weights = next((path for path in weight_files(folder) if path.is_file()), folder / "model.safetensors")
+    load_strict(network, fitted(network, read_state(weights)), weights)
+    clip = _ready(network, tokenize, shown(folder), "in the folder", device, folder)
+    if (folder / "fingerprint.json").is_file():
+        check_own_fingerprint(clip, folder / "fingerprint.json")
+    return clip
+
+
+def _from_transformers_folder(folder: Path) -> tuple[nn.Module, Callable[[list[str]], Tensor]]:
+    import open_clip
+    from open_clip.model import set_model_preprocess_cfg
+
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or config.get("model_type") != "clip":
+        raise InputError(f"{folder}/config.json does not describe a CLIPModel")
+    network = open_clip.CLIP(**open_clip_config(config)).eval()
+    load_strict(network, read_state(folder), folder)
+    given = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
+    preprocess = dataclasses.asdict(open_clip.transform.PreprocessCfg(size=network.visual.image_size))
+    preprocess |= {key: tuple(given[f"image_{key}"]) for key in ("mean", "std") if f"image_{key}" in given}
+    set_model_preprocess_cfg(network, preprocess)
+    return network, open_clip.SimpleTokenizer(context_length=network.context_length)
+
+
+def _ready(
+    network: nn.Module, tokenize: Any, name: str, pretrained: str, device: torch.device, folder: Path | None = None
+) -> Clip:
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    preprocess = image_transform_v2(PreprocessCfg(**network.visual.preprocess_cfg), is_train=False)
+    return Clip(network.eval().to(device), tokenize, preprocess, name, pretrained, folder)
+
+
+def _quietly(build: Callable[..., nn.Module], *args: Any, **options: Any) -> nn.Module:
+    """open_clip warns that a model without weights is random; here the weights come right after."""
+    with _silent_log():
+        return build(*args, **options)
+
+
+@contextlib.contextmanager
+def _silent_log() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+# ----------------------------------------------------------------------------
+# The shipped form.
+
+
+def save_folder(
+    folder: Path, state: Mapping[str, Tensor], model_cfg: Mapping[str, Any], templates: str | None = None
+) -> None:
+    """Writes a model folder in float16 that `open_clip.create_model("local-dir:FOLDER")` loads: open_clip_config.json,
+    model.safetensors, fingerprint.json, and templates.txt if there are any. A model card beside them stays."""
+    import open_clip
+
+    folder = make_folder(folder)
+    half = {name: value.detach().to("cpu", torch.float16) for name, value in state.items()}
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    save_tensors(folder / "model.safetensors", half)
+    write_json(folder / "open_clip_config.json", {"model_cfg": dict(model_cfg), "preprocess_cfg": preprocess})
+    network = open_clip.CLIP(**json.loads(json.dumps(model_cfg))).eval()
+    load_strict(network, half, folder)
+    ids = open_clip.get_tokenizer(f"local-dir:{folder}")([FINGERPRINT_TEXT])
+    with torch.no_grad():
+        embedding = F.normalize(encode_tokens(network, ids), dim=-1)[0]
+    quick_gelu = bool(model_cfg.get("quick_gelu", False))
+    write_json(folder / "fingerprint.json", fingerprint(folder.name, embedding, quick_gelu))
+    if templates is not None:
+        (folder / "templates.txt").write_text(templates)

@@ -1,0 +1,94 @@
+"""CLIP's features of picture files: read ahead in threads, and kept by content."""
+
+import contextlib
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from common.checkpoint import load_tensors, save_tensors
+from common.clip import Clip
+from common.errors import InputError
+from common.files import make_folder
+
+AHEAD = 2  # batches that are read and preprocessed while one is computed
+
+
+def extract_features(
+    clip: Clip,
+    files: Sequence[Path],
+    *,
+    batch_size: int = 64,
+    workers: int = 2,
+    cache: Path | None = None,
+    show_progress: bool = True,
+) -> Tensor:
+    """Unit vectors float32 [N, D] of picture files; equal files are computed once, and never again with a `cache` folder.
+
+    Threads read and preprocess the next batches while the network computes. Raises InputError that names an unreadable file.
+    """
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(files), unit="images", disable=not show_progress, dynamic_ncols=True) as bar,
+    ):
+        keys = list(pool.map(_content_key, files))
+        store = cache / f"{clip.identity()}.safetensors" if cache else None
+        known = _read_store(store) if store else {}
+        todo = list({key: file for key, file in zip(keys, files, strict=True) if key not in known}.items())
+        bar.update(len(files) - len(todo))
+        for part, pixels in _batches(clip, todo, batch_size, pool):
+            for (key, _), feature in zip(part, clip.encode_images(pixels), strict=True):
+                known[key] = feature
+            bar.update(len(part))
+    if store and todo:
+        # A read-only folder costs time, not the result.
+        with contextlib.suppress(OSError, InputError):
+            make_folder(store.parent)
+            save_tensors(store, {"features": torch.stack(list(known.values()))}, {"keys": list(known)})
+    return torch.stack([known[key] for key in keys])
+
+
+def _content_key(file: Path) -> str:
+    return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+
+
+def _read_store(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        return {}
+    try:
+        tensors, metadata = load_tensors(path)
+        return dict(zip(metadata["keys"], tensors["features"], strict=True))
+    except (InputError, KeyError, TypeError, ValueError):
+        return {}  # damaged: made anew
+
+
+def _batches(
+    clip: Clip, items: Sequence[tuple[str, Path]], size: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[Sequence[tuple[str, Path]], Tensor]]:
+    """Batches of preprocessed pictures, a few of them ahead of the one that is out."""
+    waiting: deque[tuple[Sequence[tuple[str, Path]], list[Future[Tensor]]]] = deque()
+    starts = deque(range(0, len(items), size))
+    while starts or waiting:
+        while starts and len(waiting) <= AHEAD:
+            start = starts.popleft()
+            part = items[start : start + size]
+            waiting.append((part, [pool.submit(read_pixels, clip, file) for _, file in part]))
+        part, futures = waiting.popleft()
+        yield part, torch.stack([future.result() for future in futures])
+
+
+def read_pixels(clip: Clip, file: Path) -> Tensor:
+    """One preprocessed picture. Raises InputError if it cannot be read."""
+    try:
+        with Image.open(BytesIO(Path(file).read_bytes())) as image:
+            return clip.preprocess(image)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{file} is not a readable image ({reason})") from None

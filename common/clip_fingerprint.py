@@ -1,0 +1,106 @@
+"""Whether a CLIP runs with the activation that its weights were trained with, told by one text's embedding.
+
+A file does not say which activation it was trained with, and with the wrong one everything runs a little worse. A fingerprint
+holds the first values of one text's embedding: they come out with the right activation only.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import InputError
+from common.files import read_json
+
+if TYPE_CHECKING:
+    from common.clip import Clip
+
+FINGERPRINT_TEXT = "red circle next to lime star with blue background"
+KNOWN: tuple[Mapping[str, Any], ...] = (
+    {
+        "weights": "OpenAI's ViT-B/32",
+        "quick_gelu": True,
+        "width": 512,
+        "text": "hello world",
+        # tests/test_text_onnx_embeddings.py of github.com/qdrant/fastembed, Qdrant/clip-ViT-B-32-text, normalised
+        "first_values": [0.0083, 0.0103, -0.0138, 0.0199, -0.0069],
+        "tolerance": 1e-3,
+    },
+)
+"""Fingerprints of published weights."""
+
+
+def fingerprint(name: str, embedding: Tensor, quick_gelu: bool) -> dict[str, Any]:
+    """The fingerprint of weights of that name, from the unit embedding [D] of FINGERPRINT_TEXT; plain JSON."""
+    return {
+        "weights": name,
+        "quick_gelu": quick_gelu,
+        "width": len(embedding),
+        "text": FINGERPRINT_TEXT,
+        "first_values": [round(value, 5) for value in embedding[:8].tolist()],
+        "tolerance": 1e-3,
+    }
+
+
+def uses_quick_gelu(network: nn.Module) -> bool:
+    """Whether the network's activations are x sigmoid(1.702 x), as in OpenAI's models."""
+    from open_clip.transformer import QuickGELU
+
+    return any(isinstance(module, QuickGELU) for module in network.modules())
+
+
+def check_activation(clip: "Clip", fingerprints: Sequence[Mapping[str, Any]] = KNOWN) -> None:
+    """Raises InputError if a known set of weights was loaded into a model with the wrong activation: its fingerprint comes out
+    with the other one only. Unknown weights pass."""
+    for known in fingerprints:
+        if _matches(clip, known):
+            return
+    other = not uses_quick_gelu(clip.network)
+    for known in fingerprints:
+        if known["quick_gelu"] == other and _matches(clip, known, flipped=True):
+            activation = "QuickGELU" if other else "GELU"
+            hint = f"{clip.name}-quickgelu" if other else clip.name.removesuffix("-quickgelu")
+            raise InputError(f"{clip.pretrained} holds {known['weights']}, which need {activation}: use --model {hint}")
+
+
+def check_own_fingerprint(clip: "Clip", path: Path) -> None:
+    """Raises InputError if the weights are not those that the fingerprint at `path` was taken of."""
+    known = read_json(path)
+    try:
+        fits = _matches(clip, known)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a fingerprint ({error})") from None
+    if not fits:
+        raise InputError(f"the weights in {path.parent} do not give the text embedding stored in {path.name}")
+
+
+def _matches(clip: "Clip", known: Mapping[str, Any], flipped: bool = False) -> bool:
+    if clip.network.state_dict()[_projection_name(clip.network)].shape[-1] != known["width"]:
+        return False
+    with _other_activation(clip.network) if flipped else contextlib.nullcontext():
+        values = clip.encode_texts([known["text"]])[0, : len(known["first_values"])]
+    return bool((values - torch.tensor(known["first_values"])).abs().max() <= known["tolerance"])
+
+
+def _projection_name(network: nn.Module) -> str:
+    names = network.state_dict().keys()
+    return next((name for name in ("text_projection", "text.text_projection") if name in names), "logit_scale")
+
+
+@contextlib.contextmanager
+def _other_activation(network: nn.Module) -> Iterator[None]:
+    from open_clip.transformer import QuickGELU
+
+    other = nn.GELU if uses_quick_gelu(network) else QuickGELU
+    blocks = [module for module in network.modules() if isinstance(getattr(module, "gelu", None), (nn.GELU, QuickGELU))]
+    before = [block.gelu for block in blocks]
+    for block in blocks:
+        block.gelu = other()
+    try:
+        yield
+    finally:
+        for block, activation in zip(blocks, before, strict=True):
+            block.gelu = activation
