@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import contents, exit_code, refused, tiny_network
+from tiny import contents, exit_code, refused
 
 from common.errors import InputError
 from p1_diffusion import inference
@@ -21,16 +21,8 @@ NAMES_2024 = {f"{dataset}/{d}_{n:03d}.png" for dataset in ("mnistm", "svhn") for
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_network().save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def network(checkpoint: Path) -> ContextUNet:
-    return ContextUNet.load(checkpoint)
+def network(digit_checkpoint: Path) -> ContextUNet:
+    return ContextUNet.load(digit_checkpoint)
 
 
 def run(out: Path, checkpoint: Path, *flags: str) -> None:
@@ -41,10 +33,10 @@ def run(out: Path, checkpoint: Path, *flags: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def out_2025(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out_2025(digit_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 2025 set."""
     out = tmp_path_factory.mktemp("out") / "not there yet"
-    run(out, checkpoint)
+    run(out, digit_checkpoint)
     return out
 
 
@@ -65,14 +57,16 @@ def test_2025_is_500_images_and_nothing_else(out_2025: Path) -> None:
             assert (image.format, image.mode, image.size) == ("PNG", "RGB", (28, 28))
 
 
-def test_2024_is_1000_images_with_the_2025_ones_among_them(out_2025: Path, checkpoint: Path, tmp_path: Path) -> None:
-    run(tmp_path, checkpoint, "--edition", "2024")
+def test_2024_is_1000_images_with_the_2025_ones_among_them(
+    out_2025: Path, digit_checkpoint: Path, tmp_path: Path
+) -> None:
+    run(tmp_path, digit_checkpoint, "--edition", "2024")
     files = contents(tmp_path)
     assert files.keys() == NAMES_2024
     assert len(NAMES_2024) == 1000
     assert len(set(files.values())) == 1000  # no image twice
     # The 2025 set again, in the same folder: the other edition's files go, and every byte is as before.
-    run(tmp_path, checkpoint)
+    run(tmp_path, digit_checkpoint)
     assert contents(tmp_path) == contents(out_2025)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mnistm", "svhn"]
 
@@ -215,14 +209,24 @@ def test_only_the_other_editions_files_are_cleared(tmp_path: Path) -> None:
     "stranger", ["mnistm/notes.txt", "svhn/.hidden", "svhn/3_051.png", "mnistm/0_1.png", "svhn/10_001.png"]
 )
 def test_a_strangers_file_is_refused_by_name_and_everything_stays(
-    stranger: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stranger: str, digit_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in (stranger, "mnistm/1_001.png", "svhn/1_001.png", "mnistm/0_001.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"old")
     before = contents(tmp_path)
     sentence = refused(
-        capsys, main, Config, "--output-dir", tmp_path, "--checkpoint", checkpoint, "--steps", 2, "--device", "cpu"
+        capsys,
+        main,
+        Config,
+        "--output-dir",
+        tmp_path,
+        "--checkpoint",
+        digit_checkpoint,
+        "--steps",
+        2,
+        "--device",
+        "cpu",
     )
     assert str(tmp_path / stranger) in sentence
     assert contents(tmp_path) == before

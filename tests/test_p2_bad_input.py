@@ -15,27 +15,15 @@ from p2_ddim import calibrate, evaluate, figures, inference, study, train
 from p2_ddim import model as model_module
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_faces().save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def noises(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three noise files."""
-    return save_noises(tmp_path_factory.mktemp("noises"))
-
-
 @pytest.fixture
-def sampling(checkpoint: Path, noises: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def sampling(
+    face_checkpoint: Path, noises: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
     """Runs inference with flags that it must refuse before it writes anything; returns its sentence."""
 
     def refuse(*flags: Any) -> str:
         # Of a flag given twice the last one counts.
-        own = ("--noises", noises, "--output-dir", tmp_path / "out", "--checkpoint", checkpoint, "--device", "cpu")
+        own = ("--noises", noises, "--output-dir", tmp_path / "out", "--checkpoint", face_checkpoint, "--device", "cpu")
         sentence = refused(capsys, inference.main, inference.Config, *own, *flags)
         assert not (tmp_path / "out").exists()
         return sentence
@@ -154,9 +142,11 @@ def test_numbers_that_make_no_sense(flags: str, sentence: str, sampling: Callabl
     assert sentence in sampling(*flags.split())
 
 
-def test_an_output_path_in_which_a_file_stands(noises: Path, checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+def test_an_output_path_in_which_a_file_stands(
+    noises: Path, face_checkpoint: Path, tmp_path: Path, capsys: Any
+) -> None:
     (tmp_path / "file").write_text("mine")
-    arguments = ("--noises", noises, "--output-dir", tmp_path / "file" / "out", "--checkpoint", checkpoint)
+    arguments = ("--noises", noises, "--output-dir", tmp_path / "file" / "out", "--checkpoint", face_checkpoint)
     said = refused(capsys, inference.main, inference.Config, *arguments, "--device", "cpu")
     assert "is a regular file" in said and contents(tmp_path) == {"file": b"mine"}
 
@@ -202,16 +192,25 @@ def test_evaluate_refuses_photos_of_another_size(tmp_path: Path, capsys: pytest.
 
 
 def test_calibrate_needs_a_noise_with_its_image(
-    noises: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    noises: Path, face_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     references = images(tmp_path / "references", "77")
-    arguments = ("--noises", noises, "--references", references, "--checkpoint", checkpoint, "--device", "cpu")
+    arguments = ("--noises", noises, "--references", references, "--checkpoint", face_checkpoint, "--device", "cpu")
     assert "no noise in" in refused(capsys, calibrate.main, calibrate.Config, *arguments)
 
 
-def test_figures_need_two_noises(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_need_two_noises(face_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_noises(tmp_path / "noises", 1)
-    arguments = ("--noises", folder, "--checkpoint", checkpoint, "--output-dir", tmp_path / "out", "--device", "cpu")
+    arguments = (
+        "--noises",
+        folder,
+        "--checkpoint",
+        face_checkpoint,
+        "--output-dir",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+    )
     assert "holds one noise, but the strips need two" in refused(capsys, figures.main, figures.Config, *arguments)
     assert not (tmp_path / "out").exists()
 
@@ -225,9 +224,9 @@ def test_figures_need_two_noises(checkpoint: Path, tmp_path: Path, capsys: pytes
     ],
 )
 def test_studies_refuse_numbers(
-    flags: str, sentence: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: str, sentence: str, face_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = (*flags.split(), "--checkpoint", checkpoint, "--results", tmp_path / "r", "--device", "cpu")
+    arguments = (*flags.split(), "--checkpoint", face_checkpoint, "--results", tmp_path / "r", "--device", "cpu")
     assert sentence in refused(capsys, study.main, study.Config, *arguments)
     assert not (tmp_path / "r").exists()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import contents, exit_code
-from tiny_faces import noise, save_noises, save_photos, tiny_faces
+from tiny_faces import noise, save_noises, tiny_faces
 from torch import Tensor
 
 from common.data.faces import load_faces
@@ -17,20 +17,6 @@ from common.images import read_rgb, write_png
 from p2_ddim import calibrate, evaluate, figures, inference, study
 from p2_ddim.evaluate import colours, compare, nearest_photo, quality
 from p2_ddim.inference import CONVENTIONS, SamplingConfig
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_faces().save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photos/."""
-    return save_photos(tmp_path_factory.mktemp("faces"))
 
 
 def random_images(count: int, seed: int = 0) -> dict[str, Tensor]:
@@ -82,13 +68,13 @@ def test_the_verdict_is_the_exit_code(
 
 @pytest.mark.parametrize("name", ["homework", "no clamp", "trailing"])
 def test_calibrate_finds_the_convention(
-    name: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, face_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     noises = save_noises(tmp_path / "noises", 2)
     convention = CONVENTIONS[name]
     flags = ["--clip-x0" if convention.clip_x0 else "--no-clip-x0", "--spacing", convention.spacing]
     flags += ["--last-abar", convention.last_abar]
-    common = ("--noises", noises, "--checkpoint", checkpoint, "--device", "cpu", "--steps", 10)
+    common = ("--noises", noises, "--checkpoint", face_checkpoint, "--device", "cpu", "--steps", 10)
     out = tmp_path / "references"
     assert exit_code(inference.main, inference.Config, *common, "--output-dir", out, *flags) == 0
     capsys.readouterr()
@@ -164,9 +150,9 @@ def test_evaluation_against_photos(photos: Path, tmp_path: Path, capsys: pytest.
 # Figures and studies.
 
 
-def test_figures_show_what_hw2_2_writes(checkpoint: Path, tmp_path: Path) -> None:
+def test_figures_show_what_hw2_2_writes(face_checkpoint: Path, tmp_path: Path) -> None:
     noises = save_noises(tmp_path / "noises", 5)
-    common = ("--noises", noises, "--checkpoint", checkpoint, "--device", "cpu", "--steps", 1)
+    common = ("--noises", noises, "--checkpoint", face_checkpoint, "--device", "cpu", "--steps", 1)
     assert exit_code(figures.main, figures.Config, *common, "--output-dir", tmp_path / "figures") == 0
     assert sorted(contents(tmp_path / "figures")) == ["eta.png", "lerp.png", "slerp.png"]
     assert exit_code(inference.main, inference.Config, *common, "--output-dir", tmp_path / "out") == 0
@@ -234,13 +220,25 @@ def test_contrast_and_detail_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["steps", "paths"])
 def test_studies_write_numbers_and_a_plot(
-    name: str, checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, face_checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         study.study_steps, "__defaults__", ((("ddim", "homework", 10), ("dpmpp_2m", "trailing", 5)), 20)
     )
     monkeypatch.setattr(study.study_paths, "__defaults__", (SamplingConfig(steps=1), colours, (0.0, 1.0)))
-    arguments = (name, "--checkpoint", checkpoint, "--results", tmp_path, "--count", 2, "--side", 16, "--device", "cpu")
+    arguments = (
+        name,
+        "--checkpoint",
+        face_checkpoint,
+        "--results",
+        tmp_path,
+        "--count",
+        2,
+        "--side",
+        16,
+        "--device",
+        "cpu",
+    )
     flags = ("--photos", photos) if name == "paths" else ()
     assert exit_code(study.main, study.Config, *arguments, *flags) == 0
     assert sorted(contents(tmp_path)) == [f"figures/p2/{name}.png", f"p2_{name}.json"]

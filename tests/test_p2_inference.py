@@ -30,20 +30,6 @@ from p2_ddim.inference import (
 from p2_ddim.model import FaceUNet
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_faces().save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def noises(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three noise files."""
-    return save_noises(tmp_path_factory.mktemp("noises"))
-
-
 def run(noises: Path, out: Path, checkpoint: Path, *flags: object) -> dict[str, bytes]:
     arguments = ("--noises", noises, "--output-dir", out, "--checkpoint", checkpoint, "--device", "cpu", *flags)
     assert exit_code(inference.main, inference.Config, *arguments) == 0
@@ -79,8 +65,10 @@ def transcription(network: FaceUNet, x_T: Tensor, eta: float = 0.0) -> np.ndarra
     return (image - image.min()) / (image.max() - image.min())
 
 
-def test_the_images_are_the_transcriptions_to_one_grey_level(checkpoint: Path, noises: Path, tmp_path: Path) -> None:
-    run(noises, tmp_path, checkpoint)
+def test_the_images_are_the_transcriptions_to_one_grey_level(
+    face_checkpoint: Path, noises: Path, tmp_path: Path
+) -> None:
+    run(noises, tmp_path, face_checkpoint)
     for seed in range(2):
         expected = np.round(transcription(tiny_faces(), noise(seed)) * 255.0)
         with Image.open(tmp_path / f"{seed:02d}.png") as image:
@@ -248,10 +236,10 @@ def test_a_noise_saved_on_cuda_is_read_without_one(tmp_path: Path, monkeypatch: 
     assert torch.equal(read_noise(tmp_path / "00.pt"), noise(0))
 
 
-def test_sizes_need_not_be_square(checkpoint: Path, tmp_path: Path) -> None:
+def test_sizes_need_not_be_square(face_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     torch.save(torch.randn(3, 8, 24), tmp_path / "in" / "x.pt")
-    run(tmp_path / "in", tmp_path / "out", checkpoint, "--steps", 2)
+    run(tmp_path / "in", tmp_path / "out", face_checkpoint, "--steps", 2)
     assert read_rgb(tmp_path / "out" / "x.png").shape == (3, 8, 24)
 
 
@@ -261,15 +249,17 @@ def test_sizes_need_not_be_square(checkpoint: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_a_second_run_and_a_part_of_the_job_write_the_same_bytes(
-    eta: float, checkpoint: Path, noises: Path, tmp_path: Path
+    eta: float, face_checkpoint: Path, noises: Path, tmp_path: Path
 ) -> None:
     flags = ("--steps", 5, "--eta", eta)
-    files = run(noises, tmp_path / "out", checkpoint, *flags)
+    files = run(noises, tmp_path / "out", face_checkpoint, *flags)
     assert sorted(files) == ["00.png", "01.png", "02.png"] and len(set(files.values())) == 3
-    assert run(noises, tmp_path / "again", checkpoint, *flags) == files
+    assert run(noises, tmp_path / "again", face_checkpoint, *flags) == files
     alone = save_noises(tmp_path / "alone")
     (alone / "00.pt").unlink()
-    assert run(alone, tmp_path / "part", checkpoint, *flags) == {name: files[name] for name in ("01.png", "02.png")}
+    assert run(alone, tmp_path / "part", face_checkpoint, *flags) == {
+        name: files[name] for name in ("01.png", "02.png")
+    }
 
 
 def test_chunk_sizes_agree_to_a_grey_level() -> None:
@@ -281,14 +271,14 @@ def test_chunk_sizes_agree_to_a_grey_level() -> None:
 
 
 def test_two_processes_share_the_job_and_write_the_same_bytes(
-    checkpoint: Path, noises: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    face_checkpoint: Path, noises: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under the variables that torchrun sets, one process after the other."""
-    whole = run(noises, tmp_path / "one", checkpoint, "--steps", 2)
+    whole = run(noises, tmp_path / "one", face_checkpoint, "--steps", 2)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, names in (("0", ["00.png", "02.png"]), ("1", ["00.png", "01.png", "02.png"])):
         monkeypatch.setenv("RANK", rank)
-        files = run(noises, tmp_path / "two", checkpoint, "--steps", 2)
+        files = run(noises, tmp_path / "two", face_checkpoint, "--steps", 2)
         assert sorted(files) == names
     assert files == whole
 
@@ -319,8 +309,8 @@ def test_a_v_network_samples_like_the_eps_network_that_it_implies() -> None:
     torch.testing.assert_close(draw(AsV(), 0, steps=5), first, atol=1e-3, rtol=1e-3)
 
 
-def test_no_stretch_clamps(checkpoint: Path, noises: Path, tmp_path: Path) -> None:
-    run(noises, tmp_path, checkpoint, "--no-stretch", "--steps", 2)
+def test_no_stretch_clamps(face_checkpoint: Path, noises: Path, tmp_path: Path) -> None:
+    run(noises, tmp_path, face_checkpoint, "--no-stretch", "--steps", 2)
     x0 = draw(tiny_faces(), 0, steps=2)[0]
     expected = ((x0.clamp(-1, 1) + 1) * 127.5).round()
     assert (read_rgb(tmp_path / "00.png").float() - expected).abs().max() <= 1

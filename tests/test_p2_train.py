@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 from tiny import contents, exit_code
-from tiny_faces import save_noises, save_photos
+from tiny_faces import save_noises
 
 from common.data.faces import load_faces
 from p2_ddim import inference, train
@@ -17,12 +16,6 @@ from p2_ddim.train import draw_faces
 SMALL = ["--model.channels", "32", "64", "--model.attention", "1", "--model.embedding", "32", "--model.patch", "2"]
 QUICK = ["--steps", "30", "--batch-size", "4", "--warmup", "2", "--lr", "3e-3", "--log-every", "5", "--device", "cpu"]
 LOOKS = ["--validate-every", "10", "--preview-every", "30", "--checkpoint-every", "30"]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photos/."""
-    return save_photos(tmp_path_factory.mktemp("faces"))
 
 
 def test_a_draw_is_a_function_of_its_seed(photos: Path) -> None:

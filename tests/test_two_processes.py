@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny import contents, exit_code, run_process, tiny_network
+from tiny import contents, exit_code, run_process
 from under_torchrun import LINE, inference_arguments, line_fit, train_arguments
 
 from p1_diffusion import inference, train
@@ -20,20 +20,12 @@ def losses(run_dir: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_network().save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def two(digits_root: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def two(digits_root: Path, digit_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What two processes wrote, with `stdout.txt`, what they said."""
     folder = tmp_path_factory.mktemp("two")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = Path(__file__).parent / "under_torchrun.py"
-    result = run_process([*launcher, script, folder, digits_root, checkpoint])
+    result = run_process([*launcher, script, folder, digits_root, digit_checkpoint])
     assert result.returncode == 0, result.stderr
     (folder / "stdout.txt").write_text(result.stdout)
     yield folder
@@ -72,7 +64,7 @@ def test_the_digit_model_trains_in_two_processes_as_in_one(
     assert losses(two / "train") == pytest.approx(losses(tmp_path), abs=1e-5)
 
 
-def test_two_processes_sample_the_same_files(two: Path, checkpoint: Path, tmp_path: Path) -> None:
-    assert exit_code(inference.main, inference.Config, *inference_arguments(tmp_path, checkpoint)) == 0
+def test_two_processes_sample_the_same_files(two: Path, digit_checkpoint: Path, tmp_path: Path) -> None:
+    assert exit_code(inference.main, inference.Config, *inference_arguments(tmp_path, digit_checkpoint)) == 0
     files = contents(two / "digits")
     assert len(files) == 150 and files == contents(tmp_path)
