@@ -1,0 +1,241 @@
+"""What a picture of flat shapes shows, without sight of the truth: its objects, their colours, and the mask at its centre."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.cluster.vq import kmeans2
+from skimage.color import deltaE_ciede2000
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.colour import CSS_COLOURS, colour_difference, nearest_name, to_lab
+from common.errors import InputError
+
+SIZE = 512
+BLOCK = 4
+FLAT = 0.25  # of the strongest contrast: below it a block does not lie on an edge
+REACH = 6  # blocks over which an edge may be blurred
+DISTINCT = 0.5  # CIEDE2000; of fill50k's pairs chartreuse on lawn green is the hardest, with 0.65
+SEPARATION = 5.0  # cutting a smooth gradient in two gives 4, cutting noise 3
+ITERATIONS = 20
+MARGIN = 4  # pixels of the model's own resolution
+NO_OBJECT_ERROR = 50.0
+Segmenter = Callable[[Tensor], Tensor]
+"""uint8 [3, 512, 512] -> the region around the picture's centre, bool [512, 512]."""
+
+
+def segment(image: Tensor, colours: int = 1) -> Tensor:
+    """Which pixels have the colour of an object: long [512, 512], 0 for the background, 1 to `colours` for the objects.
+
+    `image` is uint8 [3, H, W] and brought to 512x512 first. Colours are clustered in CIELAB into `colours` + 1 groups (k-means
+    from the border's median colour and the colours farthest from it) on blocks of 4x4 pixels that lie on no edge; the group most
+    frequent on the border is the background. A group that cannot be told from it is background too: nearer than DISTINCT in
+    CIEDE2000, or than SEPARATION times the spread within the groups, which is how noise and gradients fall into groups. So a
+    picture without an object is 0 everywhere. Pixels on an edge get the nearest of the colours found within REACH blocks.
+    """
+    pixels = _resized(image)  # [512, 512, 3]
+    blocks = _blocks(pixels)
+    lab = to_lab(blocks)
+    flat = _flat(lab)
+    centres, spreads = _cluster(lab, flat, colours + 1)
+    nearest = _nearest(lab.reshape(-1, 3), centres).reshape(flat.shape)
+    border = np.concatenate([edge[[0, -1]].ravel() for edge in (nearest, nearest.T)])
+    background = int(np.bincount(border, minlength=len(centres)).argmax())
+    objects = [c for c in range(len(centres)) if c != background and _distinct(c, background, centres, spreads)]
+    if not objects:
+        return torch.zeros(SIZE, SIZE, dtype=torch.long)
+    groups = [background, *objects]
+    # Groups that are not distinct from the background count as background where the pixels are flat.
+    renamed = np.array([groups.index(c) if c in groups else 0 for c in range(len(centres))])
+    return torch.from_numpy(_to_pixels(pixels, lab, renamed[nearest], flat, centres[groups]))
+
+
+def object_mask(image: Tensor, colours: int = 1) -> Tensor:
+    """Where the objects are, bool [512, 512], holes left open; nowhere if the picture has none (see `segment`)."""
+    return segment(image, colours) > 0
+
+
+def separate(mask: Tensor, min_area: float = 0.001) -> list[Tensor]:
+    """The connected parts of a mask [H, W] that cover at least `min_area` of it, the largest first."""
+    parts, count = ndimage.label(mask.numpy())
+    areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+    order = [i for i in np.argsort(-areas, kind="stable") if areas[i] >= min_area * mask.numel()]
+    return [torch.from_numpy(parts == i + 1) for i in order]
+
+
+def centre_mask(image: Tensor) -> Tensor:
+    """The connected region of one colour at the picture's centre, bool [512, 512], of the picture cut into two colours.
+
+    The 2025 grader asks SAM2 for this region; on two flat colours they agree. It is the background where no object covers the
+    centre, and everything in a picture without objects.
+    """
+    mask = object_mask(image)
+    parts, _ = ndimage.label((mask == mask[SIZE // 2, SIZE // 2]).numpy())
+    return torch.from_numpy(parts == parts[SIZE // 2, SIZE // 2])
+
+
+def load_sam2(folder: Path, device: torch.device | str = "cpu") -> Segmenter:
+    """`centre_mask` by SAM2 itself, from a transformers folder with its weights (such as facebook/sam2.1-hiera-large).
+
+    Of the masks that it proposes for one click at the centre, the one that it holds for best. Raises InputError if the folder
+    holds no SAM2.
+    """
+    from transformers import Sam2Model, Sam2Processor  # needed here only
+
+    try:
+        processor = Sam2Processor.from_pretrained(folder, local_files_only=True)
+        network = Sam2Model.from_pretrained(folder, local_files_only=True).eval().to(device)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{folder} does not hold SAM2 in transformers' form ({error})") from None
+
+    @torch.no_grad()
+    def centre_mask_by_sam2(image: Tensor) -> Tensor:
+        click = {"input_points": [[[[SIZE // 2, SIZE // 2]]]], "input_labels": [[[1]]]}
+        inputs = processor(images=_resized(image).round().astype(np.uint8), **click, return_tensors="pt").to(device)
+        output = network(**inputs)
+        masks = processor.post_process_masks(output.pred_masks.cpu(), inputs["original_sizes"].cpu())[0]
+        return masks[0, output.iou_scores[0, 0].argmax()].bool()
+
+    return centre_mask_by_sam2
+
+
+def iou(mask: Tensor, other: Tensor) -> float:
+    """Intersection over union of two bool masks of one shape; 0 if both are empty: no object is no hit."""
+    union = (mask | other).sum().item()
+    return (mask & other).sum().item() / union if union else 0.0
+
+
+# ----------------------------------------------------------------------------
+# Colours of regions.
+
+
+class ColourScore(NamedTuple):
+    """How far a region's colour is from the named one, and what it would be called."""
+
+    error: float
+    """CIEDE2000; 50 for a region that is not there."""
+    nearest: str | None
+    """The nearest CSS name (names of one colour merged)."""
+    right: bool
+    """Whether that is the name asked for."""
+
+
+def inner_region(region: Tensor, resolution: int = SIZE) -> Tensor:
+    """The pixels of a region, bool [512, 512], at least MARGIN pixels of a model of that resolution inside its edge.
+
+    The picture's border is no edge. Of a region nowhere that deep, what is at least half as deep as its deepest pixels. Measured
+    on blocks of 2x2 pixels, to the safe side.
+    """
+    halved = F.max_pool2d((~region)[None].float(), 2)[0] == 0
+    if halved.all():
+        return region
+    depth = 2.0 * ndimage.distance_transform_edt(halved.numpy()) - 2.0 * np.sqrt(2.0)
+    deep = depth >= min(MARGIN * SIZE / resolution, depth.max() / 2.0)
+    return torch.from_numpy(deep & halved.numpy()).repeat_interleave(2, 0).repeat_interleave(2, 1)
+
+
+def median_colour(image: Tensor, region: Tensor) -> tuple[float, float, float] | None:
+    """The median of each channel of uint8 [3, H, W] over a region, bool [H, W], in 0..255; None for an empty region."""
+    if not region.any():
+        return None
+    red, green, blue = np.median(image[:, region].numpy(), axis=1).tolist()
+    return red, green, blue
+
+
+def judge_colour(rgb: tuple[float, float, float] | None, name: str) -> ColourScore:
+    """Compares a measured colour in 0..255 with a CSS colour by name; None stands for a region that is not there."""
+    if rgb is None:
+        return ColourScore(NO_OBJECT_ERROR, None, False)
+    nearest = nearest_name(rgb)
+    return ColourScore(float(colour_difference(rgb, CSS_COLOURS[name])), nearest, nearest == name)
+
+
+# ----------------------------------------------------------------------------
+# The parts of `segment`.
+
+
+def _resized(image: Tensor) -> NDArray[np.float32]:
+    pixels = image.float()
+    if pixels.shape[1:] != (SIZE, SIZE):
+        pixels = F.interpolate(pixels[None], (SIZE, SIZE), mode="bilinear", antialias=True)[0]
+    return pixels.permute(1, 2, 0).contiguous().numpy()
+
+
+def _blocks(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean colours of blocks, [128, 128, 3], with a median filter against noise, which leaves edges where they are."""
+    means = F.avg_pool2d(torch.from_numpy(pixels).permute(2, 0, 1), BLOCK).numpy()
+    return np.stack([ndimage.median_filter(channel, 3) for channel in means], axis=-1)
+
+
+def _flat(lab: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The blocks whose neighbourhood has little contrast; at least half of all."""
+    contrast = np.linalg.norm(
+        [ndimage.maximum_filter(lab[..., i], 3) - ndimage.minimum_filter(lab[..., i], 3) for i in range(3)], axis=0
+    )
+    return contrast <= max(FLAT * contrast.max(), float(np.median(contrast)))
+
+
+def _cluster(
+    lab: NDArray[np.float64], flat: NDArray[np.bool_], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The centres [K, 3] of up to `count` groups of flat blocks and the median distance [K] of their blocks from them."""
+    rows = lab[flat]
+    centres = [np.median(np.concatenate([lab[[0, -1]].reshape(-1, 3), lab[:, [0, -1]].reshape(-1, 3)]), axis=0)]
+    while len(centres) < count:
+        distance = np.min([((rows - centre) ** 2).sum(1) for centre in centres], axis=0)
+        centres.append(rows[distance.argmax()])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "One of the clusters is empty")  # fewer colours than groups; left out below
+        found, labels = kmeans2(rows, np.array(centres), iter=ITERATIONS, minit="matrix")
+    members = [np.linalg.norm(rows[labels == c] - found[c], axis=1) for c in range(count)]
+    kept = [c for c in range(count) if len(members[c])]
+    return found[kept], np.array([np.median(members[c]) for c in kept])
+
+
+def _nearest(rows: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The index [N] of the centre [K, 3] nearest to each row [N, 3]."""
+    return np.stack([((rows - centre) ** 2).sum(1) for centre in centres]).argmin(0)
+
+
+def _distinct(c: int, background: int, centres: NDArray[np.float64], spreads: NDArray[np.float64]) -> bool:
+    apart = float(np.linalg.norm(centres[c] - centres[background]))
+    spread = float(max(spreads[c], spreads[background]))
+    return float(deltaE_ciede2000(centres[c], centres[background])) >= DISTINCT and apart >= SEPARATION * spread
+
+
+def _to_pixels(
+    pixels: NDArray[np.float32],
+    lab: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    flat: NDArray[np.bool_],
+    centres: NDArray[np.float64],
+) -> NDArray[np.int64]:
+    """The labels of blocks brought to pixels: as they are inside, by each pixel's own colour where blocks of several meet."""
+    # A blurred edge between two colours passes through others: only those found near by may be meant.
+    near = np.stack([ndimage.maximum_filter(flat & (labels == c), 2 * REACH + 1) for c in range(len(centres))])
+    near |= ~near.any(0)
+    distance = ((lab - centres[:, None, None]) ** 2).sum(-1)
+    labels = np.where(near, distance, np.inf).argmin(0)
+    mixed = ndimage.maximum_filter(labels, 3) != ndimage.minimum_filter(labels, 3)
+    result = labels.repeat(BLOCK, 0).repeat(BLOCK, 1)
+    y, x = np.nonzero(mixed.repeat(BLOCK, 0).repeat(BLOCK, 1))
+    own = to_lab(pixels[y, x])
+    distance = np.stack([((own - centre) ** 2).sum(1) for centre in centres])
+    result[y, x] = np.where(near[:, y // BLOCK, x // BLOCK], distance, np.inf).argmin(0)
+    result[y, x] = _voted(result, y, x, len(centres))
+    return result
+
+
+def _voted(labels: NDArray[np.int64], y: NDArray[np.int64], x: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The most frequent label of the 3x3 pixels around each place, [N]: less noise, and a straight edge stays where it is."""
+    votes = np.zeros((count, len(y)), dtype=np.int64)
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            votes[labels[(y + dy).clip(0, SIZE - 1), (x + dx).clip(0, SIZE - 1)], np.arange(len(y))] += 1
+    return votes.argmax(0)
