@@ -1,0 +1,191 @@
+"""Scenes of several circles that fill50k never shows, drawn as its pairs are: hard edges, outlines of 5 pixels in 512."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch import Tensor
+
+from common.colour import CSS_COLOURS, NAMES, colour_difference
+from common.data.shapes import OUTLINE, VISIBLE, Scene, Shape, render_mask
+from common.errors import InputError
+from common.files import atomic_write, make_folder
+from common.images import write_png
+
+LayoutKind = Literal["two", "two_shared", "three", "touching", "cut"]
+KINDS: tuple[LayoutKind, ...] = get_args(LayoutKind)
+LAYOUT_SEED, LAYOUT_COUNT = 2025, 10
+SIZE = 512
+GAP = 0.04  # between circles, and to the border, as a part of the side
+NUMBERS = {"two": 2, "three": 3}
+Disc = tuple[float, float, float]  # x, y, radius, as parts of the side
+
+
+def make_layouts(kind: LayoutKind, count: int = LAYOUT_COUNT, seed: int = LAYOUT_SEED) -> tuple[Scene, ...]:
+    """`count` scenes of circles, from left to right, all colours visibly different (CIEDE2000 at least 10).
+
+    two: two named colours; two_shared: the same circles in one colour, the first's; three: three colours; touching: two circles
+    in two colours whose edges meet in a point; cut: two circles, the second cut by the border, its centre inside. A scene
+    depends on the seed, its kind and its own number alone.
+    """
+    scenes = []
+    for index in range(count):
+        drawn = "two" if kind == "two_shared" else kind
+        random = np.random.default_rng([seed, KINDS.index(drawn), index])
+        places = sorted(_draw_places(drawn, random))
+        background, *colours = _draw_colours(len(places) + 1, random)
+        if kind == "two_shared":
+            colours = colours[:1] * len(places)
+        shapes = [Shape("circle", colour, *place) for colour, place in zip(colours, places, strict=True)]
+        scenes.append(Scene(background, tuple(shapes)))
+    return tuple(scenes)
+
+
+def render_target(scene: Scene, size: int = SIZE) -> Tensor:
+    """The picture, uint8 [3, size, size], in exactly the scene's colours: not antialiased, as fill50k's targets."""
+    picture = _colour(scene.background).expand(3, size, size).clone()
+    for shape in scene.shapes:
+        picture[:, render_mask(shape, size)] = _colour(shape.colour)[:, 0]
+    return picture
+
+
+def render_control(scene: Scene, size: int = SIZE) -> Tensor:
+    """The control picture, uint8 [3, size, size]: white on black, not antialiased. As in fill50k, the outline's middle is where
+    the target changes colour (`render_outline` draws it inside). Raises ValueError for shapes that are no circles.
+    """
+    if any(shape.kind != "circle" for shape in scene.shapes):
+        raise ValueError("only circles have a control picture of this kind")
+    white = torch.zeros(size, size, dtype=torch.bool)
+    for shape in scene.shapes:
+        outer, inner = (
+            render_mask(dataclasses.replace(shape, radius=shape.radius + half), size)
+            for half in (OUTLINE / 2, -OUTLINE / 2)
+        )
+        white |= outer & ~inner
+    return white.to(torch.uint8).mul(255).expand(3, size, size).contiguous()
+
+
+def circle_masks(scene: Scene, size: int = SIZE) -> Tensor:
+    """The true mask of each shape, bool [K, size, size], in the order of the scene; no scene here has shapes that overlap."""
+    return torch.stack([render_mask(shape, size) for shape in scene.shapes])
+
+
+# ----------------------------------------------------------------------------
+# Words.
+
+Wording = Literal["each", "count", "single"]
+
+
+class Description(NamedTuple):
+    """What a prompt names: the circles' colours, in its order, and the background's; `count` circles if it says how many."""
+
+    colours: tuple[str, ...]
+    background: str
+    count: int | None = None
+
+
+def caption(scene: Scene, wording: Wording = "each") -> str:
+    """The prompt in fill50k's wording: "red circle next to red circle with blue background" (each, the scene's own caption).
+
+    A scene of one colour has two more: "two red circles with blue background" (count), and "red circle with blue background"
+    (single), which is what fill50k says. Raises ValueError if the scene has several colours.
+    """
+    if wording == "each":
+        return scene.caption
+    if len({shape.colour for shape in scene.shapes}) != 1:
+        raise ValueError(f"the wording {wording} is for scenes of one colour")
+    colour = scene.shapes[0].colour
+    number = next((word for word, count in NUMBERS.items() if count == len(scene.shapes)), None)
+    what = f"{colour} circle" if wording == "single" or number is None else f"{number} {colour} circles"
+    return f"{what} with {scene.background} background"
+
+
+def parse_caption(prompt: str) -> Description:
+    """The reverse of `caption`. Raises InputError if the prompt says something else or names no CSS colour."""
+    objects, _, rest = prompt.strip().lower().partition(" with ")
+    parts = [re.fullmatch(r"(?:(two|three) )?(.+?) circle(s?)", part) for part in objects.split(" next to ")]
+    background = rest.removesuffix(" background")
+    if rest.endswith(" background") and background in CSS_COLOURS and all(parts):
+        numbers, colours, plurals = zip(*(part.groups() for part in parts), strict=True)
+        fits = all((number is not None) == bool(plural) for number, plural in zip(numbers, plurals, strict=True))
+        if fits and set(colours) <= CSS_COLOURS.keys() and (len(parts) == 1 or not any(numbers)):
+            count = NUMBERS.get(numbers[0]) if len(parts) == 1 else len(parts)
+            return Description(tuple(colours), background, count)
+    raise InputError(
+        f"the prompt {prompt!r} is not of the form COLOUR circle [next to COLOUR circle] with COLOUR background"
+    )
+
+
+# ----------------------------------------------------------------------------
+# Files.
+
+
+def write_layouts(folder: Path, scenes: Sequence[Scene], wording: Wording = "each") -> Path:
+    """Writes the scenes in fill50k's layout, `folder/{source,target}/N.png` and `folder/prompt.json`; returns the latter."""
+    for kind in ("source", "target"):
+        make_folder(folder / kind)
+    lines = []
+    for index, scene in enumerate(scenes):
+        names = {kind: f"{kind}/{index}.png" for kind in ("source", "target")}
+        write_png(folder / names["source"], render_control(scene), staging=folder)
+        write_png(folder / names["target"], render_target(scene), staging=folder)
+        lines.append(json.dumps({**names, "prompt": caption(scene, wording)}) + "\n")
+    atomic_write(folder / "prompt.json", "".join(lines).encode())
+    return folder / "prompt.json"
+
+
+# ----------------------------------------------------------------------------
+# Drawing lots.
+
+
+def _draw_places(kind: LayoutKind, random: Generator) -> list[Disc]:
+    count = 3 if kind == "three" else 2
+    while True:
+        radii = random.uniform(0.12, 0.17 if kind == "three" else 0.22, size=count).tolist()
+        places = [(*random.uniform(r + GAP, 1.0 - r - GAP, size=2).tolist(), r) for r in radii]
+        if kind == "touching":
+            places[1] = _moved_to_touch(places[0], radii[1], random.uniform(0.0, 2.0 * math.pi))
+        if kind == "cut":
+            places[1] = _moved_to_border(places[1], int(random.integers(4)), random.uniform(0.1, 0.7))
+        gaps = [
+            math.dist(a[:2], b[:2]) - a[2] - b[2] for i, a in enumerate(places) for b in places[:i]
+        ]  # 0 if they touch
+        whole = all(
+            r + GAP <= at <= 1.0 - r - GAP for *centre, r in places[: 1 if kind == "cut" else None] for at in centre
+        )
+        if whole and (kind == "touching" or min(gaps) >= GAP):
+            return places
+
+
+def _moved_to_touch(first: Disc, radius: float, angle: float) -> Disc:
+    distance = first[2] + radius
+    return first[0] + distance * math.cos(angle), first[1] + distance * math.sin(angle), radius
+
+
+def _moved_to_border(place: Disc, border: int, depth: float) -> Disc:
+    """Its centre `depth` radii inside the left, upper, right or lower border."""
+    x, y, radius = place
+    at = depth * radius if border < 2 else 1.0 - depth * radius
+    return (at, y, radius) if border % 2 == 0 else (x, at, radius)
+
+
+def _draw_colours(count: int, random: Generator) -> list[str]:
+    taken: list[str] = []
+    for index in random.permutation(len(NAMES)):
+        name = NAMES[index]
+        if all(colour_difference(CSS_COLOURS[name], CSS_COLOURS[other]) >= VISIBLE for other in taken):
+            taken.append(name)
+        if len(taken) == count:
+            break
+    return taken
+
+
+def _colour(name: str) -> Tensor:
+    return torch.tensor(CSS_COLOURS[name], dtype=torch.uint8)[:, None, None]
