@@ -3,7 +3,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 1 ]; then
-  echo "usage: bash scripts/grade.sh OUT [flags] for digits, OUT REFERENCES [flags] for faces (flags of the evaluate program)" >&2
+  echo "usage: bash scripts/grade.sh OUT [flags] for digits, OUT REFERENCES [flags] for faces, OUT prompt.json SOURCES TARGETS [flags]" \
+    "for circles (flags of the evaluate program)" >&2
   exit 2
 fi
 out="$1"
@@ -14,5 +15,10 @@ fi
 if [ -d "${1:-}" ]; then
   exec "$PYTHON" -m p2_ddim.evaluate --images "$out" --references "$@"
 fi
-echo "error: $out is not an output folder of this homework: Problem 1's has mnistm/ and svhn/, Problem 2's needs a folder of references after it" >&2
+if [ -f "${1:-}" ] && [ $# -ge 3 ]; then
+  prompts="$1" sources="$2" targets="$3"
+  shift 3
+  exec "$PYTHON" -m p3_controlnet.evaluate --images "$out" --prompts "$prompts" --sources "$sources" --targets "$targets" "$@"
+fi
+echo "error: $out is not an output folder of this homework: Problem 1's has mnistm/ and svhn/, Problem 2's needs a folder of references after it, Problem 3's prompt.json and the folders of sources and targets" >&2
 exit 2
