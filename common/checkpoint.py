@@ -9,6 +9,7 @@ import hashlib
 import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,10 +46,20 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise InputError(f"{path} is not a complete safetensors file ({error})") from None
 
 
-def load_pickle(path: Path, stubs: Sequence[tuple[type, str]] = ()) -> Any:
+def tensor_names(path: Path) -> list[str]:
+    """The names of the tensors in a safetensors file, whose values are not read. Raises InputError as `load_tensors` does."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a complete safetensors file ({error})") from None
+
+
+def load_pickle(path: Path, stubs: Sequence[tuple[type, str]] = (), *, lazy: bool = False) -> Any:
     """The content of a `.pt`, `.pth` or `.ckpt` file, on the CPU, read by PyTorch's restricted unpickler.
 
     `stubs` are (class, full name) pairs that a known file pickles by name; any other global is refused and never runs.
+    With `lazy`, values stay in the file until they are used, where its format allows that; the file must outlive them.
     Raises InputError if the file is missing, damaged or would run code.
     """
     if not Path(path).is_file():
@@ -56,7 +67,7 @@ def load_pickle(path: Path, stubs: Sequence[tuple[type, str]] = ()) -> Any:
     try:
         with torch.serialization.safe_globals(list(stubs)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         reason = str(error)
         if "GLOBAL" in reason or "Unsupported" in reason:
@@ -64,13 +75,25 @@ def load_pickle(path: Path, stubs: Sequence[tuple[type, str]] = ()) -> Any:
                 f"{path} was refused: it holds something other than plain tensors, which could run code"
             ) from None
         raise InputError(f"{path} is not a readable file of PyTorch") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError, UnicodeDecodeError):
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError):
         raise InputError(f"{path} is not a readable file of PyTorch: it is damaged or of another format") from None
 
 
-def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:
-    """Loads a state dict whose keys and shapes must fit exactly. Raises InputError that names the ones that do not."""
-    own = model.state_dict()
+def load_strict(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: Path | str,
+    names: Mapping[str, str] | None = None,
+    *,
+    assign: bool = False,
+) -> None:
+    """Loads a state dict whose keys and shapes must fit exactly. Raises InputError that names the ones that do not.
+
+    `names` gives, for each of the model's keys, the key in `state`, if that is another one. With `assign` the tensors of `state`
+    become the model's, dtype included, so that a model on the meta device is filled without a copy.
+    """
+    theirs = names or {name: name for name in model.state_dict()}
+    own = {theirs[name]: value for name, value in model.state_dict().items()}
     problems = {
         "missing": sorted(own.keys() - state.keys()),
         "unexpected": sorted(state.keys() - own.keys()),
@@ -83,7 +106,7 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: Path | st
     ]
     if found:
         raise InputError(f"the weights in {source} do not fit the model: {'; '.join(found)}")
-    model.load_state_dict(state)
+    model.load_state_dict({name: state[theirs[name]] for name in theirs}, assign=assign)
 
 
 def state_hash(module: nn.Module) -> str:

@@ -1,0 +1,160 @@
+"""CompVis' names of Stable Diffusion's weights, from the names of diffusers and transformers: rules, no tables of 1,170 keys.
+
+Each `*_names` function takes the keys of a network's state dict and returns {own key: CompVis key}, one to one, whatever the
+network's width and depth; the other direction is the same table read backwards. The prefixes are CompVis' too:
+`model.diffusion_model.`, `first_stage_model.`, `cond_stage_model.`, and cldm's `control_model.`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from common.errors import InputError
+
+Names = dict[str, str]
+State = dict[str, Tensor]
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+TEXT = "cond_stage_model.transformer."
+CONTROL = "control_model."
+EMA = "model_ema."
+
+# The beginnings of names that are the same at every size.
+_ENDS = (
+    ("conv_in.", "input_blocks.0.0."),
+    ("time_embedding.linear_1.", "time_embed.0."),
+    ("time_embedding.linear_2.", "time_embed.2."),
+    ("mid_block.resnets.0.", "middle_block.0."),
+    ("mid_block.attentions.0.", "middle_block.1."),
+    ("mid_block.resnets.1.", "middle_block.2."),
+    ("conv_norm_out.", "out.0."),
+    ("conv_out.", "out.2."),
+    ("controlnet_mid_block.", "middle_block_out.0."),
+)
+_UNET_RESNET = (
+    ("norm1.", "in_layers.0."),
+    ("conv1.", "in_layers.2."),
+    ("time_emb_proj.", "emb_layers.1."),
+    ("norm2.", "out_layers.0."),
+    ("conv2.", "out_layers.3."),
+    ("conv_shortcut.", "skip_connection."),
+)
+_VAE_PARTS = (
+    (".conv_norm_out.", ".norm_out."),
+    (".conv_shortcut.", ".nin_shortcut."),
+    (".mid_block.resnets.0.", ".mid.block_1."),
+    (".mid_block.resnets.1.", ".mid.block_2."),
+    (".mid_block.attentions.0.", ".mid.attn_1."),
+    (".attn_1.group_norm.", ".attn_1.norm."),
+    (".attn_1.to_q.", ".attn_1.q."),
+    (".attn_1.to_k.", ".attn_1.k."),
+    (".attn_1.to_v.", ".attn_1.v."),
+    (".attn_1.to_out.0.", ".attn_1.proj_out."),
+)
+_OLD_ATTENTION = ((".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn."))
+_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+_ONE_BY_ONE = re.compile(r"\.attn_1\.(q|k|v|proj_out)\.weight$")
+
+
+def unet_names(keys: Iterable[str], prefix: str = UNET) -> Names:
+    """CompVis' names of a U-Net's weights or, with the prefix `CONTROL`, of a ControlNet's.
+
+    CompVis numbers all blocks of a half in one row, a down- or upsampling counting as a block or as a part of the one before;
+    in a block, part 0 is the residual block, then comes the attention where there is one.
+    """
+    keys = list(keys)
+    layers = sum(bool(re.fullmatch(r"down_blocks\.0\.resnets\.\d+\.conv1\.weight", key)) for key in keys)
+    hints = sum(bool(re.fullmatch(r"controlnet_cond_embedding\.blocks\.\d+\.weight", key)) for key in keys)
+    attending = {int(found[1]) for key in keys if (found := re.match(r"up_blocks\.(\d+)\.attentions\.", key))}
+    return {key: prefix + _unet_name(key, layers, hints, attending) for key in keys}
+
+
+def _unet_name(key: str, layers: int, hints: int, attending: set[int]) -> str:
+    if ".resnets." in key:
+        key = _replaced(key, _UNET_RESNET)
+    for ours, theirs in _ENDS:
+        if key.startswith(ours):
+            return theirs + key[len(ours) :]
+    if found := re.match(r"controlnet_down_blocks\.(\d+)\.(.+)", key):
+        return f"zero_convs.{found[1]}.0.{found[2]}"
+    if found := re.match(r"controlnet_cond_embedding\.(conv_in|conv_out|blocks\.(\d+))\.(.+)", key):
+        # Convolutions and activations take turns, so convolution k is number 2k.
+        place = {"conv_in": 0, "conv_out": hints + 1}.get(found[1], int(found[2] or 0) + 1)
+        return f"input_hint_block.{2 * place}.{found[3]}"
+    if not (found := _BLOCK.fullmatch(key)):
+        raise InputError(f"the weight {key} has no name in CompVis' format")
+    half, level, part, number, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
+    if part == "downsamplers":
+        return f"input_blocks.{(level + 1) * (layers + 1)}.0.{rest.replace('conv.', 'op.')}"
+    if part == "upsamplers":
+        return f"output_blocks.{level * (layers + 1) + layers}.{2 if level in attending else 1}.{rest}"
+    row = (
+        f"input_blocks.{1 + level * (layers + 1) + number}"
+        if half == "down"
+        else f"output_blocks.{level * (layers + 1) + number}"
+    )
+    return f"{row}.1.{rest}" if part == "attentions" else f"{row}.0.{rest}"
+
+
+def vae_names(keys: Iterable[str], prefix: str = VAE) -> Names:
+    """CompVis' names of an autoencoder's weights. CompVis counts the decoder's levels from the finest."""
+    keys = list(keys)
+    levels = 1 + max(
+        (int(found[1]) for key in keys if (found := re.match(r"decoder\.up_blocks\.(\d+)\.", key))), default=0
+    )
+    return {key: prefix + _vae_name(key, levels) for key in keys}
+
+
+def _vae_name(key: str, levels: int) -> str:
+    key = re.sub(r"\.down_blocks\.(\d+)\.", r".down.\1.", key)
+    key = re.sub(r"\.up_blocks\.(\d+)\.", lambda found: f".up.{levels - 1 - int(found[1])}.", key)
+    key = re.sub(r"(\.(?:down|up)\.\d+)\.resnets\.", r"\1.block.", key)
+    key = re.sub(r"\.(down|up)samplers\.0\.", r".\1sample.", key)
+    return _replaced(key, _VAE_PARTS)
+
+
+def old_vae_names(keys: Iterable[str]) -> Names:
+    """The names that diffusers itself gave an autoencoder's attention when Stable Diffusion came out; its first folders have them."""
+    return {key: _replaced(key, _OLD_ATTENTION) for key in keys}
+
+
+def text_encoder_names(keys: Iterable[str], prefix: str = TEXT + "text_model.") -> Names:
+    """CompVis' names of the text encoder's weights; with the prefix "text_model." those of transformers 4, with "" of its 5."""
+    return {key: prefix + key.removeprefix("text_model.") for key in keys}
+
+
+def ema_names(keys: Iterable[str]) -> Names:
+    """CompVis' names of a U-Net's averaged weights, which have no full stops."""
+    names = unet_names(keys, "diffusion_model.")
+    return {key: EMA + theirs.replace(".", "") for key, theirs in names.items()}
+
+
+def _replaced(key: str, rules: Iterable[tuple[str, str]]) -> str:
+    for ours, theirs in rules:
+        key = key.replace(ours, theirs)
+    return key
+
+
+def to_compvis(state: Mapping[str, Tensor], names: Names) -> State:
+    """A network's weights under CompVis' names; the autoencoder's attention becomes 1x1 convolutions [C, C, 1, 1]."""
+    return {
+        names[key]: value[:, :, None, None] if _ONE_BY_ONE.search(names[key]) else value for key, value in state.items()
+    }
+
+
+def linear_attention(state: Mapping[str, Tensor]) -> State:
+    """CompVis' weights with the autoencoder's attention as linear layers [C, C], which is how diffusers has it."""
+    return {
+        key: value[:, :, 0, 0] if _ONE_BY_ONE.search(key) and value.shape[2:] == (1, 1) else value
+        for key, value in state.items()
+    }
+
+
+def from_compvis(state: Mapping[str, Tensor], names: Names) -> State:
+    """The inverse of `to_compvis`. Raises InputError that names the first weight without a counterpart."""
+    back = {theirs: ours for ours, theirs in names.items()}
+    if strange := [key for key in state if key not in back]:
+        raise InputError(f"the weight {strange[0]} is not one of this network's in CompVis' format")
+    return {back[key]: value for key, value in linear_attention(state).items()}
