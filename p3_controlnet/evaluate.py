@@ -162,7 +162,7 @@ def load_judge(weights: str) -> tuple["Clip | None", str]:
     try:
         return load_clip(DEFAULT_MODEL, DEFAULT_TAG)
     except InputError as error:
-        return None, f"left out, since {error}"
+        return None, f"left out, since {str(error).replace('--pretrained', '--clip')}"  # the flag here
 
 
 # ----------------------------------------------------------------------------
