@@ -14,7 +14,7 @@ from torch import nn
 
 from common.checkpoint import load_strict
 from common.clip import load_folder
-from common.clip_formats import to_transformers, transformers_config
+from common.clip.formats import to_transformers, transformers_config
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer

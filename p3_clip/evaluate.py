@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from common import cli
 from common.clip import ClipConfig
-from common.clip_features import extract_features
+from common.clip.features import extract_features
 from common.colour import CSS_COLOURS, NAMES, colour_difference
 from common.data.shapes import KINDS
 from common.errors import InputError

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from common import cli
 from common.clip import Clip, encode_tokens, load_folder, save_folder
-from common.clip_weights import check_model_name
+from common.clip.weights import check_model_name
 from common.colour import NAMES
 from common.data.fill50k import Pair, load_fill50k
 from common.data.shapes import KINDS, draw_scene, held_out_classes, held_out_scene, render

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from common import cli
 from common.clip import Clip, ClipConfig
-from common.clip_features import extract_features
-from common.clip_weights import check_model_name
+from common.clip.features import extract_features
+from common.clip.weights import check_model_name
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import write_json

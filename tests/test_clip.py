@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from common import clip as clip_module
 from common.checkpoint import save_tensors
 from common.clip import Clip, encode_tokens, load_clip
-from common.clip_fingerprint import check_activation, uses_quick_gelu
-from common.clip_formats import from_transformers, to_transformers, transformers_model
-from common.clip_weights import find_weights
+from common.clip.fingerprint import check_activation, uses_quick_gelu
+from common.clip.formats import from_transformers, to_transformers, transformers_model
+from common.clip.weights import find_weights
 from common.errors import InputError
 from common.files import shown
 

@@ -16,7 +16,7 @@ from tiny import exit_code, refused
 from torch.nn import functional as F
 
 from common.clip import Clip
-from common.clip_features import extract_features
+from common.clip.features import extract_features
 from common.errors import InputError
 from p3_clip import inference
 from p3_clip.inference import Run, accuracy, predictions

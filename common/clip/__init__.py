@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.checkpoint import load_strict, save_tensors
-from common.clip_fingerprint import (
+from common.clip.fingerprint import (
     FINGERPRINT_TEXT,
     check_activation,
     check_own_fingerprint,
     fingerprint,
     uses_quick_gelu,
 )
-from common.clip_formats import open_clip_config
-from common.clip_weights import find_weights, fitted, read_state, tag_entry, weight_files
+from common.clip.formats import open_clip_config
+from common.clip.weights import find_weights, fitted, read_state, tag_entry, weight_files
 from common.devices import DeviceName, pick_device
 from common.errors import InputError
 from common.files import ROOT, make_folder, read_json, shown, write_json

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint import load_pickle, load_tensors
-from common.clip_formats import State, from_transformers
+from common.clip.formats import State, from_transformers
 from common.errors import InputError
 
 NETWORK_TIMEOUT = 5.0  # seconds to find out whether there is a network

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint import load_strict
-from common.clip_fingerprint import uses_quick_gelu
+from common.clip.fingerprint import uses_quick_gelu
 from common.errors import InputError
 
 if TYPE_CHECKING:
