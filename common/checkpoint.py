@@ -48,6 +48,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 
 def tensor_names(path: Path) -> list[str]:
     """The names of the tensors in a safetensors file, whose values are not read. Raises InputError as `load_tensors` does."""
+    if not Path(path).is_file():
+        raise InputError(f"the weight file {path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())

@@ -21,8 +21,8 @@ TEXT = "cond_stage_model.transformer."
 CONTROL = "control_model."
 EMA = "model_ema."
 
-# The beginnings of names that are the same at every size.
-_ENDS = (
+# What does not move with the number of levels and layers.
+_UNET_ENDS = (
     ("conv_in.", "input_blocks.0.0."),
     ("time_embedding.linear_1.", "time_embed.0."),
     ("time_embedding.linear_2.", "time_embed.2."),
@@ -74,7 +74,7 @@ def unet_names(keys: Iterable[str], prefix: str = UNET) -> Names:
 def _unet_name(key: str, layers: int, hints: int, attending: set[int]) -> str:
     if ".resnets." in key:
         key = _replaced(key, _UNET_RESNET)
-    for ours, theirs in _ENDS:
+    for ours, theirs in _UNET_ENDS:
         if key.startswith(ours):
             return theirs + key[len(ours) :]
     if found := re.match(r"controlnet_down_blocks\.(\d+)\.(.+)", key):
@@ -86,16 +86,13 @@ def _unet_name(key: str, layers: int, hints: int, attending: set[int]) -> str:
     if not (found := _BLOCK.fullmatch(key)):
         raise InputError(f"the weight {key} has no name in CompVis' format")
     half, level, part, number, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
+    first = level * (layers + 1)
     if part == "downsamplers":
-        return f"input_blocks.{(level + 1) * (layers + 1)}.0.{rest.replace('conv.', 'op.')}"
+        return f"input_blocks.{1 + first + layers}.0.{rest.replace('conv.', 'op.')}"
     if part == "upsamplers":
-        return f"output_blocks.{level * (layers + 1) + layers}.{2 if level in attending else 1}.{rest}"
-    row = (
-        f"input_blocks.{1 + level * (layers + 1) + number}"
-        if half == "down"
-        else f"output_blocks.{level * (layers + 1) + number}"
-    )
-    return f"{row}.1.{rest}" if part == "attentions" else f"{row}.0.{rest}"
+        return f"output_blocks.{first + layers}.{2 if level in attending else 1}.{rest}"
+    row = f"input_blocks.{1 + first + number}" if half == "down" else f"output_blocks.{first + number}"
+    return f"{row}.{1 if part == 'attentions' else 0}.{rest}"
 
 
 def vae_names(keys: Iterable[str], prefix: str = VAE) -> Names:

@@ -1,4 +1,4 @@
-"""Stable Diffusion with few channels in v1.4's structure and files, random all over so that no two weights can be confused."""
+"""Stable Diffusion of a toy's size in the structure and files of v1.4, random all over so that no two weights can be confused."""
 
 import contextlib
 import math
@@ -20,12 +20,22 @@ from p3_controlnet.sd14 import SD14, empty_networks, noise_schedule
 TINY = {
     "unet/config.json": {
         "attention_head_dim": 2,
-        "block_out_channels": [8, 16, 24, 24],
+        "block_out_channels": [8, 16, 24],
         "cross_attention_dim": 12,
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "layers_per_block": 1,
         "norm_num_groups": 4,
         "sample_size": 8,
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
     },
-    "vae/config.json": {"block_out_channels": [4, 8, 12, 12], "norm_num_groups": 4, "sample_size": 64},
+    "vae/config.json": {
+        "block_out_channels": [4, 8, 12],
+        "down_block_types": ["DownEncoderBlock2D"] * 3,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "sample_size": 32,
+        "up_block_types": ["UpDecoderBlock2D"] * 3,
+    },
     "text_encoder/config.json": {
         "hidden_size": 12,
         "intermediate_size": 20,

@@ -21,6 +21,7 @@ from common.checkpoint import (
     load_weights,
     save_model,
     save_tensors,
+    tensor_names,
 )
 from common.errors import InputError
 
@@ -63,17 +64,20 @@ def test_the_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 4, 60, -1])
-def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
+@pytest.mark.parametrize("read", [load_tensors, tensor_names])
+def test_a_truncated_file_is_refused(tmp_path: Path, keep: int, read: Callable) -> None:
     path = tmp_path / "cut.safetensors"
     save_tensors(path, {"a": torch.ones(100)})
+    assert tensor_names(path) == ["a"]
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InputError, match=r"cut\.safetensors is not a complete safetensors file"):
-        load_tensors(path)
+        read(path)
 
 
 def test_a_missing_file_and_another_format_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="none.safetensors does not exist"):
-        load_tensors(tmp_path / "none.safetensors")
+    for read in (load_tensors, tensor_names):
+        with pytest.raises(InputError, match="none.safetensors does not exist"):
+            read(tmp_path / "none.safetensors")
     torch.save({"a": torch.ones(3)}, tmp_path / "pickled.safetensors")
     with pytest.raises(InputError, match="not a complete safetensors file"):
         load_tensors(tmp_path / "pickled.safetensors")
@@ -125,6 +129,21 @@ def test_keys_that_do_not_fit_are_named(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_weights_with_other_names_fill_a_model_without_memory() -> None:
+    with torch.device("meta"):
+        model = nn.Linear(3, 2)
+    state = {"w": torch.randn(2, 3), "b": torch.randn(2).double()}
+    names = {"weight": "w", "bias": "b"}
+    with pytest.raises(InputError, match=r"1 missing \(b\); 1 unexpected \(bias\)"):
+        load_strict(model, {"w": state["w"], "bias": state["b"]}, "w", names, assign=True)
+    load_strict(model, state, "w", names, assign=True)
+    assert model.weight.data_ptr() == state["w"].data_ptr()
+    assert model.bias.dtype == torch.float64 and torch.equal(model.bias, state["b"])
+    copied = nn.Linear(3, 2)
+    load_strict(copied, state, "w", names)
+    assert torch.equal(copied.weight, model.weight) and copied.bias.dtype == torch.float32
+
+
 def test_of_many_keys_three_are_named() -> None:
     model = nn.Sequential(*[nn.Linear(1, 1) for _ in range(3)])
     with pytest.raises(InputError, match=r"6 missing \(0\.bias, 0\.weight, 1\.bias, \.\.\.\)$"):
@@ -157,6 +176,8 @@ def test_a_plain_pickle_is_read(tmp_path: Path) -> None:
     assert content["epoch"] == 4 and torch.equal(content["state_dict"]["w"], torch.arange(3))
     torch.save(torch.ones(2), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert torch.equal(load_pickle(tmp_path / "old.pt"), torch.ones(2))
+    for name in ("a.pth", "old.pt"):
+        assert repr(load_pickle(tmp_path / name, lazy=True)) == repr(load_pickle(tmp_path / name))
 
 
 @pytest.mark.parametrize("write", [torch.save, dump], ids=["zip", "bare pickle"])

@@ -256,7 +256,7 @@ def test_averaged_weights_are_taken_when_asked(tmp_path: Path, networks: Any, co
     assert_equal_weights(load_stable_diffusion(path, configs=configs).unet, networks[0])
     assert_equal_weights(load_stable_diffusion(path, configs=configs, ema=True).unet, averaged)
     save_tensors(tmp_path / "pruned.safetensors", compvis_state(*networks))
-    with pytest.raises(InputError, match=r"686 missing \(model_ema\.diffusion_model"):
+    with pytest.raises(InputError, match=r"\d+ missing \(model_ema\.diffusion_model"):
         load_stable_diffusion(tmp_path / "pruned.safetensors", configs=configs, ema=True)
 
 
@@ -449,7 +449,7 @@ def test_harmless_differences_are_none(tmp_path: Path, sd_folder: Path, networks
             lambda f: save_tensors(
                 f / "unet" / "diffusion_pytorch_model.safetensors", {"conv_in.weight": torch.ones(1)}
             ),
-            r"685 missing .* 1 of another shape \(conv_in\.weight\)",
+            r"\d+ missing .* 1 of another shape \(conv_in\.weight\)",
         ),
     ],
 )
