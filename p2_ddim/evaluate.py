@@ -7,13 +7,12 @@ Exit code 0 if the mean MSE is below 20 (or no references are given), 1 if not, 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from common import cli
 from common.data.faces import Faces, load_faces
@@ -21,11 +20,10 @@ from common.errors import InputError
 from common.files import write_json
 from common.images import image_files, read_rgb
 from common.metrics.frechet import feature_statistics, frechet_distance
+from p2_ddim.features import SHIPPED, Features, choose_features
 
 PASS_BELOW = 20.0
 REAL_DRAWS = 5
-Features = Callable[[Tensor], Tensor]
-"""uint8 images [N, 3, H, W] -> features [N, D]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +36,8 @@ class Config:
     """Folder of the images that they should be, of the same names."""
     photos: Path | None = None
     """Folder with photos/, real faces of the same size; adds distances between distributions and to the nearest photo."""
+    features: Path = SHIPPED
+    """Folder of the network in whose features the Frechet distance is measured; colours on a grid where there is none."""
     result: Path | None = None
     """JSON file to write."""
 
@@ -54,10 +54,12 @@ def main(config: Config) -> None:
     if config.photos:
         train, held_out = load_faces(config.photos, "train"), load_faces(config.photos, "held_out")
         stack = stack_like(images, train)
-        result["quality"] = quality(stack, train, held_out, colours)
+        features, name = choose_features(config.features)
+        result["quality"] = {"features": name, **quality(stack, train, held_out, features)}
         result["nearest_photo"] = nearest_photo(stack, train, held_out)
         for name in ("quality", "nearest_photo"):
-            print(*(f"{key.replace('_', ' ')}: {value:.3f}" for key, value in result[name].items()), sep="\n")
+            for key, value in result[name].items():
+                print(f"{key.replace('_', ' ')}: {value if isinstance(value, str) else format(value, '.3f')}")
     if config.result:
         write_json(config.result, result)
     if config.references and not result["passes"]:
@@ -132,11 +134,6 @@ def stack_like(images: Mapping[str, Tensor], photos: Faces) -> Tensor:
                 f"the image {name} is {tuple(image.shape)}, the photos are {tuple(photos.images.shape[1:])}"
             )
     return torch.stack(list(images.values()))
-
-
-def colours(images: Tensor) -> Tensor:
-    """Colours on an 8x8 grid, [N, 192] in [0, 1]: needs no network, and sees layout and light, not detail."""
-    return F.adaptive_avg_pool2d(images.float() / 255.0, 8).flatten(1)
 
 
 def quality(images: Tensor, train: Faces, held_out: Faces, features: Features) -> dict[str, float]:

@@ -25,7 +25,7 @@ from common.images import to_uint8
 from common.metrics.frechet import feature_statistics, frechet_distance
 from common.samplers import count_evaluations
 from common.seeds import ImageGenerators, derive_seeds
-from p2_ddim.evaluate import Features, colours
+from p2_ddim.features import SHIPPED, Features, choose_features, colours
 from p2_ddim.figures import ALPHAS, PATHS
 from p2_ddim.inference import FACES, Convention, Job, SamplingConfig, check_side, plan, sample_faces
 from p2_ddim.model import FaceNetwork, load_network
@@ -51,6 +51,8 @@ class Config:
     """The homework's UNet.pt, a model folder of this project, or a folder of a diffusers UNet2DModel."""
     photos: Path | None = None
     """Folder with photos/ of the images' size; the paths' quality is then measured against them."""
+    features: Path = SHIPPED
+    """Folder of the network in whose features that is measured; colours on a grid where there is none."""
     results: Path = ROOT / "results"
     """Folder of p2_steps.json or p2_paths.json, and of figures/p2."""
     count: int | None = None
@@ -81,7 +83,8 @@ def main(config: Config) -> None:
             raise InputError(f"the photos are {real.shape[-1]} pixels wide, but --side is {config.side}")
         noises = make_noises(2 * count, config.side, config.seed)
         pairs = list(zip(noises[:count], noises[count:], strict=True))
-        result = study_paths(network, pairs, real, device)
+        features, name = choose_features(config.features)
+        result = {"features": name, **study_paths(network, pairs, real, device, features=features)}
         figure = plot_paths(result)
     for row in result["rows"]:
         print(

@@ -32,6 +32,7 @@ from common import cli
 from common.clip import Clip, encode_tokens, load_folder, save_folder
 from common.clip.weights import check_model_name
 from common.colour import NAMES
+from common.contrastive import contrastive_loss
 from common.data.fill50k import Pair, load_fill50k
 from common.data.shapes import KINDS, draw_scene, held_out_classes, held_out_scene, render
 from common.devices import pick_device
@@ -164,13 +165,6 @@ def main(config: Config) -> None:
         validate=validate,
         preview=preview,
     )
-
-
-def contrastive_loss(logits: Tensor) -> Tensor:
-    """The mean of both cross-entropies, pictures against captions and captions against pictures, for logits [N, N] whose
-    diagonal is right (Figure 3 of Radford et al. 2021, arXiv:2103.00020)."""
-    right = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2.0
 
 
 # ----------------------------------------------------------------------------

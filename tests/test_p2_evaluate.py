@@ -15,7 +15,8 @@ from common.data.faces import load_faces
 from common.data.split import is_held_out
 from common.images import read_rgb, write_png
 from p2_ddim import calibrate, evaluate, figures, inference, study
-from p2_ddim.evaluate import colours, compare, nearest_photo, quality
+from p2_ddim.evaluate import compare, nearest_photo, quality
+from p2_ddim.features import colours
 from p2_ddim.inference import CONVENTIONS, SamplingConfig
 
 

@@ -260,7 +260,8 @@ def test_killed_then_interrupted_then_continued_gives_the_same_bits(
     assert load_tensors(tmp_path / "state.safetensors")[1]["step"] == stop_at + 1
 
     assert exit_code(train.main, train.Config, *arguments) == 0
-    assert contents(tmp_path) == contents(whole)  # what the killed process left half-written is swept as well
+    # What the killed process left half-written is swept, unless another process has got its number by now.
+    assert {name: data for name, data in contents(tmp_path).items() if ".partial" not in name} == contents(whole)
 
 
 def test_resuming_with_other_settings_is_refused(

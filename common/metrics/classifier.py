@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.checkpoint import load_config, load_pickle, load_strict, load_tensors, load_weights, save_model
+from common.data.digits import NUM_DIGITS
 from common.errors import InputError
 from common.images import to_model_range
+from common.metrics.small_resnet import SmallResNet
 
 KIND = "common.DigitClassifier"
 CHANNELS = (40, 96, 160)
@@ -25,48 +27,16 @@ class Classifier(Protocol):
     def __call__(self, images: Tensor, /) -> Tensor: ...
 
 
-class DigitClassifier(nn.Module):
-    """A small ResNet for 28x28 digits of both datasets: six residual blocks at 14x14, 7x7 and 4x4."""
+class DigitClassifier(SmallResNet):
+    """A small ResNet for 28x28 digits of both datasets: residual blocks at 14x14, 7x7 and 4x4."""
 
     def __init__(self) -> None:
-        super().__init__()
-        high, middle, low = CHANNELS
-        self.stem = nn.Conv2d(3, high, 4, stride=2, padding=1)  # 28x28 -> 14x14
-        self.blocks = nn.Sequential(
-            _Block(high, high),
-            _Block(high, high),
-            _Block(high, middle, stride=2),  # 7x7
-            _Block(middle, middle),
-            _Block(middle, low, stride=2),  # 4x4
-            _Block(low, low),
-            nn.BatchNorm2d(low),
-            nn.ReLU(),
-        )
+        super().__init__(CHANNELS, patch=2)
         self.dropout = nn.Dropout(0.2)
-        self.head = nn.Linear(low, 10)
-
-    def features(self, images: Tensor) -> Tensor:
-        """The pooled activations before the last layer, [N, 160], for images in [-1, 1]."""
-        return self.blocks(self.stem(images)).mean((2, 3))
+        self.head = nn.Linear(FEATURES, NUM_DIGITS)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.dropout(self.features(images)))
-
-    @torch.no_grad()
-    def recalibrate(self, images: Tensor) -> None:
-        """Sets the normalisation's running statistics to those of uint8 `images` under the current weights.
-
-        They are then a function of the weights, averaged weights included, and nothing that a checkpoint must remember.
-        """
-        was_training = self.training
-        self.train()
-        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain average over the batches
-        for part in images.split(200):
-            self.features(to_model_range(part))
-        self.train(was_training)
 
     def save(self, folder: Path) -> None:
         """Writes the model folder."""
@@ -79,23 +49,6 @@ class DigitClassifier(nn.Module):
         model = cls()
         load_weights(folder, model)
         return model.eval().to(memory_format=torch.channels_last)
-
-
-class _Block(nn.Module):
-    """A pre-activation residual block (He et al. 2016, arXiv:1603.05027)."""
-
-    def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        changes = stride != 1 or channels != channels_in
-        self.skip = nn.Conv2d(channels_in, channels, 1, stride=stride, bias=False) if changes else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.norm1(x))
-        return self.skip(x) + self.conv2(F.relu(self.norm2(self.conv1(h))))
 
 
 class LeNet(nn.Module):

@@ -1,0 +1,99 @@
+"""Face features: what the Frechet distance between generated and real faces is measured in.
+
+Inception's features need a download, so a small network is trained here without labels: two random views of one photo must be
+recognised as such among those of other photos (SimCLR, Chen et al. 2020, arXiv:2002.05709). Its features see eyes, mouths, hair and
+light, and little of place and tint, which the views change.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.checkpoint import load_config, load_weights, save_model
+from common.files import ROOT, shown
+from common.images import to_model_range
+from common.metrics.small_resnet import SmallResNet
+from common.seeds import ImageGenerators
+
+Features = Callable[[Tensor], Tensor]
+"""uint8 images [N, 3, H, W] -> features [N, D]."""
+SHIPPED = ROOT / "checkpoints" / "p2_features"
+KIND = "p2_ddim.FaceFeatures"
+CHANNELS = (48, 96, 160)
+PROJECTION = 64
+
+
+class FaceFeatures(SmallResNet):
+    """A small ResNet for 64x64 faces, with blocks at 16x16, 8x8 and 4x4, and the projection that it is trained under."""
+
+    def __init__(self) -> None:
+        super().__init__(CHANNELS, patch=4)
+        self.projection = nn.Sequential(
+            nn.Linear(CHANNELS[-1], CHANNELS[-1]), nn.ReLU(), nn.Linear(CHANNELS[-1], PROJECTION)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Unit vectors [N, 64] of images [N, 3, 64, 64] in [-1, 1]."""
+        return F.normalize(self.projection(self.features(images)), dim=1)
+
+    @torch.no_grad()
+    def describe(self, images: Tensor) -> Tensor:
+        """Features [N, 160] of uint8 images [N, 3, H, W]; other sizes than 64x64 are averaged down, or enlarged, to it."""
+        parts = []
+        for part in images.split(100):
+            x = to_model_range(part)
+            if x.shape[-1] != 64:
+                x = F.interpolate(x, (64, 64), mode="bilinear", antialias=True, align_corners=False)
+            parts.append(self.features(x))
+        return torch.cat(parts)
+
+    def save(self, folder: Path) -> None:
+        """Writes the model folder."""
+        save_model(folder, self, KIND, {})
+
+    @classmethod
+    def load(cls, folder: Path) -> "FaceFeatures":
+        """Reads the network from its folder, in evaluation mode."""
+        load_config(folder, KIND)
+        model = cls()
+        load_weights(folder, model)
+        return model.eval()
+
+
+def random_views(images: Tensor, generators: ImageGenerators) -> Tensor:
+    """Each image [N, 3, H, W] in [-1, 1] cropped (60 to 100 % of its sides), mirrored, turned a little and recoloured at random."""
+    n = len(images)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * generators.rand()
+
+    scale, angle = uniform(0.6, 1.0), uniform(-math.pi / 18, math.pi / 18)
+    mirror = torch.where(generators.rand() < 0.5, -1.0, 1.0)
+    theta = torch.zeros(n, 2, 3, device=images.device)
+    theta[:, 0, 0], theta[:, 0, 1] = mirror * scale * angle.cos(), -scale * angle.sin()
+    theta[:, 1, 0], theta[:, 1, 1] = mirror * scale * angle.sin(), scale * angle.cos()
+    theta[:, 0, 2], theta[:, 1, 2] = (1.0 - scale) * uniform(-1.0, 1.0), (1.0 - scale) * uniform(-1.0, 1.0)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    views = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+    # Contrast, brightness and tint, and in one of five no colour at all.
+    gain = uniform(0.7, 1.3).view(n, 1, 1, 1) * (1.0 + 0.1 * generators.randn(3).view(n, 3, 1, 1))
+    views = views * gain + uniform(-0.2, 0.2).view(n, 1, 1, 1)
+    grey = (generators.rand() < 0.2).view(n, 1, 1, 1)
+    return torch.where(grey, views.mean(1, keepdim=True).expand_as(views), views)
+
+
+def colours(images: Tensor) -> Tensor:
+    """Colours on an 8x8 grid, [N, 192] in [0, 1]: needs no network, and sees layout and light, not detail."""
+    return F.adaptive_avg_pool2d(images.float() / 255.0, 8).flatten(1)
+
+
+def choose_features(folder: Path) -> tuple[Features, str]:
+    """The features to compare faces in, and their name: the network's in `folder`, or `colours` where there is no such folder."""
+    if not Path(folder).is_dir():
+        return colours, "colours on an 8x8 grid"
+    return FaceFeatures.load(folder).describe, f"the network in {shown(folder)}"
