@@ -1,0 +1,148 @@
+"""Learned words: placeholders such as <new1>, their vectors, and a text encoder that knows them.
+
+Textual inversion (Gal et al. 2022, arXiv:2208.01618) adds rows to the table of token embeddings and trains those rows alone. Here
+they are parameters of their own beside the frozen table, so that weight decay cannot move any other row.
+
+    model.text_encoder, model.tokenizer = with_concepts(model.text_encoder, model.tokenizer, [Concept("<new1>", vectors)])
+    model.encode_text([expand("a <new1> circle", concepts)])
+"""
+
+import copy
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+PLACEHOLDER = re.compile(r"<[^<>\s]+>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Concept:
+    """A placeholder and its vectors."""
+
+    token: str
+    """What stands in prompts, for example <new1>."""
+    vectors: Tensor
+    """float32 [k, D]: one or more rows for the table of token embeddings."""
+
+    def __post_init__(self) -> None:
+        if self.vectors.dim() != 2 or not len(self.vectors):
+            raise InputError(f"the vectors of {self.token} have the shape {list(self.vectors.shape)}, not [k, D]")
+
+    @property
+    def words(self) -> list[str]:
+        """The tokens behind the placeholder, one for each vector: <new1>, <new1>/2, <new1>/3."""
+        return [self.token, *(f"{self.token}/{i}" for i in range(2, len(self.vectors) + 1))]
+
+
+class ConceptEmbedding(nn.Module):
+    """A frozen table of token embeddings [V, D], continued by the rows of concepts."""
+
+    def __init__(self, table: nn.Embedding, concepts: Sequence[Concept]) -> None:
+        super().__init__()
+        self.table = table.requires_grad_(False)
+        # In the order of the tokenizer's new words: from a plain dict, ParameterDict would sort them.
+        self.rows = nn.ParameterDict([(concept.token, nn.Parameter(concept.vectors.clone())) for concept in concepts])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embeddings [N, L, D] of token ids [N, L]; V and above are the concepts' words, in order."""
+        known = self.table.num_embeddings
+        rows = torch.cat([self.rows[token] for token in self.rows])
+        learned = F.embedding((ids - known).clamp(min=0), rows).to(self.table.weight.dtype)
+        return torch.where((ids >= known)[..., None], learned, self.table(ids.clamp(max=known - 1)))
+
+    def concepts(self) -> list[Concept]:
+        """The concepts with their current vectors."""
+        return [Concept(token, rows.detach().float().cpu().clone()) for token, rows in self.rows.items()]
+
+
+def with_concepts(
+    text_encoder: "CLIPTextModel", tokenizer: "CLIPTokenizer", concepts: Sequence[Concept]
+) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
+    """A text encoder and a tokenizer that know the concepts, for `LatentDiffusion`; the given ones stay as they are.
+
+    The new encoder shares all weights with the given one but its token embedding, a `ConceptEmbedding`. Raises InputError if a
+    placeholder is a word already, comes twice, or has vectors of another width.
+    """
+    check_tokens([concept.token for concept in concepts], tokenizer)
+    width = text_encoder.config.hidden_size
+    for concept in concepts:
+        if concept.vectors.shape[1] != width:
+            raise InputError(
+                f"the vectors of {concept.token} are {concept.vectors.shape[1]} wide, but this text encoder's are {width}: "
+                "they were learned for another model"
+            )
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([word for concept in concepts for word in concept.words])
+    table = text_encoder.get_input_embeddings()
+    shared = {id(parameter): parameter for parameter in text_encoder.parameters()}
+    text_encoder = copy.deepcopy(text_encoder, shared)
+    text_encoder.set_input_embeddings(ConceptEmbedding(table, concepts).to(table.weight.device))
+    return text_encoder, tokenizer
+
+
+def check_tokens(tokens: Sequence[str], tokenizer: "CLIPTokenizer") -> None:
+    """Raises InputError if a placeholder has not the form <name>, comes twice, or is a word of the tokenizer already."""
+    vocabulary = tokenizer.get_vocab()
+    for i, token in enumerate(tokens):
+        if token in vocabulary or f"{token}</w>" in vocabulary:
+            raise InputError(
+                f"{token!r} is a word that the model knows already: choose another placeholder, such as <new1>"
+            )
+        if not PLACEHOLDER.fullmatch(token):
+            raise InputError(f"the placeholder {token!r} must have the form <name>, such as <new1>")
+        if token in tokens[:i]:
+            raise InputError(f"the placeholder {token} comes twice")
+
+
+def placeholders(prompt: str) -> list[str]:
+    """The placeholders in a prompt, in order."""
+    return PLACEHOLDER.findall(prompt)
+
+
+def expand(prompt: str, concepts: Sequence[Concept]) -> str:
+    """The prompt with each placeholder as all of its words. Raises InputError if one is not among the concepts."""
+    by_token = {concept.token: concept for concept in concepts}
+
+    def words(found: re.Match[str]) -> str:
+        if found[0] not in by_token:
+            known = ", ".join(by_token) or "none"
+            raise InputError(f"the prompt {prompt!r} holds {found[0]}, which is not loaded (loaded: {known})")
+        return " ".join(by_token[found[0]].words)
+
+    return PLACEHOLDER.sub(words, prompt)
+
+
+def unused(prompts: Sequence[str], concepts: Sequence[Concept]) -> list[str]:
+    """Concepts that no prompt names."""
+    named = {token for prompt in prompts for token in placeholders(prompt)}
+    return [concept.token for concept in concepts if concept.token not in named]
+
+
+def initial_vectors(word: str, count: int, text_encoder: "CLIPTextModel", tokenizer: "CLIPTokenizer") -> Tensor:
+    """`count` vectors [count, D] to start from: the embeddings of the word's tokens, the last one repeated where they do not suffice.
+
+    Raises InputError if the word is empty, or `count` is below 1.
+    """
+    if count < 1:
+        raise InputError(f"a concept needs at least one vector, not {count}")
+    ids = tokenizer(word, add_special_tokens=False).input_ids
+    if not ids:
+        raise InputError(f"the word {word!r} to start from is empty")
+    ids = (ids + [ids[-1]] * count)[:count]
+    return text_encoder.get_input_embeddings().weight.detach()[ids].float().cpu().clone()
+
+
+def norms(concepts: Sequence[Concept], table: Tensor) -> Mapping[str, float]:
+    """The mean norm of each concept's vectors over the median norm of the vocabulary's [V, D]: 1 is that of a usual word."""
+    usual = table.float().norm(dim=1).median()
+    return {concept.token: (concept.vectors.norm(dim=1).mean() / usual).item() for concept in concepts}

@@ -1,0 +1,120 @@
+"""Files of learned words: the project's own, and those of A1111's web UI, of diffusers and of the paper's code (CompVis).
+
+| form | file | content |
+| --- | --- | --- |
+| own | .safetensors | {token: [k, D]} for any number of concepts |
+| diffusers | learned_embeds .bin or .safetensors | {token: [D] or [k, D]} |
+| A1111 | .pt | {"string_to_token": {"*": 265}, "string_to_param": {"*": [k, D]}, "name": ...} |
+| A1111 | .safetensors | {"emb_params": [k, D]} |
+| CompVis | .pt | {"string_to_token": {token: tensor}, "string_to_param": ParameterDict({token: [k, D]})} |
+
+Diffusers keeps several vectors as several words, token, token_1, token_2: they are joined again.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from common.checkpoint import load_pickle, load_tensors, save_tensors
+from common.errors import InputError
+from common.files import atomic_write
+from p3_clip.personalisation.concepts import Concept
+
+Form = Literal["own", "diffusers", "a1111", "a1111_safetensors", "compvis"]
+ANY = "*"  # A1111's name of the word in its files
+A1111_TOKEN_ID = 265  # of "*" in CLIP's vocabulary, which A1111 writes beside it
+_STUBS = ((nn.ParameterDict, "torch.nn.modules.container.ParameterDict"),)
+
+
+def save_concepts(path: Path, concepts: Sequence[Concept], form: Form = "own") -> None:
+    """Writes concepts, float32, atomically. Raises InputError if the form holds one concept and several are given."""
+    if form in ("a1111", "a1111_safetensors") and len(concepts) != 1:
+        raise InputError(f"a file of the form {form} holds one concept, not {len(concepts)}")
+    vectors = {concept.token: concept.vectors.float().contiguous() for concept in concepts}
+    if form == "own":
+        save_tensors(path, vectors)
+    elif form == "a1111_safetensors":
+        save_tensors(path, {"emb_params": next(iter(vectors.values()))})
+    elif form == "diffusers":
+        _save_pickle(path, {token: rows[0] if len(rows) == 1 else rows for token, rows in vectors.items()})
+    elif form == "a1111":
+        token, rows = next(iter(vectors.items()))
+        _save_pickle(
+            path, {"string_to_token": {ANY: A1111_TOKEN_ID}, "string_to_param": {ANY: rows}, "name": token.strip("<>")}
+        )
+    else:
+        ids = {token: torch.tensor(A1111_TOKEN_ID) for token in vectors}
+        rows_of = nn.ParameterDict({token: nn.Parameter(rows) for token, rows in vectors.items()})
+        _save_pickle(path, {"string_to_token": ids, "string_to_param": rows_of})
+
+
+def load_concepts(path: Path, token: str | None = None) -> list[Concept]:
+    """The concepts in a file of any form. `token` is the placeholder of a file with one concept, needed where it names none.
+
+    Raises InputError if the file is missing, damaged, would run code, or holds something else.
+    """
+    path = Path(path)
+    found = _named_vectors(_read(path), path)
+    if token is not None:
+        if len(found) != 1:
+            raise InputError(
+                f"{path} holds {len(found)} concepts ({', '.join(found)}), so they cannot all be called {token}"
+            )
+        found = {token: next(iter(found.values()))}
+    for name in found:
+        if name == ANY:
+            raise InputError(f"{path} does not say what its concept is called: give it a placeholder, such as <new1>")
+    return [Concept(name, rows) for name, rows in found.items()]
+
+
+def _read(path: Path) -> Any:
+    return load_tensors(path)[0] if path.suffix == ".safetensors" else load_pickle(path, _STUBS)
+
+
+def _named_vectors(content: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, Mapping) and "string_to_param" in content:
+        values = dict(content["string_to_param"].items())
+        name = content.get("name")
+        if set(values) == {ANY} and isinstance(name, str):
+            values = {f"<{name.strip('<>')}>": values[ANY]}
+    elif isinstance(content, Mapping) and "emb_params" in content:
+        values = {ANY: content["emb_params"]}
+    elif isinstance(content, Mapping):
+        values = _joined(content)
+    else:
+        values = {}
+    rows = {name: _rows(value) for name, value in values.items() if isinstance(value, Tensor)}
+    if not rows or len(rows) != len(values) or any(value is None for value in rows.values()):
+        raise InputError(f"{path} holds no learned words")
+    return rows
+
+
+def _rows(value: Tensor) -> Tensor | None:
+    value = value.detach().float()
+    value = value[None] if value.dim() == 1 else value
+    return value if value.dim() == 2 and len(value) else None
+
+
+def _joined(content: Mapping[str, Any]) -> dict[str, Any]:
+    """token, token_1, token_2 of diffusers as one concept."""
+    result: dict[str, Any] = {}
+    for name, value in content.items():
+        found = re.fullmatch(r"(<.+>)_(\d+)", name) if isinstance(name, str) else None
+        if found and found[1] in result and isinstance(value, Tensor) and value.dim() == 1:
+            first = result[found[1]]
+            result[found[1]] = torch.cat([first if first.dim() == 2 else first[None], value[None]])
+        else:
+            result[name] = value
+    return result
+
+
+def _save_pickle(path: Path, content: Any) -> None:
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    atomic_write(Path(path), buffer.getvalue())

@@ -1,0 +1,187 @@
+"""Learned words: the table of embeddings, prompts, and every file format."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import Malice
+from tiny_latent import WIDTH, tiny_model
+
+from common.errors import InputError
+from common.latent_diffusion import LatentDiffusion
+from p3_clip.personalisation.concepts import (
+    Concept,
+    expand,
+    initial_vectors,
+    norms,
+    placeholders,
+    unused,
+    with_concepts,
+)
+from p3_clip.personalisation.formats import Form, load_concepts, save_concepts
+
+
+def concept(token: str = "<new1>", count: int = 1, width: int = WIDTH) -> Concept:
+    return Concept(token, torch.randn(count, width, generator=torch.Generator().manual_seed(count)))
+
+
+def known(*concepts: Concept) -> LatentDiffusion:
+    """The tiny model, knowing these concepts."""
+    model = tiny_model()
+    model.text_encoder, model.tokenizer = with_concepts(model.text_encoder, model.tokenizer, concepts)
+    return model
+
+
+def test_prompts_without_placeholders_read_as_before() -> None:
+    assert torch.equal(known(concept()).encode_text(["ab cd"]), tiny_model().encode_text(["ab cd"]))
+
+
+def test_a_concept_with_a_words_vector_reads_as_that_word() -> None:
+    model = tiny_model()
+    ids = model.tokenizer("b", add_special_tokens=False).input_ids
+    row = model.text_encoder.get_input_embeddings().weight[ids]
+    learned = known(concept("<other>"), Concept("<new1>", row))
+    assert torch.equal(learned.encode_text(["a <new1> c"]), model.encode_text(["a b c"]))
+    assert not torch.equal(learned.encode_text(["a <other> c"]), model.encode_text(["a b c"]))
+
+
+def test_several_vectors_are_several_words() -> None:
+    model = tiny_model()
+    table = model.text_encoder.get_input_embeddings().weight
+    three = Concept("<new1>", torch.stack([table[model.tokenizer.convert_tokens_to_ids(f"{c}</w>")] for c in "bcd"]))
+    learned = known(three)
+    assert expand("a <new1> e", [three]) == "a <new1> <new1>/2 <new1>/3 e"
+    assert torch.equal(learned.encode_text([expand("a <new1> e", [three])]), model.encode_text(["a b c d e"]))
+
+
+def test_training_moves_the_rows_and_no_other() -> None:
+    """Weight decay included, which would move every row of the table if the rows were a part of it."""
+    model = known(concept())
+    embedding = model.text_encoder.get_input_embeddings()
+    before = {name: value.clone() for name, value in model.text_encoder.state_dict().items()}
+    rows = list(embedding.rows.values())
+    for row in rows:
+        row.requires_grad_(True)
+    optimizer = torch.optim.AdamW(rows, lr=0.1, weight_decay=0.5)
+    ids = model.tokenizer(["a <new1> b"], padding="max_length", return_tensors="pt").input_ids
+    model.text_encoder(ids).last_hidden_state.square().mean().backward()
+    optimizer.step()
+    after = model.text_encoder.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert len(changed) == 1 and changed.pop().endswith("rows.<new1>")
+    assert len(embedding.concepts()) == 1 and torch.equal(embedding.concepts()[0].vectors, rows[0].detach())
+
+
+def test_the_given_text_encoder_stays_as_it_is() -> None:
+    model = tiny_model()
+    size, weights = len(model.tokenizer), model.text_encoder.get_input_embeddings()
+    encoder, tokenizer = with_concepts(model.text_encoder, model.tokenizer, [concept(count=2)])
+    assert len(model.tokenizer) == size and len(tokenizer) == size + 2
+    assert model.text_encoder.get_input_embeddings() is weights
+    assert encoder.get_input_embeddings().table.weight.data_ptr() == weights.weight.data_ptr()
+
+
+def test_vectors_to_start_from() -> None:
+    model = tiny_model()
+    table = model.text_encoder.get_input_embeddings().weight
+    b, c = (model.tokenizer.convert_tokens_to_ids(f"{letter}</w>") for letter in "bc")
+    start = lambda word, count: initial_vectors(word, count, model.text_encoder, model.tokenizer)  # noqa: E731
+    assert torch.equal(start("b c", 2), table[[b, c]]) and torch.equal(start("b c", 3), table[[b, c, c]])
+    assert torch.equal(start("b c", 1), table[[b]])
+    with pytest.raises(InputError, match="is empty"):
+        start(" ", 1)
+    with pytest.raises(InputError, match="at least one vector, not 0"):
+        start("b", 0)
+
+
+def test_norms_are_relative_to_the_vocabulary() -> None:
+    table = torch.eye(8) * 2.0
+    assert norms([Concept("<new1>", torch.eye(8)[:2] * 3.0)], table) == {"<new1>": pytest.approx(1.5)}
+
+
+@pytest.mark.parametrize(
+    ("concepts", "message"),
+    [
+        ([Concept("ab", torch.zeros(1, WIDTH))], "must have the form <name>"),
+        ([Concept("b</w>", torch.zeros(1, WIDTH))], "a word that the model knows already"),
+        ([Concept("b", torch.zeros(1, WIDTH))], "a word that the model knows already"),
+        ([concept(), concept()], "<new1> comes twice"),
+        ([concept(width=8)], "are 8 wide, but this text encoder's are 16"),
+    ],
+)
+def test_what_cannot_be_a_concept_is_refused(concepts: list[Concept], message: str) -> None:
+    model = tiny_model()
+    with pytest.raises(InputError, match=message):
+        with_concepts(model.text_encoder, model.tokenizer, concepts)
+
+
+def test_placeholders_must_be_loaded_and_should_be_used() -> None:
+    assert placeholders("a <new1> next to a <new2>, 3 < 4") == ["<new1>", "<new2>"]
+    with pytest.raises(InputError, match=r"holds <new2>, which is not loaded \(loaded: <new1>\)"):
+        expand("a <new1> next to a <new2>", [concept()])
+    assert unused(["a <new1>"], [concept(), concept("<new2>")]) == ["<new2>"]
+
+
+# ----------------------------------------------------------------------------
+# Files.
+
+SUFFIXES: dict[Form, str] = {
+    "own": "safetensors",
+    "diffusers": "bin",
+    "a1111": "pt",
+    "a1111_safetensors": "safetensors",
+    "compvis": "pt",
+}
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("form", SUFFIXES)
+def test_round_trips_are_bit_equal(form: Form, count: int, tmp_path: Path) -> None:
+    path, learned = tmp_path / f"file.{SUFFIXES[form]}", concept(count=count)
+    save_concepts(path, [learned], form)
+    (loaded,) = load_concepts(path, token="<new1>")
+    assert loaded.token == "<new1>" and torch.equal(loaded.vectors, learned.vectors)
+    assert load_concepts(path, token="<other>")[0].token == "<other>"
+
+
+@pytest.mark.parametrize("form", ["own", "diffusers", "compvis"])
+def test_several_concepts_in_one_file(form: Form, tmp_path: Path) -> None:
+    path = tmp_path / f"file.{SUFFIXES[form]}"
+    save_concepts(path, [concept(), concept("<new2>", 3)], form)
+    loaded = {one.token: one.vectors for one in load_concepts(path)}
+    assert loaded.keys() == {"<new1>", "<new2>"} and torch.equal(loaded["<new2>"], concept("<new2>", 3).vectors)
+    with pytest.raises(InputError, match="holds 2 concepts"):
+        load_concepts(path, token="<new1>")
+
+
+def test_a1111_holds_one_and_may_not_name_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds one concept, not 2"):
+        save_concepts(tmp_path / "a.pt", [concept(), concept("<new2>")], "a1111")
+    save_concepts(tmp_path / "a.pt", [concept()], "a1111")
+    assert load_concepts(tmp_path / "a.pt")[0].token == "<new1>"
+    save_concepts(tmp_path / "a.safetensors", [concept()], "a1111_safetensors")
+    with pytest.raises(InputError, match="does not say what its concept is called"):
+        load_concepts(tmp_path / "a.safetensors")
+
+
+def test_diffusers_words_of_one_concept_are_joined(tmp_path: Path) -> None:
+    rows = concept(count=3).vectors
+    torch.save({"<new1>": rows[0], "<new1>_1": rows[1], "<new1>_2": rows[2]}, tmp_path / "learned_embeds.bin")
+    (loaded,) = load_concepts(tmp_path / "learned_embeds.bin")
+    assert loaded.token == "<new1>" and torch.equal(loaded.vectors, rows)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"<new1>": torch.zeros(2, 2, 2)}, {"<new1>": "text"}, [1], {"string_to_param": {}}]
+)
+def test_files_without_learned_words_are_refused(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "file.pt")
+    with pytest.raises(InputError, match="holds no learned words"):
+        load_concepts(tmp_path / "file.pt")
+
+
+def test_a_pickle_that_would_run_code_never_runs(tmp_path: Path) -> None:
+    torch.save({"<new1>": Malice(tmp_path / "ran")}, tmp_path / "file.bin")
+    with pytest.raises(InputError, match="was refused"):
+        load_concepts(tmp_path / "file.bin")
+    assert not (tmp_path / "ran").exists()
