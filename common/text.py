@@ -6,18 +6,23 @@ outside open_clip texts go through `clip_tokenizer`.
 
 import functools
 import gzip
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from common.checkpoint import load_strict
+from common.checkpoint import load_strict, load_tensors
 from common.clip import load_folder
 from common.clip.formats import to_transformers, transformers_config
+from common.errors import InputError
+from common.files import read_json
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
+
+PREFIX = "text_model."
 
 
 def load_text_tower(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
@@ -36,12 +41,35 @@ def text_tower(network: nn.Module) -> "CLIPTextModel":
 
     model = CLIPTextModel(transformers_config(network).text_config).eval()
     state = to_transformers(network.state_dict())
-    prefix = "text_model."
-    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    if next(iter(model.state_dict())).startswith(prefix):  # transformers before 5
-        own = {prefix + name: value for name, value in own.items()}
-    load_strict(model, own, "the open_clip model")
+    _fill(model, {name: value for name, value in state.items() if name.startswith(PREFIX)}, "the open_clip model")
     return model
+
+
+def load_text_encoder(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
+    """The same two of a folder with a CLIPTextModel alone, such as text_encoder/ of a diffusers folder, as float32.
+
+    Raises InputError if the folder holds something else.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    path = Path(folder) / "config.json"
+    config = read_json(path)
+    if not isinstance(config, dict) or config.get("model_type") != "clip_text_model":
+        raise InputError(f"{path} does not describe a CLIPTextModel")
+    try:
+        model = CLIPTextModel(CLIPTextConfig.from_dict(config)).eval()
+    except (StrictDataclassError, TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{path} does not describe a CLIPTextModel ({error})") from None
+    weights = Path(folder) / "model.safetensors"
+    _fill(model, {name: value.float() for name, value in load_tensors(weights)[0].items()}, weights)
+    return clip_tokenizer(model.config.max_position_embeddings), model
+
+
+def _fill(model: "CLIPTextModel", state: Mapping[str, Tensor], source: Path | str) -> None:
+    """transformers 4 writes `text_model.` before each name; 5 does not."""
+    prefix = PREFIX if next(iter(model.state_dict())).startswith(PREFIX) else ""
+    load_strict(model, {prefix + name.removeprefix(PREFIX): value for name, value in state.items()}, source)
 
 
 def clip_tokenizer(context_length: int = 77) -> "CLIPTokenizer":

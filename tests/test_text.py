@@ -1,5 +1,6 @@
 """The tokenizer and the text tower that condition diffusion models: open_clip's ids and numbers from transformers' classes."""
 
+import shutil
 from pathlib import Path
 
 import open_clip
@@ -7,9 +8,11 @@ import pytest
 import torch
 from clip_tiny import TEXTS
 
+from common.checkpoint import save_tensors
 from common.clip import Clip
 from common.errors import InputError
-from common.text import clip_tokenizer, load_text_tower, text_tower
+from common.files import write_json
+from common.text import clip_tokenizer, load_text_encoder, load_text_tower, text_tower
 
 END = 49407
 
@@ -52,3 +55,35 @@ def test_a_folder_without_a_clip_is_refused(tmp_path: Path) -> None:
         load_text_tower(tmp_path / "none")
     with pytest.raises(InputError, match="holds neither open_clip_config.json nor transformers' config.json"):
         load_text_tower(tmp_path)
+
+
+def test_a_text_encoders_own_folder_gives_the_same(clip_world: Path, tmp_path: Path, offline: None) -> None:
+    """As transformers writes it, in half precision, and with the names of transformers 4."""
+    tokenizer, tower = load_text_tower(clip_world / "model")
+    ids = tokenizer(TEXTS, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    tower.save_pretrained(tmp_path / "new")
+    tower.half().save_pretrained(tmp_path / "half")
+    tower.float()
+    old = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in tower.state_dict().items()}
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    save_tensors(tmp_path / "old" / "model.safetensors", old)
+    for name in ("new", "half", "old"):
+        again, encoder = load_text_encoder(tmp_path / name)
+        assert again.model_max_length == 32 and encoder.dtype == torch.float32 and not encoder.training
+        with torch.no_grad():
+            assert torch.allclose(encoder(ids).last_hidden_state, tower(ids).last_hidden_state, atol=1e-2)
+
+
+def test_a_folder_without_a_text_encoder_is_refused(clip_world: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none/config\.json does not exist"):
+        load_text_encoder(tmp_path / "none")
+    write_json(tmp_path / "config.json", {"model_type": "clip"})
+    with pytest.raises(InputError, match=r"config\.json does not describe a CLIPTextModel"):
+        load_text_encoder(tmp_path)
+    write_json(tmp_path / "config.json", {"model_type": "clip_text_model", "hidden_size": 10, "num_attention_heads": 3})
+    with pytest.raises(InputError, match=r"config\.json does not describe a CLIPTextModel \("):
+        load_text_encoder(tmp_path)
+    load_text_tower(clip_world / "model")[1].save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors does not exist"):
+        load_text_encoder(tmp_path)
