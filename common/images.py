@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from common.errors import InputError
@@ -54,8 +55,21 @@ def read_rgb(path: Path, size: tuple[int, int] | None = None) -> Tensor:
         raise InputError(f"{path} is not a readable image ({error})") from None
 
 
-def write_png(path: Path, image: Tensor, staging: Path | None = None) -> None:
-    """Writes uint8 [3, H, W] as an RGB PNG, atomically (see `atomic_write` for `staging`)."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG")
+def write_png(path: Path, image: Tensor, staging: Path | None = None, note: tuple[str, str] | None = None) -> None:
+    """Writes uint8 [3, H, W] as an RGB PNG, atomically (see `atomic_write` for `staging`), with a text entry if given."""
+    buffer, info = io.BytesIO(), PngInfo()
+    if note:
+        info.add_text(*note)
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info if note else None)
     atomic_write(path, buffer.getvalue(), staging)
+
+
+def read_note(path: Path, name: str) -> str | None:
+    """The text entry of that name in a PNG; None if there is none, or no such picture that is whole."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.info.get(name)
+    except (OSError, SyntaxError, ValueError):
+        return None

@@ -76,7 +76,7 @@ def test_targets_may_still_be_to_write(tmp_path: Path) -> None:
     for file in (folder / "target").iterdir():
         file.unlink()
     pairs = read_prompts(folder / "prompt.json", folder / "source", tmp_path / "out", targets_exist=False)
-    assert pairs[0].target == tmp_path / "out" / "0.png"
+    assert pairs[0].target == tmp_path / "out" / "target" / "0.png"  # literally as the line says
 
 
 def test_a_prompt_of_another_form_has_no_colours(tmp_path: Path) -> None:

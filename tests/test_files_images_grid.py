@@ -15,7 +15,7 @@ from torch import Tensor
 from common.errors import InputError
 from common.files import ROOT, atomic_write, make_folder, read_json, write_json
 from common.grid import GAP, MARGIN, TEXT_SIZE, labelled_grid
-from common.images import read_rgb, to_model_range, to_uint8, write_png
+from common.images import read_note, read_rgb, to_model_range, to_uint8, write_png
 
 # ----------------------------------------------------------------------------
 # Files.
@@ -165,6 +165,17 @@ def test_a_png_comes_back_exactly(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.png") as file:
         assert file.format == "PNG" and file.mode == "RGB" and file.size == (28, 20)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_note_in_a_png_changes_no_pixel_and_is_lost_with_the_picture(tmp_path: Path) -> None:
+    image, path = torch.randint(256, (3, 20, 28), dtype=torch.uint8), tmp_path / "a.png"
+    write_png(path, image, note=("made with", "seed 3"))
+    assert torch.equal(read_rgb(path), image)
+    assert read_note(path, "made with") == "seed 3" and read_note(path, "made by") is None
+    path.write_bytes(path.read_bytes()[:-200])
+    assert read_note(path, "made with") is None
+    write_png(path, image)
+    assert read_note(path, "made with") is None and read_note(tmp_path / "none.png", "made with") is None
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])

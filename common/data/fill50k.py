@@ -60,7 +60,7 @@ def load_fill50k(root: Path, part: Part = "training") -> list[Pair]:
 def read_prompts(path: Path, sources: Path, targets: Path, targets_exist: bool = True) -> list[Pair]:
     """The pairs of a prompt.json (JSON Lines), with files in the given folders; see `load_fill50k`.
 
-    With `targets_exist` off the targets are names of files still to be written.
+    With `targets_exist` off the targets are files still to be written, and keep a folder that their name starts with.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -75,7 +75,11 @@ def read_prompts(path: Path, sources: Path, targets: Path, targets_exist: bool =
             continue
         where = f"{path}, line {number}"
         source, target, prompt = _fields(line, where)
-        pair = Pair(sources / _below(source, "source", where), targets / _below(target, "target", where), prompt)
+        pair = Pair(
+            sources / _below(source, "source", where),
+            targets / _below(target, "target" if targets_exist else "", where),
+            prompt,
+        )
         for file in (pair.source, pair.target) if targets_exist else (pair.source,):
             if not file.is_file():
                 raise InputError(f"{where}: {file} does not exist")
