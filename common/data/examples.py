@@ -1,0 +1,92 @@
+"""Pictures with captions, and control images, at a small model's size: drawn ones, and the real pairs of fill50k."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from common.data.fill50k import Part, load_fill50k
+from common.data.layouts import render_control
+from common.data.shapes import KINDS, Scene, draw_scene, render
+from common.seeds import derive_seed
+
+WORDINGS = (
+    *("{objects} with {background} background",) * 3,  # fill50k's own
+    "a {objects} with {background} background",
+    "a photo of a {objects} on a {background} background",
+    "{objects}",
+    "a photo of a {objects}",
+)
+"""How a scene is described, drawn evenly. The last two leave the background open."""
+FINER = 4  # control images are drawn this much finer and averaged, as the real ones are
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """N pictures uint8 [N, 3, S, S] with captions, and their control images uint8 [N, 1, S, S] (white outlines on black)."""
+
+    images: Tensor
+    captions: list[str]
+    hints: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __add__(self, other: "Examples") -> "Examples":
+        """These and then those; with control images if both have them."""
+        both = self.hints is not None and other.hints is not None
+        return Examples(
+            torch.cat([self.images, other.images]),
+            self.captions + other.captions,
+            torch.cat([self.hints, other.hints]) if both else None,
+        )
+
+
+def drawn_examples(count: int, size: int, seed: int, *, pair_part: float = 0.4) -> Examples:
+    """`count` drawn scenes of any shapes in any wording, of which `pair_part` show two shapes; example k depends on (seed, k) alone."""
+    images, captions = [], []
+    for k in _counted(count):
+        random = np.random.default_rng(derive_seed(seed, k))
+        scene = draw_scene(random, count=2 if random.random() < pair_part else 1, kinds=KINDS)
+        images.append(render(scene, size))
+        captions.append(describe(scene, WORDINGS[random.integers(len(WORDINGS))]))
+    return Examples(torch.stack(images), captions)
+
+
+def drawn_circles(count: int, size: int, seed: int) -> Examples:
+    """`count` pairs like fill50k's: one circle, its outline, fill50k's wording; pair k depends on (seed, k) alone."""
+    scenes = [draw_scene(np.random.default_rng(derive_seed(seed, k)), kinds=("circle",)) for k in range(count)]
+    images, hints = [], []
+    for k in _counted(count):
+        images.append(render(scenes[k], size))
+        hints.append(shrink(render_control(scenes[k], FINER * size), size)[:1])
+    return Examples(torch.stack(images), [scene.caption for scene in scenes], torch.stack(hints))
+
+
+def real_examples(root: Path, size: int, part: Part = "training") -> Examples:
+    """The pairs of fill50k, area-averaged to `size`. Raises InputError if they are not there."""
+    images, hints, captions = [], [], []
+    for pair in tqdm(load_fill50k(root, part), desc="fill50k", unit="pair", dynamic_ncols=True):
+        images.append(shrink(pair.read_target(), size))
+        hints.append(shrink(pair.read_source(), size)[:1])
+        captions.append(pair.prompt)
+    return Examples(torch.stack(images), captions, torch.stack(hints))
+
+
+def describe(scene: Scene, wording: str) -> str:
+    """A scene in one of the wordings."""
+    return wording.format(objects=scene.objects, background=scene.background)
+
+
+def shrink(image: Tensor, size: int) -> Tensor:
+    """uint8 [3, S, S] averaged over areas to uint8 [3, size, size]."""
+    return F.interpolate(image[None].float(), (size, size), mode="area")[0].round().to(torch.uint8)
+
+
+def _counted(count: int) -> Sequence[int]:
+    return tqdm(range(count), desc="drawing", unit="picture", dynamic_ncols=True)

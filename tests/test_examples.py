@@ -1,0 +1,100 @@
+"""Drawn and real pictures with captions and control images, as the small models train on them."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_pairs import write_pairs
+
+from common.colour import CSS_COLOURS
+from common.data.examples import WORDINGS, describe, drawn_circles, drawn_examples, real_examples, shrink
+from common.data.layouts import parse_caption, render_control
+from common.data.shapes import Scene, Shape, draw_scene
+from common.errors import InputError
+from common.images import read_rgb
+from common.metrics.segmentation import iou, object_mask
+from common.seeds import derive_seed
+
+
+def test_an_example_depends_on_the_seed_and_its_own_number() -> None:
+    for draw in (drawn_examples, drawn_circles):
+        few, more, other = draw(3, 32, 5), draw(6, 32, 5), draw(3, 32, 6)
+        assert len(more) == 6 and few.images.shape == (3, 3, 32, 32) and few.images.dtype == torch.uint8
+        assert torch.equal(few.images, more.images[:3]) and few.captions == more.captions[:3]
+        assert few.captions != other.captions
+
+
+def test_drawn_scenes_have_one_or_two_shapes_in_every_wording() -> None:
+    captions = drawn_examples(80, 16, 0).captions
+    pairs = sum("next to" in caption for caption in captions)
+    assert 20 <= pairs <= 45  # 40 % of 80, give or take 3 deviations
+    assert any("background" not in caption for caption in captions)
+    for start in ("a photo of a ", "a "):
+        assert any(caption.startswith(start) for caption in captions)
+    for kind in ("circle", "square", "triangle", "star"):
+        assert any(kind in caption for caption in captions)
+    assert not any("next to" in caption for caption in drawn_examples(20, 16, 0, pair_part=0.0).captions)
+    assert drawn_examples(2, 16, 0).hints is None
+
+
+def test_the_wordings() -> None:
+    scene = Scene("blue", (Shape("circle", "red", 0.5, 0.5, 0.2), Shape("star", "old lace", 0.2, 0.2, 0.1)))
+    assert describe(scene, WORDINGS[0]) == scene.caption == "red circle next to old lace star with blue background"
+    assert describe(scene, WORDINGS[-1]) == "a photo of a red circle next to old lace star"
+
+
+def test_a_circles_outline_lies_on_its_edge_and_its_caption_names_its_colours() -> None:
+    examples = drawn_circles(12, 64, 0)
+    assert examples.hints.shape == (12, 1, 64, 64) and examples.hints.dtype == torch.uint8
+    for image, hint, caption in zip(examples.images, examples.hints[:, 0], examples.captions, strict=True):
+        said = parse_caption(caption)
+        outline = hint > 64
+        assert 20 < int(outline.sum()) < 400
+        plain = {tuple(colour) for colour in image[:, hint == 0].T.tolist()}
+        assert plain <= {
+            CSS_COLOURS[said.colours[0]],
+            CSS_COLOURS[said.background],
+        }  # all mixtures lie below the outline
+        mixed = (image != torch.tensor(CSS_COLOURS[said.background])[:, None, None]).any(0) & (
+            image != torch.tensor(CSS_COLOURS[said.colours[0]])[:, None, None]
+        ).any(0)
+        assert not (mixed & (hint == 0)).any()
+
+
+def test_drawn_and_real_control_images_are_alike() -> None:
+    """The same scenes as files of 512x512 and as drawn at once: the network must not see a difference in thickness."""
+    drawn = drawn_circles(4, 64, 7).hints
+    for k, hint in enumerate(drawn):
+        scene = draw_scene(np.random.default_rng(derive_seed(7, k)), kinds=("circle",))
+        real = shrink(render_control(scene), 64)[:1]
+        assert (hint.float() - real.float()).abs().mean() < 2.0
+        assert 0.85 < hint.float().sum() / real.float().sum() < 1.15
+
+
+def test_real_pairs_are_averaged_to_size(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "fill50k" / "training", 2)
+    examples = real_examples(tmp_path / "fill50k", 64)
+    assert examples.images.shape == (2, 3, 64, 64) and examples.hints.shape == (2, 1, 64, 64)
+    assert all(len(parse_caption(caption).colours) == 1 for caption in examples.captions)
+    whole = object_mask(read_rgb(tmp_path / "fill50k" / "training" / "target" / "0.png"))
+    assert iou(object_mask(examples.images[0]), whole) > 0.97
+    with pytest.raises(InputError, match="the pairs of fill50k are not there"):
+        real_examples(tmp_path, 64)
+
+
+def test_sums_keep_control_images_only_where_both_have_them() -> None:
+    circles, shapes = drawn_circles(2, 16, 0), drawn_examples(3, 16, 0)
+    both = circles + circles
+    assert len(both) == 4 and both.hints.shape[0] == 4 and both.captions == circles.captions * 2
+    mixed = circles + shapes
+    assert len(mixed) == 5 and mixed.hints is None
+    assert (circles + dataclasses.replace(circles, hints=None)).hints is None
+
+
+def test_shrinking_averages_areas() -> None:
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    image[:, :2, :2] = 100
+    image[0, 0, 0] = 0
+    assert shrink(image, 2)[:, 0, 0].tolist() == [75, 100, 100] and int(shrink(image, 2)[:, 1, 1].sum()) == 0
