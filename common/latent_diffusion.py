@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from common.diffusion import Parameterization, Predict, guided, switched
+from common.diffusion import Network, Parameterization, Predict, guided, switched
 from common.errors import InputError
 from common.schedule import NoiseSchedule, Pairs
 from common.seeds import ImageGenerators
@@ -94,6 +94,21 @@ class LatentDiffusion(nn.Module):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         for frozen in self._frozen():
             frozen.requires_grad_(False).eval()
+
+    @property
+    def downscale(self) -> int:
+        """How many pixels one latent spans, along each side."""
+        return 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+
+    @property
+    def latent_side(self) -> int:
+        """The side of the latents that the U-Net was trained on."""
+        return self.unet.config.sample_size
+
+    @property
+    def side(self) -> int:
+        """The side of its own pictures."""
+        return self.latent_side * self.downscale
 
     def train(self, mode: bool = True) -> "LatentDiffusion":
         """Switches `controlnet` alone: dropout in a frozen network would be noise."""
@@ -186,17 +201,19 @@ class LatentDiffusion(nn.Module):
         control: tuple[int, int] | None = None,
         interval: tuple[int, int] | None = None,
         rescale: float = 0.0,
+        network: Network | None = None,
     ) -> Predict:
         """`common.diffusion.guided` of this model, with control only at t in `control` = (lowest, highest); None: always.
 
         `control_interval` makes it from fractions of the trajectory. Guess mode is a `null` without a hint and
-        `guess_mode_scales` on `condition`.
+        `guess_mode_scales` on `condition`. `network` takes the place of `apply_model`.
         """
         guidance: dict[str, Any] = {"interval": interval, "rescale": rescale}
-        predict = guided(self.apply_model, condition, null, scale, **guidance)
+        network = network or self.apply_model
+        predict = guided(network, condition, null, scale, **guidance)
         if control is None or condition.hint is None:
             return predict
-        free = guided(self.apply_model, condition.without_control(), null.without_control(), scale, **guidance)
+        free = guided(network, condition.without_control(), null.without_control(), scale, **guidance)
         return switched(predict, free, control)
 
     def _control(self, x_t: Tensor, t: Tensor, cond: LatentCondition) -> list[Tensor]:

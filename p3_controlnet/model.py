@@ -143,6 +143,11 @@ class ControlNet(nn.Module):
         return [*residuals, self.controlnet_mid_block(h)]
 
     @property
+    def num_residuals(self) -> int:
+        """How many residuals the network gives: the skips' and the middle's."""
+        return len(self.controlnet_down_blocks) + 1
+
+    @property
     def downscale(self) -> int:
         """How many pixels of the hint one latent spans, along each side."""
         return math.prod(self.hint_strides)
