@@ -20,6 +20,7 @@ from common.errors import InputError
 from common.files import read_json
 from common.latent_diffusion import LatentDiffusion
 from common.text import clip_tokenizer
+from p3_controlnet.base.model import load_model
 from p3_controlnet.model import CLASS_NAME, CONFIG_FILE, ControlNet
 from p3_controlnet.naming import (
     CONTROL,
@@ -78,22 +79,53 @@ def kind_of(path: Path) -> Kind:
     path = Path(path)
     if path.is_dir():
         return _kind_of_folder(path)
-    keys = tensor_names(path) if _is_safetensors(path) else _unwrapped(load_pickle(path, _STUBS, lazy=True))
-    names = {key.removeprefix(CONTROL) for key in keys if isinstance(key, str)}
+    names = {key.removeprefix(CONTROL) for key in _names(path) if isinstance(key, str)}
     if names & {_HINT_COMPVIS, _HINT_DIFFUSERS}:
         return "controlnet"
     return "sd_file" if any(name.startswith(UNET) for name in names) else "unknown"
 
 
 def _kind_of_folder(folder: Path) -> Kind:
+    config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else None
+    config = config if isinstance(config, dict) else {}
+    if str(config.get("kind")).startswith(SMALL_KINDS):  # it has unet/ and vae/ too
+        return "small"
     if all((folder / part / CONFIG_FILE).is_file() for part in ("unet", "vae")):
         return "sd_folder"
-    config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else None
-    if not isinstance(config, dict):
-        return "unknown"
-    if config.get("_class_name") == CLASS_NAME:
-        return "controlnet"
-    return "small" if str(config.get("kind")).startswith(SMALL_KINDS) else "unknown"
+    return "controlnet" if config.get("_class_name") == CLASS_NAME else "unknown"
+
+
+def is_small(folder: Path) -> bool:
+    """Whether the ControlNet in a folder is of other widths than Stable Diffusion's, so for a small base model."""
+    config, sd = (read_json(path / CONFIG_FILE) for path in (Path(folder), SD14 / "unet"))
+    return list(config.get("block_out_channels", sd["block_out_channels"])) != sd["block_out_channels"]
+
+
+def holds_base(path: Path) -> bool:
+    """Whether the ControlNet at `path` is a whole cldm file, which holds the base's U-Net as well."""
+    return not Path(path).is_dir() and any(str(key).startswith(UNET) for key in _names(Path(path)))
+
+
+def _names(file: Path) -> Iterable[Any]:
+    return tensor_names(file) if _is_safetensors(file) else _unwrapped(load_pickle(file, _STUBS, lazy=True))
+
+
+# ----------------------------------------------------------------------------
+# A base model of either kind.
+
+
+def load_base(path: Path) -> LatentDiffusion:
+    """The base model at `path`, without a ControlNet, on the CPU: Stable Diffusion v1.4 or a model folder of this project.
+
+    Raises InputError if it is neither, and as `load_stable_diffusion` does.
+    """
+    kind = kind_of(path)
+    if kind == "small":
+        return load_model(path)
+    if kind in ("sd_file", "sd_folder") or kind == "controlnet" and holds_base(path):
+        return load_stable_diffusion(path)
+    what = "a ControlNet without its base model" if kind == "controlnet" else "no base model"
+    raise InputError(f"{path} is {what}: Stable Diffusion v1.4 or a model folder of this project is expected")
 
 
 # ----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Small things that several tests share: a small network, real processes, and what a refusal must look like."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -79,6 +80,20 @@ def exit_code(program: Callable[[Any], None], config: type, *argv: Any) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+def stop_after(fit: Callable[..., None], steps: int) -> Callable[..., None]:
+    """`common.training.fit` that is interrupted after so many steps, as by Ctrl-C."""
+
+    def stopping(params: Any, loss_fn: Any, draw: Callable[[int], Any], *rest: Any, **options: Any) -> None:
+        def interrupted_draw(step: int) -> Any:
+            if step == steps - 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return draw(step)
+
+        fit(params, loss_fn, interrupted_draw, *rest, **options)
+
+    return stopping
 
 
 def contents(folder: Path) -> dict[str, bytes]:

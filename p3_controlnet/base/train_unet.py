@@ -1,0 +1,181 @@
+"""Trains the U-Net of the small latent-diffusion model on frozen latents and text features.
+
+    python3 -m p3_controlnet.base.train_unet --run-dir runs/ldm_unet --autoencoder runs/ldm_autoencoder/last \\
+        --clip checkpoints/clip_shapes --fill50k hw2_data/fill50k
+
+The same command again resumes. Pictures are encoded and captions read once, so a step pays for the U-Net alone. RUN_DIR/last is
+a diffusers folder with all parts of the model, float16.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+
+from common import cli
+from common.checkpoint import state_hash
+from common.data.examples import Examples, drawn_examples, real_examples
+from common.devices import make_accelerator
+from common.diffusion import Parameterization, diffusion_loss, drop_context
+from common.errors import InputError
+from common.files import ROOT
+from common.generate import GenerationConfig, Request, generate
+from common.grid import labelled_grid
+from common.images import to_uint8, write_png
+from common.latent_diffusion import LatentCondition, LatentDiffusion
+from common.schedule import make_schedule
+from common.seeds import ImageGenerators, derive_seed, derive_seeds
+from common.text import load_text_tower
+from common.training import Batch, TrainingConfig, fit
+from common.validation import held_out_loss
+from p3_controlnet.bank import Bank, make_bank
+from p3_controlnet.base.model import SIDE, UNetConfig, build_unet, load_model, load_network, save_model
+
+VALIDATION_SEED, VALIDATION_EXAMPLES = 1, 256
+PREVIEW_PROMPTS = (
+    "red circle with blue background",
+    "pale golden rod circle with old lace background",
+    "light sky blue circle with peru background",
+    "dark green square with pink background",
+    "orange star with indigo background",
+    "teal triangle with wheat background",
+    "red circle next to lime star with blue background",
+    "gold square next to purple circle with white background",
+)
+PREVIEW_COLUMNS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains the U-Net of the small latent-diffusion model."""
+
+    run_dir: Path
+    """Folder of the run: checkpoints, metrics, previews, and the bank of latents and text features."""
+    autoencoder: Path
+    """Folder of the trained autoencoder."""
+    clip: Path = ROOT / "checkpoints" / "clip_shapes"
+    """Folder of the CLIP whose text tower conditions the model."""
+    fill50k: Path | None = None
+    """Real pairs to mix in, in the homework's layout; None for drawn pictures alone."""
+    init_from: Path | None = None
+    """Folder of a whole model to take the U-Net from, instead of random weights."""
+    pictures: int = 60_000
+    """Drawn pictures."""
+    drop_text: float = 0.1
+    """Probability of the empty prompt in a caption's place, which guidance needs."""
+    parameterization: Parameterization = "v"
+    """What the U-Net's output means."""
+    zero_terminal: bool = True
+    """Whether the noise schedule ends in pure noise (arXiv:2305.08891)."""
+    min_snr_gamma: float | None = 5.0
+    """Gamma of the loss weight min(SNR + offset, gamma) on the x0 error; None for the plain loss."""
+    snr_offset: float = 1.0
+    """Offset of that weight; 0 is the published min-SNR."""
+    model: UNetConfig = UNetConfig()
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
+        steps=15000, batch_size=32, lr=8e-4, warmup=300, validate_every=1000, preview_every=1000
+    )
+
+
+def main(config: Config) -> None:
+    """Trains, or resumes."""
+    if config.pictures < 1:
+        raise InputError(f"--pictures must be at least 1, not {config.pictures}")
+    if config.parameterization == "eps" and (config.zero_terminal or config.snr_offset):
+        raise InputError(
+            "eps prediction needs --no-zero-terminal and --snr-offset 0: at pure noise it says nothing of x0"
+        )
+    torch.manual_seed(config.training.seed)
+    model = new_model(config)
+    network = model.unet.requires_grad_(True).train()
+    frozen = state_hash(torch.nn.ModuleList([model.autoencoder, model.text_encoder]))
+
+    def examples() -> Examples:
+        drawn = drawn_examples(config.pictures, SIDE, config.training.seed)
+        return drawn + real_examples(config.fill50k, SIDE) if config.fill50k else drawn
+
+    made_from = {
+        "pictures": config.pictures,
+        "seed": config.training.seed,
+        "fill50k": bool(config.fill50k),
+        "frozen": frozen,
+    }
+    bank = Bank.cached(config.run_dir / "bank.safetensors", made_from, lambda: make_bank(model, examples()))
+    held_out = make_bank(model, drawn_examples(VALIDATION_EXAMPLES, SIDE, VALIDATION_SEED + config.training.seed))
+
+    def draw(step: int) -> Batch:
+        generator = torch.Generator().manual_seed(derive_seed(config.training.seed, step, 1))
+        return bank.take(torch.randint(len(bank), (config.training.batch_size,), generator=generator))
+
+    def loss_of(batch: Batch, generators: ImageGenerators, drop_text: float) -> Tensor:
+        context = drop_context(batch["context"].float(), bank.null.float(), drop_text, generators)
+        return diffusion_loss(
+            model.apply_model,
+            model.schedule,
+            batch["latent"].float(),
+            LatentCondition(context),
+            generators,
+            parameterization=config.parameterization,
+            min_snr_gamma=config.min_snr_gamma,
+            snr_offset=config.snr_offset,
+        )
+
+    def validate() -> dict[str, float]:
+        """The loss on the same held-out pictures each time, none of their captions hidden."""
+        images = held_out.take(torch.arange(len(held_out)))
+        return {"loss": held_out_loss(network, lambda batch, generators: loss_of(batch, generators, 0.0), images)}
+
+    def preview(path: Path) -> None:
+        prompts = [prompt for prompt in PREVIEW_PROMPTS for _ in range(PREVIEW_COLUMNS)]
+        requests = [Request(*pair) for pair in zip(prompts, derive_seeds(0, count=len(prompts)), strict=True)]
+        network.eval()
+        images = [x for _, x in generate(model, requests, GenerationConfig(), show_progress=False)]
+        network.train()
+        write_png(path, labelled_grid(to_uint8(torch.cat(images)), PREVIEW_COLUMNS, row_labels=list(PREVIEW_PROMPTS)))
+
+    fit(
+        dict(network.named_parameters()),
+        lambda batch, generators: loss_of(batch, generators, config.drop_text),
+        draw,
+        config.training,
+        config.run_dir,
+        settings={
+            **{
+                key: value
+                for key, value in dataclasses.asdict(config).items()
+                if key not in ("training", "run_dir", "autoencoder", "clip", "fill50k")
+            },
+            "fill50k": bool(config.fill50k),
+            "frozen": frozen,
+        },
+        save=lambda folder: save_model(folder, model, config.zero_terminal),
+        validate=validate,
+        preview=preview,
+    )
+
+
+def new_model(config: Config) -> LatentDiffusion:
+    """The frozen autoencoder and text tower, and a U-Net that is new or `config.init_from`'s."""
+    from diffusers import AutoencoderKL
+
+    autoencoder = load_network(config.autoencoder, AutoencoderKL)
+    tokenizer, text_encoder = load_text_tower(config.clip)
+    width = text_encoder.config.hidden_size
+    unet = load_model(config.init_from).unet if config.init_from else build_unet(config.model, autoencoder, width)
+    schedule = make_schedule("scaled_linear", zero_terminal=config.zero_terminal)
+    return LatentDiffusion(
+        autoencoder,
+        text_encoder,
+        tokenizer,
+        unet,
+        schedule,
+        parameterization=config.parameterization,
+        latent_std=1.0,
+    ).to(make_accelerator(config.training.device, config.training.mixed_precision).device)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

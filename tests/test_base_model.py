@@ -1,0 +1,298 @@
+"""The small latent-diffusion model: its folder, its normalised latents, and its two trainers."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import exit_code, refused, stop_after
+from tiny_base import AUTOENCODER, SMALL_AUTOENCODER, SMALL_UNET, tiny_base, tiny_control
+from tiny_latent import seeded
+from tiny_pairs import write_pairs
+
+from common.checkpoint import load_tensors, state_hash
+from common.data.examples import drawn_circles, drawn_examples
+from common.errors import InputError
+from common.files import read_json, write_json
+from common.images import to_model_range
+from common.latent_diffusion import LatentDiffusion
+from p3_controlnet.bank import Bank, make_bank
+from p3_controlnet.base import train_autoencoder, train_unet
+from p3_controlnet.base.model import (
+    AutoencoderConfig,
+    UNetConfig,
+    build_autoencoder,
+    build_unet,
+    load_model,
+    load_network,
+    psnr,
+    save_model,
+    save_network,
+    with_normal_latents,
+)
+from p3_controlnet.formats import holds_base, is_small, kind_of, load_base, load_controlnet
+
+FEW = ("--pictures", 12, "--batch-size", 4, "--warmup", 1, "--device", "cpu", "--log-every", 1, "--checkpoint-every", 2)
+
+
+@pytest.fixture(scope="module")
+def model() -> LatentDiffusion:
+    return tiny_base()
+
+
+@pytest.fixture(scope="module")
+def folder(model: LatentDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model as trained ones are stored. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("base")
+    save_model(folder, model, zero_terminal=True)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer pictures to look at."""
+    for name, value in {"VALIDATION_IMAGES": 6, "MEASURED_IMAGES": 8, "PREVIEW_IMAGES": 4}.items():
+        monkeypatch.setattr(train_autoencoder, name, value)
+    for name, value in {"VALIDATION_EXAMPLES": 6, "PREVIEW_COLUMNS": 1}.items():
+        monkeypatch.setattr(train_unet, name, value)
+    monkeypatch.setattr(train_unet, "PREVIEW_PROMPTS", train_unet.PREVIEW_PROMPTS[:2])
+
+
+# ----------------------------------------------------------------------------
+# The folder.
+
+
+def test_the_folder_gives_the_model_back(model: LatentDiffusion, folder: Path) -> None:
+    """But for rounding to half precision."""
+    again = load_model(folder)
+    for ours, theirs in ((model.unet, again.unet), (model.autoencoder, again.autoencoder)):
+        for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+            assert b.dtype == torch.float32 and torch.equal(a.half().float(), b), name
+    assert torch.equal(again.schedule.alphas_cumprod, model.schedule.alphas_cumprod)
+    assert float(again.schedule.alphas_cumprod[-1]) == 0.0 and again.parameterization == "v"
+    assert (again.side, again.latent_side, again.downscale) == (64, 16, 4)
+    for prompts in (["red circle with blue background"], [""]):
+        assert torch.allclose(again.encode_text(prompts), model.encode_text(prompts), atol=1e-2)
+    assert not any(p.requires_grad for p in again.parameters())
+
+
+def test_diffusers_and_transformers_read_its_parts(model: LatentDiffusion, folder: Path, offline: None) -> None:
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    for kind, part, ours in (
+        (UNet2DConditionModel, "unet", model.unet),
+        (AutoencoderKL, "vae", model.autoencoder),
+        (CLIPTextModel, "text_encoder", model.text_encoder),
+    ):
+        theirs = kind.from_pretrained(folder / part, torch_dtype=torch.float32).state_dict()
+        assert theirs.keys() == ours.state_dict().keys()
+        assert all(torch.equal(value, ours.state_dict()[name].half().float()) for name, value in theirs.items())
+    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert torch.allclose(scheduler.alphas_cumprod.double(), model.schedule.alphas_cumprod, atol=1e-6)
+
+
+def test_the_folder_is_told_from_stable_diffusions(model: LatentDiffusion, folder: Path, tmp_path: Path) -> None:
+    assert kind_of(folder) == "small" and load_base(folder).side == 64
+    shutil.copytree(folder, tmp_path / "nameless")
+    (tmp_path / "nameless" / "config.json").unlink()
+    assert kind_of(tmp_path / "nameless") == "sd_folder"
+    with pytest.raises(InputError, match="is not Stable Diffusion v1.4's"):
+        load_base(tmp_path / "nameless")
+    with pytest.raises(InputError, match="is no base model"):
+        load_base(folder / "unet")
+    with pytest.raises(InputError, match="does not exist"):
+        load_base(tmp_path / "none")
+
+
+def test_a_small_control_folder_fits_its_own_base_alone(model: LatentDiffusion, folder: Path, tmp_path: Path) -> None:
+    control = tiny_control(model)
+    control.save(tmp_path)
+    assert kind_of(tmp_path) == "controlnet" and is_small(tmp_path) and not holds_base(tmp_path)
+    again = load_controlnet(tmp_path, load_base(folder).unet)
+    assert again.hint_channels == (4, 8, 8) and state_hash(again) == state_hash(control)
+    with pytest.raises(InputError, match="is a ControlNet without its base model"):
+        load_base(tmp_path)
+    config = read_json(tmp_path / "config.json")
+    write_json(tmp_path / "config.json", config | {"block_out_channels": [320, 640, 1280, 1280]})
+    assert not is_small(tmp_path)
+    with pytest.raises(InputError, match="of another base model: block_out_channels"):
+        load_controlnet(tmp_path, model.unet)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "sentence"),
+    [
+        ("config.json", {"kind": "p1_diffusion.ContextUNet"}, "holds a model of kind 'p1_diffusion.ContextUNet'"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "does not describe a noise schedule"),
+        ("unet/config.json", {"_class_name": "Other"}, "holds a Other, but UNet2DConditionModel is expected"),
+        ("unet/config.json", {"block_out_channels": [16]}, "does not describe a UNet2DConditionModel"),
+        ("vae/config.json", {"latent_channels": 8}, "the weights in .*vae do not fit the model"),
+    ],
+)
+def test_folders_that_do_not_fit_are_refused(
+    file: str, change: dict[str, Any], sentence: str, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "base")
+    write_json(tmp_path / "base" / file, read_json(folder / file) | change)
+    with pytest.raises(InputError, match=sentence):
+        load_model(tmp_path / "base")
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the checkpoint folder .*none does not exist"):
+        load_model(tmp_path / "none")
+
+
+# ----------------------------------------------------------------------------
+# The autoencoder.
+
+
+def test_normal_latents_have_mean_0_and_variance_1_and_decode_to_the_same() -> None:
+    autoencoder = seeded(build_autoencoder, AUTOENCODER)
+    images = to_model_range(drawn_examples(10, 64, 0).images)
+    before = state_hash(autoencoder)
+    normal = with_normal_latents(autoencoder, images)
+    assert state_hash(autoencoder) == before
+    with torch.no_grad():
+        raw, posterior = autoencoder.encode(images).latent_dist, normal.encode(images).latent_dist
+        for statistic, wanted in ((posterior.mean.mean((0, 2, 3)), 0.0), (posterior.mean.std((0, 2, 3)), 1.0)):
+            assert torch.allclose(statistic, torch.full((4,), wanted), atol=1e-4)
+        scale = raw.mean.std((0, 2, 3))
+        assert not torch.allclose(scale, torch.ones(4), atol=0.05)  # there was something to do
+        assert torch.allclose(posterior.std * scale.view(1, -1, 1, 1), raw.std, rtol=1e-3)
+        both = autoencoder.decode(raw.mean).sample, normal.decode(posterior.mean).sample
+    assert torch.allclose(*both, atol=1e-4)
+
+
+def test_psnr() -> None:
+    images = torch.zeros(2, 3, 4, 4)
+    assert psnr(images, images + 0.02) == pytest.approx(40.0, abs=1e-3)  # a hundredth of the range
+    assert psnr(images, images) == pytest.approx(100.0)
+
+
+def run_autoencoder(run: Path, *flags: Any) -> int:
+    return exit_code(
+        train_autoencoder.main, train_autoencoder.Config, "--run-dir", run, *FEW, *SMALL_AUTOENCODER, *flags
+    )
+
+
+def test_the_autoencoder_trains_resumes_and_is_saved_with_normal_latents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import AutoencoderKL
+
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert run_autoencoder(whole, "--steps", 4) == 0
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[-1]["validation_psnr"] > 0.0
+    assert lines[-1]["validation_loss"] == -lines[-1]["validation_psnr"]
+    assert (whole / "samples" / "0000004.png").is_file()
+    saved = load_network(whole / "last", AutoencoderKL)
+    assert (
+        load_tensors(whole / "last" / "diffusion_pytorch_model.safetensors")[0]["quant_conv.bias"].dtype
+        == torch.float16
+    )
+    chosen = torch.randperm(12, generator=torch.Generator().manual_seed(0))[:8]
+    with torch.no_grad():
+        latents = saved.encode(to_model_range(drawn_examples(12, 64, 0).images[chosen])).latent_dist.mean
+    assert latents.mean((0, 2, 3)).abs().max() < 0.02 and (latents.std((0, 2, 3)) - 1.0).abs().max() < 0.02
+
+    # Stopped after two of four steps, then gone on with: the same weights as without a stop.
+    with monkeypatch.context() as patch:
+        patch.setattr(train_autoencoder, "fit", stop_after(train_autoencoder.fit, 2))
+        assert run_autoencoder(run, "--steps", 4) == 130
+    assert load_tensors(run / "state.safetensors")[1]["step"] == 2
+    assert run_autoencoder(run, "--steps", 4) == 0
+    assert state_hash(load_network(run / "last", AutoencoderKL)) == state_hash(saved)
+
+
+# ----------------------------------------------------------------------------
+# The U-Net, and what it is trained on.
+
+
+def test_the_bank_holds_what_the_frozen_networks_say(model: LatentDiffusion, tmp_path: Path) -> None:
+    examples = drawn_circles(3, 64, 0)
+    examples = examples + examples
+    bank = make_bank(model, examples)
+    assert len(bank) == 6 and bank.contexts.shape == (3, 32, 16)  # equal captions are read once
+    batch = bank.take(torch.tensor([4, 0]))
+    assert torch.equal(batch["hint"], examples.hints[[4, 0]]) and batch["index"].tolist() == [4, 0]
+    latents = model.encode(to_model_range(examples.images[[4, 0]]))
+    assert torch.allclose(batch["latent"].float(), latents, atol=2e-2)
+    context = model.encode_text([examples.captions[k] for k in (4, 0)])
+    assert torch.allclose(batch["context"].float(), context, atol=2e-2)
+    assert torch.allclose(bank.null.float(), model.encode_text([""])[0], atol=2e-2)
+    assert "hint" not in make_bank(model, drawn_examples(2, 64, 0)).take(torch.tensor([0]))
+
+
+def test_the_bank_is_made_once_for_what_it_is_made_from(model: LatentDiffusion, tmp_path: Path) -> None:
+    path, calls = tmp_path / "run" / "bank.safetensors", []
+
+    def make() -> Bank:
+        calls.append(1)
+        return make_bank(model, drawn_examples(2, 64, 0))
+
+    first, second = (Bank.cached(path, {"seed": 0}, make) for _ in range(2))
+    assert len(calls) == 1 and torch.equal(first.latents, second.latents) and second.hints is None
+    with pytest.raises(InputError, match="holds latents and text features of other pictures or of another model"):
+        Bank.cached(path, {"seed": 1}, make)
+
+
+def run_unet(run: Path, parts: Path, clip: Path, *flags: Any) -> int:
+    arguments = ("--run-dir", run, "--autoencoder", parts, "--clip", clip, *FEW, *SMALL_UNET)
+    return exit_code(train_unet.main, train_unet.Config, *arguments, *flags)
+
+
+def test_the_unet_trains_resumes_and_is_saved_as_a_whole_model(
+    folder: Path, clip_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, whole, clip = tmp_path / "run", tmp_path / "whole", clip_world / "model"
+    write_pairs(tmp_path / "fill50k" / "training", 2)
+    flags = ("--steps", 4, "--fill50k", tmp_path / "fill50k")
+    assert run_unet(whole, folder / "vae", clip, *flags) == 0
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 4 and lines[-1]["validation_loss"] > 0.0
+    assert (whole / "samples" / "0000004.png").is_file()
+    tensors, made_from = load_tensors(whole / "bank.safetensors")
+    assert len(tensors["latents"]) == 14 and made_from["fill50k"] is True and "hints" not in tensors
+    saved = load_base(whole / "last")
+    assert saved.unet.config.block_out_channels == [16, 32] and saved.parameterization == "v"
+    assert state_hash(saved.autoencoder) == state_hash(load_model(folder).autoencoder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_unet, "fit", stop_after(train_unet.fit, 2))
+        assert run_unet(run, folder / "vae", clip, *flags) == 130
+    assert run_unet(run, folder / "vae", clip, *flags) == 0
+    assert state_hash(load_base(run / "last").unet) == state_hash(saved.unet)
+
+    # Another run starts from these weights; other frozen parts are another run.
+    assert run_unet(tmp_path / "next", folder / "vae", clip, "--steps", 1, "--init-from", whole / "last") == 0
+    save_network(tmp_path / "vae", with_normal_latents(saved.autoencoder, torch.rand(2, 3, 64, 64)))
+    assert run_unet(run, tmp_path / "vae", clip, *flags) == 2
+
+
+def test_trainings_that_make_no_sense(folder: Path, clip_world: Path, tmp_path: Path, capsys: Any) -> None:
+    parts = ("--run-dir", tmp_path / "run", "--autoencoder", folder / "vae", "--clip", clip_world / "model")
+    for flags, sentence in (
+        (("--pictures", 0), "--pictures must be at least 1, not 0"),
+        (("--parameterization", "eps"), "eps prediction needs --no-zero-terminal and --snr-offset 0"),
+        (("--autoencoder", tmp_path), "config.json does not exist"),
+        (("--autoencoder", folder / "unet"), "holds a UNet2DConditionModel, but AutoencoderKL is expected"),
+        (("--clip", tmp_path / "none"), "the model folder"),
+    ):
+        assert sentence in refused(capsys, train_unet.main, train_unet.Config, *parts, *SMALL_UNET, *flags)
+        assert not (tmp_path / "run").exists()
+    sentence = refused(capsys, train_autoencoder.main, train_autoencoder.Config, "--run-dir", tmp_path, "--pictures", 0)
+    assert sentence == "--pictures must be at least 1, not 0"
+
+
+def test_the_default_model_is_small() -> None:
+    """All parts together are to be shipped in under 60 MB, in half precision; the text tower is the CLIP's."""
+    with torch.device("meta"):
+        autoencoder = build_autoencoder(AutoencoderConfig())
+        unet = build_unet(UNetConfig(), autoencoder, 128)
+    assert 2 * sum(p.numel() for network in (autoencoder, unet) for p in network.parameters()) < 40e6

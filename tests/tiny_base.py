@@ -1,0 +1,36 @@
+"""The small latent-diffusion model and a ControlNet for it, with few channels and fixed random weights."""
+
+import torch
+from clip_tiny import tiny_clip
+from tiny_latent import awake, seeded
+
+from common.latent_diffusion import LatentDiffusion
+from common.schedule import make_schedule
+from common.text import clip_tokenizer, text_tower
+from p3_controlnet.base.model import AutoencoderConfig, UNetConfig, build_autoencoder, build_unet
+from p3_controlnet.model import ControlNet
+
+AUTOENCODER = AutoencoderConfig(channels=(8, 8, 16), groups=4)
+UNET = UNetConfig(channels=(16, 32), heads=2, groups=4)
+HINT_CHANNELS = (4, 8, 8)
+SMALL_UNET = ("--model.channels", 16, 32, "--model.heads", 2, "--model.groups", 4)
+SMALL_AUTOENCODER = ("--model.channels", 8, 8, 16, "--model.groups", 4)
+
+
+def tiny_base() -> LatentDiffusion:
+    """Pictures of 64x64, latents of 16x16."""
+    clip = tiny_clip()
+    autoencoder = seeded(build_autoencoder, AUTOENCODER)
+    unet = seeded(build_unet, UNET, autoencoder, clip.token_embedding.embedding_dim)
+    with torch.no_grad():
+        unet.conv_out.weight *= 0.3  # a random network amplifies rounding along the steps
+    schedule = make_schedule("scaled_linear", zero_terminal=True)
+    tokenizer = clip_tokenizer(clip.context_length)
+    return LatentDiffusion(
+        autoencoder, text_tower(clip), tokenizer, unet, schedule, parameterization="v", latent_std=1.0
+    )
+
+
+def tiny_control(base: LatentDiffusion, scale: float = 0.3) -> ControlNet:
+    """A ControlNet that has an effect."""
+    return awake(seeded(ControlNet.from_unet, base.unet, HINT_CHANNELS), scale).eval()
