@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Problem 3 for the grader. Four arguments before the flags are the 2025 edition: a circle for every line of prompt.json, from its
+# control image in SOURCE_DIR. CKPT is a Stable Diffusion v1.4 file or folder, a ControlNet (base then from $SD_BASE), or the small model.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/scripts/python.sh"
+count=0
+for argument in "$@"; do
+  if [[ "$argument" == --* ]]; then break; fi
+  if [ -z "$argument" ]; then count=0; break; fi
+  count=$((count + 1))
+done
+if [ "$count" -eq 3 ]; then
+  echo "error: three arguments are the 2024 edition, textual inversion, which is not there yet" >&2
+  exit 2
+fi
+if [ "$count" -ne 4 ]; then
+  echo "usage: bash hw2_3.sh prompt.json SOURCE_DIR OUT CKPT [flags of p3_controlnet.inference]" >&2
+  exit 2
+fi
+prompts="$1" sources="$2" out="$3" checkpoint="$4"
+shift 4
+exec "$PYTHON" -m p3_controlnet.inference --prompts "$prompts" --sources "$sources" --output-dir "$out" --checkpoint "$checkpoint" "$@"

@@ -1,0 +1,212 @@
+"""Draws the picture of every line of a prompt.json from its control image: OUT/<target>, 512x512 RGB.
+
+    python3 -m p3_controlnet.inference --prompts prompt.json --sources source --output-dir OUT --checkpoint checkpoints/ldm_shapes
+    torchrun --nproc_per_node 2 -m p3_controlnet.inference ...    (the same files)
+
+The checkpoint is a Stable Diffusion v1.4 file or folder, a ControlNet (its base then comes from --base or $SD_BASE), or the folder of
+the small model. Finished pictures of the same settings are kept, so an interrupted run goes on where it stopped.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+from torch.nn import functional as F
+
+from common import cli
+from common.checkpoint import state_hash
+from common.data.fill50k import SIZE, Pair, read_prompts
+from common.devices import DeviceName, pick_device
+from common.errors import InputError
+from common.files import ROOT, make_folder
+from common.generate import GenerationConfig, Request, check_generation, generate, residual_scales
+from common.images import read_note, read_rgb, to_uint8, write_png
+from common.latent_diffusion import LatentDiffusion
+from common.seeds import derive_seed
+from p3_controlnet.formats import holds_base, is_small, kind_of, load_base, load_controlnet
+from p3_controlnet.patches import patched
+
+SHIPPED_BASE, SHIPPED_CONTROL = ROOT / "checkpoints" / "ldm_shapes", ROOT / "checkpoints" / "controlnet_circles"
+SD_CONTROL = ROOT / "checkpoints" / "controlnet_sd14"
+NOTE = "made with"  # the PNG's text entry by which a finished picture is recognised
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Draws the picture of every line of a prompt.json from its control image."""
+
+    prompts: Path
+    """prompt.json: lines with source, target and prompt."""
+    sources: Path
+    """Folder of the control images."""
+    output_dir: Path
+    """Folder of the pictures."""
+    checkpoint: Path = SHIPPED_BASE
+    """Stable Diffusion v1.4 file or folder, ControlNet file or folder, or the folder of the small model."""
+    base: Path | None = None
+    """The base of a ControlNet given as checkpoint; the default is $SD_BASE, for a small one the shipped small model."""
+    control: Path | None = None
+    """The ControlNet of a base given as checkpoint; the default is the shipped one."""
+    size: int = SIZE
+    """Side of the pictures that are written."""
+    patch_stride: int | None = None
+    """Work on overlapping patches of the model's own size, at this stride in latents; a larger --size is then a larger canvas."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA if present."""
+    generation: Annotated[GenerationConfig, tyro.conf.arg(name="")] = GenerationConfig()
+
+
+def main(config: Config) -> None:
+    """Writes the pictures, each process its share of the chunks."""
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    check_generation(config.generation)
+    device = pick_device(config.device)
+    pairs = read_prompts(config.prompts, config.sources, config.output_dir, targets_exist=False)
+    hints = [read_hint(pair.source) for pair in pairs]  # all before the first picture: a bad one is named at once
+    model = load_model(config).to(device).eval()
+    residual_scales(config.generation, model.controlnet.num_residuals)
+    side = canvas(model, config)
+    network = None
+    if config.patch_stride is not None:
+        network = patched(model.apply_model, model.latent_side, config.patch_stride, model.downscale)
+    for pair in pairs:
+        make_folder(pair.target.parent)
+
+    # What is there already, made with the same settings, is kept. Which process draws a picture depends on no file.
+    made_with = describe(model, config)
+    jobs, notes = [], []
+    for pair, hint in list(zip(pairs, hints, strict=True))[rank::processes]:
+        note = fingerprint(made_with, pair, hint)
+        if read_note(pair.target, NOTE) != note:
+            jobs.append(Request(pair.prompt, image_seed(pair, config), resize_hint(hint, side)))
+            notes.append((pair.target, note))
+    if kept := len(pairs[rank::processes]) - len(jobs):
+        print(f"{kept} of {len(pairs)} pictures are there already")
+
+    latent_side = side // model.downscale
+    chunks = generate(model, jobs, config.generation, latent_side, network=network, show_progress=rank == 0)
+    for indices, pictures in chunks:
+        for i, picture in zip(indices, pictures, strict=True):
+            target, note = notes[i]
+            write_png(target, enlarge(to_uint8(picture), config.size), note=(NOTE, note))
+    if rank == 0:
+        print(f"{len(pairs)} pictures in {config.output_dir}")
+
+
+# ----------------------------------------------------------------------------
+# Which model.
+
+
+def load_model(config: Config) -> LatentDiffusion:
+    """The base and the ControlNet that the checkpoint stands for. Raises InputError if it is of no known kind."""
+    checkpoint = config.checkpoint
+    kind = kind_of(checkpoint)
+    if kind == "unknown":
+        raise InputError(
+            f"{checkpoint} is no Stable Diffusion v1.4, no ControlNet and no model folder of this project: nothing to draw with"
+        )
+    if kind == "controlnet":
+        return with_control(find_base(checkpoint, config.base), checkpoint)
+    if kind == "small":
+        return with_control(checkpoint, config.control or SHIPPED_CONTROL)
+    if config.control or SD_CONTROL.is_dir():
+        return with_control(checkpoint, config.control or SD_CONTROL)
+    print(
+        f"there is no ControlNet for Stable Diffusion in checkpoints/{SD_CONTROL.name}, so the pictures are drawn by the "
+        f"project's small model, checkpoints/{SHIPPED_BASE.name} with checkpoints/{SHIPPED_CONTROL.name}"
+    )
+    return with_control(SHIPPED_BASE, SHIPPED_CONTROL)
+
+
+def find_base(control: Path, base: Path | None) -> Path:
+    """The base of a ControlNet: the one given, the file itself if it holds one, $SD_BASE, or for a small one the small model."""
+    if base is not None:
+        return base
+    if control.is_dir() and is_small(control):
+        return SHIPPED_BASE
+    if holds_base(control):
+        return control
+    if given := os.environ.get("SD_BASE"):
+        return Path(given)
+    raise InputError(
+        f"{control} is a ControlNet, which needs the Stable Diffusion v1.4 that it was trained on: "
+        "name it with --base or in the environment variable SD_BASE"
+    )
+
+
+def with_control(base: Path, control: Path) -> LatentDiffusion:
+    """A base model with a ControlNet in its slot."""
+    for path in (base, control):
+        if path in (SHIPPED_BASE, SHIPPED_CONTROL) and not path.is_dir():
+            raise InputError(f"checkpoints/{path.name} is not there: no weights of the small model are shipped yet")
+    model = load_base(base)
+    model.controlnet = load_controlnet(control, model.unet)
+    return model
+
+
+# ----------------------------------------------------------------------------
+# Sizes and settings.
+
+
+def canvas(model: LatentDiffusion, config: Config) -> int:
+    """The side at which the model draws: its own, or in patch mode as many of its patches as `size` has of 512."""
+    if config.size < 1:
+        raise InputError(f"--size must be at least 1, not {config.size}")
+    if config.patch_stride is None or config.size <= SIZE:
+        return model.side
+    return model.latent_side * config.size // SIZE * model.downscale
+
+
+def read_hint(path: Path) -> Tensor:
+    """A control image, uint8 [3, S, S]; grey ones are read as RGB. Raises InputError if it is missing or not square."""
+    hint = read_rgb(path)
+    if hint.shape[1] != hint.shape[2]:
+        raise InputError(f"the control image {path} has {hint.shape[2]}x{hint.shape[1]} pixels, but must be square")
+    return hint
+
+
+def resize_hint(hint: Tensor, side: int) -> Tensor:
+    """uint8 [3, S, S] at another side: averaged over areas, which keeps the place of a thin line, or bilinear."""
+    if hint.shape[-1] == side:
+        return hint
+    mode = {"mode": "area"} if side < hint.shape[-1] else {"mode": "bilinear", "align_corners": False}
+    return F.interpolate(hint[None].float(), (side, side), **mode)[0].round().to(torch.uint8)
+
+
+def enlarge(image: Tensor, size: int) -> Tensor:
+    """uint8 [3, S, S] at the side that is asked for, bicubic."""
+    if image.shape[-1] == size:
+        return image
+    scaled = F.interpolate(image[None].float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return scaled[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def image_seed(pair: Pair, config: Config) -> int:
+    """The seed of one picture, from the run's seed and the picture's own name, with or without fill50k's folder."""
+    name = pair.target.relative_to(config.output_dir).as_posix().removeprefix("target/")
+    return derive_seed(config.generation.seed, zlib.crc32(name.encode()))
+
+
+def describe(model: LatentDiffusion, config: Config) -> str:
+    """All that pictures depend on, but for their own prompt and control image."""
+    networks = torch.nn.ModuleList([model.unet, model.controlnet, model.autoencoder, model.text_encoder])
+    settings = dataclasses.asdict(config.generation) | {"size": config.size, "patch_stride": config.patch_stride}
+    return json.dumps({"networks": state_hash(networks), **settings})
+
+
+def fingerprint(made_with: str, pair: Pair, hint: Tensor) -> str:
+    """What a picture is recognised by when the program runs again."""
+    digest = hashlib.blake2b(json.dumps([made_with, pair.prompt]).encode(), digest_size=16)
+    digest.update(hint.numpy().tobytes())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,379 @@
+"""From prompt.json to OUT/<target> by the grader's command: names, sizes, repeats, reruns, and whatever can be wrong."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sd_tiny import random_networks, save_published, tiny_configs
+from tiny import contents, environment, exit_code, refused, run_process
+from tiny_base import tiny_base, tiny_control
+from tiny_pairs import write_pairs
+
+from common.checkpoint import save_tensors
+from common.errors import InputError
+from common.files import ROOT
+from common.images import read_rgb, write_png
+from common.latent_diffusion import LatentDiffusion
+from p3_controlnet import inference
+from p3_controlnet.base.model import save_model
+from p3_controlnet.inference import Config, find_base, load_model, main, resize_hint
+
+QUICK = ("--steps", 2, "--chunk-size", 2, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base/ and control/, the small models, and data/ with three pairs. Copy it before changing it."""
+    root = tmp_path_factory.mktemp("world")
+    base = tiny_base()
+    save_model(root / "base", base, zero_terminal=True)
+    tiny_control(base).save(root / "control")
+    write_pairs(root / "data", 3)
+    return root
+
+
+@pytest.fixture
+def data(world: Path, tmp_path: Path) -> Path:
+    """A copy of the pairs."""
+    return Path(shutil.copytree(world / "data", tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
+def loaded(world: Path) -> LatentDiffusion:
+    return load_model(Config(Path(), Path(), Path(), world / "control", world / "base"))
+
+
+@pytest.fixture
+def quickly(loaded: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is not read again for each call."""
+    monkeypatch.setattr(inference, "load_model", lambda config: loaded)
+
+
+def arguments(world: Path, data: Path, out: Path, *flags: Any) -> tuple[Any, ...]:
+    files = ("--prompts", data / "prompt.json", "--sources", data / "source", "--output-dir", out)
+    return (*files, "--checkpoint", world / "control", "--base", world / "base", *QUICK, *flags)
+
+
+def draw(world: Path, data: Path, out: Path, *flags: Any) -> dict[str, bytes]:
+    assert exit_code(main, Config, *arguments(world, data, out, *flags)) == 0
+    return contents(out)
+
+
+def sentence(capsys: pytest.CaptureFixture[str], world: Path, data: Path, out: Path, *flags: Any) -> str:
+    """What it said on refusing before anything was written."""
+    said = refused(capsys, main, Config, *arguments(world, data, out, *flags))
+    assert not out.exists()
+    return said
+
+
+def write_lines(data: Path, *lines: Any) -> None:
+    text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (data / "prompt.json").write_text("\n".join(text) + "\n")
+
+
+LINE = {"source": "0.png", "target": "0.png", "prompt": "red circle with blue background"}
+
+
+# ----------------------------------------------------------------------------
+# The grader's command.
+
+
+def test_hw2_3_draws_every_line_and_a_rerun_keeps_them(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From another folder, to 512x512 RGB at OUT/<target>, literally; the same bytes in this process."""
+    out = tmp_path / "an output folder"
+    data = world / "data"
+    command = ["bash", ROOT / "hw2_3.sh", data / "prompt.json", data / "source", out, world / "control", *QUICK]
+    result = run_process([*command, "--base", world / "base"], cwd="/")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == f"3 pictures in {out}"
+    files = contents(out)
+    assert sorted(files) == [f"target/{k}.png" for k in range(3)]
+    for name in files:
+        with Image.open(out / name) as image:
+            assert image.format == "PNG" and image.mode == "RGB" and image.size == (512, 512)
+    assert draw(world, data, out) == files and "3 of 3 pictures are there already" in capsys.readouterr().out
+    assert draw(world, data, tmp_path / "here") == files
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["prompt.json", "OUT", "SD"], 2, "error: three arguments are the 2024 edition"),
+        (["prompt.json", "OUT", "SD", "--steps", "3"], 2, "error: three arguments are the 2024 edition"),
+        (["prompt.json", "S"], 2, "usage: bash hw2_3.sh prompt.json SOURCE_DIR OUT CKPT"),
+        (["a", "b", "c", "d", "e"], 2, "usage: bash hw2_3.sh"),
+        (["a", "b", "c", ""], 2, "usage: bash hw2_3.sh"),
+        ([], 2, "usage: bash hw2_3.sh"),
+    ],
+)
+def test_hw2_3_counts_its_arguments(words: list[str], status: int, said: str) -> None:
+    result = run_process(["bash", ROOT / "hw2_3.sh", *words])
+    assert result.returncode == status and result.stderr.startswith(said)
+    assert len(result.stderr.splitlines()) == 1 and not result.stdout
+
+
+def test_the_scripts_pass_their_flags_on(tmp_path: Path) -> None:
+    echo = tmp_path / "python that echoes"
+    echo.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    echo.chmod(0o755)
+
+    def said(script: str, *words: str) -> list[str]:
+        result = run_process(["bash", ROOT / script, *words], env=environment(PYTHON=str(echo), RUNS_DIR="RUNS"))
+        return result.stdout.splitlines()
+
+    files = ["--prompts", "a b", "--sources", "s", "--output-dir", "o"]
+    program = ["-m", "p3_controlnet.inference"]
+    assert said("hw2_3.sh", "a b", "s", "o", "c", "--seed", "3") == [
+        *program,
+        *files,
+        "--checkpoint",
+        "c",
+        "--seed",
+        "3",
+    ]
+    assert said("scripts/inference_controlnet.sh", "a b", "s", "o", "--seed", "3") == [*program, *files, "--seed", "3"]
+    train = ["-m", "p3_controlnet.train", "--run-dir", "RUNS/controlnet_circles", "--steps", "3"]
+    assert said("scripts/train_controlnet.sh", "--steps", "3") == train
+    first = ["-m", "p3_controlnet.base.train_autoencoder", "--run-dir", "RUNS/ldm_autoencoder", "--seed", "1"]
+    second = ["-m", "p3_controlnet.base.train_unet", "--run-dir", "RUNS/ldm_unet"]
+    second += ["--autoencoder", "RUNS/ldm_autoencoder/last", "--seed", "1"]
+    assert said("scripts/train_ldm.sh", "--seed", "1") == first + second
+    assert said("scripts/train_ldm.sh", "autoencoder", "--seed", "1") == first
+    assert said("scripts/train_ldm.sh", "unet", "--seed", "1") == second
+
+
+# ----------------------------------------------------------------------------
+# What a picture depends on.
+
+
+def test_both_forms_of_names_give_the_same_pictures(world: Path, quickly: None, tmp_path: Path) -> None:
+    named = draw(world, world / "data", tmp_path / "named")
+    write_pairs(tmp_path / "data", 3, ("{}.png", "{}.png"))
+    bare = draw(world, tmp_path / "data", tmp_path / "bare")
+    assert bare == {name.removeprefix("target/"): value for name, value in named.items()}
+    assert len({*bare.values()}) == 3
+
+
+def test_any_share_of_the_work_gives_the_same_bytes(
+    world: Path, quickly: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = draw(world, world / "data", tmp_path / "whole")
+    for rank, expected in ((1, ["target/1.png"]), (0, ["target/0.png", "target/1.png", "target/2.png"])):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert sorted(draw(world, world / "data", tmp_path / "shared")) == expected
+    assert contents(tmp_path / "shared") == whole
+
+
+def test_other_settings_draw_again_and_a_damaged_picture_is_mended(
+    world: Path, quickly: None, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = draw(world, data, tmp_path / "out")
+    (tmp_path / "out" / "target" / "1.png").write_bytes(first["target/1.png"][:1000])
+    assert draw(world, data, tmp_path / "out") == first
+    assert "2 of 3 pictures are there already" in capsys.readouterr().out
+    write_png(data / "source" / "2.png", 255 - read_rgb(data / "source" / "2.png"))
+    changed = draw(world, data, tmp_path / "out")
+    assert "2 of 3 pictures are there already" in capsys.readouterr().out
+    assert [name for name in first if first[name] != changed[name]] == ["target/2.png"]
+    reseeded = draw(world, data, tmp_path / "out", "--seed", 1)
+    assert "already" not in capsys.readouterr().out and not {*reseeded.values()} & {*changed.values()}
+
+
+def test_the_flags_of_control_act(world: Path, quickly: None, tmp_path: Path) -> None:
+    flags = [(), ("--control-scales", 0), ("--guess-mode",), ("--control-end", 0.5), ("--guidance-scale", 1)]
+    results = [draw(world, world / "data", tmp_path / str(k), *given)["target/0.png"] for k, given in enumerate(flags)]
+    assert len({*results}) == len(flags)
+
+
+def test_grey_hints_of_another_size_are_read(world: Path, quickly: None, data: Path, tmp_path: Path) -> None:
+    colour = draw(world, data, tmp_path / "colour")
+    for path in (data / "source").iterdir():
+        with Image.open(path) as image:
+            image.convert("L").save(path)
+    assert draw(world, data, tmp_path / "grey") == colour
+    small = resize_hint(read_rgb(data / "source" / "0.png"), 64)
+    write_png(data / "source" / "0.png", small)
+    again = draw(world, data, tmp_path / "small")
+    pixels = [read_rgb(tmp_path / name / "target" / "0.png").int() for name in ("colour", "small")]
+    assert torch.equal(*pixels) and again["target/1.png"] == colour["target/1.png"]
+    assert resize_hint(small, 128).shape == (3, 128, 128) and resize_hint(small, 64) is small
+
+
+def test_patches_draw_a_larger_canvas(world: Path, quickly: None, tmp_path: Path) -> None:
+    plain, patches = (
+        draw(world, world / "data", tmp_path / str(k), *flags) for k, flags in enumerate(((), ("--patch-stride", 8)))
+    )
+    for name in plain:  # one patch covers everything; the bytes differ by the note alone
+        assert torch.equal(read_rgb(tmp_path / "0" / name), read_rgb(tmp_path / "1" / name))
+    write_lines(shutil.copytree(world / "data", tmp_path / "data"), LINE)
+    flags = ("--patch-stride", 8, "--size", 1024, "--steps", 1)
+    assert len(draw(world, tmp_path / "data", tmp_path / "large", *flags)) == 1
+    assert read_rgb(tmp_path / "large" / "0.png").shape == (3, 1024, 1024)
+
+
+# ----------------------------------------------------------------------------
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([LINE, "{broken"], "prompt.json, line 2 is not valid JSON"),
+        ([LINE, {"source": "0.png", "target": "1.png"}], "prompt.json, line 2: 'prompt' is missing"),
+        ([LINE, LINE], "line 2: the target '0.png' is that of line 1 as well"),
+        ([{**LINE, "target": "../0.png"}], "line 1: the file name '../0.png' leads out of its folder"),
+        ([{**LINE, "target": "/tmp/0.png"}], "line 1: the file name '/tmp/0.png' leads out of its folder"),
+        ([{**LINE, "target": "a/../../0.png"}], "leads out of its folder"),
+        ([{**LINE, "source": "../source/0.png"}], "leads out of its folder"),
+        ([LINE, {**LINE, "target": "1.png", "source": "9.png"}], "line 2: "),
+        ([""], "prompt.json is empty"),
+        (["[1, 2]"], "line 1 must be an object with source, target, prompt"),
+    ],
+)
+def test_a_bad_line_is_named(
+    lines: list[Any], said: str, world: Path, quickly: None, data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    write_lines(data, *lines)
+    assert said in sentence(capsys, world, data, tmp_path / "out")
+
+
+def test_a_missing_prompt_file_is_named(world: Path, quickly: None, data: Path, tmp_path: Path, capsys: Any) -> None:
+    (data / "prompt.json").unlink()
+    assert "prompt.json does not exist" in sentence(capsys, world, data, tmp_path / "out")
+
+
+def test_a_bad_hint_is_named_before_anything_is_drawn(
+    world: Path, quickly: None, data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    path = data / "source" / "2.png"
+    Image.fromarray(np.zeros((300, 512, 3), np.uint8)).save(path)
+    assert "2.png has 512x300 pixels, but must be square" in sentence(capsys, world, data, tmp_path / "out")
+    path.write_bytes(b"no image")
+    assert "2.png is not a readable image" in sentence(capsys, world, data, tmp_path / "out")
+    path.unlink()
+    said = sentence(capsys, world, data, tmp_path / "out")
+    assert "line 3: " in said and "2.png does not exist" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--steps", 0), "--steps must be between 1 and 1000, not 0"),
+        (("--chunk-size", 0), "--chunk-size must be at least 1, not 0"),
+        (("--control-start", 0.8, "--control-end", 0.2), "--control-start and --control-end must be fractions"),
+        (("--control-scales", 1, 2), "--control-scales needs 1 number, or"),
+        (("--seed", -1), "a seed must lie between"),
+        (("--size", 0), "--size must be at least 1, not 0"),
+        (("--patch-stride", 0), "a stride of 0 latents leaves gaps"),
+        (("--patch-stride", 99), "a stride of 99 latents leaves gaps"),
+    ],
+)
+def test_numbers_that_make_no_sense(
+    flags: tuple[Any, ...], said: str, world: Path, quickly: None, tmp_path: Path, capsys: Any
+) -> None:
+    assert said in sentence(capsys, world, world / "data", tmp_path / "out", *flags)
+
+
+def test_an_output_folder_below_a_regular_file(world: Path, quickly: None, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").write_text("mine")
+    said = refused(capsys, main, Config, *arguments(world, world / "data", tmp_path / "file" / "out"))
+    assert f"{tmp_path / 'file'} is a regular file" in said and (tmp_path / "file").read_text() == "mine"
+
+
+def test_checkpoints_of_no_known_kind(world: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "empty").mkdir()
+    save_tensors(tmp_path / "other.safetensors", {"weight": torch.zeros(2)})
+    (tmp_path / "damaged.ckpt").write_bytes(b"PK\x03\x04 damaged")
+    for name, said in (
+        ("empty", "is no Stable Diffusion v1.4, no ControlNet and no model folder of this project"),
+        ("other.safetensors", "is no Stable Diffusion v1.4, no ControlNet and no model folder of this project"),
+        ("damaged.ckpt", "is not a readable file of PyTorch"),
+        ("none.ckpt", "does not exist"),
+    ):
+        assert said in sentence(capsys, world, data, tmp_path / "out", "--checkpoint", tmp_path / name)
+
+
+def test_memory_that_runs_out(
+    world: Path, quickly: None, data: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """A smaller batch is tried, then said; what was finished stays, and a rerun continues."""
+    from common import generate
+
+    expected = draw(world, data, tmp_path / "whole")
+    original, held = generate._generate_chunk, []
+
+    def fragile(model: Any, part: list[Any], *rest: Any) -> Any:
+        if len(part) > 1 or len(held) >= 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        held.append(part)
+        return original(model, part, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "_generate_chunk", fragile)
+        said = refused(capsys, main, Config, *arguments(world, data, tmp_path / "out"))
+    assert said.startswith("the device's memory does not hold one picture")
+    assert sorted(contents(tmp_path / "out")) == ["target/0.png", "target/1.png"]
+    assert draw(world, data, tmp_path / "out").keys() == expected.keys()
+    assert "2 of 3 pictures are there already" in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------
+# Which model.
+
+
+def config(checkpoint: Path, **more: Any) -> Config:
+    return Config(Path("prompt.json"), Path("source"), Path("out"), checkpoint, **more)
+
+
+def test_a_small_base_takes_the_shipped_control_or_the_one_given(
+    world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert load_model(config(world / "base", control=world / "control")).controlnet.num_residuals == 5
+    monkeypatch.setattr(inference, "SHIPPED_CONTROL", world / "control")
+    assert load_model(config(world / "base")).controlnet.num_residuals == 5
+    monkeypatch.setattr(inference, "SHIPPED_CONTROL", tmp_path / "controlnet_circles")
+    with pytest.raises(InputError, match="checkpoints/controlnet_circles is not there: no weights"):
+        load_model(config(world / "base"))
+
+
+def test_where_the_base_of_a_control_comes_from(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(inference, "SHIPPED_BASE", world / "base")
+    monkeypatch.delenv("SD_BASE", raising=False)
+    assert find_base(world / "control", None) == world / "base"
+    assert find_base(world / "control", tmp_path) == tmp_path
+    save_tensors(tmp_path / "control.safetensors", {"control_model.input_hint_block.0.weight": torch.zeros(1)})
+    with pytest.raises(InputError, match="name it with --base or in the environment variable SD_BASE"):
+        find_base(tmp_path / "control.safetensors", None)
+    monkeypatch.setenv("SD_BASE", "/sd/v1-4.ckpt")
+    assert find_base(tmp_path / "control.safetensors", None) == Path("/sd/v1-4.ckpt")
+    both = {"control_model.input_hint_block.0.weight": torch.zeros(1), "model.diffusion_model.x.y": torch.zeros(1)}
+    save_tensors(tmp_path / "cldm.safetensors", both)
+    assert find_base(tmp_path / "cldm.safetensors", None) == tmp_path / "cldm.safetensors"
+
+
+def test_stable_diffusion_without_a_control_is_drawn_by_the_small_model(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    networks = random_networks(tiny_configs(tmp_path / "configs"))
+    path = save_published(tmp_path / "sd.ckpt", networks)
+    monkeypatch.setattr(inference, "SHIPPED_BASE", world / "base")
+    monkeypatch.setattr(inference, "SHIPPED_CONTROL", world / "control")
+    monkeypatch.setattr(inference, "SD_CONTROL", tmp_path / "controlnet_sd14")
+    assert load_model(config(path)).side == 64
+    said = capsys.readouterr().out
+    assert said.startswith("there is no ControlNet for Stable Diffusion in checkpoints/controlnet_sd14, so")
+    assert len(said.splitlines()) == 1
+    used = []
+    monkeypatch.setattr(inference, "with_control", lambda *paths: used.append(paths))
+    (tmp_path / "controlnet_sd14").mkdir()
+    load_model(config(path))
+    load_model(config(path, control=world / "control"))
+    assert used == [(path, tmp_path / "controlnet_sd14"), (path, world / "control")] and not capsys.readouterr().out
