@@ -107,6 +107,7 @@ def main(config: Config) -> None:
 def load_model(config: Config) -> LatentDiffusion:
     """The base and the ControlNet that the checkpoint stands for. Raises InputError if it is of no known kind."""
     checkpoint = config.checkpoint
+    _check_shipped(checkpoint)
     kind = kind_of(checkpoint)
     if kind == "unknown":
         raise InputError(
@@ -144,11 +145,15 @@ def find_base(control: Path, base: Path | None) -> Path:
 def with_control(base: Path, control: Path) -> LatentDiffusion:
     """A base model with a ControlNet in its slot."""
     for path in (base, control):
-        if path in (SHIPPED_BASE, SHIPPED_CONTROL) and not path.is_dir():
-            raise InputError(f"checkpoints/{path.name} is not there: no weights of the small model are shipped yet")
+        _check_shipped(path)
     model = load_base(base)
     model.controlnet = load_controlnet(control, model.unet)
     return model
+
+
+def _check_shipped(path: Path) -> None:
+    if path.resolve() in (SHIPPED_BASE, SHIPPED_CONTROL) and not path.is_dir():
+        raise InputError(f"checkpoints/{path.name} is not there: no weights of the small model are shipped yet")
 
 
 # ----------------------------------------------------------------------------

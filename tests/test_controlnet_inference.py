@@ -342,6 +342,10 @@ def test_a_small_base_takes_the_shipped_control_or_the_one_given(
     monkeypatch.setattr(inference, "SHIPPED_CONTROL", tmp_path / "controlnet_circles")
     with pytest.raises(InputError, match="checkpoints/controlnet_circles is not there: no weights"):
         load_model(config(world / "base"))
+    monkeypatch.setattr(inference, "SHIPPED_BASE", tmp_path / "ldm_shapes")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="checkpoints/ldm_shapes is not there: no weights"):
+        load_model(config(Path("ldm_shapes")))
 
 
 def test_where_the_base_of_a_control_comes_from(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
