@@ -44,7 +44,7 @@ class SamplingConfig:
     spacing: Literal["leading", "trailing", "linspace", "homework"] = "trailing"
     """Where the steps lie."""
     guide_w: float | None = None
-    """Guidance counted from the conditional prediction, (1 + w) cond - w uncond; 0 is none. Default 5.0, chosen by measurement."""
+    """Guidance counted from the conditional prediction, (1 + w) cond - w uncond; 0 is none. Default 3.0, chosen by measurement."""
     guidance_scale: float | None = None
     """The same guidance as a scale, w + 1; 1 is none."""
     guidance_interval: tuple[int, int] = (0, 999)
@@ -73,7 +73,7 @@ class SamplingConfig:
         return scale
 
 
-DEFAULT_GUIDE_W = 5.0
+DEFAULT_GUIDE_W = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
