@@ -16,7 +16,13 @@ from common.metrics.small_resnet import SmallResNet
 KIND = "common.DigitClassifier"
 CHANNELS = (40, 96, 160)
 FEATURES = CHANNELS[-1]
-SHIFTS = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))  # rows and columns into an image padded by one pixel; the first is the image
+SHIFTS = (
+    (1, 1),
+    (0, 1),
+    (2, 1),
+    (1, 0),
+    (1, 2),
+)  # rows and columns into an image padded by one pixel; the first is the image
 # Per-channel statistics that the published SVHN network was trained with (model card of edadaltocg/resnet34_svhn).
 SVHN_MEAN, SVHN_STD = (0.4377, 0.4438, 0.4728), (0.198, 0.201, 0.197)
 SVHN_REPOSITORY = "edadaltocg/resnet34_svhn"
