@@ -237,6 +237,13 @@ def fit(
     accelerator.wait_for_everyone()
 
 
+def settings_of(config: Any, *left_out: str, **more: Any) -> dict[str, Any]:
+    """A trainer's own settings for `fit`: the fields of its dataclass but `training`, `run_dir` and those left out (places of
+    data, which may move), and more."""
+    values = dataclasses.asdict(config)
+    return {key: values[key] for key in values if key not in ("training", "run_dir", *left_out)} | more
+
+
 def lr_factor(step: int, warmup: int, steps: int) -> float:
     """The learning rate at `step` as a part of its peak: a linear rise, then half a cosine down to 0 (arXiv:1608.03983)."""
     if step < warmup:

@@ -21,7 +21,7 @@ from common.grid import labelled_grid
 from common.images import to_model_range, write_png
 from common.schedule import make_schedule
 from common.seeds import ImageGenerators, derive_seed
-from common.training import Batch, TrainingConfig, fit
+from common.training import Batch, TrainingConfig, fit, settings_of
 from common.validation import held_out_loss
 from p1_diffusion.inference import SamplingConfig, sample_digits
 from p1_diffusion.model import NULL_DIGIT, ContextUNet, ContextUNetConfig
@@ -96,11 +96,7 @@ def main(config: Config) -> None:
         draw,
         config.training,
         config.run_dir,
-        settings={
-            key: value
-            for key, value in dataclasses.asdict(config).items()
-            if key not in ("training", "run_dir", "data")
-        },
+        settings=settings_of(config, "data"),
         save=model.save,
         validate=validate,
         preview=preview,

@@ -22,7 +22,7 @@ from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
 from common.schedule import linear_schedule
 from common.seeds import ImageGenerators, derive_seed, derive_seeds
-from common.training import Batch, TrainingConfig, fit
+from common.training import Batch, TrainingConfig, fit, settings_of
 from common.validation import held_out_loss
 from p2_ddim.inference import Convention, SamplingConfig, sample_faces
 from p2_ddim.model import FaceUNet, FaceUNetConfig
@@ -105,11 +105,7 @@ def main(config: Config) -> None:
         draw,
         config.training,
         config.run_dir,
-        settings={
-            key: value
-            for key, value in dataclasses.asdict(config).items()
-            if key not in ("training", "run_dir", "data")
-        },
+        settings=settings_of(config, "data"),
         save=lambda folder: model.save(folder, torch.float16),
         validate=validate,
         preview=preview,

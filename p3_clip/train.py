@@ -41,7 +41,7 @@ from common.files import read_json
 from common.grid import labelled_grid
 from common.images import to_model_range, write_png
 from common.seeds import ImageGenerators, derive_seed
-from common.training import Batch, TrainingConfig, fit
+from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_clip.model import DATA, read_templates, zero_shot_classifier
 
 CAPTIONS = (
@@ -156,11 +156,7 @@ def main(config: Config) -> None:
         draw,
         config.training,
         config.run_dir,
-        settings={
-            **{key: value for key, value in dataclasses.asdict(config).items() if key not in ("training", "run_dir")},
-            "fill50k": bool(config.fill50k),
-            "model": model_cfg,
-        },
+        settings=settings_of(config, fill50k=bool(config.fill50k), model=model_cfg),
         save=lambda folder: save_folder(folder, whole_state(network), model_cfg, TEMPLATES.read_text()),
         validate=validate,
         preview=preview,

@@ -32,7 +32,7 @@ from common.images import to_hint, to_uint8, write_png
 from common.latent_diffusion import LatentCondition, LatentDiffusion
 from common.metrics.segmentation import NO_OBJECT_ERROR, inner_region, iou, median_colour, object_mask
 from common.seeds import ImageGenerators, derive_seed, derive_seeds
-from common.training import Batch, TrainingConfig, fit
+from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_controlnet.bank import Bank, make_bank
 from p3_controlnet.formats import load_base, load_controlnet
 from p3_controlnet.model import SD_HINT_CHANNELS, ControlNet
@@ -149,17 +149,13 @@ def main(config: Config) -> None:
         draw,
         config.training,
         config.run_dir,
-        settings={
-            **{
-                key: value
-                for key, value in dataclasses.asdict(config).items()
-                if key not in ("training", "run_dir", "fill50k", "base")
-            },
-            "fill50k": bool(config.fill50k),
-            "size": size,
-            "hint_channels": control.hint_channels,
-            "base": frozen,
-        },
+        settings=settings_of(
+            config,
+            fill50k=bool(config.fill50k),
+            size=size,
+            hint_channels=control.hint_channels,
+            base=frozen,
+        ),
         save=control.save,
         validate=validate,
         preview=preview,

@@ -19,7 +19,7 @@ from common.errors import InputError
 from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
 from common.seeds import ImageGenerators, derive_seed
-from common.training import Batch, TrainingConfig, fit
+from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_controlnet.base.model import (
     SIDE,
     AutoencoderConfig,
@@ -109,14 +109,7 @@ def main(config: Config) -> None:
         draw,
         config.training,
         config.run_dir,
-        settings={
-            **{
-                key: value
-                for key, value in dataclasses.asdict(config).items()
-                if key not in ("training", "run_dir", "fill50k")
-            },
-            "fill50k": bool(config.fill50k),
-        },
+        settings=settings_of(config, fill50k=bool(config.fill50k)),
         save=save,
         validate=validate,
         preview=preview,

@@ -29,7 +29,7 @@ from common.latent_diffusion import LatentCondition, LatentDiffusion
 from common.schedule import make_schedule
 from common.seeds import ImageGenerators, derive_seed, derive_seeds
 from common.text import load_text_tower
-from common.training import Batch, TrainingConfig, fit
+from common.training import Batch, TrainingConfig, fit, settings_of
 from common.validation import held_out_loss
 from p3_controlnet.bank import Bank, make_bank
 from p3_controlnet.base.model import SIDE, UNetConfig, build_unet, load_model, load_network, save_model
@@ -142,15 +142,7 @@ def main(config: Config) -> None:
         draw,
         config.training,
         config.run_dir,
-        settings={
-            **{
-                key: value
-                for key, value in dataclasses.asdict(config).items()
-                if key not in ("training", "run_dir", "autoencoder", "clip", "fill50k")
-            },
-            "fill50k": bool(config.fill50k),
-            "frozen": frozen,
-        },
+        settings=settings_of(config, "autoencoder", "clip", fill50k=bool(config.fill50k), frozen=frozen),
         save=lambda folder: save_model(folder, model, config.zero_terminal),
         validate=validate,
         preview=preview,
