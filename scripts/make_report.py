@@ -1,26 +1,29 @@
 """Writes REPORT.md and the numbers in the README and the model cards from results/*.json, so that none is typed by hand.
 
-    python3 scripts/make_report.py            (--check only says whether both are up to date)
+    python3 scripts/make_report.py            (--check only says whether all are up to date)
 
-A section is written for each problem whose results are there.
+Each problem's own report.py says what is written of it (see common/report.py); a section is there when its results are.
 """
 
 import dataclasses
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
+import p1_diffusion.report
 from common import cli
-from common.data.digits import DATASETS
 from common.errors import InputError
-from common.files import ROOT, atomic_write, read_json
+from common.files import ROOT, atomic_write
+from common.report import README_HEADER, table
 
-LABELS = {"mnistm": "MNIST-M", "svhn": "SVHN"}
-SAMPLER_LABELS = {"ddpm": "DDPM", "ddim": "DDIM", "dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun"}
+PROBLEMS = (p1_diffusion.report,)
 MARKS = ("<!-- results: written by scripts/make_report.py -->", "<!-- end of results -->")
+HEADER = """# Report
+
+Each question of the homework with its figure, the numbers and the command that made them. Written by
+`python3 scripts/make_report.py` from `results/`; the sentences that compare are chosen by the numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +37,16 @@ class Config:
 def main(config: Config) -> None:
     """Writes or checks the files."""
     results = ROOT / "results"
-    wanted = {ROOT / "REPORT.md": "\n\n".join([HEADER, *report_p1(results)]) + "\n"}
-    for path, content in {
-        ROOT / "README.md": readme_rows(results),
-        ROOT / "checkpoints" / "p1_digits" / "README.md": p1_measured(results),
-        ROOT / "checkpoints" / "p1_grader" / "README.md": p1_judge(results),
-    }.items():
-        wanted[path] = fill(path, "\n\n".join(content))
+    paragraphs = [text for problem in PROBLEMS for text in problem.section(results)]
+    rows = [row for problem in PROBLEMS for row in problem.readme_rows(results)]
+    wanted = {
+        ROOT / "REPORT.md": "\n\n".join([HEADER, *paragraphs]) + "\n",
+        ROOT / "README.md": fill(ROOT / "README.md", table(README_HEADER, rows)),
+    }
+    for problem in PROBLEMS:
+        for name, content in problem.cards(results).items():
+            card = ROOT / "checkpoints" / name / "README.md"
+            wanted[card] = fill(card, "\n\n".join(content))
     for path, text in wanted.items():
         if path.exists() and path.read_text() == text:
             continue
@@ -48,12 +54,6 @@ def main(config: Config) -> None:
             raise InputError(f"{path.name} is out of date: run python3 scripts/make_report.py")
         atomic_write(path, text.encode())
         print(f"wrote {path.name}")
-
-
-HEADER = """# Report
-
-Each question of the homework with its figure, the numbers and the command that made them. Written by
-`python3 scripts/make_report.py` from `results/`; the sentences that compare are chosen by the numbers."""
 
 
 def fill(path: Path, content: str) -> str:
@@ -64,206 +64,6 @@ def fill(path: Path, content: str) -> str:
     return re.sub(
         f"{re.escape(start)}.*?{re.escape(end)}", lambda _: f"{start}\n{content}\n{end}", text, flags=re.DOTALL
     )
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def readme_rows(results: Path) -> list[str]:
-    """The README's results table: task, metric, ours, target, setting, command."""
-    rows = []
-    for edition in ("2025", "2024"):
-        found = load(results, f"p1_evaluation_{edition}")
-        if found:
-            for dataset in DATASETS:
-                accuracy, quality = found["datasets"][dataset]["accuracy"], found["quality"][dataset]
-                task, command = f"P1, {edition} set, {LABELS[dataset]}", "`bash scripts/study_p1.sh`"
-                rows.append([task, "accuracy (project's classifier)", f"{accuracy:.1%}", "97 %", command])
-                ratio, spread = quality["frechet_ratio"], quality["spread_ratio"]
-                rows.append([task, "Frechet distance / real at equal N", f"{ratio:.2f}", "at most 6", command])
-                rows.append([task, "within-class spread / real", f"{spread:.2f}", "at least 0.8", command])
-    return [table(["task", "metric", "ours", "target", "command"], rows)] if rows else []
-
-
-def load(results: Path, name: str) -> Any:
-    """The content of results/NAME.json, or None if it was not made yet."""
-    path = results / f"{name}.json"
-    return read_json(path) if path.exists() else None
-
-
-# ----------------------------------------------------------------------------
-# Problem 1.
-
-
-def report_p1(results: Path) -> list[str]:
-    """The section of Problem 1."""
-    evaluation = load(results, "p1_evaluation_2024")
-    if not evaluation:
-        return []
-    parts = [P1_METHOD, P1_GRIDS, p1_numbers(results), P1_REVERSE]
-    guidance, samplers = load(results, "p1_guidance"), load(results, "p1_samplers")
-    if guidance:
-        parts.append(p1_guidance(guidance["rows"], guidance["command"]))
-    if samplers:
-        parts.append(p1_samplers(samplers["rows"], samplers["command"]))
-    return parts
-
-
-P1_METHOD = """## Problem 1: conditional diffusion on digits
-
-**Method.** One network for both datasets predicts v (Salimans and Ho 2022) on a cosine schedule of 1000 steps with the
-weight min(SNR + 1, 5) on the error of x0. It is a U-Net whose first down-sampling is a
-pixel-unshuffle, so all work is done at 14x14 and 7x7; time,
-digit and dataset are embedded, summed, and scale and shift every residual block. The digit is hidden in a tenth of the training
-images, the dataset never: guidance (w) pulls towards the digit and leaves the dataset's look alone. SVHN's unbalanced classes
-are drawn equally often. A tenth of the real digits was held out from every model. Code: `p1_diffusion/`, `common/`; training:
-`bash scripts/train_p1.sh`; model card: [checkpoints/p1_digits](checkpoints/p1_digits/README.md)."""
-
-P1_GRIDS = """**Ten images of each digit** (2024: one grid for each dataset; 2025: even digits from MNIST-M, odd ones from SVHN). Rows are
-digits, columns are noises. Nothing was picked: these are the images number 1 to 10 of `bash hw2_1.sh OUT 2024`, drawn by
-`python3 -m p1_diffusion.figures`.
-
-| MNIST-M | SVHN | mixed |
-| --- | --- | --- |
-| ![](results/figures/p1/grid_mnistm.png) | ![](results/figures/p1/grid_svhn.png) | ![](results/figures/p1/grid_mixed.png) |"""
-
-P1_REVERSE = """**The reverse process**, six moments from pure noise to the image: the first 0 and the first 1 (2025), and the first 0 of
-each dataset (2024). `python3 -m p1_diffusion.figures`
-
-![](results/figures/p1/reverse_2025.png)
-
-![](results/figures/p1/reverse_2024.png)"""
-
-
-def p1_measured(results: Path) -> list[str]:
-    """The table of the grader's accuracy and of what the grader does not see."""
-    rows = []
-    for edition in ("2025", "2024"):
-        found = load(results, f"p1_evaluation_{edition}")
-        if not found:
-            continue
-        for dataset in DATASETS:
-            part, quality = found["datasets"][dataset], found["quality"][dataset]
-            nearest = found.get("nearest_training", {}).get(dataset)
-            rows.append(
-                [
-                    f"{edition}, {LABELS[dataset]}",
-                    f"{part['accuracy']:.1%}",
-                    f"{quality['frechet_distance']:.2f}",
-                    f"{quality['frechet_distance_real']:.2f}",
-                    f"{quality['spread_ratio']:.2f}",
-                    f"{nearest['generated_median']:.1f} / {nearest['held_out_median']:.1f}" if nearest else "-",
-                ]
-            )
-    header = [
-        "set",
-        "accuracy",
-        "Frechet distance",
-        "of real digits",
-        "spread / real",
-        "nearest training image / of real",
-    ]
-    return [table(header, rows)] if rows else []
-
-
-def p1_judge(results: Path) -> list[str]:
-    """The accuracy of the classifier that judges, on held-out real digits."""
-    found = load(results, "p1_evaluation_2024")
-    if not found:
-        return []
-    rows = [[LABELS[dataset], f"{value:.2%}"] for dataset, value in found["judge_accuracy"].items()]
-    return [table(["held-out real digits", "accuracy"], rows)]
-
-
-def p1_numbers(results: Path) -> str:
-    """The measured numbers, with the weakest digit and the most frequent confusion."""
-    parts = load(results, "p1_evaluation_2024")["datasets"]
-    remarks = [f"On {LABELS[dataset]} {_weakest(parts[dataset])}" for dataset in DATASETS]
-    text = (
-        "**Measured** by a classifier trained by this project on real digits (`p1_diffusion/train_classifier.py`): its accuracy, the\n"
-        "Frechet distance of its features to those of the real training digits beside that of equally many held-out real digits,\n"
-        "the spread within a class relative to real, and the median distance to the nearest training image (root mean square over\n"
-        "pixels, 0..255) beside that of held-out digits, which says whether images are copied. `bash scripts/study_p1.sh`"
-    )
-    return "\n\n".join([text, *p1_measured(results), " ".join(remarks)])
-
-
-def _weakest(part: dict[str, Any]) -> str:
-    digit, value = min(part["accuracy_by_digit"].items(), key=lambda item: item[1])
-    confusions = [(n, a, p) for a, row in enumerate(part["confusion"]) for p, n in enumerate(row) if a != p and n]
-    if not confusions:
-        return "every digit is recognised."
-    count, asked, predicted = max(confusions)
-    return (
-        f"the weakest digit is {digit} ({value:.0%}), and the most frequent confusion is a {asked} that is read as "
-        f"{predicted} ({count} of 50)."
-    )
-
-
-def p1_guidance(rows: list[dict[str, Any]], command: str) -> str:
-    """The guidance sweep with what it shows."""
-    rows = sorted(rows, key=lambda row: row["sampling"]["guide_w"])
-    cells = [
-        [
-            f"{row['sampling']['guide_w']:g}",
-            *(f"{row['datasets'][d]['accuracy']:.1%}" for d in DATASETS),
-            *(f"{row['datasets'][d]['frechet_ratio']:.2f}" for d in DATASETS),
-            *(f"{row['datasets'][d]['spread_ratio']:.2f}" for d in DATASETS),
-        ]
-        for row in rows
-    ]
-    header = [
-        "w",
-        *(f"{what}, {LABELS[d]}" for what in ("accuracy", "Frechet / real", "spread / real") for d in DATASETS),
-    ]
-    none, strong = rows[0], rows[-1]
-    nearest = min(rows, key=lambda row: row["frechet_ratio"])
-    text = (
-        f"From w = {none['sampling']['guide_w']:g} to {strong['sampling']['guide_w']:g} the mean accuracy goes from "
-        f"{none['accuracy']:.1%} to {strong['accuracy']:.1%} and the spread from {none['spread_ratio']:.2f} to "
-        f"{strong['spread_ratio']:.2f} of real. The distance to real digits is smallest at w = "
-        f"{nearest['sampling']['guide_w']:g} ({nearest['frechet_ratio']:.2f} times real against real)."
-    )
-    return (
-        f"**Guidance.** {rows[0]['images']} images for each w, the 2024 classes, {rows[0]['evaluations']} evaluations. "
-        f"`{command}`\n\n![](results/figures/p1/guidance.png)\n\n{table(header, cells)}\n\n{text}"
-    )
-
-
-def p1_samplers(rows: list[dict[str, Any]], command: str) -> str:
-    """The table of samplers with what it shows."""
-    cells = [
-        [
-            SAMPLER_LABELS[row["sampling"]["sampler"]],
-            str(row["evaluations"]),
-            str(row["images"]),
-            f"{row['accuracy']:.1%}",
-            f"{row['frechet_ratio']:.2f}",
-            f"{row['spread_ratio']:.2f}",
-            f"{1000 * row['seconds'] / row['images']:.0f}",
-        ]
-        for row in rows
-    ]
-    header = [
-        "sampler",
-        "evaluations",
-        "images",
-        "accuracy",
-        "Frechet / real at equal N",
-        "spread / real",
-        "ms an image",
-    ]
-    few = [row for row in rows if row["evaluations"] <= 25]
-    best = min(few, key=lambda row: row["frechet_ratio"])
-    text = (
-        f"With at most 25 evaluations the smallest distance is that of {SAMPLER_LABELS[best['sampling']['sampler']]} at "
-        f"{best['evaluations']} ({best['frechet_ratio']:.2f} times real against real). Distances are comparable between rows of "
-        "equal image counts."
-    )
-    return f"**Samplers**, at the default guidance; means of both datasets. `{command}`\n\n{table(header, cells)}\n\n{text}"
 
 
 if __name__ == "__main__":
