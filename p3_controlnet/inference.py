@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import cli
+from common.base_models import holds_base, kind_of, load_base
 from common.checkpoint import state_hash
 from common.data.fill50k import SIZE, Pair, read_prompts
 from common.devices import DeviceName, pick_device
@@ -30,7 +31,7 @@ from common.generate import GenerationConfig, Request, check_generation, generat
 from common.images import read_note, read_rgb, to_uint8, write_png
 from common.latent_diffusion import LatentDiffusion
 from common.seeds import derive_seed
-from p3_controlnet.formats import holds_base, is_small, kind_of, load_base, load_controlnet
+from p3_controlnet.formats import is_small, load_controlnet
 from p3_controlnet.patches import patched
 
 SHIPPED_BASE, SHIPPED_CONTROL = ROOT / "checkpoints" / "ldm_shapes", ROOT / "checkpoints" / "controlnet_circles"

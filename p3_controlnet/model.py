@@ -17,12 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from common.checkpoint import load_strict, load_tensors, save_tensors
 from common.errors import InputError
 from common.files import make_folder, read_json, write_json
+from common.stable_diffusion.naming import CONFIG_FILE, CONTROL_CLASS, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-CLASS_NAME = "ControlNetModel"  # of diffusers
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
 SD_HINT_CHANNELS = (16, 32, 96, 256)
 
 # What of a U-Net's configuration shapes its encoder; diffusers' U-Net and its ControlNet share these names.
@@ -170,7 +169,7 @@ class ControlNet(nn.Module):
         """The configuration as a diffusers ControlNet states it; `hint_strides` is there only where it is not all 2."""
         own = {} if set(self.hint_strides) == {2} else {"hint_strides": list(self.hint_strides)}
         return {
-            "_class_name": CLASS_NAME,
+            "_class_name": CONTROL_CLASS,
             **{k: list(v) if isinstance(v, tuple) else v for k, v in self.encoder_config.items()},
             "conditioning_channels": 3,
             "conditioning_embedding_out_channels": list(self.hint_channels),
@@ -182,13 +181,13 @@ class ControlNet(nn.Module):
     def from_config(cls, config: Mapping[str, Any]) -> "ControlNet":
         """A new network of the configuration in a ControlNet's folder. Raises InputError if it describes none."""
         name = config.get("_class_name")
-        if name != CLASS_NAME:
-            raise InputError(f"the configuration is of a {name}, but {CLASS_NAME} is expected")
+        if name != CONTROL_CLASS:
+            raise InputError(f"the configuration is of a {name}, but {CONTROL_CLASS} is expected")
         try:
             channels = config.get("conditioning_embedding_out_channels", SD_HINT_CHANNELS)
             return cls(config, channels, config.get("hint_strides"))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"the configuration does not describe a {CLASS_NAME} ({error})") from None
+            raise InputError(f"the configuration does not describe a {CONTROL_CLASS} ({error})") from None
 
     @classmethod
     def load(cls, folder: Path) -> "ControlNet":
@@ -196,7 +195,7 @@ class ControlNet(nn.Module):
         path = Path(folder) / CONFIG_FILE
         config = read_json(path)
         if not isinstance(config, dict):
-            raise InputError(f"{path} does not describe a {CLASS_NAME}")
+            raise InputError(f"{path} does not describe a {CONTROL_CLASS}")
         control = cls.from_config(config)
         path = Path(folder) / WEIGHTS_FILE
         load_strict(control, load_tensors(path)[0], path)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import cli
+from common.base_models import load_base
 from common.checkpoint import state_hash
 from common.colour import colour_difference
 from common.data.examples import Examples, drawn_circles, real_examples
@@ -34,7 +35,7 @@ from common.metrics.segmentation import NO_OBJECT_ERROR, inner_region, iou, medi
 from common.seeds import ImageGenerators, derive_seed, derive_seeds
 from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_controlnet.bank import Bank, make_bank
-from p3_controlnet.formats import load_base, load_controlnet
+from p3_controlnet.formats import load_controlnet
 from p3_controlnet.model import SD_HINT_CHANNELS, ControlNet
 
 VALIDATION_SEED, VALIDATION_EXAMPLES = 1, 32

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from common.checkpoint import load_strict
 from common.files import read_json, write_json
-from p3_controlnet.formats import compvis_state
-from p3_controlnet.naming import TEXT, UNET, to_compvis, unet_names
-from p3_controlnet.sd14 import SD14, empty_networks, noise_schedule
+from common.stable_diffusion.files import compvis_state
+from common.stable_diffusion.naming import TEXT, UNET, to_compvis, unet_names
+from common.stable_diffusion.sd14 import SD14, empty_networks, noise_schedule
 
 TINY = {
     "unet/config.json": {

@@ -12,15 +12,14 @@ from tiny_base import AUTOENCODER, SMALL_AUTOENCODER, SMALL_UNET, tiny_base, tin
 from tiny_latent import seeded
 from tiny_pairs import write_pairs
 
+from common.base_models import holds_base, kind_of, load_base
 from common.checkpoint import load_tensors, state_hash
 from common.data.examples import drawn_circles, drawn_examples
 from common.errors import InputError
 from common.files import read_json, write_json
 from common.images import to_model_range
 from common.latent_diffusion import LatentDiffusion
-from p3_controlnet.bank import Bank, make_bank
-from p3_controlnet.base import train_autoencoder, train_unet
-from p3_controlnet.base.model import (
+from common.small_diffusion import (
     AutoencoderConfig,
     UNetConfig,
     build_autoencoder,
@@ -32,7 +31,9 @@ from p3_controlnet.base.model import (
     save_network,
     with_normal_latents,
 )
-from p3_controlnet.formats import holds_base, is_small, kind_of, load_base, load_controlnet
+from p3_controlnet.bank import Bank, make_bank
+from p3_controlnet.base import train_autoencoder, train_unet
+from p3_controlnet.formats import is_small, load_controlnet
 
 FEW = ("--pictures", 12, "--batch-size", 4, "--warmup", 1, "--device", "cpu", "--log-every", 1, "--checkpoint-every", 2)
 

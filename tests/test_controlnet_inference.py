@@ -19,8 +19,8 @@ from common.errors import InputError
 from common.files import ROOT
 from common.images import read_rgb, write_png
 from common.latent_diffusion import LatentDiffusion
+from common.small_diffusion import save_model
 from p3_controlnet import inference
-from p3_controlnet.base.model import save_model
 from p3_controlnet.inference import Config, find_base, load_model, main, resize_hint
 
 QUICK = ("--steps", 2, "--chunk-size", 2, "--device", "cpu")

@@ -10,13 +10,14 @@ from tiny import exit_code, refused, stop_after
 from tiny_base import tiny_base
 from tiny_pairs import write_pairs
 
+from common.base_models import kind_of, load_base
 from common.checkpoint import load_tensors, state_hash
 from common.data.examples import drawn_circles
 from common.generate import GenerationConfig
 from common.metrics.segmentation import NO_OBJECT_ERROR
+from common.small_diffusion import save_model
 from p3_controlnet import train
-from p3_controlnet.base.model import save_model
-from p3_controlnet.formats import kind_of, load_base, load_controlnet
+from p3_controlnet.formats import load_controlnet
 from p3_controlnet.model import WEIGHTS_FILE, ControlNet
 
 FEW = (

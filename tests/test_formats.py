@@ -25,15 +25,15 @@ from sd_tiny import (
 from tiny import Malice
 from torch import nn
 
+from common import small_diffusion
+from common.base_models import kind_of
 from common.checkpoint import load_strict, save_tensors
 from common.errors import InputError
 from common.files import ROOT, read_json, write_json
 from common.latent_diffusion import LatentDiffusion
-from common.text import clip_tokenizer
-from p3_controlnet import formats, sd14
-from p3_controlnet.formats import compvis_state, kind_of, load_controlnet, load_stable_diffusion
-from p3_controlnet.model import ControlNet
-from p3_controlnet.naming import (
+from common.stable_diffusion import files, sd14
+from common.stable_diffusion.files import compvis_state, load_stable_diffusion
+from common.stable_diffusion.naming import (
     CONTROL,
     TEXT,
     UNET,
@@ -44,7 +44,10 @@ from p3_controlnet.naming import (
     unet_names,
     vae_names,
 )
-from p3_controlnet.sd14 import SD14, empty_networks
+from common.stable_diffusion.sd14 import SD14, empty_networks
+from common.text import clip_tokenizer
+from p3_controlnet.formats import load_controlnet
+from p3_controlnet.model import ControlNet
 
 COUNTS = {"unet": 686, "vae": 248, "text_encoder": 196, "controlnet": 340}
 
@@ -61,7 +64,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def one_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made once: it takes as long as all the rest of a tiny model."""
-    for module in (formats, sd14):
+    for module in (files, sd14):
         monkeypatch.setattr(module, "clip_tokenizer", tokenizer)
 
 
@@ -584,7 +587,7 @@ def test_other_things_are_unknown(tmp_path: Path) -> None:
         assert kind_of(tmp_path / name) == "unknown"
     assert kind_of(ROOT / "checkpoints" / "p1_digits") == "unknown"
     assert kind_of(ROOT / "checkpoints" / "p1_digits" / "model.safetensors") == "unknown"
-    write_json(tmp_path / "small" / "config.json", {"kind": "p3_controlnet.Base"})
+    write_json(tmp_path / "small" / "config.json", {"kind": small_diffusion.KIND})
     assert kind_of(tmp_path / "small") == "small"
     (tmp_path / "text.ckpt").write_text("hello, this is no weight file")
     for name in ("text.ckpt", "nothing"):

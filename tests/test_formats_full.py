@@ -10,8 +10,9 @@ import pytest
 import torch
 from sd_tiny import lightning_installed, published_form, random_networks
 
-from p3_controlnet.formats import compvis_state, kind_of, load_stable_diffusion
-from p3_controlnet.sd14 import SD14
+from common.base_models import kind_of
+from common.stable_diffusion.files import compvis_state, load_stable_diffusion
+from common.stable_diffusion.sd14 import SD14
 
 TOKENS = [49406, 736, 7117, 593, 2866, 5994]  # start of text and five words
 

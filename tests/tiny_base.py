@@ -6,8 +6,8 @@ from tiny_latent import awake, seeded
 
 from common.latent_diffusion import LatentDiffusion
 from common.schedule import make_schedule
+from common.small_diffusion import AutoencoderConfig, UNetConfig, build_autoencoder, build_unet
 from common.text import clip_tokenizer, text_tower
-from p3_controlnet.base.model import AutoencoderConfig, UNetConfig, build_autoencoder, build_unet
 from p3_controlnet.model import ControlNet
 
 AUTOENCODER = AutoencoderConfig(channels=(8, 8, 16), groups=4)

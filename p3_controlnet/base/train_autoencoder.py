@@ -19,8 +19,7 @@ from common.errors import InputError
 from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
 from common.seeds import ImageGenerators, derive_seed
-from common.training import Batch, TrainingConfig, fit, settings_of
-from p3_controlnet.base.model import (
+from common.small_diffusion import (
     SIDE,
     AutoencoderConfig,
     build_autoencoder,
@@ -29,6 +28,7 @@ from p3_controlnet.base.model import (
     save_network,
     with_normal_latents,
 )
+from common.training import Batch, TrainingConfig, fit, settings_of
 
 VALIDATION_SEED, VALIDATION_IMAGES = 1, 256
 MEASURED_IMAGES = 512  # for the latents' mean and variance

@@ -28,11 +28,11 @@ from common.images import to_uint8, write_png
 from common.latent_diffusion import LatentCondition, LatentDiffusion
 from common.schedule import make_schedule
 from common.seeds import ImageGenerators, derive_seed, derive_seeds
+from common.small_diffusion import SIDE, UNetConfig, build_unet, load_model, load_network, save_model
 from common.text import load_text_tower
 from common.training import Batch, TrainingConfig, fit, settings_of
 from common.validation import held_out_loss
 from p3_controlnet.bank import Bank, make_bank
-from p3_controlnet.base.model import SIDE, UNetConfig, build_unet, load_model, load_network, save_model
 
 VALIDATION_SEED, VALIDATION_EXAMPLES = 1, 256
 PREVIEW_PROMPTS = (

@@ -18,15 +18,14 @@ from common.errors import InputError
 from common.files import make_folder, read_json, write_json
 from common.latent_diffusion import LatentDiffusion
 from common.schedule import make_schedule
+from common.stable_diffusion.naming import CONFIG_FILE, SCHEDULER_FILE, WEIGHTS_FILE
 from common.text import load_text_encoder
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-KIND = "p3_controlnet.base"
+KIND = "small_diffusion"
 SIDE = 64
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-SCHEDULER_FILE = "scheduler_config.json"
 PREDICTION_TYPES: dict[Parameterization, str] = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
@@ -107,7 +106,7 @@ def save_model(folder: Path, model: LatentDiffusion, zero_terminal: bool, dtype:
     text = model.text_encoder
     make_folder(folder / "text_encoder")
     save_tensors(folder / "text_encoder" / "model.safetensors", {k: v.to(dtype) for k, v in text.state_dict().items()})
-    write_json(folder / "text_encoder" / "config.json", text.config.to_dict())
+    write_json(folder / "text_encoder" / CONFIG_FILE, text.config.to_dict())
     scheduler = {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": model.schedule.num_timesteps,
@@ -122,7 +121,7 @@ def save_model(folder: Path, model: LatentDiffusion, zero_terminal: bool, dtype:
     }
     make_folder(folder / "scheduler")
     write_json(folder / "scheduler" / SCHEDULER_FILE, scheduler)
-    write_json(folder / "config.json", {"kind": KIND})
+    write_json(folder / CONFIG_FILE, {"kind": KIND})
 
 
 def load_model(folder: Path) -> LatentDiffusion:
@@ -157,12 +156,12 @@ def save_network(folder: Path, network: nn.Module, dtype: torch.dtype | None = N
     state = {name: value if dtype is None else value.to(dtype) for name, value in network.state_dict().items()}
     save_tensors(Path(folder) / WEIGHTS_FILE, state)
     config = {key: value for key, value in network.config.items() if not key.startswith("_")}
-    write_json(Path(folder) / "config.json", {"_class_name": type(network).__name__, **config})
+    write_json(Path(folder) / CONFIG_FILE, {"_class_name": type(network).__name__, **config})
 
 
 def load_network(folder: Path, kind: type[nn.Module]) -> Any:
     """Reads a folder written by `save_network`, in evaluation mode. Raises InputError if it holds something else."""
-    config = read_json(Path(folder) / "config.json")
+    config = read_json(Path(folder) / CONFIG_FILE)
     name = config.get("_class_name") if isinstance(config, dict) else None
     if name != kind.__name__:
         raise InputError(f"{folder} holds a {name}, but {kind.__name__} is expected")

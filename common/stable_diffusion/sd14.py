@@ -15,15 +15,14 @@ from torch import Tensor
 from common.errors import InputError
 from common.files import read_json
 from common.schedule import NoiseSchedule, scaled_linear_schedule
+from common.stable_diffusion.naming import CONFIG_FILE, SCHEDULER_FILE
 from common.text import clip_tokenizer
-from p3_controlnet.model import CONFIG_FILE, ENCODER_KEYS
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
 SD14 = Path(__file__).resolve().parent / "configs" / "sd14"
-SCHEDULER_FILE = "scheduler_config.json"
 
 # The side of training pictures, and what acts in training or in half precision alone: no network computes anything else by them.
 _INERT = {"sample_size", "dropout", "force_upcast"}
@@ -68,24 +67,18 @@ def check_folder(folder: Path, configs: Path = SD14) -> None:
     from transformers import CLIPTextConfig
 
     for part, network in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
-        _check(folder / part / CONFIG_FILE, read_json(configs / part / CONFIG_FILE), _defaults(network))
+        check_config(folder / part / CONFIG_FILE, read_json(configs / part / CONFIG_FILE), defaults_of(network))
     # Configurations of transformers and of schedulers are full of what concerns other uses.
     text = read_json(configs / "text_encoder" / CONFIG_FILE)
-    _check(folder / "text_encoder" / CONFIG_FILE, text, _defaults(CLIPTextConfig), set(text) - {"architectures"})
+    check_config(
+        folder / "text_encoder" / CONFIG_FILE, text, defaults_of(CLIPTextConfig), set(text) - {"architectures"}
+    )
     noise = read_json(configs / "scheduler" / SCHEDULER_FILE)
-    _check(folder / "scheduler" / SCHEDULER_FILE, noise, _NOISE_DEFAULTS, {*_NOISE, *_NOISE_DEFAULTS})
+    check_config(folder / "scheduler" / SCHEDULER_FILE, noise, _NOISE_DEFAULTS, {*_NOISE, *_NOISE_DEFAULTS})
     _check_vocabulary(folder / "tokenizer")
 
 
-def control_config(path: Path, unet: "UNet2DConditionModel") -> dict[str, Any]:
-    """The configuration of a ControlNet in a diffusers folder. Raises InputError if its encoder is not that of `unet`."""
-    from diffusers import ControlNetModel
-
-    base = {key: unet.config[key] for key in ENCODER_KEYS}
-    return _check(path, base, _defaults(ControlNetModel), base, "of another base model")
-
-
-def _check(
+def check_config(
     path: Path,
     expected: Mapping[str, Any],
     defaults: Mapping[str, Any],
@@ -107,7 +100,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _defaults(build: Callable[..., Any]) -> dict[str, Any]:
+def defaults_of(build: Callable[..., Any]) -> dict[str, Any]:
     """What a library assumes where a configuration is silent."""
     parameters = inspect.signature(build).parameters.items()
     return {name: given.default for name, given in parameters if given.default is not inspect.Parameter.empty}
