@@ -24,10 +24,15 @@ from common.metrics.classifier import DigitClassifier
 from common.samplers import count_evaluations
 from common.schedule import SPACINGS, make_schedule
 from p1_diffusion.evaluate import GRADER, grade, load_reference, quality
-from p1_diffusion.inference import IMAGES_PER_CLASS, SamplingConfig, sample_digits
+from p1_diffusion.inference import DEFAULT_GUIDE_W, IMAGES_PER_CLASS, SamplingConfig, sample_digits
 from p1_diffusion.model import ContextUNet
 
-GUIDANCE_SWEEP = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+# (w, interval of t in which it acts): along the whole trajectory, and in the default's part of it.
+ALWAYS = (0, 999)
+GUIDANCE_SWEEP = (
+    *((w, ALWAYS) for w in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)),
+    *((w, SamplingConfig().guidance_interval) for w in (2.0, 4.0, 5.0, DEFAULT_GUIDE_W, 8.0)),
+)
 # (sampler, steps, images for each class); Heun's steps are (evaluations + 1) / 2.
 SAMPLER_TABLE = (
     *((name, steps, 25) for name in ("ddim", "dpmpp_2m") for steps in (10, 15, 20, 25)),
@@ -61,7 +66,8 @@ def main(config: Config) -> None:
     rows: list[dict[str, Any]] = read_json(path)["rows"] if path.exists() else []
     default = SamplingConfig()
     if config.study == "guidance":
-        plan = [(dataclasses.replace(default, guide_w=w), IMAGES_PER_CLASS) for w in GUIDANCE_SWEEP]
+        settings = [{"guide_w": w, "guidance_interval": interval} for w, interval in GUIDANCE_SWEEP]
+        plan = [(dataclasses.replace(default, **setting), IMAGES_PER_CLASS) for setting in settings]
     else:
         plan = [(dataclasses.replace(default, sampler=name, steps=s), n) for name, s, n in SAMPLER_TABLE]
     for sampling, per_class in plan:
@@ -104,26 +110,31 @@ def measure(
 
 
 def plot_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracy, Frechet ratio and spread over w, a line for each dataset."""
+    """Accuracy, Frechet ratio and spread over w: a colour for each dataset, a dashed line where guidance acts in an interval."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     rows = sorted(rows, key=lambda row: row["sampling"]["guide_w"])
+    intervals = sorted({tuple(row["sampling"]["guidance_interval"]) for row in rows})
     titles = {"accuracy": "accuracy", "frechet_ratio": "Frechet distance / real", "spread_ratio": "spread / real"}
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
-        for dataset in DATASETS:
-            axis.plot(
-                [row["sampling"]["guide_w"] for row in rows],
-                [row["datasets"][dataset][name] for row in rows],
-                "o-",
-                label=dataset,
-            )
+        for colour, dataset in enumerate(DATASETS):
+            for interval in intervals:
+                part = [row for row in rows if tuple(row["sampling"]["guidance_interval"]) == interval]
+                where = "always" if interval == ALWAYS else f"t in {interval[0]}..{interval[1]}"
+                axis.plot(
+                    [row["sampling"]["guide_w"] for row in part],
+                    [row["datasets"][dataset][name] for row in part],
+                    "o-" if interval == ALWAYS else "s--",
+                    color=f"C{colour}",
+                    label=f"{dataset}, {where}",
+                )
         axis.set(xlabel="guidance w", title=title)
         axis.grid(alpha=0.3)
-    axes[0].legend()
+    axes[0].legend(fontsize="small")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
