@@ -24,18 +24,18 @@ from common.checkpoint import state_hash
 from common.colour import colour_difference
 from common.data.examples import Examples, drawn_circles, real_examples
 from common.devices import make_accelerator
-from common.diffusion import diffusion_loss, drop_context
 from common.errors import InputError
 from common.files import ROOT
 from common.generate import GenerationConfig, Request, generate
 from common.grid import labelled_grid
-from common.images import to_hint, to_uint8, write_png
-from common.latent_diffusion import LatentCondition, LatentDiffusion
+from common.images import to_uint8, write_png
+from common.latent_diffusion import LatentDiffusion
 from common.metrics.segmentation import NO_OBJECT_ERROR, inner_region, iou, median_colour, object_mask
 from common.seeds import ImageGenerators, derive_seed, derive_seeds
 from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_controlnet.bank import Bank, make_bank
 from p3_controlnet.formats import load_controlnet
+from p3_controlnet.loss import latent_loss
 from p3_controlnet.model import SD_HINT_CHANNELS, ControlNet
 
 VALIDATION_SEED, VALIDATION_EXAMPLES = 1, 32
@@ -64,6 +64,11 @@ class Config:
     """Channels of the hint encoder, which halves the sides at each step; by default 8 16 32, for Stable Diffusion 16 32 96 256."""
     drop_text: float = 0.3
     """Probability of the empty prompt in a caption's place: control must then speak for itself (Section 3.3 of the paper)."""
+    min_snr_gamma: float | None = 5.0
+    """Gamma of the loss weight min(SNR + offset, gamma) on the x0 error, as the small base was trained; None for the plain loss,
+    which a base of eps prediction, such as Stable Diffusion, gets in any case (as in the paper)."""
+    snr_offset: float = 1.0
+    """Offset of that weight; 0 is the published min-SNR."""
     checkpointing: bool = False
     """Whether to save memory by computing activations again in the backward pass."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
@@ -108,15 +113,15 @@ def main(config: Config) -> None:
         return bank.take(torch.randint(len(bank), (config.training.batch_size,), generator=generator))
 
     def loss_fn(batch: Batch, generators: ImageGenerators) -> Tensor:
-        context = drop_context(batch["context"].float(), bank.null.float(), config.drop_text, generators)
-        hint = to_hint(batch["hint"]).expand(-1, 3, -1, -1)
-        return diffusion_loss(
-            model.apply_model,
-            model.schedule,
-            batch["latent"].float(),
-            LatentCondition(context, hint),
+        plain = model.parameterization == "eps"
+        return latent_loss(
+            model,
+            batch,
+            bank.null,
             generators,
-            parameterization=model.parameterization,
+            drop_text=config.drop_text,
+            min_snr_gamma=None if plain else config.min_snr_gamma,
+            snr_offset=0.0 if plain else config.snr_offset,
         )
 
     def sample_held_out(count: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Drawn and real pictures with captions and control images, as the small models train on them."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tiny_pairs import write_pairs
 from common.colour import CSS_COLOURS
 from common.data.examples import WORDINGS, describe, drawn_circles, drawn_examples, real_examples, shrink
 from common.data.layouts import parse_caption, render_control
-from common.data.shapes import Scene, Shape, draw_scene
+from common.data.shapes import Scene, Shape, draw_circle
 from common.errors import InputError
 from common.images import read_rgb
 from common.metrics.segmentation import iou, object_mask
@@ -37,6 +38,33 @@ def test_drawn_scenes_have_one_or_two_shapes_in_every_wording() -> None:
         assert any(kind in caption for caption in captions)
     assert not any("next to" in caption for caption in drawn_examples(20, 16, 0, pair_part=0.0).captions)
     assert drawn_examples(2, 16, 0).hints is None
+
+
+def test_some_pairs_share_a_colour() -> None:
+    """Two circles of one colour are asked for later, and a base that never saw such a scene would not draw them."""
+
+    def shared(**parts: float) -> int:
+        captions = drawn_examples(120, 8, 0, pair_part=1.0, **parts).captions
+        objects = [
+            re.sub("^(a photo of )?a |( with | on a ).*", "", caption).split(" next to ") for caption in captions
+        ]
+        return sum(len({shape.rpartition(" ")[0] for shape in shapes}) == 1 for shapes in objects)
+
+    assert 16 <= shared() <= 44  # a quarter of 120, give or take 3 deviations
+    assert shared(shared_part=0.0) == 0
+
+
+def test_drawn_circles_lie_as_the_real_ones_do() -> None:
+    """The real testing circles: centres 0.20 to 0.80, radii 0.13 to 0.50 of the side, half of them touching the border."""
+    circles = [draw_circle(np.random.default_rng(k)).shapes[0] for k in range(400)]
+    for values, low, high in (
+        ([c.x for c in circles], 0.2, 0.8),
+        ([c.y for c in circles], 0.2, 0.8),
+        ([c.radius for c in circles], 0.1, 0.5),
+    ):
+        assert low <= min(values) < low + 0.02 and high - 0.02 < max(values) <= high
+    touching = sum(not all(c.radius < at < 1.0 - c.radius for at in (c.x, c.y)) for c in circles)
+    assert 160 <= touching <= 240
 
 
 def test_the_wordings() -> None:
@@ -67,7 +95,7 @@ def test_drawn_and_real_control_images_are_alike() -> None:
     """The same scenes as files of 512x512 and as drawn at once: the network must not see a difference in thickness."""
     drawn = drawn_circles(4, 64, 7).hints
     for k, hint in enumerate(drawn):
-        scene = draw_scene(np.random.default_rng(derive_seed(7, k)), kinds=("circle",))
+        scene = draw_circle(np.random.default_rng(derive_seed(7, k)))
         real = shrink(render_control(scene), 64)[:1]
         assert (hint.float() - real.float()).abs().mean() < 2.0
         assert 0.85 < hint.float().sum() / real.float().sum() < 1.15

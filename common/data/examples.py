@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from common.data.fill50k import Part, load_fill50k
 from common.data.layouts import render_control
-from common.data.shapes import KINDS, Scene, draw_scene, render
+from common.data.shapes import KINDS, Scene, draw_circle, draw_scene, render
 from common.seeds import derive_seed
 
 WORDINGS = (
@@ -47,12 +47,24 @@ class Examples:
         )
 
 
-def drawn_examples(count: int, size: int, seed: int, *, pair_part: float = 0.4) -> Examples:
-    """`count` drawn scenes of any shapes in any wording, of which `pair_part` show two shapes; example k depends on (seed, k) alone."""
+def drawn_examples(
+    count: int, size: int, seed: int, *, pair_part: float = 0.4, shared_part: float = 0.25, circle_part: float = 0.2
+) -> Examples:
+    """`count` drawn scenes in any wording; example k depends on (seed, k) alone.
+
+    A part `pair_part` shows two shapes, of which `shared_part` are of one colour, and `circle_part` a circle like fill50k's;
+    the others show one shape of any kind.
+    """
     images, captions = [], []
     for k in _counted(count):
         random = np.random.default_rng(derive_seed(seed, k))
-        scene = draw_scene(random, count=2 if random.random() < pair_part else 1, kinds=KINDS)
+        lot = random.random()
+        if pair_part <= lot < pair_part + circle_part:
+            scene = draw_circle(random)
+        else:
+            scene = draw_scene(random, count=2 if lot < pair_part else 1, kinds=KINDS)
+            if lot < pair_part * shared_part:
+                scene = in_one_colour(scene)
         images.append(render(scene, size))
         captions.append(describe(scene, WORDINGS[random.integers(len(WORDINGS))]))
     return Examples(torch.stack(images), captions)
@@ -60,7 +72,7 @@ def drawn_examples(count: int, size: int, seed: int, *, pair_part: float = 0.4) 
 
 def drawn_circles(count: int, size: int, seed: int) -> Examples:
     """`count` pairs like fill50k's: one circle, its outline, fill50k's wording; pair k depends on (seed, k) alone."""
-    scenes = [draw_scene(np.random.default_rng(derive_seed(seed, k)), kinds=("circle",)) for k in range(count)]
+    scenes = [draw_circle(np.random.default_rng(derive_seed(seed, k))) for k in range(count)]
     images, hints = [], []
     for k in _counted(count):
         images.append(render(scenes[k], size))
@@ -76,6 +88,12 @@ def real_examples(root: Path, size: int, part: Part = "training") -> Examples:
         hints.append(shrink(pair.read_source(), size)[:1])
         captions.append(pair.prompt)
     return Examples(torch.stack(images), captions, torch.stack(hints))
+
+
+def in_one_colour(scene: Scene) -> Scene:
+    """The scene with all shapes in the first one's colour."""
+    colour = scene.shapes[0].colour
+    return dataclasses.replace(scene, shapes=tuple(dataclasses.replace(shape, colour=colour) for shape in scene.shapes))
 
 
 def describe(scene: Scene, wording: str) -> str:

@@ -19,13 +19,13 @@ from common import cli
 from common.checkpoint import state_hash
 from common.data.examples import Examples, drawn_examples, real_examples
 from common.devices import make_accelerator
-from common.diffusion import Parameterization, diffusion_loss, drop_context
+from common.diffusion import Parameterization
 from common.errors import InputError
 from common.files import ROOT
 from common.generate import GenerationConfig, Request, generate
 from common.grid import labelled_grid
 from common.images import to_uint8, write_png
-from common.latent_diffusion import LatentCondition, LatentDiffusion
+from common.latent_diffusion import LatentDiffusion
 from common.schedule import make_schedule
 from common.seeds import ImageGenerators, derive_seed, derive_seeds
 from common.small_diffusion import SIDE, UNetConfig, build_unet, load_model, load_network, save_model
@@ -33,6 +33,7 @@ from common.text import load_text_tower
 from common.training import Batch, TrainingConfig, fit, settings_of
 from common.validation import held_out_loss
 from p3_controlnet.bank import Bank, make_bank
+from p3_controlnet.loss import latent_loss
 
 VALIDATION_SEED, VALIDATION_EXAMPLES = 1, 256
 PREVIEW_PROMPTS = (
@@ -111,17 +112,8 @@ def main(config: Config) -> None:
         return bank.take(torch.randint(len(bank), (config.training.batch_size,), generator=generator))
 
     def loss_of(batch: Batch, generators: ImageGenerators, drop_text: float) -> Tensor:
-        context = drop_context(batch["context"].float(), bank.null.float(), drop_text, generators)
-        return diffusion_loss(
-            model.apply_model,
-            model.schedule,
-            batch["latent"].float(),
-            LatentCondition(context),
-            generators,
-            parameterization=config.parameterization,
-            min_snr_gamma=config.min_snr_gamma,
-            snr_offset=config.snr_offset,
-        )
+        weight = {"min_snr_gamma": config.min_snr_gamma, "snr_offset": config.snr_offset}
+        return latent_loss(model, batch, bank.null, generators, drop_text=drop_text, **weight)
 
     def validate() -> dict[str, float]:
         """The loss on the same held-out pictures each time, none of their captions hidden."""

@@ -1,0 +1,38 @@
+"""The one training loss over a latent-diffusion model, with or without control: that of a batch from the bank."""
+
+from torch import Tensor
+
+from common.diffusion import diffusion_loss, drop_context
+from common.images import to_hint
+from common.latent_diffusion import LatentCondition, LatentDiffusion
+from common.seeds import ImageGenerators
+from common.training import Batch
+
+
+def latent_loss(
+    model: LatentDiffusion,
+    batch: Batch,
+    null: Tensor,
+    generators: ImageGenerators,
+    *,
+    drop_text: float,
+    min_snr_gamma: float | None,
+    snr_offset: float,
+) -> Tensor:
+    """`common.diffusion.diffusion_loss` of a batch of `Bank.take`, a scalar.
+
+    A caption gives way to `null` [L, D], the empty prompt's features, with the probability `drop_text`; the hint, where the batch
+    has one, stays.
+    """
+    context = drop_context(batch["context"].float(), null.float(), drop_text, generators)
+    hint = to_hint(batch["hint"]).expand(-1, 3, -1, -1) if "hint" in batch else None
+    return diffusion_loss(
+        model.apply_model,
+        model.schedule,
+        batch["latent"].float(),
+        LatentCondition(context, hint),
+        generators,
+        parameterization=model.parameterization,
+        min_snr_gamma=min_snr_gamma,
+        snr_offset=snr_offset,
+    )
