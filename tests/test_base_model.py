@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from tiny_pairs import write_pairs
 from common.base_models import holds_base, kind_of, load_base
 from common.checkpoint import load_tensors, state_hash
 from common.data.examples import drawn_circles, drawn_examples
+from common.diffusion import min_snr_weight
 from common.errors import InputError
 from common.files import read_json, write_json
 from common.images import to_model_range
-from common.latent_diffusion import LatentDiffusion
+from common.latent_diffusion import LatentCondition, LatentDiffusion
+from common.seeds import ImageGenerators
 from common.small_diffusion import (
     AutoencoderConfig,
     UNetConfig,
@@ -34,6 +37,7 @@ from common.small_diffusion import (
 from p3_controlnet.bank import Bank, make_bank
 from p3_controlnet.base import train_autoencoder, train_unet
 from p3_controlnet.formats import is_small, load_controlnet
+from p3_controlnet.loss import latent_loss
 
 FEW = ("--pictures", 12, "--batch-size", 4, "--warmup", 1, "--device", "cpu", "--log-every", 1, "--checkpoint-every", 2)
 
@@ -297,3 +301,30 @@ def test_the_default_model_is_small() -> None:
         autoencoder = build_autoencoder(AutoencoderConfig())
         unet = build_unet(UNetConfig(), autoencoder, 128)
     assert 2 * sum(p.numel() for network in (autoencoder, unet) for p in network.parameters()) < 40e6
+
+
+def test_the_loss_is_the_weighted_one_and_hides_captions_but_not_hints(model: LatentDiffusion) -> None:
+    """One loss for the base and for ControlNet."""
+    bank = make_bank(model, drawn_circles(1, 64, 0))
+    batch, seen = bank.take(torch.tensor([0])), []
+
+    def apply_model(x_t: torch.Tensor, t: torch.Tensor, cond: LatentCondition) -> torch.Tensor:
+        seen.append((t, cond))
+        return torch.zeros_like(x_t)
+
+    spy = types.SimpleNamespace(apply_model=apply_model, schedule=model.schedule, parameterization="v")
+
+    def loss(part: dict[str, torch.Tensor], drop_text: float, gamma: float | None) -> float:
+        options = {"drop_text": drop_text, "min_snr_gamma": gamma, "snr_offset": 1.0}
+        return latent_loss(spy, part, bank.null, ImageGenerators([3]), **options).item()
+
+    plain, weighted = loss(batch, 0.0, None), loss(batch, 1.0, 5.0)
+    (t, kept), (_, hidden) = seen
+    weight = min_snr_weight(model.schedule.snr(t), 5.0, "v", 1.0).item()
+    assert weight < 1.0 and weighted == pytest.approx(plain * weight)
+    assert torch.equal(kept.context, batch["context"].float())
+    assert torch.equal(hidden.context, bank.null.float().expand_as(kept.context))
+    for cond in (kept, hidden):
+        assert torch.equal(cond.hint, batch["hint"].expand(-1, 3, -1, -1) / 255.0)
+    loss({name: value for name, value in batch.items() if name != "hint"}, 0.0, None)
+    assert seen[-1][1].hint is None

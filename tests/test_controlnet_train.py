@@ -15,6 +15,7 @@ from common.checkpoint import load_tensors, state_hash
 from common.data.examples import drawn_circles
 from common.generate import GenerationConfig
 from common.metrics.segmentation import NO_OBJECT_ERROR
+from common.schedule import make_schedule
 from common.small_diffusion import save_model
 from p3_controlnet import train
 from p3_controlnet.formats import load_controlnet
@@ -96,6 +97,28 @@ def test_checkpointing_gives_the_same_and_a_trained_control_can_be_a_start(base:
     assert run(tmp_path / "next", base, "--steps", 1, "--lr", 0, "--init-from", tmp_path / "plain" / "last") == 0
     again = load_tensors(tmp_path / "next" / "last" / WEIGHTS_FILE)[0]
     assert all(torch.equal(one[name], again[name]) for name in one)
+
+
+@pytest.mark.parametrize(("parameterization", "expected"), [("v", (5.0, 1.0)), ("eps", (None, 0.0))])
+def test_the_loss_is_weighted_as_the_bases_was(
+    parameterization: str, expected: tuple[float | None, float], base: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Stable Diffusion predicts eps and was trained on the plain loss."""
+    seen = []
+
+    def spy(model: Any, *arguments: Any, **options: Any) -> torch.Tensor:
+        seen.append((options["min_snr_gamma"], options["snr_offset"]))
+        return sum(parameter.sum() for parameter in model.controlnet.parameters())
+
+    def load(path: Path) -> Any:
+        model = load_base(path)
+        model.parameterization = parameterization
+        model.schedule = make_schedule("scaled_linear")
+        return model
+
+    monkeypatch.setattr(train, "latent_loss", spy)
+    monkeypatch.setattr(train, "load_base", load)
+    assert run(tmp_path / "run", base, "--steps", 1) == 0 and seen == [expected]
 
 
 def test_the_convergence_is_the_first_step_at_half_the_iou(tmp_path: Path) -> None:
