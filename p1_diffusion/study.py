@@ -7,7 +7,7 @@ They take minutes to an hour on two CPU cores. Each finished row is saved, and a
 """
 
 import dataclasses
-import json
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +19,11 @@ import tyro
 from common import cli
 from common.data.digits import DATASETS, pairing
 from common.devices import DeviceName, pick_device
-from common.files import ROOT, make_folder, read_json, write_json
+from common.files import ROOT, make_folder
 from common.metrics.classifier import DigitClassifier
 from common.samplers import count_evaluations
 from common.schedule import SPACINGS, make_schedule
+from common.study import measured_rows
 from p1_diffusion.evaluate import GRADER, grade, load_reference, quality
 from p1_diffusion.inference import DEFAULT_GUIDE_W, IMAGES_PER_CLASS, SamplingConfig, sample_digits
 from p1_diffusion.model import ContextUNet
@@ -62,24 +63,23 @@ def main(config: Config) -> None:
     """Adds the missing rows to the study's file."""
     model = ContextUNet.load(config.checkpoint).to(pick_device(config.device))
     network, reference = DigitClassifier.load(config.grader), load_reference(config.grader)
-    path = config.results / f"p1_{config.study}.json"
-    rows: list[dict[str, Any]] = read_json(path)["rows"] if path.exists() else []
     default = SamplingConfig()
     if config.study == "guidance":
-        settings = [{"guide_w": w, "guidance_interval": interval} for w, interval in GUIDANCE_SWEEP]
-        plan = [(dataclasses.replace(default, **setting), IMAGES_PER_CLASS) for setting in settings]
+        settings = [
+            (dataclasses.replace(default, guide_w=w, guidance_interval=interval), IMAGES_PER_CLASS)
+            for w, interval in GUIDANCE_SWEEP
+        ]
     else:
-        plan = [(dataclasses.replace(default, sampler=name, steps=s), n) for name, s, n in SAMPLER_TABLE]
-    for sampling, per_class in plan:
-        key = {"sampling": dataclasses.asdict(sampling) | {"guide_w": sampling.scale() - 1.0}, "images": 20 * per_class}
-        key = json.loads(json.dumps(key))  # tuples become lists, as in the rows read back
-        if any(all(row[name] == value for name, value in key.items()) for row in rows):
-            continue
-        rows.append(key | measure(model, sampling, per_class, network, reference))
-        write_json(path, {"command": f"python3 -m p1_diffusion.study {config.study}", "rows": rows})
-        print(
-            {name: rows[-1][name] for name in ("evaluations", "accuracy", "frechet_ratio", "spread_ratio", "seconds")}
+        settings = [(dataclasses.replace(default, sampler=name, steps=s), n) for name, s, n in SAMPLER_TABLE]
+    plan = [
+        (
+            {"sampling": dataclasses.asdict(sampling) | {"guide_w": sampling.scale() - 1.0}, "images": 20 * per_class},
+            functools.partial(measure, model, sampling, per_class, network, reference),
         )
+        for sampling, per_class in settings
+    ]
+    path, command = config.results / f"p1_{config.study}.json", f"python3 -m p1_diffusion.study {config.study}"
+    rows = measured_rows(path, command, plan, ("evaluations", "accuracy", "frechet_ratio", "spread_ratio", "seconds"))
     if config.study == "guidance":
         plot_guidance(rows, make_folder(config.results / "figures" / "p1") / "guidance.png")
 

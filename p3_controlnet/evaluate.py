@@ -95,7 +95,7 @@ def main(config: Config) -> None:
         "dropped": dropped,
         "resolution": config.resolution,
         "grader": grade(lines) | {"mask": "SAM2" if config.sam2 else "two colours", "clip": note},
-        **{name: sum(line[name] for line in lines) / len(lines) for name in MEASURES},
+        **means(lines),
         "bar": {"iou": config.iou_bar, "colour_error": config.colour_bar},
     }
     result["passes"] = passes(result)
@@ -105,6 +105,11 @@ def main(config: Config) -> None:
         write_json(config.result, result)
     if not result["passes"]:
         raise SystemExit(1)
+
+
+def means(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The mean of each of `MEASURES` over the lines."""
+    return {name: sum(line[name] for line in lines) / len(lines) for name in MEASURES}
 
 
 def passes(result: dict[str, Any]) -> bool:
@@ -211,28 +216,36 @@ def measure(
         for region in regions
     ]
     judged = assign_colours(measured[:-1], described.colours)
+    scores = [score for _, score in judged]
     background = judge_colour(measured[-1], described.background)
     return {
         "iou": iou(objects, discs.any(0)),
         "iou_target": iou(objects, object_mask(target, colours)),
         "iou_circles": [iou(objects & mine, one) for mine, one in zip(cells(circles), discs, strict=True)],
-        "circle_error": sum(score.error for score in judged) / len(judged),
+        "circle_error": sum(score.error for score in scores) / len(scores),
         "background_error": background.error,
-        "circle_right": sum(score.right for score in judged) / len(judged),
+        "circle_right": sum(score.right for score in scores) / len(scores),
         "background_right": float(background.right),
-        "circle_nearest": [score.nearest for score in judged],
+        "circle_errors": [score.error for score in scores],
+        "circle_asked": [name for name, _ in judged],
+        "circle_nearest": [score.nearest for score in scores],
         "background_nearest": background.nearest,
     }
 
 
-def assign_colours(measured: Sequence[tuple[float, float, float] | None], names: Sequence[str]) -> list[ColourScore]:
-    """The score of each measured colour against one of the names, each name used once (one name: by all), so that the errors'
-    sum is smallest.
+def assign_colours(
+    measured: Sequence[tuple[float, float, float] | None], names: Sequence[str]
+) -> list[tuple[str, ColourScore]]:
+    """For each measured colour the name that it is compared with and its score. Each name is used once (one name: by all), so
+    that the errors' sum is smallest.
     """
     names = list(names) * len(measured) if len(names) == 1 else names
     scores = {(i, name): judge_colour(rgb, name) for i, rgb in enumerate(measured) for name in set(names)}
-    orders = ([scores[i, name] for i, name in enumerate(order)] for order in sorted(set(itertools.permutations(names))))
-    return min(orders, key=lambda order: sum(score.error for score in order))
+    orders = (
+        [(name, scores[i, name]) for i, name in enumerate(order)]
+        for order in sorted(set(itertools.permutations(names)))
+    )
+    return min(orders, key=lambda order: sum(score.error for _, score in order))
 
 
 def cells(circles: Sequence[Circle]) -> Tensor:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from common.base_models import holds_base, kind_of, load_base
 from common.checkpoint import state_hash
 from common.data.fill50k import SIZE, Pair, read_prompts
 from common.devices import DeviceName, pick_device
+from common.diffusion import Network
 from common.errors import InputError
 from common.files import ROOT, make_folder
 from common.generate import GenerationConfig, Request, check_generation, generate, residual_scales
@@ -40,6 +42,20 @@ NOTE = "made with"  # the PNG's text entry by which a finished picture is recogn
 
 
 @dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which base model and which ControlNet to draw with, and where."""
+
+    checkpoint: Path = SHIPPED_BASE
+    """Stable Diffusion v1.4 file or folder, ControlNet file or folder, or the folder of the small model."""
+    base: Path | None = None
+    """The base of a ControlNet given as checkpoint; the default is $SD_BASE, for a small one the shipped small model."""
+    control: Path | None = None
+    """The ControlNet of a base given as checkpoint; the default is the shipped one."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA if present."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Draws the picture of every line of a prompt.json from its control image."""
 
@@ -49,18 +65,11 @@ class Config:
     """Folder of the control images."""
     output_dir: Path
     """Folder of the pictures."""
-    checkpoint: Path = SHIPPED_BASE
-    """Stable Diffusion v1.4 file or folder, ControlNet file or folder, or the folder of the small model."""
-    base: Path | None = None
-    """The base of a ControlNet given as checkpoint; the default is $SD_BASE, for a small one the shipped small model."""
-    control: Path | None = None
-    """The ControlNet of a base given as checkpoint; the default is the shipped one."""
+    model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig()
     size: int = SIZE
     """Side of the pictures that are written."""
     patch_stride: int | None = None
     """Work on overlapping patches of the model's own size, at this stride in latents; a larger --size is then a larger canvas."""
-    device: DeviceName = "auto"
-    """Where to compute; auto takes CUDA if present."""
     generation: Annotated[GenerationConfig, tyro.conf.arg(name="")] = GenerationConfig()
 
 
@@ -68,10 +77,10 @@ def main(config: Config) -> None:
     """Writes the pictures, each process its share of the chunks."""
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     check_generation(config.generation)
-    device = pick_device(config.device)
+    device = pick_device(config.model.device)
     pairs = read_prompts(config.prompts, config.sources, config.output_dir, targets_exist=False)
     hints = [read_hint(pair.source) for pair in pairs]  # all before the first picture: a bad one is named at once
-    model = load_model(config).to(device).eval()
+    model = load_model(config.model).to(device).eval()
     residual_scales(config.generation, model.controlnet.num_residuals)
     side = canvas(model, config)
     network = None
@@ -86,26 +95,46 @@ def main(config: Config) -> None:
     for pair, hint in list(zip(pairs, hints, strict=True))[rank::processes]:
         note = fingerprint(made_with, pair, hint)
         if read_note(pair.target, NOTE) != note:
-            jobs.append(Request(pair.prompt, image_seed(pair, config), resize_hint(hint, side)))
+            seed = image_seed(pair.target.relative_to(config.output_dir).as_posix(), config.generation.seed)
+            jobs.append(Request(pair.prompt, seed, resize_hint(hint, side)))
             notes.append((pair.target, note))
     if kept := len(pairs[rank::processes]) - len(jobs):
         print(f"{kept} of {len(pairs)} pictures are there already")
 
-    latent_side = side // model.downscale
-    chunks = generate(model, jobs, config.generation, latent_side, network=network, show_progress=rank == 0)
+    chunks = draw(model, jobs, config.generation, config.size, side=side, network=network, show_progress=rank == 0)
     for indices, pictures in chunks:
         for i, picture in zip(indices, pictures, strict=True):
             target, note = notes[i]
-            write_png(target, enlarge(to_uint8(picture), config.size), note=(NOTE, note))
+            write_png(target, picture, note=(NOTE, note))
     if rank == 0:
         print(f"{len(pairs)} pictures in {config.output_dir}")
+
+
+def draw(
+    model: LatentDiffusion,
+    jobs: Sequence[Request],
+    generation: GenerationConfig,
+    size: int = SIZE,
+    *,
+    side: int | None = None,
+    network: Network | None = None,
+    show_progress: bool = True,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yields (indices of jobs, pictures uint8 [n, 3, size, size]) chunk by chunk.
+
+    `side` is that of the canvas on which the model draws, and of the jobs' hints (default: its own); see `generate`.
+    """
+    latent_side = (side or model.side) // model.downscale
+    chunks = generate(model, jobs, generation, latent_side, network=network, show_progress=show_progress)
+    for indices, pictures in chunks:
+        yield indices, torch.stack([enlarge(to_uint8(picture), size) for picture in pictures])
 
 
 # ----------------------------------------------------------------------------
 # Which model.
 
 
-def load_model(config: Config) -> LatentDiffusion:
+def load_model(config: ModelConfig) -> LatentDiffusion:
     """The base and the ControlNet that the checkpoint stands for. Raises InputError if it is of no known kind."""
     checkpoint = config.checkpoint
     _check_shipped(checkpoint)
@@ -194,10 +223,9 @@ def enlarge(image: Tensor, size: int) -> Tensor:
     return scaled[0].round().clamp(0, 255).to(torch.uint8)
 
 
-def image_seed(pair: Pair, config: Config) -> int:
+def image_seed(name: str, seed: int) -> int:
     """The seed of one picture, from the run's seed and the picture's own name, with or without fill50k's folder."""
-    name = pair.target.relative_to(config.output_dir).as_posix().removeprefix("target/")
-    return derive_seed(config.generation.seed, zlib.crc32(name.encode()))
+    return derive_seed(seed, zlib.crc32(name.removeprefix("target/").encode()))
 
 
 def describe(model: LatentDiffusion, config: Config) -> str:

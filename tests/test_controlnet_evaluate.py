@@ -202,7 +202,8 @@ def test_several_circles_are_measured_one_by_one(kind: str, tmp_path: Path) -> N
     assert result["circle_error"] == 0.0 and result["circle_right"] == 1.0
     for line, scene in zip(result["lines"], scenes, strict=True):
         assert len(line["iou_circles"]) == len(scene.shapes) and min(line["iou_circles"]) > 0.98
-        assert line["circle_nearest"] == [shape.colour for shape in scene.shapes]
+        assert line["circle_nearest"] == line["circle_asked"] == [shape.colour for shape in scene.shapes]
+        assert line["circle_errors"] == [0.0] * len(scene.shapes)
 
 
 def test_a_circle_left_out_shows_in_its_own_number(tmp_path: Path) -> None:
@@ -219,9 +220,13 @@ def test_a_circle_left_out_shows_in_its_own_number(tmp_path: Path) -> None:
 def test_colours_may_be_swapped() -> None:
     """The prompt does not say which circle is which; one name stands for all circles."""
     red, lime = (255.0, 0.0, 0.0), (0.0, 255.0, 0.0)
-    assert [score.error for score in assign_colours([red, lime], ["lime", "red"])] == [0.0, 0.0]
-    assert [score.right for score in assign_colours([red, lime], ["red"])] == [True, False]
-    assert [score.error for score in assign_colours([None, lime], ["lime", "red"])] == [50.0, 0.0]
+
+    def scores(measured: list, names: list[str]) -> list[tuple[str, float, bool]]:
+        return [(name, score.error, score.right) for name, score in assign_colours(measured, names)]
+
+    assert scores([red, lime], ["lime", "red"]) == [("red", 0.0, True), ("lime", 0.0, True)]
+    assert [(name, right) for name, _, right in scores([red, lime], ["red"])] == [("red", True), ("red", False)]
+    assert scores([None, lime], ["lime", "red"]) == [("red", 50.0, False), ("lime", 0.0, True)]
 
 
 def test_every_pixel_belongs_to_one_circle() -> None:

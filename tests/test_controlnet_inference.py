@@ -21,7 +21,7 @@ from common.images import read_rgb, write_png
 from common.latent_diffusion import LatentDiffusion
 from common.small_diffusion import save_model
 from p3_controlnet import inference
-from p3_controlnet.inference import Config, find_base, load_model, main, resize_hint
+from p3_controlnet.inference import Config, ModelConfig, find_base, load_model, main, resize_hint
 
 QUICK = ("--steps", 2, "--chunk-size", 2, "--device", "cpu")
 
@@ -45,7 +45,7 @@ def data(world: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(world: Path) -> LatentDiffusion:
-    return load_model(Config(Path(), Path(), Path(), world / "control", world / "base"))
+    return load_model(ModelConfig(world / "control", world / "base"))
 
 
 @pytest.fixture
@@ -329,23 +329,19 @@ def test_memory_that_runs_out(
 # Which model.
 
 
-def config(checkpoint: Path, **more: Any) -> Config:
-    return Config(Path("prompt.json"), Path("source"), Path("out"), checkpoint, **more)
-
-
 def test_a_small_base_takes_the_shipped_control_or_the_one_given(
     world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert load_model(config(world / "base", control=world / "control")).controlnet.num_residuals == 5
+    assert load_model(ModelConfig(world / "base", control=world / "control")).controlnet.num_residuals == 5
     monkeypatch.setattr(inference, "SHIPPED_CONTROL", world / "control")
-    assert load_model(config(world / "base")).controlnet.num_residuals == 5
+    assert load_model(ModelConfig(world / "base")).controlnet.num_residuals == 5
     monkeypatch.setattr(inference, "SHIPPED_CONTROL", tmp_path / "controlnet_circles")
     with pytest.raises(InputError, match="checkpoints/controlnet_circles is not there: no weights"):
-        load_model(config(world / "base"))
+        load_model(ModelConfig(world / "base"))
     monkeypatch.setattr(inference, "SHIPPED_BASE", tmp_path / "ldm_shapes")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="checkpoints/ldm_shapes is not there: no weights"):
-        load_model(config(Path("ldm_shapes")))
+        load_model(ModelConfig(Path("ldm_shapes")))
 
 
 def test_where_the_base_of_a_control_comes_from(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -371,13 +367,13 @@ def test_stable_diffusion_without_a_control_is_drawn_by_the_small_model(
     monkeypatch.setattr(inference, "SHIPPED_BASE", world / "base")
     monkeypatch.setattr(inference, "SHIPPED_CONTROL", world / "control")
     monkeypatch.setattr(inference, "SD_CONTROL", tmp_path / "controlnet_sd14")
-    assert load_model(config(path)).side == 64
+    assert load_model(ModelConfig(path)).side == 64
     said = capsys.readouterr().out
     assert said.startswith("there is no ControlNet for Stable Diffusion in checkpoints/controlnet_sd14, so")
     assert len(said.splitlines()) == 1
     used = []
     monkeypatch.setattr(inference, "with_control", lambda *paths: used.append(paths))
     (tmp_path / "controlnet_sd14").mkdir()
-    load_model(config(path))
-    load_model(config(path, control=world / "control"))
+    load_model(ModelConfig(path))
+    load_model(ModelConfig(path, control=world / "control"))
     assert used == [(path, tmp_path / "controlnet_sd14"), (path, world / "control")] and not capsys.readouterr().out

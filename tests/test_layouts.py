@@ -15,13 +15,14 @@ from common.data.layouts import (
     Description,
     caption,
     circle_masks,
+    make_canvas,
     make_layouts,
     parse_caption,
     render_control,
     render_target,
     write_layouts,
 )
-from common.data.shapes import Scene, Shape
+from common.data.shapes import OUTLINE, Scene, Shape
 from common.errors import InputError
 from common.images import read_rgb
 from common.metrics.circles import fit_circles
@@ -85,6 +86,20 @@ def test_the_outline_is_five_pixels_around_the_edge() -> None:
     area = render_control(LONE)[0].bool().sum().item()
     assert area == pytest.approx(2.0 * math.pi * 128.0 * 5.0, rel=0.01)
     assert circle_masks(LONE).sum().item() == pytest.approx(math.pi * 128.0**2, rel=0.002)
+
+
+def test_a_canvas_holds_small_circles_of_one_colour() -> None:
+    """Each fits into one of 4 x 4 pictures, and its outline is as thick as in a picture."""
+    scene = make_canvas(7, 4)
+    assert scene == make_canvas(7, 4) != make_canvas(7, 4, seed=1) and len(scene.shapes) == 7
+    discs = [(shape.x, shape.y, shape.radius) for shape in scene.shapes]
+    assert all(0.05 <= r <= 0.1 and r < x < 1.0 - r and r < y < 1.0 - r for x, y, r in discs)
+    assert all(math.dist(a[:2], b[:2]) > a[2] + b[2] + 0.01 for i, a in enumerate(discs) for b in discs[:i])
+    colours = {shape.colour for shape in scene.shapes}
+    assert len(colours) == 1 and scene.background not in colours
+    white = render_control(scene, 1024, OUTLINE / 4)[0].bool().sum().item()
+    length = sum(2.0 * math.pi * 1024 * r for _, _, r in discs)
+    assert white == pytest.approx(length * 1024 * OUTLINE / 4, rel=0.1)
 
 
 def test_only_circles_have_such_control_pictures() -> None:

@@ -48,6 +48,19 @@ def make_layouts(kind: LayoutKind, count: int = LAYOUT_COUNT, seed: int = LAYOUT
     return tuple(scenes)
 
 
+def make_canvas(circles: int, parts: int, seed: int = LAYOUT_SEED) -> Scene:
+    """A scene for a canvas of `parts` x `parts` pictures: so many circles of one colour, each smaller than half a picture."""
+    random = np.random.default_rng([seed, len(KINDS), circles, parts])
+    places: list[Disc] = []
+    while len(places) < circles:
+        radius = random.uniform(0.2, 0.4) / parts
+        place = (*random.uniform(radius + GAP / parts, 1.0 - radius - GAP / parts, size=2).tolist(), radius)
+        if all(math.dist(place[:2], other[:2]) > radius + other[2] + GAP / parts for other in places):
+            places.append(place)
+    background, colour = _draw_colours(2, random)
+    return Scene(background, tuple(Shape("circle", colour, *place) for place in sorted(places)))
+
+
 def render_target(scene: Scene, size: int = SIZE) -> Tensor:
     """The picture, uint8 [3, size, size], in exactly the scene's colours: not antialiased, as fill50k's targets."""
     picture = _colour(scene.background).expand(3, size, size).clone()
@@ -56,9 +69,10 @@ def render_target(scene: Scene, size: int = SIZE) -> Tensor:
     return picture
 
 
-def render_control(scene: Scene, size: int = SIZE) -> Tensor:
+def render_control(scene: Scene, size: int = SIZE, outline: float = OUTLINE) -> Tensor:
     """The control picture, uint8 [3, size, size]: white on black, not antialiased. As in fill50k, the outline's middle is where
-    the target changes colour (`render_outline` draws it inside). Raises ValueError for shapes that are no circles.
+    the target changes colour (`render_outline` draws it inside), and it is `outline` of the side thick. Raises ValueError for
+    shapes that are no circles.
     """
     if any(shape.kind != "circle" for shape in scene.shapes):
         raise ValueError("only circles have a control picture of this kind")
@@ -66,7 +80,7 @@ def render_control(scene: Scene, size: int = SIZE) -> Tensor:
     for shape in scene.shapes:
         outer, inner = (
             render_mask(dataclasses.replace(shape, radius=shape.radius + half), size)
-            for half in (OUTLINE / 2, -OUTLINE / 2)
+            for half in (outline / 2, -outline / 2)
         )
         white |= outer & ~inner
     return white.to(torch.uint8).mul(255).expand(3, size, size).contiguous()

@@ -1,0 +1,44 @@
+"""Tables that take long to measure: finished rows are kept in their file, and a second call goes on with the missing ones."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from common.files import read_json, write_json
+
+Row = dict[str, Any]
+WEIGHTS = "weights"
+"""The key's entry that says which weights were measured, if there is one: a row of other weights is replaced."""
+
+
+def measured_rows(
+    path: Path,
+    command: str,
+    plan: Iterable[tuple[Mapping[str, Any], Callable[[], Mapping[str, Any]]]],
+    shown: tuple[str, ...] = (),
+) -> list[Row]:
+    """The rows of the study's file at `path`, after those of the plan that it lacks were measured and saved one by one.
+
+    The plan gives for each row its key, by which it is recognised, and the function that measures it. The file holds `command`,
+    which makes it, and `rows`; the entries `shown` of each new row are printed.
+    """
+    rows: list[Row] = read_json(path)["rows"] if path.exists() else []
+    for key, measure in plan:
+        key = json.loads(json.dumps(key))  # tuples become lists, as in the rows read back
+        if any(_agrees(row, key) for row in rows):
+            continue
+        row = key | dict(measure())
+        settings = {name: value for name, value in key.items() if name != WEIGHTS}
+        rows = [other for other in rows if not _agrees(other, settings)] + [row]
+        write_json(path, {"command": command, "rows": rows})
+        print(", ".join(f"{name} {_short(row[name])}" for name in shown), flush=True)
+    return rows
+
+
+def _agrees(row: Row, key: Mapping[str, Any]) -> bool:
+    return all(name in row and row[name] == value for name, value in key.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,386 @@
+"""Speed and peak memory of training a ControlNet, against diffusers' own training step for the same networks.
+
+    python3 scripts/benchmark_controlnet.py                    (the small model; minutes)
+    python3 scripts/benchmark_controlnet.py --size sd14        (Stable Diffusion v1.4, random weights; needs 20 GB and half an hour)
+
+diffusers' step is that of its `train_controlnet.py`: autoencoder and text encoder run in every step, ControlNetModel, AdamW with
+its defaults, gradients kept at zero. This project's step takes latents and text from the bank. Between the two, each lever is
+changed alone. Every measurement is a process of its own, so that no peak of memory contains another's; they take turns, and
+medians over all rounds count. Leave the machine alone meanwhile.
+"""
+
+import dataclasses
+import json
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
+
+from common import cli
+from common.devices import DeviceName, pick_device
+from common.ema import EMA
+from common.errors import InputError
+from common.files import ROOT, read_json, write_json
+from common.latent_diffusion import LatentDiffusion
+from common.schedule import make_schedule
+from common.seeds import ImageGenerators, derive_seeds
+from common.small_diffusion import AutoencoderConfig, UNetConfig, build_autoencoder, build_unet
+from common.stable_diffusion.sd14 import empty_networks
+from p3_controlnet.loss import latent_loss
+from p3_controlnet.model import SD_HINT_CHANNELS, ControlNet
+from p3_controlnet.train import SMALL_HINT_CHANNELS
+
+Size = Literal["sd14", "small", "tiny"]
+BATCH = {"sd14": 1, "small": 32, "tiny": 2}
+IMAGE = {"sd14": 256, "small": 64, "tiny": 64}
+CLIP_SHAPES = ROOT / "p3_clip" / "data" / "clip_shapes.json"
+LEARNING = {"lr": 1e-5, "weight_decay": 1e-2}
+CLIP_NORM = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One way to train; the defaults are this project's step."""
+
+    diffusers: bool = False
+    """diffusers' ControlNetModel and step."""
+    cached_latents: bool = True
+    """Latents come from the bank; otherwise the autoencoder runs in each step."""
+    cached_text: bool = True
+    """Text features come from the bank; otherwise the text encoder runs in each step."""
+    encoders_loaded: bool = False
+    """Autoencoder and text encoder stay in memory though no step needs them, as a trainer that draws previews keeps them."""
+    frozen_base: bool = True
+    """The base asks for no gradient, so that none is computed for its encoder."""
+    channels_last: bool = False
+    """Memory format of networks and latents."""
+    checkpointing: bool = False
+    """Activations are computed again in the backward pass."""
+    averaged: bool = False
+    """A moving average of the parameters is kept."""
+
+
+RECIPES = {
+    "diffusers": Recipe(diffusers=True, cached_latents=False, cached_text=False),
+    "this project": Recipe(),
+    "latents not cached": Recipe(cached_latents=False),
+    "text not cached": Recipe(cached_text=False),
+    "encoders kept in memory": Recipe(encoders_loaded=True),
+    "base not frozen": Recipe(frozen_base=False),
+    "channels last": Recipe(channels_last=True),
+    "gradient checkpointing": Recipe(checkpointing=True),
+    "with moving average": Recipe(averaged=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Measures training steps of a ControlNet, this project's against diffusers'."""
+
+    size: Size = "small"
+    """Which networks, with random weights: Stable Diffusion v1.4's, the small model's, or toys to try this program with."""
+    batch_size: int | None = None
+    """Images in a step (default: 32; 1 for sd14)."""
+    image: int | None = None
+    """Side of the images (default: 64; 256 for sd14)."""
+    rounds: int = 3
+    """How often each recipe has its turn."""
+    steps: int = 5
+    """Timed steps in a turn; one more warms up."""
+    recipe: str | None = None
+    """Measure one recipe alone, in this process, and print one line of JSON."""
+    device: DeviceName = "cpu"
+    """Where to compute."""
+    result: Path | None = ROOT / "results" / "p3_controlnet_speed.json"
+    """JSON file, in which the size's part is written anew."""
+
+
+def main(config: Config) -> None:
+    """Prints and writes the table, or one recipe's line."""
+    if config.rounds < 1 or config.steps < 1:
+        raise InputError("--rounds and --steps must be at least 1")
+    if config.recipe is None:
+        rows = measure_all(config)
+        print_rows(rows)
+        if config.result:
+            parts = read_json(config.result) if config.result.exists() else {}
+            command = f"python3 scripts/benchmark_controlnet.py --size {config.size}"
+            write_json(config.result, parts | {config.size: {"command": command, **settings(config), "rows": rows}})
+        return
+    if config.recipe not in RECIPES:
+        raise InputError(f"there is no recipe {config.recipe!r}, but {', '.join(RECIPES)}")
+    print(json.dumps(measure(config, RECIPES[config.recipe])))
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What the numbers depend on."""
+    return {
+        "batch_size": config.batch_size or BATCH[config.size],
+        "image": config.image or IMAGE[config.size],
+        "rounds": config.rounds,
+        "steps": config.steps,
+        "threads": torch.get_num_threads(),
+        "device": config.device,
+    }
+
+
+# ----------------------------------------------------------------------------
+# All recipes, in turns.
+
+
+def measure_all(config: Config) -> list[dict[str, Any]]:
+    """A row for each recipe: medians over all rounds, and what they are relative to diffusers'."""
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in RECIPES}
+    for _ in range(config.rounds):
+        for name in RECIPES:
+            turns[name].append(in_own_process(config, name))
+    rows = []
+    batch = settings(config)["batch_size"]
+    for name, found in turns.items():
+        seconds = statistics.median(second for turn in found for second in turn["seconds"])
+        peak = statistics.median(turn["peak_gib"] for turn in found)
+        rows.append({"recipe": name, "seconds": seconds, "images_per_second": batch / seconds, "peak_gib": peak})
+    reference = next(row for row in rows if row["recipe"] == "diffusers")
+    for row in rows:
+        row["speed"] = reference["seconds"] / row["seconds"]
+        row["memory"] = row["peak_gib"] / reference["peak_gib"]
+    return rows
+
+
+def in_own_process(config: Config, recipe: str) -> dict[str, Any]:
+    """What `measure` finds in a fresh process. Raises InputError if that fails, for example for want of memory."""
+    given = {**settings(config), "size": config.size, "recipe": recipe}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if name != "threads"]
+    command = [sys.executable, str(Path(__file__).resolve()), *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise InputError(f"the recipe {recipe!r} could not be measured: {reason}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """The table, in columns."""
+    for row in rows:
+        print(
+            f"{row['recipe']:<24}{row['images_per_second']:9.3f} images/s, {row['speed']:5.2f} times diffusers'; "
+            f"peak {row['peak_gib']:6.2f} GiB, {row['memory']:5.2f} times"
+        )
+
+
+# ----------------------------------------------------------------------------
+# One recipe.
+
+
+class Networks(NamedTuple):
+    """The frozen parts of a model, and the hint encoder's channels that fit it."""
+
+    unet: nn.Module
+    autoencoder: nn.Module
+    text_encoder: nn.Module
+    hint_channels: tuple[int, ...]
+
+
+class Inputs(NamedTuple):
+    """A batch as files hold it, and as the bank holds it."""
+
+    images: Tensor
+    """float32 [N, 3, H, W] in [-1, 1]."""
+    hints: Tensor
+    """uint8 [N, 1, H, W]."""
+    tokens: Tensor
+    """long [N, L]."""
+    latents: Tensor
+    """float16 [N, C, h, w]."""
+    contexts: Tensor
+    """float16 [N, L, D]."""
+
+
+def measure(config: Config, recipe: Recipe) -> dict[str, Any]:
+    """Seconds of each timed step, and the peak of memory during the steps, in GiB."""
+    device = pick_device(config.device)
+    torch.manual_seed(0)
+    networks = build(config.size)
+    inputs = draw_inputs(networks, settings(config)["batch_size"], settings(config)["image"])
+    step = (diffusers_step if recipe.diffusers else own_step)(networks, inputs, recipe, device)
+    del networks  # what a recipe does not need is not in its memory
+    reset_peak(device)
+    seconds = []
+    for number in range(config.steps + 1):
+        started = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if number > 0:
+            seconds.append(time.perf_counter() - started)
+    return {"seconds": seconds, "peak_gib": peak_memory(device) / 2**30}
+
+
+def build(size: Size) -> Networks:
+    """Networks of that size with random weights."""
+    if size == "sd14":
+        networks = empty_networks()
+        for network in networks:
+            state = {name: torch.empty_like(value, device="cpu") for name, value in network.state_dict().items()}
+            network.load_state_dict({name: value.uniform_(-0.02, 0.02) for name, value in state.items()}, assign=True)
+        return Networks(*networks, SD_HINT_CHANNELS)
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    text = read_json(CLIP_SHAPES)["text_cfg"]
+    autoencoder, unet = AutoencoderConfig(), UNetConfig()
+    if size == "tiny":
+        text = text | {"width": 16, "heads": 2, "layers": 1, "vocab_size": 100}
+        autoencoder = AutoencoderConfig(channels=(8, 8, 16), groups=4)
+        unet = UNetConfig(channels=(16, 32), heads=2, groups=4)
+    encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=text["vocab_size"],
+            hidden_size=text["width"],
+            intermediate_size=4 * text["width"],
+            num_hidden_layers=text["layers"],
+            num_attention_heads=text["heads"],
+            max_position_embeddings=text["context_length"],
+            bos_token_id=text["vocab_size"] - 2,
+            eos_token_id=text["vocab_size"] - 1,
+            pad_token_id=text["vocab_size"] - 1,
+        )
+    )
+    network = build_autoencoder(autoencoder)
+    return Networks(build_unet(unet, network, text["width"]), network, encoder, SMALL_HINT_CHANNELS)
+
+
+def draw_inputs(networks: Networks, batch: int, image: int) -> Inputs:
+    """Random ones: a step takes as long whatever they show."""
+    side = image // 2 ** (len(networks.autoencoder.config.block_out_channels) - 1)
+    config = networks.text_encoder.config
+    length = config.max_position_embeddings
+    return Inputs(
+        torch.rand(batch, 3, image, image) * 2.0 - 1.0,
+        torch.randint(256, (batch, 1, image, image), dtype=torch.uint8),
+        torch.randint(config.vocab_size, (batch, length)),
+        torch.randn(batch, networks.unet.config.in_channels, side, side).half(),
+        torch.randn(batch, length, config.hidden_size).half(),
+    )
+
+
+def own_step(networks: Networks, inputs: Inputs, recipe: Recipe, device: torch.device) -> Callable[[], None]:
+    """This project's step, as `common.training.fit` takes it with `p3_controlnet.loss`."""
+    needs_latents, needs_text = (
+        not cached or recipe.encoders_loaded for cached in (recipe.cached_latents, recipe.cached_text)
+    )
+    model = LatentDiffusion(
+        networks.autoencoder if needs_latents else nn.Identity(),
+        networks.text_encoder if needs_text else nn.Identity(),
+        None,
+        networks.unet,
+        make_schedule("scaled_linear"),
+        controlnet=ControlNet.from_unet(networks.unet, networks.hint_channels),
+    ).to(device)
+    control = model.controlnet.train()
+    model.unet.requires_grad_(not recipe.frozen_base)
+    if recipe.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if recipe.checkpointing:
+        model.enable_gradient_checkpointing()
+    parameters = dict(control.named_parameters())
+    optimizer = torch.optim.AdamW(parameters.values(), **LEARNING, fused=True)
+    ema = EMA(parameters, 0.999) if recipe.averaged else None
+    count = len(inputs.images)
+
+    def step() -> None:
+        generators = ImageGenerators(derive_seeds(0, count=count), device)
+        batch = {"latent": inputs.latents, "context": inputs.contexts, "hint": inputs.hints}
+        batch = {name: value.to(device) for name, value in batch.items()}
+        if not recipe.cached_latents:
+            batch["latent"] = model.encode(inputs.images.to(device), generators)
+        if not recipe.cached_text:
+            with torch.no_grad():
+                batch["context"] = model.text_encoder(inputs.tokens.to(device)).last_hidden_state
+        if recipe.channels_last:
+            batch["latent"] = batch["latent"].contiguous(memory_format=torch.channels_last)
+        null = torch.zeros_like(batch["context"][0])
+        weight = {"min_snr_gamma": None, "snr_offset": 0.0}
+        latent_loss(model, batch, null, generators, drop_text=0.3, **weight).backward()
+        nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        model.unet.zero_grad(set_to_none=True)
+        if ema:
+            ema.update(parameters)
+
+    return step
+
+
+def diffusers_step(networks: Networks, inputs: Inputs, recipe: Recipe, device: torch.device) -> Callable[[], None]:
+    """The step of examples/controlnet/train_controlnet.py of diffusers, at its defaults."""
+    from diffusers import ControlNetModel, DDPMScheduler
+
+    unet, autoencoder, text_encoder = (network.requires_grad_(False).to(device) for network in networks[:3])
+    control = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=networks.hint_channels)
+    control = control.to(device).train()
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    optimizer = torch.optim.AdamW(control.parameters(), **LEARNING)
+    scaling = autoencoder.config.scaling_factor
+
+    def step() -> None:
+        latents = autoencoder.encode(inputs.images.to(device)).latent_dist.sample() * scaling
+        noise = torch.randn_like(latents)
+        t = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), device=device)
+        noisy = scheduler.add_noise(latents, noise, t)
+        context = text_encoder(inputs.tokens.to(device), return_dict=False)[0]
+        hint = inputs.hints.to(device).expand(-1, 3, -1, -1).float() / 255.0
+        skips, middle = control(noisy, t, encoder_hidden_states=context, controlnet_cond=hint, return_dict=False)
+        predicted = unet(
+            noisy,
+            t,
+            encoder_hidden_states=context,
+            down_block_additional_residuals=skips,
+            mid_block_additional_residual=middle,
+            return_dict=False,
+        )[0]
+        F.mse_loss(predicted.float(), noise.float(), reduction="mean").backward()
+        nn.utils.clip_grad_norm_(control.parameters(), CLIP_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    return step
+
+
+# ----------------------------------------------------------------------------
+# Memory.
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forgets the peak so far, that of building the networks, where the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        print("the peak contains the building of the networks", file=sys.stderr)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The peak in bytes: of the device's memory on CUDA, else of this process (`VmHWM`; elsewhere than on Linux `ru_maxrss`)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return 1024 * int(found[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

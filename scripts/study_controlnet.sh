@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The studies, grades and figures behind the ControlNet section of the report, on the shipped small model; flags go to the studies.
+# The real pairs in hw2_data/fill50k (or $FILL50K) add the studies of testing pairs. An hour on two CPU cores; finished rows are kept.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+data="${FILL50K:-$ROOT/hw2_data/fill50k}"
+pairs=()
+if [ -d "$data/testing" ]; then pairs=(--fill50k "$data"); fi
+for study in base two_circles canvas; do "$PYTHON" -m p3_controlnet.study "$study" "$@"; done
+if [ ${#pairs[@]} -gt 0 ]; then
+  for study in autoencoder circles; do "$PYTHON" -m p3_controlnet.study "$study" "${pairs[@]}" "$@"; done
+  bash "$ROOT/hw2_3.sh" "$data/testing/prompt.json" "$data/testing/source" "$work/out" "$ROOT/checkpoints/ldm_shapes"
+  bash "$ROOT/scripts/grade.sh" "$work/out" "$data/testing/prompt.json" "$data/testing/source" "$data/testing/target" \
+    --resolution 64 --result "$ROOT/results/p3_controlnet_evaluation.json" || [ $? -eq 1 ]  # 1 is a grade below the bar
+fi
+"$PYTHON" -m p3_controlnet.figures --output-dir "$ROOT/results/figures/p3_controlnet" "${pairs[@]}"
+"$PYTHON" "$ROOT/scripts/make_report.py"

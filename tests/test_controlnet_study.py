@@ -1,0 +1,194 @@
+"""The studies of the small model: what they measure on pictures whose content is known, and that they run and go on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import exit_code, refused
+from tiny_base import tiny_base, tiny_control
+from tiny_pairs import write_pairs
+from torch import Tensor
+
+from common.colour import CSS_COLOURS, NAMES, colour_difference
+from common.data.shapes import Scene, Shape, render
+from common.files import read_json
+from common.generate import GenerationConfig
+from common.images import read_rgb
+from common.small_diffusion import save_model
+from p3_controlnet import inference, study
+from p3_controlnet.inference import ModelConfig, enlarge, load_model
+from p3_controlnet.study import failures, main, measure_colours, prompt_scenes
+from p3_controlnet.tasks import draw_tasks, layout_tasks, measure_tasks, real_tasks
+
+PAIR = Scene("teal", (Shape("circle", "peru", 0.3, 0.3, 0.2), Shape("star", "old lace", 0.7, 0.7, 0.24)))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base/, control/ and fill50k/testing with two pairs."""
+    root = tmp_path_factory.mktemp("world")
+    base = tiny_base()
+    save_model(root / "base", base, zero_terminal=True)
+    tiny_control(base).save(root / "control")
+    write_pairs(root / "fill50k" / "testing", 2, ("{}.png", "{}.png"))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One change to the default in each sweep."""
+    for name in ("BASE_SWEEP", "CIRCLES_SWEEP"):
+        monkeypatch.setattr(study, name, ({}, {"guidance_scale": 1.0}))
+    monkeypatch.setattr(study, "SETS", study.SETS[:2])
+    monkeypatch.setattr(study, "SEEDS", (0,))
+    monkeypatch.setattr(study, "STRIDES", (1.0, None))
+
+
+def run(world: Path, results: Path, name: str, *flags: Any) -> list[dict]:
+    model = ("--checkpoint", world / "base", "--control", world / "control", "--device", "cpu", "--steps", 1)
+    assert exit_code(main, study.Config, name, *model, "--results", results, "--count", 1, *flags) == 0
+    result = read_json(results / f"p3_controlnet_{name}.json")
+    return result.get("rows", [result])
+
+
+# ----------------------------------------------------------------------------
+# Without control.
+
+
+def test_the_prompts_name_every_colour_and_one_or_two_shapes() -> None:
+    scenes = prompt_scenes()
+    assert len(scenes) == 200 == len({scene.caption for scene in scenes}) and scenes[:5] == prompt_scenes(5)
+    assert {scene.shapes[0].colour for scene in scenes} == set(NAMES)
+    assert {len(scene.shapes) for scene in scenes[::2]} == {1} and {len(scene.shapes) for scene in scenes[1::2]} == {2}
+    for scene in scenes:
+        colours = [CSS_COLOURS[name] for name in (scene.background, *(shape.colour for shape in scene.shapes))]
+        assert all(colour_difference(a, b) >= 10.0 for i, a in enumerate(colours) for b in colours[:i])
+
+
+def shown(scene: Scene) -> Tensor:
+    """A picture of the small model's size, enlarged as its own are."""
+    return enlarge(render(scene, 64), 512)
+
+
+@pytest.mark.parametrize("scene", [PAIR, Scene("gold", (Shape("triangle", "navy", 0.5, 0.4, 0.3),)), *prompt_scenes(3)])
+def test_the_right_picture_has_the_right_colours(scene: Scene) -> None:
+    line = measure_colours(shown(scene), scene, 64)
+    regions = line["objects"] + line["background"]
+    assert {region["asked"] for region in line["objects"]} == {shape.colour for shape in scene.shapes}
+    assert all(region["nearest"] == region["asked"] for region in regions)
+    assert all(region["error"] < 0.5 and region["right"] for region in regions)
+
+
+def test_wrong_colours_and_missing_objects_show() -> None:
+    flat = measure_colours(shown(Scene("teal", ())), PAIR, 64)
+    assert [region["error"] for region in flat["objects"] + flat["background"]] == [50.0] * 3
+    lone = measure_colours(shown(Scene("teal", PAIR.shapes[1:])), PAIR, 64)
+    assert {region["asked"]: region["error"] == 50.0 for region in lone["objects"]} == {"peru": True, "old lace": False}
+    assert sum(region["right"] for region in lone["objects"]) == 1 and lone["background"][0]["right"]
+    other = measure_colours(shown(Scene("navy", PAIR.shapes)), PAIR, 64)
+    assert other["background"][0]["nearest"] == "navy" and other["background"][0]["error"] > 20.0
+    assert all(region["right"] for region in other["objects"])
+
+
+def test_the_base_study_goes_on_where_it_stopped(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = run(world, tmp_path, "base")
+    assert [row["sampling"]["guidance_scale"] for row in rows] == [GenerationConfig().guidance_scale, 1.0]
+    assert rows[0]["regions"] == 2 and 0.0 <= rows[0]["right"] <= 1.0 and rows[0]["error"] > 0.0
+    monkeypatch.setattr(study, "measure_base", None)  # nothing is measured again
+    assert run(world, tmp_path, "base") == rows
+
+
+def test_a_picture_without_an_object_counts_fully(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = [PAIR, Scene("gold", (Shape("triangle", "navy", 0.5, 0.4, 0.3),))]
+    pictures = torch.stack([shown(PAIR), shown(Scene("gold", ()))])
+    monkeypatch.setattr(study, "draw_prompts", lambda *_: pictures)
+    row = study.measure_base(tiny_base(), scenes, GenerationConfig())
+    assert row["regions"] == 5 and row["without_object"] == row["missing_objects"] == 1
+    assert row["error"] == pytest.approx(2 * 50.0 / 5, abs=0.3) and row["right"] == pytest.approx(3 / 5)
+    assert row["worst"][0]["prompt"] == scenes[1].caption
+
+
+# ----------------------------------------------------------------------------
+# With control.
+
+
+def test_the_circles_are_those_of_the_graders_command(world: Path, tmp_path: Path) -> None:
+    """The same pictures, to the byte."""
+    data = world / "fill50k" / "testing"
+    files = ("--prompts", data / "prompt.json", "--sources", data / "source", "--output-dir", tmp_path / "out")
+    model = ("--checkpoint", world / "control", "--base", world / "base", "--device", "cpu", "--steps", 2)
+    assert exit_code(inference.main, inference.Config, *files, *model) == 0
+    tasks = real_tasks(world / "fill50k")
+    loaded = load_model(ModelConfig(world / "base", control=world / "control"))
+    pictures = draw_tasks(loaded, tasks, GenerationConfig(steps=2), show_progress=False)
+    for task, picture in zip(tasks, pictures, strict=True):
+        assert torch.equal(read_rgb(tmp_path / "out" / task.name), picture)
+
+
+def test_the_circles_study_measures_each_setting(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = run(world, tmp_path, "circles", "--fill50k", world / "fill50k")
+    assert [row["sampling"]["guidance_scale"] for row in rows] == [GenerationConfig().guidance_scale, 1.0]
+    assert len(rows[0]["lines"]) == 1 == rows[0]["pairs"] and "lines" not in rows[1]
+    assert rows[0]["evaluations"] == 1 and 0.0 <= rows[0]["iou"] <= 1.0
+    result = run(world, tmp_path, "autoencoder", "--fill50k", world / "fill50k")[0]
+    assert result["resized"]["iou"] > 0.97 and result["resized"]["circle_error"] < 0.5
+    assert 0.0 < result["psnr_worst"] <= result["psnr"] < 40.0  # an untrained autoencoder
+    assert "with --fill50k" in refused(capsys, main, study.Config, "circles", "--checkpoint", world / "base")
+    assert "--count must be at least 1" in refused(capsys, main, study.Config, "base", "--count", 0)
+
+
+def test_the_defaults_evaluate_25_times_at_most() -> None:
+    """Read again, since the sweeps are shortened here."""
+    source = Path(study.__file__).read_text()
+    assert '{"steps": 25}' in source and GenerationConfig().steps <= 25 and GenerationConfig().sampler != "heun"
+
+
+def test_several_circles_and_canvases_are_measured(world: Path, tmp_path: Path) -> None:
+    rows = run(world, tmp_path, "two_circles")
+    assert [(row["kind"], row["wording"]) for row in rows] == [("two", "each"), ("two_shared", "each")]
+    assert all(len(row["lines"][0]["iou_circles"]) == 2 and "failures" in row["lines"][0] for row in rows)
+    rows = run(world, tmp_path, "canvas")
+    assert [row["stride"] for row in rows] == [16, None] and all(0.0 <= row["iou"] <= 1.0 for row in rows)
+
+
+def test_a_right_canvas_would_be_measured_as_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_base()
+    task, hint = study.canvas_task(model, 0)
+    assert hint.shape == (3, 256, 256) and task.source.shape == task.target.shape == (3, 512, 512)
+    monkeypatch.setattr(study, "draw_canvas", lambda model, task, *_: task.target)
+    row = study.measure_canvas(model, None, 1, GenerationConfig())
+    assert row["iou"] > 0.97 and row["iou_each"] > 0.97 and row["circle_error"] == row["background_error"] == 0.0
+
+
+def paint(pictures: Tensor, masks: Sequence[Tensor], colour: str) -> Tensor:
+    for mask in masks:
+        pictures[0][:, mask] = torch.tensor(CSS_COLOURS[colour], dtype=torch.uint8)[:, None]
+    return pictures
+
+
+def test_failures_are_named() -> None:
+    task = layout_tasks("two", count=1)[0]
+    at = torch.arange(512.0) + 0.5
+    discs = [torch.hypot(at - c.x, at[:, None] - c.y) < c.radius for c in task.circles]
+    line = measure_tasks([task], task.target[None], 64)[0]
+    (left, right), ground = line["circle_asked"], line["background_nearest"]
+    assert failures(line) == []
+
+    def said(masks: Sequence[Tensor], colour: str) -> list[str]:
+        return failures(measure_tasks([task], paint(task.target[None].clone(), masks, colour), 64)[0])
+
+    assert said([discs[1]], ground) == ["circle 2 is missing"]
+    assert said(discs, ground) == ["no circle"]
+    assert said([discs[1]], left) in ([f"circle 2 is {left}, not {right}"], [f"circle 1 is {left}, not {right}"])
+    other = next(
+        name
+        for name in NAMES
+        if min(float(colour_difference(CSS_COLOURS[name], CSS_COLOURS[n])) for n in (left, right, ground)) > 25
+    )
+    assert said([~(discs[0] | discs[1])], other) == [f"the background is {other}, not {ground}"]
+    upper = discs[0] & (at[:, None] < task.circles[0].y)
+    assert said([upper], ground)[0].startswith("circle 1 is m")  # missing a half: misshapen or missing
