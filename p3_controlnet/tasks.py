@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,12 +19,11 @@ from common.data.layouts import (
     render_control,
     render_target,
 )
-from common.data.shapes import Scene, draw_circle
+from common.data.shapes import Scene
 from common.generate import GenerationConfig, Request
 from common.latent_diffusion import LatentDiffusion
 from common.metrics.circles import Circle
 from common.metrics.segmentation import SIZE
-from common.seeds import derive_seed
 from p3_controlnet.evaluate import measure, read_scene
 from p3_controlnet.inference import draw, image_seed, resize_hint
 
@@ -54,11 +52,6 @@ def read_task(pair: Pair) -> Task:
     """A pair on disk. Raises InputError as `p3_controlnet.evaluate.read_scene` does."""
     circles = tuple(read_scene(pair)[0])
     return Task(pair.target.name, pair.prompt, pair.read_source(), pair.read_target(), circles)
-
-
-def drawn_scenes(count: int, seed: int) -> list[Scene]:
-    """`count` scenes of one circle like fill50k's, for where its pairs are not at hand."""
-    return [draw_circle(np.random.default_rng(derive_seed(seed, k))) for k in range(count)]
 
 
 def layout_tasks(kind: LayoutKind, wording: Wording = "each", count: int = LAYOUT_COUNT) -> list[Task]:

@@ -33,14 +33,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few and small pictures."""
     layouts = figures.layout_tasks
     monkeypatch.setattr(figures, "layout_tasks", lambda kind, **_: layouts(kind, count=1))
-    for name, value in {"FIRST": 2, "WORST": 1, "BASE_ROWS": 2, "BASE_COLUMNS": 2, "SCALE_ROWS": 1}.items():
+    for name, value in {"WORST": 1, "BASE_ROWS": 2, "BASE_COLUMNS": 2, "SCALE_ROWS": 1}.items():
         monkeypatch.setattr(figures, name, value)
     monkeypatch.setattr(figures, "SCALES", (0.0, 1.0))
 
 
 def arguments(world: Path, out: Path, *flags: Any) -> tuple[Any, ...]:
     model = ("--checkpoint", world / "base", "--control", world / "control", "--device", "cpu")
-    return ("--output-dir", out, *model, "--steps", 1, "--chunk-size", 2, *flags)
+    return ("--output-dir", out, *model, "--steps", 1, "--chunk-size", 2, "--rows", 2, *flags)
 
 
 def test_every_figure_is_drawn(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,6 +131,53 @@ def test_quickstart_knows_its_jobs() -> None:
     assert "unknown job p9" in refusal(result.stderr)
 
 
+def test_quickstart_says_that_the_small_model_is_not_there(clone: Path) -> None:
+    """Before anything is installed; `clone` has the weights of Problem 1 alone."""
+    result = run_entry(clone / "scripts" / "quickstart.sh", "controlnet")
+    assert result.returncode == 2
+    assert (
+        refusal(result.stderr) == "checkpoints/ldm_shapes is not there: no weights of the small model are shipped yet"
+    )
+    assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "shipped", "programs"),
+    [
+        (
+            "controlnet",
+            True,
+            ["make_circles", "p3_controlnet.inference", "p3_controlnet.evaluate", "p3_controlnet.figures"],
+        ),
+        ("all", True, ["p1_diffusion.inference", "p1_diffusion.figures", "make_circles", "p3_controlnet.inference"]),
+        ("all", False, ["p1_diffusion.inference", "p1_diffusion.figures"]),
+        ("p1", True, ["p1_diffusion.inference", "p1_diffusion.figures"]),
+    ],
+)
+def test_quickstart_runs_each_jobs_programs(job: str, shipped: bool, programs: list[str], tmp_path: Path) -> None:
+    """In a checkout whose environment is a stand-in that notes what it is called for, and makes the files that entries look for."""
+    root, log = tmp_path / "clone", tmp_path / "log"
+    shutil.copytree(ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("hw2_1.sh", "hw2_3.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, root / name)
+    if shipped:
+        (root / "checkpoints" / "ldm_shapes").mkdir(parents=True)
+    (root / ".venv" / "bin").mkdir(parents=True)
+    shutil.copy(root / "requirements.txt", root / ".venv" / "installed")
+    python = root / ".venv" / "bin" / "python"
+    data = tmp_path / "out" / "controlnet_data"
+    made = f'mkdir -p "{tmp_path}/out/p1/svhn" "{data}/source" "{data}/target"; touch "{data}/prompt.json"'
+    python.write_text(f'#!/bin/sh\n{made}\necho "$@" >> "{log}"\n')
+    python.chmod(0o755)
+    result = run_entry(root / "scripts" / "quickstart.sh", job, tmp_path / "out", PYTHON="")
+    assert result.returncode == 0, result.stderr
+    called = log.read_text()
+    places = [called.find(program) for program in programs]
+    assert -1 not in places and places == sorted(places)
+    assert ("p3_controlnet" in called) == (shipped and job != "p1")
+    assert ("Problem 3 is left out" in result.stdout) == (job == "all" and not shipped)
+
+
 def test_the_programs_exit_code_is_the_entrys(clone: Path, tmp_path: Path) -> None:
     failing = tmp_path / "python"
     failing.write_text("#!/bin/sh\nexit 7\n")

@@ -70,9 +70,14 @@ def drawn_examples(
     return Examples(torch.stack(images), captions)
 
 
+def circle_scenes(count: int, seed: int) -> list[Scene]:
+    """`count` scenes of one circle like fill50k's; scene k depends on (seed, k) alone."""
+    return [draw_circle(np.random.default_rng(derive_seed(seed, k))) for k in range(count)]
+
+
 def drawn_circles(count: int, size: int, seed: int) -> Examples:
     """`count` pairs like fill50k's: one circle, its outline, fill50k's wording; pair k depends on (seed, k) alone."""
-    scenes = [draw_circle(np.random.default_rng(derive_seed(seed, k))) for k in range(count)]
+    scenes = circle_scenes(count, seed)
     images, hints = [], []
     for k in _counted(count):
         images.append(render(scenes[k], size))
