@@ -23,7 +23,8 @@ def labelled_grid(
 ) -> Tensor:
     """Lays out uint8 images [N, 3, H, W] row by row on white, uint8 [3, H', W'], with labels at the left and on top.
 
-    `scale` enlarges each image by repeating pixels. Raises ValueError if a list of labels does not fit the grid.
+    `scale` enlarges each image by repeating pixels. A row's label may have several lines. Raises ValueError if a list of labels
+    does not fit the grid.
     """
     rows = -(-len(images) // columns)
     if row_labels and len(row_labels) != rows or column_labels and len(column_labels) != columns:
@@ -33,7 +34,8 @@ def labelled_grid(
     font = ImageFont.load_default(TEXT_SIZE)
     line = TEXT_SIZE + 5
 
-    left = MARGIN + (max(int(font.getlength(label)) for label in row_labels) + MARGIN if row_labels else 0)
+    widths = [int(font.getlength(part)) for label in row_labels for part in label.split("\n")]
+    left = MARGIN + (max(widths) + MARGIN if widths else 0)
     top = MARGIN + (line if title else 0) + (line if column_labels else 0)
     canvas_width = left + columns * (width + GAP) - GAP + MARGIN
     if title:
@@ -45,7 +47,8 @@ def labelled_grid(
     for c, label in enumerate(column_labels):
         pen.text((left + c * (width + GAP) + width / 2, top - line), label, fill="black", font=font, anchor="ma")
     for r, label in enumerate(row_labels):
-        pen.text((left - MARGIN, top + r * (height + GAP) + height / 2), label, fill="black", font=font, anchor="rm")
+        at = (left - MARGIN, top + r * (height + GAP) + height / 2)
+        pen.text(at, label, fill="black", font=font, anchor="rm", align="right")
     for i, image in enumerate(images):
         r, c = divmod(i, columns)
         canvas.paste(

@@ -11,6 +11,7 @@
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -47,6 +48,7 @@ from p3_controlnet.tasks import (
 Figure = Literal["circles", "failures", "two_circles", "more_circles", "base", "control_scale", "canvas"]
 FIGURES: tuple[Figure, ...] = get_args(Figure)
 SHOWN = 128  # side of a picture in the figures
+WIDTH = 26  # letters in a line of a label
 FIRST, WORST = 10, 5
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 SCALE_ROWS, BASE_ROWS, BASE_COLUMNS = 4, 10, 4
@@ -150,7 +152,8 @@ def failures_figure(studio: Studio) -> Tensor:
     """The worst pictures, with what is wrong, and below them the best."""
     lines = measure_tasks(studio.tasks, studio.pictures, studio.config.resolution)
     order = sorted(range(len(lines)), key=lambda k: badness(lines[k]))
-    chosen = [*reversed(order[-WORST:]), *order[:WORST]]
+    shown = max(1, min(WORST, len(order) // 2))
+    chosen = [*reversed(order[-shown:]), *order[:shown]]
     labels = [f"{lines[k]['prompt']}: {verdict(lines[k])}" for k in chosen]
     return strips([studio.tasks[k] for k in chosen], studio.pictures[chosen], labels)
 
@@ -163,13 +166,13 @@ def two_circles(studio: Studio) -> Tensor:
     for tasks, pictures in zip(sets, drawn, strict=True):
         columns += [[task.target for task in tasks], list(pictures)]
     labels = ["control", "one colour", "result", "two colours", "result"]
-    return table(columns, labels, [task.prompt.replace(" next to ", " / ") for task in sets[1]])
+    return table(columns, labels, [task.prompt for task in sets[1]])
 
 
 def more_circles(studio: Studio) -> Tensor:
     """Three circles, two that touch, and one cut by the border."""
     tasks = [task for kind in ("three", "touching", "cut") for task in layout_tasks(kind, count=WORST)]
-    return strips(tasks, studio.draw(tasks), [task.prompt.replace(" next to ", " / ") for task in tasks])
+    return strips(tasks, studio.draw(tasks), [task.prompt for task in tasks])
 
 
 def base(studio: Studio) -> Tensor:
@@ -178,7 +181,7 @@ def base(studio: Studio) -> Tensor:
     pictures = draw_prompts(
         studio.model, [prompt for prompt in prompts for _ in range(BASE_COLUMNS)], studio.generation
     )
-    return labelled_grid(small(pictures), BASE_COLUMNS, row_labels=prompts)
+    return labelled_grid(small(pictures), BASE_COLUMNS, row_labels=wrapped(prompts))
 
 
 def control_scale(studio: Studio) -> Tensor:
@@ -224,7 +227,12 @@ def strips(tasks: Sequence[Task], pictures: Tensor, labels: Sequence[str]) -> Te
 def table(columns: Sequence[Sequence[Tensor]], column_labels: Sequence[str], row_labels: Sequence[str]) -> Tensor:
     """Columns of pictures uint8 [3, 512, 512] side by side, made small."""
     pictures = torch.stack([picture for row in zip(*columns, strict=True) for picture in row])
-    return labelled_grid(small(pictures), len(columns), row_labels=row_labels, column_labels=column_labels)
+    return labelled_grid(small(pictures), len(columns), row_labels=wrapped(row_labels), column_labels=column_labels)
+
+
+def wrapped(labels: Sequence[str]) -> list[str]:
+    """The labels in lines of a width that leaves room for pictures."""
+    return ["\n".join(textwrap.wrap(label, WIDTH)) for label in labels]
 
 
 def small(pictures: Tensor) -> Tensor:

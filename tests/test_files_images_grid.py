@@ -256,6 +256,13 @@ def test_a_title_wider_than_the_images_fits() -> None:
     assert int(grid[:, : TEXT_SIZE + 5].min()) < 128
 
 
+def test_a_label_of_two_lines_takes_the_width_of_the_longer() -> None:
+    one, two = (labelled_grid(colours(1), columns=1, row_labels=[label]) for label in ("longer", "short\nlonger"))
+    assert one.shape == two.shape and not torch.equal(one, two)
+    wide = labelled_grid(colours(1), columns=1, row_labels=["short longer"])
+    assert wide.shape[2] > one.shape[2]
+
+
 def test_labels_that_do_not_fit_the_grid_are_refused() -> None:
     with pytest.raises(ValueError, match="3 row and 0 column labels for a grid of 2x2"):
         labelled_grid(colours(4), columns=2, row_labels=["a", "b", "c"])
