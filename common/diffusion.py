@@ -174,12 +174,18 @@ def switched(inside: Predict, outside: Predict, interval: tuple[int, int]) -> Pr
 
 
 def denoiser(
-    predict: Predict, schedule: NoiseSchedule, parameterization: Parameterization, *, clip_x0: bool
+    predict: Predict,
+    schedule: NoiseSchedule,
+    parameterization: Parameterization,
+    *,
+    clip_x0: bool,
+    eps_of_clipped: bool = False,
 ) -> Denoise:
     """Turns a network's output into `(x0, eps)` for the samplers.
 
-    `clip_x0` clamps x0 to [-1, 1]: on for pixels, off for latents. It comes after guidance, and eps stays the network's own
-    (it is not recomputed from the clamped x0).
+    `clip_x0` clamps x0 to [-1, 1]: on for pixels, off for latents. It comes after guidance. eps stays the network's own, which
+    the homework's faces need, or with `eps_of_clipped` is what x_t holds beside the clamped x0 (as in the code of Dhariwal and
+    Nichol 2021, arXiv:2105.05233): under strong guidance, where much is clamped, DDIM loses the image otherwise.
     """
 
     def denoise(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
@@ -188,8 +194,12 @@ def denoiser(
             raise ValueError("eps prediction is undefined at a signal-to-noise ratio of 0: use v or x0 prediction")
         output = predict(x_t, t)
         x0 = predict_x0(parameterization, output, x_t, signal, noise)
-        eps = predict_eps(parameterization, output, x_t, signal, noise)
-        return (x0.clamp(-1.0, 1.0) if clip_x0 else x0), eps
+        if not clip_x0:
+            return x0, predict_eps(parameterization, output, x_t, signal, noise)
+        clamped = x0.clamp(-1.0, 1.0)
+        if eps_of_clipped:
+            return clamped, (x_t - signal * clamped) / noise
+        return clamped, predict_eps(parameterization, output, x_t, signal, noise)
 
     return denoise
 

@@ -188,7 +188,7 @@ def sample_digits(
         predict = guided(
             model, context, null, config.scale(), interval=config.guidance_interval, rescale=config.guidance_rescale
         )
-        denoise = denoiser(predict, schedule, model.config.parameterization, clip_x0=True)
+        denoise = denoiser(predict, schedule, model.config.parameterization, clip_x0=True, eps_of_clipped=True)
         x0 = sample(config.sampler, denoise, schedule, noise(), pairs, eta=config.eta, noise=noise, callback=callback)
         yield chunk[:real], to_uint8(x0[:real].cpu())
 

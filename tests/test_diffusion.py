@@ -295,7 +295,7 @@ def test_clipping_comes_after_guidance() -> None:
 
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
-def test_eps_is_not_recomputed_from_the_clipped_x0(parameterization: str) -> None:
+def test_eps_is_recomputed_from_the_clipped_x0_on_request_alone(parameterization: str) -> None:
     x0, eps = torch.tensor([[0.5, 3.0, -2.0]], dtype=torch.float64), normal(1, 3)
     signal, noise = SCHEDULE.rates(500)
     x_t, output = signal * x0 + noise * eps, output_target(parameterization, x0, eps, signal, noise)
@@ -306,6 +306,9 @@ def test_eps_is_not_recomputed_from_the_clipped_x0(parameterization: str) -> Non
     torch.testing.assert_close(clipped[0], torch.tensor([[0.5, 1.0, -1.0]], dtype=torch.float64))
     torch.testing.assert_close(free[1], eps)
     assert torch.equal(clipped[1], free[1])
+    consistent = denoiser(lambda x, t: output, SCHEDULE, parameterization, clip_x0=True, eps_of_clipped=True)(x_t, 500)
+    assert torch.equal(consistent[0], clipped[0])
+    torch.testing.assert_close(signal * consistent[0] + noise * consistent[1], x_t)
 
 
 def test_eps_prediction_is_refused_at_snr_zero() -> None:

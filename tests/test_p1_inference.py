@@ -121,10 +121,11 @@ def test_a_guided_pair_is_one_network_call(network: ContextUNet, sampler: str, s
     batches = []
     hook = network.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     try:
-        draw(network, [("svhn", 3, 1)], SamplingConfig(sampler=sampler, steps=steps, chunk_size=2))
+        always = SamplingConfig(sampler=sampler, steps=steps, chunk_size=2, guidance_interval=(0, 999))
+        draw(network, [("svhn", 3, 1)], always)
         assert batches == [4] * calls  # both halves of a padded chunk of 2
         batches.clear()
-        draw(network, [("svhn", 3, 1)], SamplingConfig(sampler=sampler, steps=steps, chunk_size=2, guide_w=0.0))
+        draw(network, [("svhn", 3, 1)], dataclasses.replace(always, guide_w=0.0))
         assert batches == [2] * calls
     finally:
         hook.remove()
@@ -163,7 +164,7 @@ def test_guide_w_and_guidance_scale_are_the_same_guidance(network: ContextUNet) 
 
 def test_guidance_acts_inside_its_interval_alone(network: ContextUNet) -> None:
     jobs = [("svhn", 3, 1)]
-    strong = dataclasses.replace(QUICK, steps=4, chunk_size=1, guide_w=5.0)
+    strong = dataclasses.replace(QUICK, steps=4, chunk_size=1, guide_w=5.0, guidance_interval=(0, 999))
     nowhere = dataclasses.replace(strong, guidance_interval=(0, 10))  # below the last t, 249
     everywhere = dataclasses.replace(strong, guidance_interval=(249, 999))
     assert torch.equal(draw(network, jobs, nowhere), draw(network, jobs, dataclasses.replace(strong, guide_w=0.0)))
