@@ -32,7 +32,7 @@ from p1_diffusion.model import ContextUNet
 ALWAYS = (0, 999)
 GUIDANCE_SWEEP = (
     *((w, ALWAYS) for w in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)),
-    *((w, SamplingConfig().guidance_interval) for w in (2.0, 4.0, 5.0, DEFAULT_GUIDE_W, 8.0)),
+    *((w, SamplingConfig().guidance_interval) for w in (4.0, DEFAULT_GUIDE_W, 8.0)),
 )
 # (sampler, steps, images for each class); Heun's steps are (evaluations + 1) / 2.
 SAMPLER_TABLE = (
