@@ -1,7 +1,7 @@
 """Tables that take long to measure: finished rows are kept in their file, and a second call goes on with the missing ones."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ WEIGHTS = "weights"
 def measured_rows(
     path: Path,
     command: str,
-    plan: Iterable[tuple[Mapping[str, Any], Callable[[], Mapping[str, Any]]]],
+    plan: Sequence[tuple[Mapping[str, Any], Callable[[], Mapping[str, Any]]]],
     shown: tuple[str, ...] = (),
 ) -> list[Row]:
     """The rows of the study's file at `path`, after those of the plan that it lacks were measured and saved one by one.
@@ -24,7 +24,7 @@ def measured_rows(
     which makes it, and `rows`; the entries `shown` of each new row are printed.
     """
     rows: list[Row] = read_json(path)["rows"] if path.exists() else []
-    for key, measure in plan:
+    for number, (key, measure) in enumerate(plan, 1):
         key = json.loads(json.dumps(key))  # tuples become lists, as in the rows read back
         if any(_agrees(row, key) for row in rows):
             continue
@@ -32,7 +32,7 @@ def measured_rows(
         settings = {name: value for name, value in key.items() if name != WEIGHTS}
         rows = [other for other in rows if not _agrees(other, settings)] + [row]
         write_json(path, {"command": command, "rows": rows})
-        print(", ".join(f"{name} {_short(row[name])}" for name in shown), flush=True)
+        print(f"{number} of {len(plan)}:", ", ".join(f"{name} {_short(row[name])}" for name in shown), flush=True)
     return rows
 
 

@@ -9,7 +9,7 @@ from common.generate import GenerationConfig
 from common.report import load, table
 
 FIGURES = "results/figures/p3_controlnet"
-SHIPPED = "checkpoints/ldm_shapes"
+SHIPPED, SHIPPED_CONTROL = "checkpoints/ldm_shapes", "checkpoints/controlnet_circles"
 STUDY = "`bash scripts/study_controlnet.sh`"
 COLUMNS = [
     "IoU of the circle",
@@ -96,7 +96,7 @@ def base_demands(results: Path) -> list[Demand]:
     if row := default_row(load(results, "p3_controlnet_base")):
         demands.append(Demand("mean colour error (CIEDE2000) of 200 prompts", row["error"], 6.0, False, _number))
         demands.append(Demand("named CSS colour is the nearest", row["right"], 0.6, True, _share))
-    if found := load(results, "p3_controlnet_autoencoder"):
+    if found := _shipped_autoencoder(results):
         demands.append(Demand("PSNR of the autoencoder on real pictures", found["psnr"], 32.0, True, _decibel))
     return demands
 
@@ -199,7 +199,7 @@ def _base(results: Path) -> str:
 
 
 def _autoencoder(results: Path) -> str:
-    found = load(results, "p3_controlnet_autoencoder")
+    found = _shipped_autoencoder(results)
     if not found:
         return ""
     resized, again = found["resized"], found["reconstructed"]
@@ -209,6 +209,11 @@ def _autoencoder(results: Path) -> str:
         f"{again['iou']:.3f} and colour errors of {again['circle_error']:.1f} and {again['background_error']:.1f}, which bounds what "
         f"the model can reach; without the autoencoder, resizing alone gives {resized['iou']:.3f}."
     )
+
+
+def _shipped_autoencoder(results: Path) -> dict[str, Any] | None:
+    found = load(results, "p3_controlnet_autoencoder")
+    return found if found and found["model"] == SHIPPED else None
 
 
 def _other_models(found: Any) -> str:
@@ -367,8 +372,9 @@ def _speed_table(part: dict[str, Any], name: str) -> str:
 
 
 def shipped_rows(found: Any) -> list[dict[str, Any]]:
-    """The rows of the shipped model in a study's file (None: none), in the order of the study."""
-    return [row for row in found["rows"] if row["model"] == SHIPPED] if found else []
+    """The rows of the shipped model and control in a study's file (None: none), in the order of the study."""
+    rows = found["rows"] if found else []
+    return [row for row in rows if row["model"] == SHIPPED and row.get("control", SHIPPED_CONTROL) == SHIPPED_CONTROL]
 
 
 def default_row(found: Any) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 
 from common import cli
 from common.base_models import load_base
@@ -132,12 +132,12 @@ def base_study(config: Config, model: LatentDiffusion, default: GenerationConfig
     scenes = prompt_scenes(config.count or PROMPT_COUNT)
     plan = [
         (
-            _key(config, [model.unet, model.autoencoder], generation) | {"prompts": len(scenes)},
+            _key(config, model, generation) | {"prompts": len(scenes)},
             functools.partial(measure_base, model, scenes, generation),
         )
         for generation in _varied(default, BASE_SWEEP)
     ]
-    measured_rows(*_file(config), plan, ("sampling", "error", "right", "without_object", "seconds"))
+    measured_rows(*_file(config), plan, ("error", "right", "without_object", "seconds"))
 
 
 def circles_study(config: Config, model: LatentDiffusion, default: GenerationConfig) -> None:
@@ -150,7 +150,7 @@ def circles_study(config: Config, model: LatentDiffusion, default: GenerationCon
         )
         for generation in _varied(default, CIRCLES_SWEEP)
     ]
-    measured_rows(*_file(config), plan, ("sampling", "iou", "circle_error", "background_error", "seconds"))
+    measured_rows(*_file(config), plan, ("iou", "circle_error", "background_error", "seconds"))
 
 
 def two_circles_study(config: Config, model: LatentDiffusion, default: GenerationConfig) -> None:
@@ -376,14 +376,12 @@ def _varied(default: GenerationConfig, changes: Sequence[dict[str, Any]]) -> lis
     return list(dict.fromkeys(dataclasses.replace(default, **change) for change in changes))
 
 
-def _key(
-    config: Config, networks: LatentDiffusion | Sequence[nn.Module], generation: GenerationConfig
-) -> dict[str, Any]:
+def _key(config: Config, model: LatentDiffusion, generation: GenerationConfig) -> dict[str, Any]:
     """Which model a row is of, and how its pictures were drawn."""
-    module = networks if isinstance(networks, nn.Module) else nn.ModuleList(networks)
     sampling = dataclasses.asdict(generation)
     del sampling["chunk_size"]  # changes no picture by more than one grey level
-    return {"model": shown(config.checkpoint), "weights": state_hash(module), "sampling": sampling}
+    control = {"control": shown(config.control)} if model.controlnet is not None else {}
+    return {"model": shown(config.checkpoint), **control, "weights": state_hash(model), "sampling": sampling}
 
 
 def _file(config: Config) -> tuple[Path, str]:

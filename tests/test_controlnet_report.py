@@ -49,16 +49,17 @@ def results(tmp_path: Path) -> Path:
             row(sampling=weak, **MEASURES, evaluations=20, pairs=100),
         ],
     )
+    other = {**layout_row("two_shared", (["no circle"],), iou=0.1), "control": "runs/other"}
     two = layout_row("two", ([], ["circle 2 is missing"]), circle_error=9.0, iou=0.89)
     write(
         "two_circles",
-        [two, layout_row("two_shared", ([], [])), layout_row("two", ([],), sampling={"seed": 1}, iou=0.5)],
+        [other, two, layout_row("two_shared", ([], [])), layout_row("two", ([],), sampling={"seed": 1}, iou=0.5)],
     )
     write(
         "canvas", [row(stride=8, iou_each=0.9, **MEASURES), row(stride=None, iou_each=0.5, **(MEASURES | {"iou": 0.5}))]
     )
     means = {"resized": MEASURES, "reconstructed": MEASURES}
-    psnr = {"pairs": 100, "side": 64, "psnr": 31.0, "psnr_worst": 28.0}
+    psnr = {"model": report.SHIPPED, "pairs": 100, "side": 64, "psnr": 31.0, "psnr_worst": 28.0}
     write_json(tmp_path / "p3_controlnet_autoencoder.json", {"command": "", **psnr, **means})
     speeds = [("diffusers", 1.0, 1.0), ("this project", 1.5, 0.9), ("channels last", 1.4, 0.9)]
     rows = [

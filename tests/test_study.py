@@ -23,7 +23,7 @@ def test_finished_rows_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
     with pytest.raises(KeyboardInterrupt):
         run(1, 2, 3, fail_at=3)
-    assert capsys.readouterr().out == "value [1], square 1\nvalue [2], square 4\n"
+    assert capsys.readouterr().out == "1 of 3: value [1], square 1\n2 of 3: value [2], square 4\n"
     rows = run(1, 2, 3)
     assert measured == [1, 2, 3] and [row["square"] for row in rows] == [1.0, 4.0, 9.0]
     assert read_json(tmp_path / "table.json") == {"command": "make it", "rows": rows}
