@@ -1,0 +1,148 @@
+"""Photos of concepts: read from a folder, and drawn ones that have no name in the small model's vocabulary.
+
+A concept's folder holds a few photos of it and nothing else, as in the homework's `textual_inversion/{0,1,cat}/*.jpg`. The drawn
+concepts are colours that are far from every CSS colour, a shape in such a colour, and a shape that `common.data.shapes` has not.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from common.colour import CSS_COLOURS, NAMES, colour_difference
+from common.data.shapes import Shape, render_mask
+from common.errors import InputError
+from common.images import image_files
+from common.seeds import derive_seed
+
+UNNAMED = 15.0
+"""How far, in CIEDE2000, a colour is from every CSS colour if it counts as having no name."""
+WINE, MAUVE, SLATE = (60, 0, 24), (120, 84, 108), (24, 84, 120)
+HOLE = 0.55
+"""Radius of a ring's hole, as a part of the ring's."""
+CONTRAST = 25.0
+PHOTOS, SIDE, FINER = 5, 128, 4
+Rgb = tuple[int, int, int]
+
+
+# ----------------------------------------------------------------------------
+# Reading.
+
+
+def read_photos(folder: Path) -> list[Tensor]:
+    """The photos of a concept, uint8 [3, H, W] in the order of their names, turned upright as their EXIF entry says.
+
+    Raises InputError if there is none, or one that cannot be read.
+    """
+    files = image_files(folder)
+    if not files:
+        raise InputError(f"the concept folder {folder} holds no photo: .jpg or .png files are expected")
+    return [_read_upright(file) for file in files]
+
+
+def _read_upright(path: Path) -> Tensor:
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"the photo {path} is not a readable image ({reason})") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+# ----------------------------------------------------------------------------
+# Drawing.
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnConcept:
+    """A concept whose photos are drawn, and what is known about it."""
+
+    draw: Callable[[Generator, int], Tensor]
+    """(random, side) -> a photo, uint8 [3, side, side]."""
+    phrase: str
+    """What a photo shows, in words; {} stands for the concept."""
+    word: str
+    """A known word that comes near."""
+    colour: Rgb | None = None
+    """Its colour, if that is a part of it."""
+
+
+def draw_photo(name: str, index: int, seed: int = 0, side: int = SIDE) -> Tensor:
+    """Photo `index` of a drawn concept, uint8 [3, side, side], antialiased; it depends on the arguments alone."""
+    random = np.random.default_rng(derive_seed(seed, sorted(DRAWN).index(name), index))
+    return DRAWN[name].draw(random, side)
+
+
+def distance_to_names(colour: Rgb) -> float:
+    """CIEDE2000 from a colour to the nearest CSS colour."""
+    return float(colour_difference(np.array(colour)[None], np.array(list(CSS_COLOURS.values()))).min())
+
+
+def _circle_of(colour: Rgb) -> Callable[[Generator, int], Tensor]:
+    def draw(random: Generator, side: int) -> Tensor:
+        return _paint(_mask(_place(random, "circle"), side), colour, _named_colour(random, colour))
+
+    return draw
+
+
+def _background_of(colour: Rgb) -> Callable[[Generator, int], Tensor]:
+    def draw(random: Generator, side: int) -> Tensor:
+        return _paint(_mask(_place(random, "circle"), side), _named_colour(random, colour), colour)
+
+    return draw
+
+
+def _star_of(colour: Rgb) -> Callable[[Generator, int], Tensor]:
+    def draw(random: Generator, side: int) -> Tensor:
+        return _paint(_mask(_place(random, "star"), side), colour, _named_colour(random, colour))
+
+    return draw
+
+
+def _ring(random: Generator, side: int) -> Tensor:
+    """A circle with a hole, in any named colour."""
+    disc = _place(random, "circle")
+    ring = _mask(disc, side) - _mask(dataclasses.replace(disc, radius=HOLE * disc.radius), side)
+    colour = _named_colour(random)
+    return _paint(ring, colour, _named_colour(random, colour))
+
+
+def _place(random: Generator, kind: str) -> Shape:
+    """A whole shape, anywhere and of any size. Its colour says nothing here."""
+    radius = random.uniform(0.18, 0.36)
+    x, y = random.uniform(radius + 0.03, 1.0 - radius - 0.03, size=2).tolist()
+    return Shape(kind, "", x, y, float(radius), float(random.uniform(-0.4, 0.4)))
+
+
+def _named_colour(random: Generator, other: Rgb | None = None) -> Rgb:
+    """A CSS colour that stands out from the other."""
+    while True:
+        colour = CSS_COLOURS[NAMES[random.integers(len(NAMES))]]
+        if other is None or colour_difference(colour, other) >= CONTRAST:
+            return colour
+
+
+def _mask(shape: Shape, side: int) -> Tensor:
+    """How much of each pixel a shape covers, [side, side] in [0, 1]."""
+    return render_mask(shape, FINER * side).float().view(side, FINER, side, FINER).mean((1, 3))
+
+
+def _paint(mask: Tensor, colour: Rgb, background: Rgb) -> Tensor:
+    """uint8 [3, side, side]."""
+    inside, outside = (torch.tensor(rgb, dtype=torch.float32).view(3, 1, 1) for rgb in (colour, background))
+    return (mask * inside + (1.0 - mask) * outside).round().to(torch.uint8)
+
+
+DRAWN: dict[str, DrawnConcept] = {
+    "wine": DrawnConcept(_circle_of(WINE), "{} circle", "maroon", WINE),
+    "mauve": DrawnConcept(_background_of(MAUVE), "circle with {} background", "gray", MAUVE),
+    "slate_star": DrawnConcept(_star_of(SLATE), "{}", "star", SLATE),
+    "ring": DrawnConcept(_ring, "{}", "circle"),
+}
+"""A colour (of circles), a second one (of backgrounds), a shape and colour pair, and a ring of any colour."""

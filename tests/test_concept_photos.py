@@ -1,0 +1,102 @@
+"""Photos of concepts: the drawn ones have no name, and real ones are read upright."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import contents, exit_code, refused
+
+from common.colour import colour_difference
+from common.data.concepts import DRAWN, UNNAMED, distance_to_names, draw_photo, read_photos
+from common.errors import InputError
+from common.files import ROOT
+from common.metrics.segmentation import inner_region, median_colour, object_mask
+
+
+@pytest.fixture(scope="module")
+def make_concepts() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_concepts", ROOT / "scripts" / "make_concepts.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", [name for name, concept in DRAWN.items() if concept.colour])
+def test_the_colours_have_no_name(name: str) -> None:
+    assert distance_to_names(DRAWN[name].colour) >= UNNAMED
+
+
+def test_the_distance_is_that_of_the_nearest_name() -> None:
+    assert distance_to_names((255, 0, 1)) == pytest.approx(float(colour_difference((255, 0, 1), (255, 0, 0))))
+
+
+def test_unnamed_colours_differ_from_each_other() -> None:
+    colours = [concept.colour for concept in DRAWN.values() if concept.colour]
+    assert min(colour_difference(a, b) for i, a in enumerate(colours) for b in colours[:i]) >= UNNAMED
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_photo_shows_its_concept(name: str) -> None:
+    """The colour is measured where the concept has it; stars are spiky, rings have a hole, the others are filled discs."""
+    photos = torch.stack([draw_photo(name, index) for index in range(5)])
+    assert photos.dtype == torch.uint8 and photos.shape == (5, 3, 128, 128)
+    places = set()
+    for photo in photos:
+        mask = object_mask(photo)
+        large = torch.nn.functional.interpolate(photo[None], mask.shape)[0]
+        if colour := DRAWN[name].colour:
+            region = ~mask if name == "mauve" else mask
+            assert colour_difference(median_colour(large, inner_region(region, 128)), colour) < 0.5
+        rows, columns = (np.flatnonzero(mask.any(axis).numpy()) for axis in (1, 0))
+        box = (int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1]))
+        filled = mask.sum().item() / ((box[1] - box[0] + 1) * (box[3] - box[2] + 1))
+        assert (filled > 0.7) == (name in ("wine", "mauve"))
+        centre_row, centre_column = (box[0] + box[1]) // 2, (box[2] + box[3]) // 2
+        assert mask[centre_row, centre_column] == (name != "ring")
+        places.add(box)
+    assert len(places) == 5
+
+
+def test_photos_depend_on_the_seed_and_their_number_alone() -> None:
+    assert torch.equal(draw_photo("ring", 3, seed=1), draw_photo("ring", 3, seed=1))
+    assert not torch.equal(draw_photo("ring", 3, seed=1), draw_photo("ring", 3, seed=2))
+    assert not torch.equal(draw_photo("ring", 3), draw_photo("ring", 2))
+
+
+def test_the_script_writes_the_homeworks_layout(make_concepts: ModuleType, tmp_path: Path, capsys) -> None:
+    main, config = make_concepts.main, make_concepts.Config
+    for folder in ("a", "b"):
+        assert exit_code(main, config, "--output-dir", tmp_path / folder, "--count", 2, "--side", 32) == 0
+    files = contents(tmp_path / "a")
+    assert sorted(files) == sorted(f"{name}/{index:02d}.png" for name in DRAWN for index in range(2))
+    assert contents(tmp_path / "b") == files
+    assert torch.equal(read_photos(tmp_path / "a" / "wine")[1], draw_photo("wine", 1, side=32))
+    capsys.readouterr()
+    for flags in (["--count", 0], ["--side", 4]):
+        assert "must be at least" in refused(capsys, main, config, "--output-dir", tmp_path / "c", *flags)
+    assert "a seed must lie" in refused(capsys, main, config, "--output-dir", tmp_path / "c", "--seed", -1)
+    assert not (tmp_path / "c").exists()
+
+
+def test_photos_are_turned_upright(tmp_path: Path) -> None:
+    """EXIF orientation 6: the camera was turned, so what the file has on the left belongs on top."""
+    pixels = np.zeros((4, 6, 3), dtype=np.uint8)
+    pixels[:, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    (photo,) = read_photos(tmp_path)
+    assert photo.shape == (3, 6, 4)
+    assert (photo[:, 0] == 255).all() and (photo[:, 1:] == 0).all()
+
+
+def test_folders_that_are_no_concepts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no photo"):
+        read_photos(tmp_path)
+    (tmp_path / "a.jpg").write_text("hello")
+    with pytest.raises(InputError, match=r"the photo .*a.jpg is not a readable image \(not an image\)"):
+        read_photos(tmp_path)
