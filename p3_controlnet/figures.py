@@ -31,9 +31,10 @@ from common.grid import labelled_grid
 from common.images import write_png
 from common.latent_diffusion import LatentDiffusion
 from common.metrics.segmentation import NO_OBJECT_ERROR
+from common.pictures import enlarge
 from common.small_diffusion import SIDE
 from p3_controlnet.evaluate import read_output
-from p3_controlnet.inference import ModelConfig, enlarge, load_model, resize_hint
+from p3_controlnet.inference import ModelConfig, load_model, resize_hint
 from p3_controlnet.study import canvas_task, draw_canvas, draw_prompts, failures, prompt_scenes
 from p3_controlnet.tasks import (
     Task,

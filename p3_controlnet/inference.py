@@ -8,11 +8,8 @@ the small model. Finished pictures of the same settings are kept, so an interrup
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,22 +20,20 @@ from torch.nn import functional as F
 
 from common import cli
 from common.base_models import holds_base, kind_of, load_base
-from common.checkpoint import state_hash
-from common.data.fill50k import SIZE, Pair, read_prompts
+from common.data.fill50k import SIZE, read_prompts
 from common.devices import DeviceName, pick_device
-from common.diffusion import Network
 from common.errors import InputError
-from common.files import ROOT, make_folder
-from common.generate import GenerationConfig, Request, check_generation, generate, residual_scales
-from common.images import read_note, read_rgb, to_uint8, write_png
+from common.files import ROOT
+from common.generate import GenerationConfig, Request, check_generation, residual_scales
+from common.images import read_rgb
 from common.latent_diffusion import LatentDiffusion
+from common.pictures import Picture, draw_missing
 from common.seeds import derive_seed
 from p3_controlnet.formats import is_small, load_controlnet
 from p3_controlnet.patches import patched
 
 SHIPPED_BASE, SHIPPED_CONTROL = ROOT / "checkpoints" / "ldm_shapes", ROOT / "checkpoints" / "controlnet_circles"
 SD_CONTROL = ROOT / "checkpoints" / "controlnet_sd14"
-NOTE = "made with"  # the PNG's text entry by which a finished picture is recognised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +70,6 @@ class Config:
 
 def main(config: Config) -> None:
     """Writes the pictures, each process its share of the chunks."""
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     check_generation(config.generation)
     device = pick_device(config.model.device)
     pairs = read_prompts(config.prompts, config.sources, config.output_dir, targets_exist=False)
@@ -86,48 +80,24 @@ def main(config: Config) -> None:
     network = None
     if config.patch_stride is not None:
         network = patched(model.apply_model, model.latent_side, config.patch_stride, model.downscale)
-    for pair in pairs:
-        make_folder(pair.target.parent)
-
-    # What is there already, made with the same settings, is kept. Which process draws a picture depends on no file.
-    made_with = describe(model, config)
-    jobs, notes = [], []
-    for pair, hint in list(zip(pairs, hints, strict=True))[rank::processes]:
-        note = fingerprint(made_with, pair, hint)
-        if read_note(pair.target, NOTE) != note:
-            seed = image_seed(pair.target.relative_to(config.output_dir).as_posix(), config.generation.seed)
-            jobs.append(Request(pair.prompt, seed, resize_hint(hint, side)))
-            notes.append((pair.target, note))
-    if kept := len(pairs[rank::processes]) - len(jobs):
-        print(f"{kept} of {len(pairs)} pictures are there already")
-
-    chunks = draw(model, jobs, config.generation, config.size, side=side, network=network, show_progress=rank == 0)
-    for indices, pictures in chunks:
-        for i, picture in zip(indices, pictures, strict=True):
-            target, note = notes[i]
-            write_png(target, picture, note=(NOTE, note))
-    if rank == 0:
+    pictures = [
+        Picture(
+            pair.target,
+            Request(
+                pair.prompt,
+                image_seed(pair.target.relative_to(config.output_dir).as_posix(), config.generation.seed),
+                resize_hint(hint, side),
+            ),
+        )
+        for pair, hint in zip(pairs, hints, strict=True)
+    ]
+    settings = {"patch_stride": config.patch_stride}
+    latent_side = side // model.downscale
+    draw_missing(
+        model, pictures, config.generation, config.size, settings=settings, latent_side=latent_side, network=network
+    )
+    if int(os.environ.get("RANK", 0)) == 0:
         print(f"{len(pairs)} pictures in {config.output_dir}")
-
-
-def draw(
-    model: LatentDiffusion,
-    jobs: Sequence[Request],
-    generation: GenerationConfig,
-    size: int = SIZE,
-    *,
-    side: int | None = None,
-    network: Network | None = None,
-    show_progress: bool = True,
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Yields (indices of jobs, pictures uint8 [n, 3, size, size]) chunk by chunk.
-
-    `side` is that of the canvas on which the model draws, and of the jobs' hints (default: its own); see `generate`.
-    """
-    latent_side = (side or model.side) // model.downscale
-    chunks = generate(model, jobs, generation, latent_side, network=network, show_progress=show_progress)
-    for indices, pictures in chunks:
-        yield indices, torch.stack([enlarge(to_uint8(picture), size) for picture in pictures])
 
 
 # ----------------------------------------------------------------------------
@@ -215,31 +185,9 @@ def resize_hint(hint: Tensor, side: int) -> Tensor:
     return F.interpolate(hint[None].float(), (side, side), **mode)[0].round().to(torch.uint8)
 
 
-def enlarge(image: Tensor, size: int) -> Tensor:
-    """uint8 [3, S, S] at the side that is asked for, bicubic."""
-    if image.shape[-1] == size:
-        return image
-    scaled = F.interpolate(image[None].float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
-    return scaled[0].round().clamp(0, 255).to(torch.uint8)
-
-
 def image_seed(name: str, seed: int) -> int:
     """The seed of one picture, from the run's seed and the picture's own name, with or without fill50k's folder."""
     return derive_seed(seed, zlib.crc32(name.removeprefix("target/").encode()))
-
-
-def describe(model: LatentDiffusion, config: Config) -> str:
-    """All that pictures depend on, but for their own prompt and control image."""
-    networks = torch.nn.ModuleList([model.unet, model.controlnet, model.autoencoder, model.text_encoder])
-    settings = dataclasses.asdict(config.generation) | {"size": config.size, "patch_stride": config.patch_stride}
-    return json.dumps({"networks": state_hash(networks), **settings})
-
-
-def fingerprint(made_with: str, pair: Pair, hint: Tensor) -> str:
-    """What a picture is recognised by when the program runs again."""
-    digest = hashlib.blake2b(json.dumps([made_with, pair.prompt]).encode(), digest_size=16)
-    digest.update(hint.numpy().tobytes())
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

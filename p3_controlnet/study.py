@@ -44,13 +44,14 @@ from common.generate import GenerationConfig, Request, check_generation
 from common.images import to_model_range, to_uint8
 from common.latent_diffusion import LatentDiffusion
 from common.metrics.segmentation import SIZE, inner_region, judge_colour, median_colour, segment, separate
+from common.pictures import draw, enlarge
 from common.samplers import count_evaluations
 from common.schedule import SPACINGS
 from common.seeds import derive_seed, derive_seeds
 from common.small_diffusion import psnr
 from common.study import measured_rows
 from p3_controlnet.evaluate import assign_colours, means
-from p3_controlnet.inference import SHIPPED_BASE, SHIPPED_CONTROL, ModelConfig, draw, enlarge, load_model, resize_hint
+from p3_controlnet.inference import SHIPPED_BASE, SHIPPED_CONTROL, ModelConfig, load_model, resize_hint
 from p3_controlnet.patches import patched
 from p3_controlnet.tasks import Task, draw_tasks, layout_tasks, measure_tasks, real_tasks, true_circles
 
@@ -249,7 +250,7 @@ def draw_prompts(model: LatentDiffusion, prompts: Sequence[str], generation: Gen
     """Pictures uint8 [N, 3, 512, 512] of prompts, without control; picture k from the seed (run's seed, k)."""
     seeds = derive_seeds(generation.seed, count=len(prompts))
     jobs = [Request(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-    return torch.cat([pictures for _, pictures in draw(model, jobs, generation)])
+    return torch.cat([pictures for _, pictures in draw(model, jobs, generation, SIZE)])
 
 
 def measure_colours(picture: Tensor, scene: Scene, resolution: int) -> dict[str, Any]:
@@ -350,7 +351,15 @@ def draw_canvas(
     network = patched(model.apply_model, model.latent_side, stride, model.downscale) if stride else None
     job = Request(task.prompt, derive_seed(generation.seed, 0), hint)
     generation = dataclasses.replace(generation, chunk_size=1)
-    chunks = draw(model, [job], generation, size, side=hint.shape[-1], network=network, show_progress=False)
+    chunks = draw(
+        model,
+        [job],
+        generation,
+        size,
+        latent_side=hint.shape[-1] // model.downscale,
+        network=network,
+        show_progress=False,
+    )
     return next(chunks)[1][0]
 
 

@@ -24,8 +24,9 @@ from common.generate import GenerationConfig, Request
 from common.latent_diffusion import LatentDiffusion
 from common.metrics.circles import Circle
 from common.metrics.segmentation import SIZE
+from common.pictures import draw
 from p3_controlnet.evaluate import measure, read_scene
-from p3_controlnet.inference import draw, image_seed, resize_hint
+from p3_controlnet.inference import image_seed, resize_hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def draw_tasks(
         Request(task.prompt, image_seed(task.name, generation.seed), resize_hint(task.source, model.side))
         for task in tasks
     ]
-    return torch.cat([pictures for _, pictures in draw(model, jobs, generation, show_progress=show_progress)])
+    return torch.cat([pictures for _, pictures in draw(model, jobs, generation, SIZE, show_progress=show_progress)])
 
 
 def measure_tasks(tasks: Sequence[Task], pictures: Tensor, resolution: int) -> list[dict[str, Any]]:

@@ -16,9 +16,10 @@ from common.data.shapes import Scene, Shape, render
 from common.files import read_json
 from common.generate import GenerationConfig
 from common.images import read_rgb
+from common.pictures import enlarge
 from common.small_diffusion import save_model
 from p3_controlnet import inference, study
-from p3_controlnet.inference import ModelConfig, enlarge, load_model
+from p3_controlnet.inference import ModelConfig, load_model
 from p3_controlnet.study import failures, main, measure_colours, prompt_scenes
 from p3_controlnet.tasks import draw_tasks, layout_tasks, measure_tasks, real_tasks
 
