@@ -46,6 +46,23 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise InputError(f"{path} is not a complete safetensors file ({error})") from None
 
 
+def cached_tensors(
+    path: Path, made_from: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The tensors in the file `path`, which is made where it is missing. Raises InputError if it was made from something else."""
+    if path.is_file():
+        tensors, before = load_tensors(path)
+        if before != made_from:
+            raise InputError(
+                f"{path} was made from other data or by another model: choose another run folder, or delete the file"
+            )
+        return tensors
+    make_folder(path.parent)
+    tensors = dict(make())
+    save_tensors(path, tensors, made_from)
+    return tensors
+
+
 def tensor_names(path: Path) -> list[str]:
     """The names of the tensors in a safetensors file, whose values are not read. Raises InputError as `load_tensors` does."""
     if not Path(path).is_file():

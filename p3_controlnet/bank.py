@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.checkpoint import load_tensors, save_tensors
+from common.checkpoint import cached_tensors
 from common.data.examples import Examples
-from common.errors import InputError
-from common.files import make_folder
 from common.images import to_model_range
 from common.latent_diffusion import LatentDiffusion
 from common.training import Batch
@@ -49,19 +47,13 @@ class Bank:
     @classmethod
     def cached(cls, path: Path, made_from: Mapping[str, Any], make: Callable[[], "Bank"]) -> "Bank":
         """The bank in the file `path`, which is made where it is missing. Raises InputError if it was made from something else."""
-        if path.is_file():
-            tensors, before = load_tensors(path)
-            if before != made_from:
-                raise InputError(
-                    f"{path} holds latents and text features of other pictures or of another model: choose another run folder, "
-                    "or delete the file"
-                )
-            return cls(**tensors)
-        make_folder(path.parent)
-        bank = make()
-        tensors = {field.name: getattr(bank, field.name) for field in dataclasses.fields(bank)}
-        save_tensors(path, {name: value for name, value in tensors.items() if value is not None}, made_from)
-        return bank
+
+        def tensors() -> dict[str, Tensor]:
+            bank = make()
+            values = {field.name: getattr(bank, field.name) for field in dataclasses.fields(bank)}
+            return {name: value for name, value in values.items() if value is not None}
+
+        return cls(**cached_tensors(path, made_from, tensors))
 
 
 @torch.no_grad()

@@ -243,7 +243,7 @@ def test_the_bank_is_made_once_for_what_it_is_made_from(model: LatentDiffusion, 
 
     first, second = (Bank.cached(path, {"seed": 0}, make) for _ in range(2))
     assert len(calls) == 1 and torch.equal(first.latents, second.latents) and second.hints is None
-    with pytest.raises(InputError, match="holds latents and text features of other pictures or of another model"):
+    with pytest.raises(InputError, match="was made from other data or by another model"):
         Bank.cached(path, {"seed": 1}, make)
 
 
