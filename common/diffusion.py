@@ -75,18 +75,21 @@ def diffusion_loss(
     parameterization: Parameterization,
     min_snr_gamma: float | None = None,
     snr_offset: float = 0.0,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """The mean squared error of the network's output at random t, a scalar (Equation 14 of DDPM, arXiv:2006.11239).
 
     `x0` [N, ...] on the network's device; t and eps of each image come from its own generator.
-    `min_snr_gamma` and `snr_offset` weight each image by `min_snr_weight`.
+    `min_snr_gamma` and `snr_offset` weight each image by `min_snr_weight`; `weight` [N, 1, ...], of mean 1 over an image, weights
+    its pixels, for example by a mask of what is valid.
     """
     t = generators.randint(schedule.num_timesteps)
     eps = generators.randn(*x0.shape[1:])
     signal, noise = schedule.rates_like(t, x0)
     output = network(signal * x0 + noise * eps, t, condition)
     target = output_target(parameterization, x0, eps, signal, noise)
-    per_image = (output.float() - target.float()).square().flatten(1).mean(1)
+    error = (output.float() - target.float()).square()
+    per_image = (error if weight is None else error * weight).flatten(1).mean(1)
     if min_snr_gamma is not None:
         per_image = per_image * min_snr_weight(schedule.snr(t), min_snr_gamma, parameterization, snr_offset)
     return per_image.mean()

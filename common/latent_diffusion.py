@@ -156,11 +156,18 @@ class LatentDiffusion(nn.Module):
 
         A longer prompt is cut, as Stable Diffusion does.
         """
+        return self.encode_tokens(self.tokenize(prompts))
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids, long [N, 77], of prompts, padded or cut."""
         length = self.tokenizer.model_max_length
-        tokens = self.tokenizer(
+        return self.tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )
-        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device)).last_hidden_state
+        ).input_ids
+
+    def encode_tokens(self, ids: Tensor) -> Tensor:
+        """Context [N, 77, D] of token ids; the gradient reaches what is trained of the text encoder, such as a learned word."""
+        return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state
 
     def condition(
         self, prompts: Sequence[str], hint: Tensor | None = None, control_scales: Sequence[float] | None = None

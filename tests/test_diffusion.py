@@ -161,6 +161,22 @@ def test_min_snr_is_finite_at_snr_zero(parameterization: str, weight: float) -> 
     assert (loss.item() > 0) == (weight > 0)
 
 
+def test_pixels_are_weighted() -> None:
+    """A mask of mean 1 over half of the pixels counts only those: what lies outside it may be anything."""
+    x0, mask = normal(2, 3, 4, 4), torch.zeros(2, 1, 4, 4, dtype=torch.float64)
+    mask[:, :, :2] = 2.0
+
+    def loss(image: Tensor, **more: Tensor) -> float:
+        generators = ImageGenerators([1, 2])
+        return diffusion_loss(
+            lambda x, t, c: 0 * x, SCHEDULE, image, x0, generators, parameterization="x0", **more
+        ).item()
+
+    outside = torch.where(mask > 0, x0, 100.0 * normal(2, 3, 4, 4, seed=1))
+    assert loss(outside, weight=mask) == pytest.approx(x0[:, :, :2].square().mean().item())
+    assert loss(x0, weight=torch.ones_like(mask)) == pytest.approx(loss(x0))
+
+
 def test_min_snr_with_an_offset_clips_the_shifted_weight() -> None:
     """One weight min(SNR + 1, gamma) on the x0 error; without a bound it is v prediction's own, 1 on its error."""
     snr = torch.tensor([0.0, 0.5, 3.9, 4.1, 9999.0], dtype=torch.float64)

@@ -158,6 +158,16 @@ def load_clip(name: str | None = None, pretrained: str | None = None, device: De
     return clip, f"{name} with {clip.pretrained}."
 
 
+def find_clip(name: str | None = None, device: DeviceName = "auto") -> "tuple[Clip | None, str]":
+    """As `load_clip`, but where no model was asked for and none is to be had, None and why."""
+    try:
+        return load_clip(name, None, device)
+    except InputError as error:
+        if name is not None:
+            raise
+        return None, str(error)
+
+
 def _load_named(name: str, pretrained: str, weights: Path, device: torch.device) -> Clip:
     """A model of open_clip's list. The tag openai always means QuickGELU, whatever the name says."""
     import open_clip

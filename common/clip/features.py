@@ -92,3 +92,14 @@ def read_pixels(clip: Clip, file: Path) -> Tensor:
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(f"{file} is not a readable image ({reason})") from None
+
+
+@torch.no_grad()
+def encode_pictures(clip: Clip, pictures: Sequence[Tensor], batch_size: int = 64) -> Tensor:
+    """Unit vectors float32 [N, D] of pictures in memory, uint8 [3, H, W] of any sizes."""
+    parts = [pictures[i : i + batch_size] for i in range(0, len(pictures), batch_size)]
+    return torch.cat([clip.encode_images(torch.stack([_preprocessed(clip, one) for one in part])) for part in parts])
+
+
+def _preprocessed(clip: Clip, picture: Tensor) -> Tensor:
+    return clip.preprocess(Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()))
