@@ -1,0 +1,87 @@
+"""Merges results of Custom Diffusion that were trained apart into one, in closed form (Section 3.2 of arXiv:2212.04488).
+
+python3 -m p3_clip.personalisation.merge --results runs/wine/last runs/mauve/last --output-dir runs/merged
+"""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common import cli
+from common.base_models import kind_of, load_base
+from common.checkpoint import load_config
+from common.errors import InputError
+from common.files import ROOT
+from common.latent_diffusion import LatentDiffusion
+from p3_clip.personalisation.concepts import check_tokens, expand, with_concepts
+from p3_clip.personalisation.custom_diffusion import Customised, merge, projections
+from p3_clip.personalisation.model import KIND, load_learned, save_learned
+from p3_clip.personalisation.regular import regular_prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Merges results of Custom Diffusion that were trained apart into one."""
+
+    results: tuple[Path, ...]
+    """Folders of results, each trained on the same base model."""
+    output_dir: Path
+    """Folder of the merged result."""
+    base: Path = ROOT / "checkpoints" / "ldm_shapes"
+    """The base model: a Stable Diffusion v1.4 file or folder, or the folder of a small model."""
+    regular: int = 200
+    """Other prompts, whose keys and values should change least."""
+    seed: int = 0
+    """Seed of these prompts."""
+
+
+def main(config: Config) -> None:
+    """Writes the merged result."""
+    if len(config.results) < 2 or config.regular < 1:
+        raise InputError("--results must name at least two results, and --regular must be at least 1")
+    small = kind_of(config.base) == "small"
+    model = load_base(config.base)
+    parts = [load_learned([path], model) for path in config.results]
+    about = [load_config(path, KIND) for path in config.results]
+    for path, part in zip(config.results, parts, strict=True):
+        if not part.weights:
+            raise InputError(f"{path} holds words alone: they need no merging, name both with --concepts")
+    concepts = [concept for part in parts for concept in part.concepts]
+    check_tokens([concept.token for concept in concepts], model.tokenizer)
+    learned = [
+        (part.weights, phrase_features(model, part, [entry["phrase"] for entry in own["concepts"]]))
+        for part, own in zip(parts, about, strict=True)
+    ]
+    described = [entry["word"] for own in about for entry in own["concepts"]]
+    prompts = regular_prompts(described, small, config.regular, config.seed)
+    regular = model.encode_text(prompts).flatten(0, 1)
+    base = {name: weight.detach() for name, weight in projections(model.unet).items()}
+    merged = merge(base, learned, regular)
+    entries = [entry for own in about for entry in own["concepts"]]
+    result = {"method": "Custom Diffusion, merged", "base": about[0].get("base"), "concepts": entries}
+    save_learned(config.output_dir, Customised(merged, concepts), result)
+    print(f"{', '.join(concept.token for concept in concepts)} in {config.output_dir}")
+
+
+@torch.no_grad()
+def phrase_features(model: LatentDiffusion, part: Customised, phrases: list[str]) -> Tensor:
+    """The text features [n, D] of the words that stand for the concepts, from "photo of a PHRASE", as float32.
+
+    Those of the phrase alone, not of what is before or after it: the features of other words are to stay.
+    """
+    text_encoder, tokenizer = with_concepts(model.text_encoder, model.tokenizer, part.concepts)
+    rows = []
+    for concept, phrase in zip(part.concepts, phrases, strict=True):
+        before, whole = (
+            tokenizer(expand(text, part.concepts)).input_ids
+            for text in ("photo of a", f"photo of a {phrase.format(concept.token)}")
+        )
+        features = text_encoder(torch.tensor([whole])).last_hidden_state[0]
+        rows.append(features[len(before) - 1 : len(whole) - 1])  # without the end tokens
+    return torch.cat(rows).float()
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,74 @@
+"""What was learned of concepts, in a folder or a file, and a base model that knows it.
+
+Textual inversion learns words, Custom Diffusion words and the key and value matrices of the cross-attention. A folder holds
+config.json, which says how it was made, and model.safetensors.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from common.checkpoint import tensor_names
+from common.errors import InputError
+from common.files import make_folder, write_json
+from common.latent_diffusion import LatentDiffusion
+from p3_clip.personalisation.concepts import Concept, with_concepts
+from p3_clip.personalisation.custom_diffusion import (
+    Customised,
+    apply_weights,
+    load_delta,
+    projections,
+    save_delta,
+)
+from p3_clip.personalisation.formats import load_concepts, save_concepts
+
+KIND = "p3_clip.personalisation"
+FILE = "model.safetensors"
+
+
+def save_learned(folder: Path, learned: Customised, about: Mapping[str, Any]) -> None:
+    """Writes a folder; `about` is JSON for its config.json. Words alone are a file of the form "own" (see `formats.py`)."""
+    make_folder(folder)
+    if learned.weights:
+        save_delta(folder / FILE, learned)
+    else:
+        save_concepts(folder / FILE, learned.concepts)
+    write_json(folder / "config.json", {"kind": KIND, **about})
+
+
+def load_learned(paths: Sequence[Path], base: LatentDiffusion) -> Customised:
+    """What the folders and files hold together: words of any form, and at most one set of matrices for this base model.
+
+    Raises InputError if one holds something else or was made for a U-Net of other sizes, or if several hold matrices.
+    """
+    own: Mapping[str, Tensor] = projections(base.unet)
+    parts = [_load(Path(path), own) for path in paths]
+    with_weights = [path for path, part in zip(paths, parts, strict=True) if part.weights]
+    if len(with_weights) > 1:
+        raise InputError(
+            f"{with_weights[0]} and {with_weights[1]} both hold matrices of Custom Diffusion: "
+            "merge them with python3 -m p3_clip.personalisation.merge"
+        )
+    weights = next((part.weights for part in parts if part.weights), {})
+    return Customised(weights, [concept for part in parts for concept in part.concepts])
+
+
+def _load(path: Path, own: Mapping[str, Tensor]) -> Customised:
+    file = path / FILE if path.is_dir() else path
+    if file.suffix == ".safetensors" and any(name.startswith("unet/") for name in tensor_names(file)):
+        return load_delta(file, own)
+    return Customised({}, load_concepts(file))
+
+
+def personalise(model: LatentDiffusion, learned: Customised) -> None:
+    """Gives the model the words and, where there are any, the matrices. Raises InputError as `with_concepts` does."""
+    concepts: list[Concept] = learned.concepts
+    model.text_encoder, model.tokenizer = with_concepts(model.text_encoder, model.tokenizer, concepts)
+    apply_weights(model.unet, learned.weights)
+
+
+def usual_guidance(small: bool) -> float:
+    """The scale of guidance that suits a small model, or Stable Diffusion."""
+    return 3.0 if small else 7.5

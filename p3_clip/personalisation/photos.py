@@ -1,0 +1,155 @@
+"""From the photos of a concept to what a training step reads: augmented views, each encoded once, and their prompts' tokens."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.checkpoint import cached_tensors
+from common.images import to_model_range
+from common.latent_diffusion import LatentDiffusion
+from common.training import Batch
+
+Augmentation = Literal["none", "flip", "resize"]
+SCALES = (0.4, 1.4)
+FAR, CLOSE = 0.6, 1.0
+FAR_WORDS, CLOSE_WORDS = ("far away ", "very small "), ("zoomed in ", "close up ")
+CHUNK = 16
+
+
+class View(NamedTuple):
+    """An augmented photo."""
+
+    image: Tensor
+    """float32 [3, S, S] in [-1, 1]; 0 outside the photo."""
+    mask: Tensor
+    """float32 [S, S]: 1 where the photo is."""
+    words: tuple[str, ...] = ("",)
+    """What may be put before a prompt."""
+
+
+def make_views(photo: Tensor, side: int, augmentation: Augmentation, count: int, random: torch.Generator) -> list[View]:
+    """The views of a photo, uint8 [3, H, W], cut to its central square. No augmentation touches colours.
+
+    - "flip", textual inversion's own: the photo and its mirror image (the authors' code for arXiv:2208.01618).
+    - "resize", Custom Diffusion's: `count` random ones, mirrored or not, at 0.4 to 1.4 times the size, anywhere; what is much
+      smaller or larger is called so in the prompt, and the loss counts inside the photo alone (arXiv:2212.04488, Section 4).
+    """
+    photo = _square(photo)
+    if augmentation == "none":
+        return [_whole(photo, side)]
+    if augmentation == "flip":
+        return [_whole(photo, side), _whole(photo.flip(-1), side)]
+    return [_resized(photo, side, random) for _ in range(count)]
+
+
+def _square(photo: Tensor) -> Tensor:
+    height, width = photo.shape[1:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return photo[:, top : top + side, left : left + side]
+
+
+def _whole(photo: Tensor, side: int) -> View:
+    scaled = F.interpolate(photo[None].float(), (side, side), mode="bicubic", antialias=True, align_corners=False)[0]
+    return View(to_model_range(scaled.round().clamp(0, 255)), torch.ones(side, side))
+
+
+def _resized(photo: Tensor, side: int, random: torch.Generator) -> View:
+    low, high = SCALES
+    mirrored, place, amount = torch.rand(3, generator=random).tolist()
+    across = float(torch.rand((), generator=random))
+    scale = low + (high - low) * amount
+    own = max(round(scale * side), 1)
+    image = _whole(photo.flip(-1) if mirrored < 0.5 else photo, own).image
+    top, left = round(place * abs(own - side)), round(across * abs(own - side))
+    if own >= side:
+        cut = image[:, top : top + side, left : left + side]
+        return View(cut, torch.ones(side, side), CLOSE_WORDS if scale > CLOSE else ("",))
+    canvas, mask = torch.zeros(3, side, side), torch.zeros(side, side)
+    canvas[:, top : top + own, left : left + own] = image
+    mask[top : top + own, left : left + own] = 1.0
+    return View(canvas, mask, FAR_WORDS if scale < FAR else ("",))
+
+
+# ----------------------------------------------------------------------------
+# Encoded.
+
+
+class Encoded(NamedTuple):
+    """Views as the networks see them, on the CPU."""
+
+    latents: Tensor
+    """float16 [M, C, h, w]: posterior means, normalised."""
+    weights: Tensor
+    """float16 [M, 1, h, w]: 0 where a latent holds anything but the photo, else equal, with mean 1."""
+
+
+def encode_views(model: LatentDiffusion, views: Sequence[View], path: Path, made_from: dict[str, Any]) -> Encoded:
+    """The views through the frozen autoencoder, once: they are kept in the file `path`."""
+
+    @torch.no_grad()
+    def make() -> dict[str, Tensor]:
+        latents, weights = [], []
+        for start in range(0, len(views), CHUNK):
+            part = views[start : start + CHUNK]
+            latents.append(model.encode(torch.stack([view.image for view in part]).to(model.unet.device)).half().cpu())
+            weights.append(_latent_weights(torch.stack([view.mask for view in part]), model.downscale))
+        return {"latents": torch.cat(latents), "weights": torch.cat(weights)}
+
+    return Encoded(**cached_tensors(path, made_from, make))
+
+
+def _latent_weights(masks: Tensor, downscale: int) -> Tensor:
+    """Masks [N, S, S] at the latents' side: only what lies wholly in the photo counts, or, if nothing does, everything."""
+    inside = (F.avg_pool2d(masks[:, None], downscale) == 1.0).float()
+    inside = torch.where(inside.flatten(1).any(1).view(-1, 1, 1, 1), inside, torch.ones_like(inside))
+    return (inside / inside.mean((1, 2, 3), keepdim=True)).half()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Views of several concepts with their prompts, and regularisation pictures with theirs; N views, P prompts."""
+
+    encoded: Encoded
+    group: Tensor
+    """long [N]: the concept's number, or -1 for a regularisation picture."""
+    ids: Tensor
+    """long [P, L]: token ids of prompts."""
+    first: Tensor
+    """long [N]: the number of a view's first prompt..."""
+    count: Tensor
+    """long [N]: ...and how many it has from there on."""
+
+    @classmethod
+    def make(
+        cls, model: LatentDiffusion, encoded: Encoded, groups: Sequence[int], prompts: Sequence[Sequence[str]]
+    ) -> "Pool":
+        """From each view's group and prompts, whose placeholders are expanded."""
+        sets = {texts: None for texts in map(tuple, prompts)}
+        starts, rows = {}, []
+        for texts in sets:
+            starts[texts] = len(rows)
+            rows += texts
+        first = torch.tensor([starts[tuple(texts)] for texts in prompts])
+        count = torch.tensor([len(texts) for texts in prompts])
+        return cls(encoded, torch.tensor(list(groups)), model.tokenize(rows), first, count)
+
+    def draw(self, size: int, random: torch.Generator) -> Batch:
+        """A batch: "index", "latent", "weight" and "ids". Concepts are drawn equally often whatever their number of photos; every
+        other row is a regularisation picture, if there are any."""
+        concepts = [torch.nonzero(self.group == k)[:, 0] for k in range(int(self.group.max()) + 1)]
+        regular = torch.nonzero(self.group < 0)[:, 0]
+        rows = []
+        for i in range(size):
+            which = int(torch.randint(len(concepts), (), generator=random))
+            members = regular if len(regular) and i % 2 else concepts[which]
+            rows.append(members[torch.randint(len(members), (), generator=random)])
+        index = torch.stack(rows)
+        prompt = self.first[index] + (torch.rand(size, generator=random) * self.count[index]).long()
+        latent, weight = self.encoded.latents[index], self.encoded.weights[index]
+        return {"index": index, "latent": latent, "weight": weight, "ids": self.ids[prompt]}

@@ -1,0 +1,54 @@
+"""Regularisation pictures for Custom Diffusion: what the base model itself draws, so that training does not make it forget."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from common.data.examples import WORDINGS, describe
+from common.data.shapes import draw_scene
+from common.generate import GenerationConfig, Request
+from common.images import read_rgb
+from common.latent_diffusion import LatentDiffusion
+from common.pictures import Picture, draw_missing
+from common.seeds import derive_seed
+
+
+class Regular(NamedTuple):
+    """Regularisation pictures."""
+
+    prompts: list[str]
+    pictures: list[Tensor]
+    """uint8 [3, S, S], one for each prompt."""
+
+
+def regular_pictures(model: LatentDiffusion, prompts: Sequence[str], folder: Path, config: GenerationConfig) -> Regular:
+    """A picture of the base model for each prompt, kept in `folder` by prompt and seed; equal prompts get different seeds."""
+    seeds = [derive_seed(config.seed, number) for number in range(len(prompts))]
+    wanted = [
+        Picture(folder / f"{_name(prompt, seed)}.png", Request(prompt, seed))
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    draw_missing(model, wanted, config, model.side)
+    return Regular(list(prompts), [read_rgb(picture.path) for picture in wanted])
+
+
+def regular_prompts(descriptions: Sequence[str], small: bool, count: int, seed: int) -> list[str]:
+    """`count` prompts to regularise with: photos of what the concepts are called in known words, in turn (Section 3.2 of
+    arXiv:2212.04488), or for a small model any of the scenes that it was trained on."""
+    if not small:
+        return [f"photo of a {descriptions[number % len(descriptions)]}" for number in range(count)]
+    prompts = []
+    for number in range(count):
+        random = np.random.default_rng(derive_seed(seed, number))
+        scene = draw_scene(random, count=1 + number % 2)
+        prompts.append(describe(scene, WORDINGS[random.integers(len(WORDINGS))]))
+    return prompts
+
+
+def _name(prompt: str, seed: int) -> str:
+    return hashlib.blake2b(json.dumps([prompt, seed]).encode(), digest_size=12).hexdigest()

@@ -1,0 +1,412 @@
+"""Learns concepts from a few photos each, over a frozen latent-diffusion model: by textual inversion or by Custom Diffusion.
+
+    python3 -m p3_clip.personalisation.train textual-inversion --run-dir runs/dog --base sd-v1-4.ckpt --photos photos/dog --words dog
+    python3 -m p3_clip.personalisation.train custom-diffusion --run-dir runs/both --base sd-v1-4.ckpt \\
+        --photos photos/dog photos/cat --tokens "<new1>" "<new2>" --words dog cat
+
+Textual inversion (arXiv:2208.01618) learns words. Custom Diffusion (arXiv:2212.04488) learns words and the key and value matrices of
+the cross-attention, and keeps the rest in memory by pictures that the base model drew itself. The same command again resumes.
+RUN_DIR/last and RUN_DIR/best hold what was learned, a few kilobytes or megabytes. The best checkpoint is the one with the largest
+image + 2.5 text: the 2024 grader's sum of CLIP scores, here of pictures for prompts that no training shows.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+from torch.nn import Parameter
+
+from common import cli
+from common.base_models import kind_of, load_base
+from common.checkpoint import state_hash
+from common.data.concepts import DRAWN, PHOTOS, draw_photo, read_photos
+from common.devices import DeviceName, make_accelerator
+from common.diffusion import diffusion_loss
+from common.errors import InputError
+from common.files import ROOT
+from common.generate import GenerationConfig, Request, generate
+from common.grid import labelled_grid
+from common.images import to_uint8, write_png
+from common.latent_diffusion import LatentCondition, LatentDiffusion
+from common.metrics.clip_scores import FORMS, TEXT_WEIGHT, image_cosines, text_cosines
+from common.seeds import ImageGenerators, derive_seed, derive_seeds
+from common.training import Batch, TrainingConfig, fit, settings_of
+from common.validation import held_out_loss
+from p3_clip.personalisation import templates
+from p3_clip.personalisation.concepts import Concept, check_tokens, expand, initial_vectors, norms
+from p3_clip.personalisation.custom_diffusion import Customised, projections
+from p3_clip.personalisation.model import personalise, save_learned, usual_guidance
+from p3_clip.personalisation.photos import Augmentation, Encoded, Pool, View, encode_views, make_views
+from p3_clip.personalisation.regular import Regular, regular_pictures, regular_prompts
+
+if TYPE_CHECKING:
+    from common.clip import Clip
+
+HELD_OUT_PICTURES, HELD_OUT_SEED, STEPS = 4, 1, 20
+VALIDATION_ROWS = 64  # of the loss that stands in where there is no CLIP
+RARE_WORD = "ktn"  # the word that Custom Diffusion's authors start from
+
+
+@dataclasses.dataclass(frozen=True)
+class _Common:
+    run_dir: Path
+    """Folder of the run: checkpoints, metrics, previews, and the photos' latents."""
+    photos: tuple[Path, ...] = ()
+    """A folder of photos for each concept; without any, the drawn concepts are learned (scripts/make_concepts.py)."""
+    words: tuple[str, ...] = ()
+    """A known word for each folder's concept that comes near, such as dog."""
+    drawn: tuple[str, ...] = tuple(DRAWN)
+    """Which drawn concepts."""
+    tokens: tuple[str, ...] = ()
+    """A placeholder for each concept; by default <new1>, <new2> and so on."""
+    phrases: tuple[str, ...] = ()
+    """How each folder's concept stands in a sentence, such as "{} circle"; by default "{}", for Custom Diffusion "{} WORD"."""
+    styles: tuple[str, ...] = ()
+    """The placeholders that are a style and no object: they are shown in other sentences."""
+    vectors: int = 1
+    """Vectors of each concept."""
+    start: str | None = None
+    """Word that the vectors start from; by default the concept's own, for Custom Diffusion on Stable Diffusion the rare word ktn."""
+    base: Path = ROOT / "checkpoints" / "ldm_shapes"
+    """The frozen model: a Stable Diffusion v1.4 file or folder, or the folder of a small model."""
+    views: int = 24
+    """Views of each photo that are encoded, where their augmentation is random."""
+    held_out: tuple[str, ...] = ()
+    """Prompts with {} by which checkpoints are compared; by default two that no training shows."""
+    clip: str | None = None
+    """CLIP that compares them: a model folder or a name of open_clip; by default OpenAI's ViT-B/32 or the shipped small one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextualInversion(_Common):
+    """Learns words for concepts, and nothing else (textual inversion)."""
+
+    augmentation: Augmentation = "flip"
+    """What is done to photos."""
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
+        steps=3000,
+        batch_size=8,
+        lr=5e-3,
+        warmup=100,
+        ema_decay=0.99,
+        validate_every=250,
+        preview_every=500,
+        checkpoint_every=250,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CustomDiffusion(_Common):
+    """Learns words for concepts and the key and value matrices of the cross-attention (Custom Diffusion), jointly."""
+
+    augmentation: Augmentation = "resize"
+    """What is done to photos."""
+    regular: int = 200
+    """Regularisation pictures, which the base model draws."""
+    regular_dir: Path | None = None
+    """Folder in which they are kept; by default RUN_DIR/regular."""
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
+        steps=500,
+        batch_size=16,
+        lr=8e-5,
+        warmup=20,
+        ema_decay=0.99,
+        validate_every=100,
+        preview_every=250,
+        checkpoint_every=100,
+    )
+
+
+Config = (
+    Annotated[TextualInversion, tyro.conf.subcommand("textual-inversion")]
+    | Annotated[CustomDiffusion, tyro.conf.subcommand("custom-diffusion")]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """A concept that is to be learned."""
+
+    token: str
+    word: str
+    phrase: str
+    """How it stands in a sentence: "{}", "{} dog", "{} circle"."""
+    described: str
+    """The same in known words: "dog", "maroon circle"."""
+    style: bool
+    photos: list[Tensor]
+    """uint8 [3, H, W] each."""
+
+
+def main(config: TextualInversion | CustomDiffusion) -> None:
+    """Trains, or resumes."""
+    small = kind_of(config.base) == "small"
+    lessons = read_lessons(config)
+    custom = isinstance(config, CustomDiffusion)
+    torch.manual_seed(config.training.seed)
+    device = make_accelerator(config.training.device, config.training.mixed_precision).device
+    model = load_base(config.base).to(device)
+    base = state_hash(torch.nn.ModuleList([model.unet, model.autoencoder, model.text_encoder]))
+    concepts = new_concepts(config, lessons, model, small)
+    clip = load_judge(config.clip, config.training.device)
+
+    # What the base model draws, before it learns anything.
+    regular = Regular([], [])
+    if custom:
+        prompts = regular_prompts([x.described for x in lessons], small, config.regular, config.training.seed)
+        sampling = GenerationConfig(steps=STEPS, guidance_scale=usual_guidance(small), seed=config.training.seed)
+        regular = regular_pictures(model, prompts, config.regular_dir or config.run_dir / "regular", sampling)
+
+    # The learned words become parameters of their own; every other row of the table is frozen.
+    table = model.text_encoder.get_input_embeddings().weight
+    personalise(model, Customised({}, concepts))
+    embedding = model.text_encoder.get_input_embeddings()
+    matrices: dict[str, Parameter] = projections(model.unet) if custom else {}
+    params = {f"word/{token}": rows for token, rows in embedding.rows.items()} | matrices
+    for param in params.values():
+        param.requires_grad_(True)
+    pool = make_pool(config, lessons, concepts, model, regular, base)
+
+    def draw(step: int) -> Batch:
+        return pool.draw(
+            config.training.batch_size, torch.Generator().manual_seed(derive_seed(config.training.seed, step, 1))
+        )
+
+    def loss_fn(batch: Batch, generators: ImageGenerators) -> Tensor:
+        return diffusion_loss(
+            model.apply_model,
+            model.schedule,
+            batch["latent"].float(),
+            LatentCondition(model.encode_tokens(batch["ids"])),
+            generators,
+            parameterization=model.parameterization,
+            weight=batch["weight"].float(),
+        )
+
+    held_out = held_out_prompts(config, lessons, small)
+
+    def sample_held_out() -> Tensor:
+        """Pictures uint8 [K, 3, S, S], HELD_OUT_PICTURES for each prompt, from the same noise each time."""
+        prompts = [
+            expand(prompt.format(lessons[k].phrase.format(lessons[k].token)), concepts) for k, prompt in held_out
+        ]
+        seeds = derive_seeds(HELD_OUT_SEED, count=HELD_OUT_PICTURES)
+        requests = [Request(prompt, seed) for prompt in prompts for seed in seeds]
+        sampling = GenerationConfig(steps=STEPS, guidance_scale=usual_guidance(small))
+        return to_uint8(torch.cat([x for _, x in generate(model, requests, sampling, show_progress=False)]))
+
+    def validate() -> dict[str, float]:
+        """The scores of pictures for held-out prompts, and each concept's norm over that of a usual word."""
+        sizes = {f"norm {token}": value for token, value in norms(embedding.concepts(), table.cpu()).items()}
+        if clip is None:
+            rows = pool.draw(VALIDATION_ROWS, torch.Generator().manual_seed(HELD_OUT_SEED))
+            return {"loss": held_out_loss(model, loss_fn, rows), **sizes}
+        texts = [(k, prompt.format(lessons[k].described)) for k, prompt in held_out]
+        image, text = scores(clip, sample_held_out(), texts, [lesson.photos for lesson in lessons])
+        return {"loss": -(image + TEXT_WEIGHT * text), "image": image, "text": text, **sizes}
+
+    def preview(path: Path) -> None:
+        labels = [prompt.format(lessons[k].phrase.format(lessons[k].token)) for k, prompt in held_out]
+        write_png(path, labelled_grid(sample_held_out(), HELD_OUT_PICTURES, row_labels=labels))
+
+    def save(folder: Path) -> None:
+        weights = {name: value.detach().float().cpu().clone() for name, value in matrices.items()}
+        save_learned(folder, Customised(weights, embedding.concepts()), about(config, lessons, base))
+
+    settings = settings_of(config, "photos", "base", "clip", "regular_dir", base=base, photos=photos_hash(lessons))
+    fit(
+        params,
+        loss_fn,
+        draw,
+        config.training,
+        config.run_dir,
+        settings=settings | about(config, lessons, base),
+        save=save,
+        validate=validate,
+        preview=preview,
+    )
+
+
+# ----------------------------------------------------------------------------
+# What is to be learned.
+
+
+def read_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
+    """The concepts with their photos. Raises InputError if the lists do not go together or photos are missing or unreadable."""
+    for phrase in (*config.phrases, *config.held_out):
+        if phrase.count("{}") != 1 or {*"{}"} & {*phrase.replace("{}", "")}:
+            raise InputError(f"{phrase!r} must hold {{}} once, which stands for the concept")
+    if not config.photos:
+        return _drawn_lessons(config)
+    count, tokens = len(config.photos), _tokens(config, len(config.photos))
+    usual = "{}" if isinstance(config, TextualInversion) else None
+    phrases = config.phrases or tuple(usual or f"{{}} {word}" for word in config.words)
+    if not count == len(tokens) == len(config.words) == len(phrases):
+        raise InputError(
+            f"--photos, --words, --tokens and --phrases must name equally many concepts, not {count}, {len(config.words)}, "
+            f"{len(tokens)} and {len(phrases)}"
+        )
+    if strange := [token for token in config.styles if token not in tokens]:
+        raise InputError(f"--styles names {strange[0]}, which is not among the tokens {', '.join(tokens)}")
+    described = [
+        phrase.format(word) if config.phrases else word for phrase, word in zip(phrases, config.words, strict=True)
+    ]
+    return [
+        Lesson(tokens[k], config.words[k], phrases[k], described[k], tokens[k] in config.styles, read_photos(folder))
+        for k, folder in enumerate(config.photos)
+    ]
+
+
+def _drawn_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
+    if config.words or config.phrases or config.styles:
+        raise InputError("--words, --phrases and --styles are for --photos: the drawn concepts have their own")
+    if strange := [name for name in config.drawn if name not in DRAWN]:
+        raise InputError(f"there is no drawn concept {strange[0]!r}, only {', '.join(DRAWN)}")
+    tokens = _tokens(config, len(config.drawn))
+    if not config.drawn or len(tokens) != len(config.drawn):
+        raise InputError(
+            f"--drawn and --tokens must name equally many concepts, not {len(config.drawn)} and {len(tokens)}"
+        )
+    lessons = []
+    for token, name in zip(tokens, config.drawn, strict=True):
+        drawn, photos = DRAWN[name], [draw_photo(name, index) for index in range(PHOTOS)]
+        lessons.append(Lesson(token, drawn.word, drawn.phrase, drawn.phrase.format(drawn.word), False, photos))
+    return lessons
+
+
+def _tokens(config: TextualInversion | CustomDiffusion, count: int) -> tuple[str, ...]:
+    return config.tokens or tuple(f"<new{k + 1}>" for k in range(count))
+
+
+def new_concepts(
+    config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], model: LatentDiffusion, small: bool
+) -> list[Concept]:
+    """The concepts with the vectors that they start from. Raises InputError if a token is a word already."""
+    check_tokens([lesson.token for lesson in lessons], model.tokenizer)
+    usual = RARE_WORD if isinstance(config, CustomDiffusion) and not small else None
+
+    def start(lesson: Lesson) -> Tensor:
+        word = config.start if config.start is not None else usual or lesson.word
+        return initial_vectors(word, config.vectors, model.text_encoder, model.tokenizer)
+
+    return [Concept(lesson.token, start(lesson)) for lesson in lessons]
+
+
+def sentences(lesson: Lesson, small: bool) -> tuple[str, ...]:
+    """The sentences in which a concept is shown."""
+    if small:
+        return templates.SHAPES
+    return templates.STYLE if lesson.style else templates.OBJECT
+
+
+def held_out_prompts(
+    config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], small: bool
+) -> list[tuple[int, str]]:
+    """(number of a concept, prompt with {}) that no training shows."""
+
+    def usual(lesson: Lesson) -> tuple[str, ...]:
+        if small:
+            return templates.HELD_OUT_SHAPES
+        return templates.HELD_OUT_STYLE if lesson.style else templates.HELD_OUT_OBJECT
+
+    return [(k, prompt) for k, lesson in enumerate(lessons) for prompt in config.held_out or usual(lesson)]
+
+
+def make_pool(
+    config: TextualInversion | CustomDiffusion,
+    lessons: Sequence[Lesson],
+    concepts: Sequence[Concept],
+    model: LatentDiffusion,
+    regular: Regular,
+    base: str,
+) -> Pool:
+    """All views, encoded, with their prompts."""
+    small = kind_of(config.base) == "small"
+    random = torch.Generator().manual_seed(derive_seed(config.training.seed, 3))
+    views: list[View] = []
+    groups: list[int] = []
+    prompts: list[list[str]] = []
+    for k, lesson in enumerate(lessons):
+        shown = [sentence.format(lesson.phrase.format(lesson.token)) for sentence in sentences(lesson, small)]
+        for photo in lesson.photos:
+            for view in make_views(photo, model.side, config.augmentation, config.views, random):
+                views.append(view)
+                groups.append(k)
+                # The small model's vocabulary has no words for near and far.
+                words = ("",) if small else view.words
+                prompts.append([expand(word + prompt, concepts) for prompt in shown for word in words])
+    for prompt, picture in zip(regular.prompts, regular.pictures, strict=True):
+        views += make_views(picture, model.side, "none", 1, random)
+        groups.append(-1)
+        prompts.append([prompt])
+    made_from: dict[str, Any] = {
+        "base": base,
+        "photos": photos_hash(lessons),
+        "regular": _digest(regular.pictures),
+        "augmentation": config.augmentation,
+        "views": config.views,
+        "seed": config.training.seed,
+    }
+    encoded: Encoded = encode_views(model, views, config.run_dir / "latents.safetensors", made_from)
+    return Pool.make(model, encoded, groups, prompts)
+
+
+def photos_hash(lessons: Sequence[Lesson]) -> str:
+    """A hash of all photos."""
+    return _digest([photo for lesson in lessons for photo in lesson.photos])
+
+
+def _digest(images: Sequence[Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for image in images:
+        digest.update(str(list(image.shape)).encode() + image.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def about(config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], base: str) -> dict[str, Any]:
+    """What the folder of a result says of itself."""
+    method: Literal["textual inversion", "Custom Diffusion"] = (
+        "textual inversion" if isinstance(config, TextualInversion) else "Custom Diffusion"
+    )
+    concepts = [{"token": x.token, "word": x.word, "phrase": x.phrase} for x in lessons]
+    return {"method": method, "base": base, "vectors": config.vectors, "concepts": concepts}
+
+
+# ----------------------------------------------------------------------------
+# Scores.
+
+
+def load_judge(model: str | None, device: DeviceName) -> "Clip | None":
+    """The CLIP that compares checkpoints; None, which is said, where none was asked for and none is to be had."""
+    from common.clip import find_clip
+
+    clip, note = find_clip(model, device)
+    print(
+        f"checkpoints are compared by {note}"
+        if clip
+        else f"no CLIP compares checkpoints, so the best is the one with the least loss on fixed noise: {note}"
+    )
+    return clip
+
+
+def scores(
+    clip: "Clip", pictures: Tensor, texts: Sequence[tuple[int, str]], photos: Sequence[Sequence[Tensor]]
+) -> tuple[float, float]:
+    """The mean image and text scores (100 cos, as the 2024 grader's) of pictures uint8 [K, 3, S, S], HELD_OUT_PICTURES for each
+    (number of a concept, text in known words)."""
+    from common.clip.features import encode_pictures
+
+    features = encode_pictures(clip, list(pictures)).view(len(texts), HELD_OUT_PICTURES, -1)
+    references = [encode_pictures(clip, list(own)) for own in photos]
+    image = [image_cosines(own, references[k]) for own, (k, _) in zip(features, texts, strict=True)]
+    text = [text_cosines(clip, own, words) for own, (_, words) in zip(features, texts, strict=True)]
+    return tuple(FORMS["dlcv2024"](torch.cat(values)).mean().item() for values in (image, text))
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

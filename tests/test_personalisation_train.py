@@ -1,0 +1,269 @@
+"""Learning concepts: what a training moves and what it leaves alone, what it reads, and how it goes on."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import contents, exit_code, refused, stop_after
+from tiny_base import tiny_base
+from tiny_concepts import FEW, make_world, photos, quick
+
+from common.base_models import load_base
+from common.checkpoint import load_tensors, state_hash
+from common.latent_diffusion import LatentDiffusion
+from p3_clip.personalisation import merge, train
+from p3_clip.personalisation.custom_diffusion import PROJECTIONS, projections
+from p3_clip.personalisation.formats import load_concepts
+from p3_clip.personalisation.model import load_learned
+from p3_clip.personalisation.photos import Encoded, Pool, _latent_weights, make_views
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(autouse=True)
+def few_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[LatentDiffusion]:
+    """The models that the program loads, as it leaves them."""
+    models: list[LatentDiffusion] = []
+    original = train.load_base
+    monkeypatch.setattr(train, "load_base", lambda path: models.append(original(path)) or models[-1])
+    return models
+
+
+def learn(method: str, run: Path, *flags: Any) -> int:
+    return exit_code(train.main, train.Config, method, "--run-dir", run, *FEW, *flags)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# ----------------------------------------------------------------------------
+# Textual inversion.
+
+
+def test_textual_inversion_moves_the_learned_rows_and_no_other_bit(
+    world: Path, tmp_path: Path, seen: list[LatentDiffusion]
+) -> None:
+    """Two concepts of three vectors in one run, with weight decay, which would move a table that is a parameter."""
+    assert learn("textual-inversion", tmp_path / "run", *photos(world, "a", "b"), "--vectors", 3) == 0
+    (model,), base = seen, load_base(world / "base")
+    embedding = model.text_encoder.get_input_embeddings()
+    assert torch.equal(embedding.table.weight, base.text_encoder.get_input_embeddings().weight)
+    for part in ("unet", "autoencoder"):
+        assert state_hash(getattr(model, part)) == state_hash(getattr(base, part))
+    own, before = model.text_encoder.state_dict(), base.text_encoder.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in before.items() if "token_embedding" not in name)
+
+    concepts = load_concepts(tmp_path / "run" / "last" / "model.safetensors")
+    assert [(concept.token, concept.vectors.shape) for concept in concepts] == [
+        ("<new1>", (3, 16)),
+        ("<new2>", (3, 16)),
+    ]
+    word = base.tokenizer("red", add_special_tokens=False).input_ids[0]
+    start = base.text_encoder.get_input_embeddings().weight[word]
+    assert all(not torch.equal(concept.vectors[0], start) for concept in concepts)
+    assert all((concept.vectors - start).abs().max() < 0.1 for concept in concepts)  # it is where they start from
+    about = json.loads((tmp_path / "run" / "last" / "config.json").read_text())
+    assert about["method"] == "textual inversion" and about["concepts"][1] == {
+        "token": "<new2>",
+        "word": "red",
+        "phrase": "{}",
+    }
+
+
+def test_checkpoints_are_scored_and_the_best_is_kept_by_the_stated_rule(world: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert learn("textual-inversion", run, *photos(world, "a"), "--validate-every", 1) == 0
+    lines = [line for line in metrics(run) if "validation_loss" in line]
+    assert len(lines) == 3
+    for line in lines:
+        sum_of_scores = line["validation_image"] + 2.5 * line["validation_text"]
+        assert line["validation_loss"] == pytest.approx(-sum_of_scores) and 0.2 < line["validation_norm <new1>"] < 5.0
+    state = load_tensors(run / "state.safetensors")[1]
+    assert state["best"] == min(line["validation_loss"] for line in lines)
+    assert (run / "best" / "model.safetensors").is_file() and (run / "samples" / "0000003.png").is_file()
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, method in (("word", "textual-inversion"), ("matrices", "custom-diffusion")):
+        flags = photos(world, "a") + (("--regular", 2) if method == "custom-diffusion" else ())
+        assert learn(method, tmp_path / name, *flags) == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "fit", stop_after(train.fit, 2))
+            assert learn(method, tmp_path / "stopped" / name, *flags) == 130
+        assert learn(method, tmp_path / "stopped" / name, *flags) == 0
+        assert contents(tmp_path / "stopped" / name / "last") == contents(tmp_path / name / "last")
+
+
+def test_without_a_clip_the_loss_decides(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "load_judge", lambda model, device: None)
+    flags = ("--base", world / "base", "--drawn", "wine", "--augmentation", "none")
+    assert learn("textual-inversion", tmp_path / "run", *flags) == 0
+    last = metrics(tmp_path / "run")[-1]
+    assert last["validation_loss"] > 0.0 and "validation_image" not in last
+
+
+# ----------------------------------------------------------------------------
+# Custom Diffusion.
+
+
+def test_custom_diffusion_moves_words_and_the_projections_alone(
+    world: Path, tmp_path: Path, seen: list[LatentDiffusion], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Regularisation pictures are drawn once, and a second run elsewhere takes them from the folder."""
+    flags = (*photos(world, "a", "b"), "--regular", 3, "--regular-dir", tmp_path / "regular")
+    assert learn("custom-diffusion", tmp_path / "run", *flags) == 0
+    (model,), base = seen, load_base(world / "base")
+    own, before = model.unet.state_dict(), base.unet.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(own[name], value)}
+    assert changed == projections(base.unet).keys() and all(name.endswith(PROJECTIONS) for name in changed)
+    assert torch.equal(
+        model.text_encoder.get_input_embeddings().table.weight, base.text_encoder.get_input_embeddings().weight
+    )
+    learned = load_learned([tmp_path / "run" / "last"], base)
+    assert learned.weights.keys() == changed and [x.token for x in learned.concepts] == ["<new1>", "<new2>"]
+    size = sum(path.stat().st_size for path in (tmp_path / "run" / "last").iterdir())
+    assert size < 6 * sum(value.numel() for value in learned.weights.values())
+
+    pictures = contents(tmp_path / "regular")
+    assert len(pictures) == 3
+    capsys.readouterr()
+    assert learn("custom-diffusion", tmp_path / "again", *flags) == 0
+    assert "3 of 3 pictures are there already" in capsys.readouterr().out
+    assert contents(tmp_path / "regular") == pictures
+
+
+def test_results_that_were_trained_apart_are_merged(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The merged matrices give the words of each concept its own keys and values (the constraint of the closed form)."""
+    runs = []
+    for name, token in (("a", "<new1>"), ("b", "<new2>")):
+        runs.append(tmp_path / name / "last")
+        flags = ("--tokens", token, "--regular", 2, "--lr", 0.05)
+        assert learn("custom-diffusion", tmp_path / name, *photos(world, name), *flags) == 0
+    flags = ("--base", world / "base", "--output-dir", tmp_path / "merged", "--regular", 20)
+    assert exit_code(merge.main, merge.Config, "--results", *runs, *flags) == 0
+    base = load_base(world / "base")
+    merged = load_learned([tmp_path / "merged"], base)
+    assert [concept.token for concept in merged.concepts] == ["<new1>", "<new2>"]
+    for run in runs:
+        part = load_learned([run], base)
+        features = merge.phrase_features(base, part, ["{} red"])
+        assert len(features) == 2  # the learned word and "red"
+        for name, weight in part.weights.items():
+            assert torch.allclose(features @ merged.weights[name].T, features @ weight.T, atol=2e-3)
+    capsys.readouterr()
+    assert "both hold matrices" in str(pytest.raises(train.InputError, load_learned, runs, base).value)
+    twice = ("--results", runs[0], runs[0], *flags)
+    assert "<new1> comes twice" in refused(capsys, merge.main, merge.Config, *twice)
+
+
+# ----------------------------------------------------------------------------
+# What a step reads.
+
+
+def test_views_are_the_photo_and_its_mirror_image() -> None:
+    photo = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
+    plain, mirrored = make_views(photo, 20, "flip", 9, torch.Generator())
+    assert torch.allclose(plain.image, photo[:, :, 5:25] / 127.5 - 1.0, atol=1e-6)
+    assert torch.equal(mirrored.image, plain.image.flip(-1)) and plain.mask.all() and plain.words == ("",)
+    (only,) = make_views(photo, 20, "none", 9, torch.Generator())
+    assert torch.equal(only.image, plain.image)
+
+
+def test_resized_views_say_how_near_they_are() -> None:
+    """Smaller ones lie somewhere on nothing, where the loss does not count; all are of the photo's colour."""
+    photo = torch.full((3, 50, 50), 200, dtype=torch.uint8)
+    views = make_views(photo, 40, "resize", 60, torch.Generator().manual_seed(0))
+    assert {view.words for view in views} == {("",), ("far away ", "very small "), ("zoomed in ", "close up ")}
+    for view in views:
+        side = view.mask.sum().sqrt().item()
+        assert side == pytest.approx(round(side)) and side >= 0.4 * 40 - 1
+        inside = view.mask.bool()
+        assert torch.allclose(view.image[:, inside], torch.tensor(200 / 127.5 - 1.0), atol=1e-5)
+        assert not view.image[:, ~inside].any()
+        assert (view.words == ("far away ", "very small ")) <= (side <= 0.6 * 40)
+        assert (view.words == ("zoomed in ", "close up ")) <= (side == 40)
+    weights = _latent_weights(torch.stack([view.mask for view in views]), 4).float()
+    assert torch.allclose(weights.mean((1, 2, 3)), torch.ones(60), atol=1e-3)
+    assert not _latent_weights(views[0].mask[None], 4)[0, 0][
+        torch.nn.functional.avg_pool2d(views[0].mask[None], 4)[0] < 1
+    ].any()
+
+
+def test_concepts_are_drawn_equally_often_and_every_other_row_is_regular() -> None:
+    model = tiny_base()
+    groups = [0] * 9 + [1] + [-1] * 4
+    encoded = Encoded(torch.zeros(14, 4, 2, 2), torch.ones(14, 1, 2, 2))
+    texts = [[f"a {colour} circle", f"{colour} circle"] for colour in ("red", "blue")]
+    pool = Pool.make(model, encoded, groups, [texts[0]] * 9 + [texts[1]] + [["white star"]] * 4)
+    assert len(pool.ids) == 5
+    batch = pool.draw(400, torch.Generator().manual_seed(0))
+    drawn = pool.group[batch["index"]]
+    assert (drawn[1::2] == -1).all()
+    counts = Counter(drawn[0::2].tolist())
+    assert counts.keys() == {0, 1} and min(counts.values()) > 70
+    expected = {0: model.tokenize(texts[0]), 1: model.tokenize(texts[1]), -1: model.tokenize(["white star"])}
+    for group, ids in zip(drawn.tolist(), batch["ids"], strict=True):
+        assert (expected[group] == ids).all(1).any()
+    assert len(batch["ids"].unique(dim=0)) == 5
+    assert torch.equal(pool.draw(400, torch.Generator().manual_seed(0))["ids"], batch["ids"])
+
+
+# ----------------------------------------------------------------------------
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--photos", "none", "--words", "red"), "the concept folder none holds no photo"),
+        (("--photos", "none"), "must name equally many concepts, not 1, 0, 1 and 0"),
+        (("--drawn", "blue"), "there is no drawn concept 'blue', only wine, mauve"),
+        (("--drawn", "wine", "--tokens", "<a>", "<b>"), "--drawn and --tokens must name equally many"),
+        (("--words", "red"), "are for --photos"),
+        (("--tokens", "circle", "--drawn", "wine"), "'circle' is a word that the model knows already"),
+        (("--tokens", "new", "--drawn", "wine"), "'new' is a word that the model knows already"),
+        (("--tokens", "newword", "--drawn", "wine"), "must have the form <name>"),
+        (("--drawn", "wine", "--vectors", "0"), "at least one vector, not 0"),
+        (("--drawn", "wine", "--start", ""), "the word '' to start from is empty"),
+        (("--drawn", "wine", "--held-out", "a circle"), "must hold {} once"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused_before_anything_is_written(
+    world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: Any,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ("textual-inversion", "--run-dir", tmp_path / "run", "--base", world / "base", "--device", "cpu")
+    assert said in refused(capsys, train.main, train.Config, *command, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unreadable_photo_is_named(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "x.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    command = ("custom-diffusion", "--run-dir", tmp_path / "run", "--base", world / "base", "--device", "cpu")
+    flags = ("--photos", tmp_path / "photos", "--words", "red")
+    assert "x.jpg is not a readable image" in refused(capsys, train.main, train.Config, *command, *flags)
+    assert not (tmp_path / "run").exists()
