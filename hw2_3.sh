@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Problem 3 for the grader. Four arguments before the flags are the 2025 edition: a circle for every line of prompt.json, from its
 # control image in SOURCE_DIR. CKPT is a Stable Diffusion v1.4 file or folder, a ControlNet (base then from $SD_BASE), or the small model.
+# Three arguments are the 2024 edition: 25 pictures for every prompt of input.json, of learned concepts, by the base model SD_CKPT.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/python.sh"
 count=0
@@ -10,11 +11,13 @@ for argument in "$@"; do
   count=$((count + 1))
 done
 if [ "$count" -eq 3 ]; then
-  echo "error: three arguments are the 2024 edition, textual inversion, which is not there yet" >&2
-  exit 2
+  prompts="$1" out="$2" checkpoint="$3"
+  shift 3
+  exec "$PYTHON" -m p3_clip.personalisation.inference --prompts "$prompts" --output-dir "$out" --checkpoint "$checkpoint" "$@"
 fi
 if [ "$count" -ne 4 ]; then
-  echo "usage: bash hw2_3.sh prompt.json SOURCE_DIR OUT CKPT [flags of p3_controlnet.inference]" >&2
+  echo "usage: bash hw2_3.sh prompt.json SOURCE_DIR OUT CKPT [flags of p3_controlnet.inference]," \
+    "or bash hw2_3.sh input.json OUT SD_CKPT [flags of p3_clip.personalisation.inference]" >&2
   exit 2
 fi
 prompts="$1" sources="$2" out="$3" checkpoint="$4"

@@ -10,7 +10,7 @@ calibration. The second answers by exit code: 0 if every prompt reaches its base
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -32,6 +32,7 @@ from common.images import image_files
 from common.metrics.clip_scores import grade_personalised, image_cosines, text_cosines
 from p3_clip.inference import Run, accuracy
 from p3_clip.model import zero_shot_classifier
+from p3_clip.personalisation.task import Task, read_tasks
 
 BINS = 15
 Prompts = Literal["single", "ensemble"]
@@ -307,23 +308,28 @@ def _by_distance(right: Tensor, labels: Tensor, distance: Sequence[float], what:
 
 def grade(config: Personalised) -> None:
     """Grades every prompt of every concept."""
-    concepts = read_input(config.input)
-    for key, concept in concepts.items():
-        for index in range(len(concept["prompt_4_clip_eval"])):
-            _pictures(config.images / key / str(index), config.count)
-        _pictures(_references(config.references, key), None)
+    tasks = read_tasks(config.input)
+    wrong = [
+        f"{folder} holds {found} images"
+        for folder in _folders(config, tasks)
+        if (found := len(image_files(folder))) != config.count
+    ]
+    if wrong:
+        raise InputError(f"{'; '.join(wrong)}; {config.count} are expected")
+    for task in tasks:
+        _references(config, task)
     clip, note = config.clip.load()
     print(note, flush=True)
     rows = []
-    for key, concept in concepts.items():
-        references = extract_features(clip, _pictures(_references(config.references, key), None), show_progress=False)
-        for index, (text, baseline) in enumerate(zip(concept["prompt_4_clip_eval"], concept["baseline"], strict=True)):
-            files = _pictures(config.images / key / str(index), config.count)
+    for task in tasks:
+        references = extract_features(clip, _references(config, task), show_progress=False)
+        for index, (text, baseline) in enumerate(zip(task.texts, task.baselines, strict=True)):
+            files = image_files(config.images / task.key / str(index))
             images = extract_features(clip, files, show_progress=False)
             verdict = grade_personalised(image_cosines(images, references), text_cosines(clip, images, text), baseline)
             rows.append(
                 {
-                    "concept": key,
+                    "concept": task.key,
                     "prompt": index,
                     "image": round(verdict.image, 2),
                     "text": round(verdict.text, 2),
@@ -340,32 +346,14 @@ def grade(config: Personalised) -> None:
         raise SystemExit(1)
 
 
-def read_input(path: Path) -> Mapping[str, Any]:
-    """The concepts of input.json. Raises InputError that names what a concept lacks."""
-    value = read_json(path)
-    if not isinstance(value, dict) or not value:
-        raise InputError(f"{path} must map concept keys to concepts")
-    for key, concept in value.items():
-        texts, baselines = (
-            (concept.get("prompt_4_clip_eval"), concept.get("baseline")) if isinstance(concept, dict) else (0, 0)
-        )
-        if not isinstance(texts, list) or not isinstance(baselines, list) or len(texts) != len(baselines):
-            raise InputError(f"{path}: the concept {key!r} needs prompt_4_clip_eval and baseline, of the same length")
-        if not all(isinstance(pair, list) and len(pair) == 2 for pair in baselines):
-            raise InputError(f"{path}: the concept {key!r} needs baselines of two numbers, image and text")
-    return value
+def _folders(config: Personalised, tasks: Sequence[Task]) -> list[Path]:
+    return [config.images / task.key / str(index) for task in tasks for index in range(len(task.prompts))]
 
 
-def _references(folder: Path, key: str) -> Path:
-    return Path(folder) / key
-
-
-def _pictures(folder: Path, count: int | None) -> list[Path]:
-    files = image_files(folder)
+def _references(config: Personalised, task: Task) -> list[Path]:
+    files = image_files(config.references / task.key)
     if not files:
-        raise InputError(f"{folder} holds no image")
-    if count is not None and len(files) != count:
-        raise InputError(f"{folder} holds {len(files)} images, but {count} are expected")
+        raise InputError(f"{config.references / task.key} holds no image")
     return files
 
 

@@ -144,7 +144,8 @@ def personalised(clip_world: Path, tmp_path: Path) -> list[str]:
 
 
 def write_baseline(folder: Path, pair: list[float]) -> None:
-    concept = {"token_name": "<new1>", "prompt_4_clip_eval": ["A dog."], "baseline": [pair]}
+    concept = {"src_image": "dog", "token_name": "<new1>", "prompt": ["A <new1>."], "prompt_4_clip_eval": ["A dog."]}
+    concept["baseline"] = [pair]
     (folder / "input.json").write_text(json.dumps({"dog": concept}))
 
 
@@ -159,9 +160,9 @@ def test_the_grader_passes_and_fails(
     capsys.readouterr()
     (tmp_path / "images" / "dog" / "0" / "24.png").unlink()
     sentence = refused(capsys, evaluate.main, evaluate.Config, *personalised)
-    assert "holds 24 images, but 25 are expected" in sentence
+    assert f"{tmp_path / 'images' / 'dog' / '0'} holds 24 images; 25 are expected" in sentence
     (tmp_path / "input.json").write_text(json.dumps({"dog": {"prompt_4_clip_eval": ["A dog."]}}))
-    assert "needs prompt_4_clip_eval and baseline" in refused(capsys, evaluate.main, evaluate.Config, *personalised)
+    assert "needs src_image, a text" in refused(capsys, evaluate.main, evaluate.Config, *personalised)
 
 
 def test_classes_of_the_tiny_world_are_shapes() -> None:

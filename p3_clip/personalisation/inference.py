@@ -1,0 +1,167 @@
+"""Draws the pictures of an input.json: 25 for each prompt of each concept, OUT/KEY/INDEX/sourceKEY_promptINDEX_N.png, 512x512 RGB.
+
+    python3 -m p3_clip.personalisation.inference --prompts input.json --output-dir OUT --checkpoint checkpoints/ldm_shapes
+    torchrun --nproc_per_node 2 -m p3_clip.personalisation.inference ...    (the same files)
+
+The checkpoint is a Stable Diffusion v1.4 file or folder, or the folder of the small model. Concepts are found by their token_name in
+what --concepts names. Finished pictures of the same settings are kept, so an interrupted run goes on where it stopped.
+"""
+
+import dataclasses
+import os
+import shlex
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from common import cli
+from common.base_models import kind_of, load_base
+from common.devices import DeviceName, pick_device
+from common.errors import InputError
+from common.files import ROOT
+from common.generate import GenerationConfig, Request, check_generation
+from common.images import image_files
+from common.pictures import Picture, draw_missing
+from common.samplers import SamplerName
+from common.seeds import derive_seed
+from p3_clip.personalisation.concepts import Concept, expand, unused
+from p3_clip.personalisation.model import load_learned, personalise, usual_guidance
+from p3_clip.personalisation.task import Task, read_tasks
+
+SHIPPED_BASE, SHIPPED_CONCEPTS = ROOT / "checkpoints" / "ldm_shapes", ROOT / "checkpoints" / "concepts_shapes"
+SD_CONCEPTS = ROOT / "checkpoints" / "concepts_sd14"
+SIZE, COUNT = 512, 25
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Draws the pictures of an input.json."""
+
+    prompts: Path
+    """input.json: concepts with token_name and prompts."""
+    output_dir: Path
+    """Folder of the pictures."""
+    checkpoint: Path = SHIPPED_BASE
+    """Stable Diffusion v1.4 file or folder, or the folder of the small model."""
+    concepts: tuple[Path, ...] = ()
+    """Folders or files of learned concepts; by default the shipped ones."""
+    count: int = COUNT
+    """Pictures of each prompt."""
+    size: int = SIZE
+    """Side of the pictures that are written."""
+    sampler: SamplerName = "dpmpp_2m"
+    """The solver."""
+    steps: int = 25
+    """Steps of the solver."""
+    spacing: Literal["leading", "trailing", "linspace"] = "trailing"
+    """Where the steps lie."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance; by default 7.5, for a small model 3."""
+    seed: int = 0
+    """Seed of all pictures."""
+    chunk_size: int = 10
+    """Pictures in one network call; files agree to the byte at the same size."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA if present."""
+
+
+def main(config: Config) -> None:
+    """Writes the pictures, each process its share."""
+    if config.count < 1 or config.size < 1:
+        raise InputError(f"--count and --size must be at least 1, not {config.count} and {config.size}")
+    tasks = read_tasks(config.prompts)
+    small = is_small(config.checkpoint)
+    generation = generation_of(config, small)
+    check_generation(generation)
+    device = pick_device(config.device)
+    paths = find_concepts(config, tasks, small)
+    model = load_base(config.checkpoint)
+    learned = load_learned(paths, model)
+    pictures = plan(config, tasks, learned.concepts)
+    personalise(model, learned)
+    for token in unused([prompt for task in tasks for prompt in task.prompts], learned.concepts):
+        print(f"warning: the concept {token} is loaded, but no prompt holds it", file=sys.stderr)
+    check_output(config.output_dir, pictures)
+    draw_missing(model.to(device).eval(), pictures, generation, config.size, staging=config.output_dir)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"{len(pictures)} pictures in {config.output_dir}")
+
+
+def is_small(checkpoint: Path) -> bool:
+    """Whether it is a small model. Raises InputError if it is neither that nor Stable Diffusion, or is not shipped yet."""
+    if checkpoint.resolve() == SHIPPED_BASE and not checkpoint.is_dir():
+        raise InputError(f"checkpoints/{SHIPPED_BASE.name} is not there: no weights of the small model are shipped yet")
+    kind = kind_of(checkpoint)
+    if kind not in ("small", "sd_file", "sd_folder"):
+        raise InputError(f"{checkpoint} is neither Stable Diffusion v1.4 nor a model folder of this project")
+    return kind == "small"
+
+
+def generation_of(config: Config, small: bool) -> GenerationConfig:
+    """How to generate."""
+    scale = usual_guidance(small) if config.guidance_scale is None else config.guidance_scale
+    return GenerationConfig(
+        sampler=config.sampler,
+        steps=config.steps,
+        spacing=config.spacing,
+        guidance_scale=scale,
+        seed=config.seed,
+        chunk_size=config.chunk_size,
+    )
+
+
+def find_concepts(config: Config, tasks: Sequence[Task], small: bool) -> Sequence[Path]:
+    """Where the learned concepts are. Raises InputError that names the command that trains them if there are none."""
+    if config.concepts:
+        return config.concepts
+    shipped = SHIPPED_CONCEPTS if small else SD_CONCEPTS
+    if shipped.is_dir():
+        return [shipped]
+    if small:
+        raise InputError(
+            f"checkpoints/{shipped.name} is not there: no concepts of the small model are shipped yet; "
+            "name your own with --concepts"
+        )
+    raise InputError(
+        "no concept is trained for Stable Diffusion: train them with "
+        f"`{training_command(config, tasks)}` and name the result with --concepts runs/textual_inversion/best"
+    )
+
+
+def training_command(config: Config, tasks: Sequence[Task]) -> str:
+    """The command that trains the concepts of the input; the photos are expected beside it, by their keys."""
+    folder = config.prompts.parent
+    photos = [str(folder / task.key) for task in tasks]
+    words = ["--words", *(task.source for task in tasks), "--tokens", *(task.token for task in tasks)]
+    command = ["bash", "scripts/train_textual_inversion.sh", "--base", str(config.checkpoint), "--photos", *photos]
+    return shlex.join([*command, *words])
+
+
+def plan(config: Config, tasks: Sequence[Task], concepts: Sequence[Concept]) -> list[Picture]:
+    """All pictures. Raises InputError if a prompt holds a placeholder that is not loaded."""
+    pictures = []
+    for task in tasks:
+        for index, prompt in enumerate(task.prompts):
+            words = expand(prompt, concepts)
+            for number in range(config.count):
+                path = Path(task.key) / str(index) / f"source{task.key}_prompt{index}_{number}.png"
+                seed = derive_seed(config.seed, zlib.crc32(path.as_posix().encode()))
+                pictures.append(Picture(config.output_dir / path, Request(words, seed)))
+    return pictures
+
+
+def check_output(folder: Path, pictures: Sequence[Picture]) -> None:
+    """Raises InputError if a picture that is not of this run lies where the grader counts them."""
+    ours = {picture.path for picture in pictures}
+    for path in sorted({path.parent for path in ours}):
+        if strange := [file for file in image_files(path) if file not in ours]:
+            raise InputError(
+                f"{strange[0]} is not a picture of this run, but would be graded as one: remove it, or choose another folder "
+                f"than {folder}"
+            )
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)
