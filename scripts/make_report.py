@@ -13,13 +13,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
 import p1_diffusion.report
+import p3_clip.personalisation.report
 import p3_controlnet.report
 from common import cli
 from common.errors import InputError
 from common.files import ROOT, atomic_write
 from common.report import README_HEADER, table
 
-PROBLEMS = (p1_diffusion.report, p3_controlnet.report)
+PROBLEMS = (p1_diffusion.report, p3_controlnet.report, p3_clip.personalisation.report)
 MARKS = ("<!-- results: written by scripts/make_report.py -->", "<!-- end of results -->")
 HEADER = """# Report
 

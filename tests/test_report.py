@@ -4,11 +4,13 @@ import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from common.errors import InputError
-from common.files import ROOT
+from common.files import ROOT, write_json
+from p3_clip.personalisation import report
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +45,32 @@ def test_every_picture_and_link_is_there() -> None:
     for page in (ROOT / "README.md", ROOT / "REPORT.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_section_on_learned_concepts_says_what_the_numbers_say(tmp_path: Path) -> None:
+    """Its sentences are chosen by the numbers; without results there is no section."""
+    assert report.section(tmp_path) == [] and report.readme_rows(tmp_path) == []
+
+    def method(bound: float, error: float) -> dict[str, Any]:
+        pair = {"first": 1.0, "second": 1.0, "bound": bound, "swapped": 0.0, "blended": 0.0, "bound_images": []}
+        single = {"presence": 0.9, "colour_error": error, "norm": 1.1}
+        return {"singles": {"wine": single, "ring": {"presence": 0.5, "norm": 1.0}}, "pairs": {"place": pair}}
+
+    methods = {
+        "untrained placeholder": method(0.0, 40.0),
+        "textual inversion": method(0.3, 4.5),
+        "Custom Diffusion, joint": method(0.85, 5.0),
+    }
+    write_json(tmp_path / "p3_personalisation.json", {"images": 100, "clip": None, "methods": methods})
+    assert [row[2] for row in report.readme_rows(tmp_path)] == ["4.5", "85%"]
+    text = "\n".join(report.section(tmp_path))
+    assert "| textual inversion | wine | 90% | 4.5 | - | - | 1.10 |" in text
+    assert "| Custom Diffusion, joint | 100% | 100% | 85% | 0% | 0% |" in text
+    assert "the largest colour error of a single concept is 4.5 (within the bar of 6)" in text
+    assert "in 85% of the pictures (at least 80%), more often than textual inversion with 30%" in text
+    methods["Custom Diffusion, joint"] = method(0.3, 5.0)
+    methods["textual inversion"] = method(0.3, 6.5)
+    write_json(tmp_path / "p3_personalisation.json", {"images": 100, "clip": "ViT-B-32.", "methods": methods})
+    text = "\n".join(report.section(tmp_path))
+    assert "(above the bar of 6)" in text and "(below 80%), not more often than textual inversion" in text
+    assert "CLIP (ViT-B-32)" in text

@@ -1,0 +1,191 @@
+"""What a picture shows of the drawn concepts, from its pixels: whether each is there, in its place, swapped or blended.
+
+A shape counts as a ring if it has a hole, and as a star if it fills little of its convex hull; a colour counts as a concept's within
+NEAR (CIEDE2000). Two concepts are asked for in one of two ways:
+
+- PLACE, "a <new1> circle with <new2> background": wine is a colour of the circle, mauve one of the background. Blended: the circle or
+  the background has a colour between the two.
+- BESIDE, "a <new3> next to a <new4>": one object is a star in its own colour, another a ring in any other. Blended: one object has
+  the hole of the ring and the colour or the shape of the star.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import ConvexHull, QhullError
+from skimage.color import deltaE_ciede2000
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.colour import colour_difference, to_lab
+from common.data.concepts import DRAWN, MAUVE, SLATE, WINE
+from common.metrics.segmentation import NO_OBJECT_ERROR, SIZE, inner_region, median_colour, segment, separate
+
+NEAR = 10.0
+HOLLOW = 0.05  # of an object's area
+SPIKY = 0.75  # of its convex hull: below it is a star (0.52), above are circles, squares and triangles (about 1)
+MIN_AREA = 0.01  # of the picture
+Colour = tuple[float, float, float]
+
+
+class Object(NamedTuple):
+    """One shape of a picture."""
+
+    colour: Colour | None
+    hole: bool
+    spiky: bool
+
+    def is_near(self, colour: Colour) -> bool:
+        """Whether it has that colour."""
+        return self.colour is not None and is_near(self.colour, colour)
+
+
+class Seen(NamedTuple):
+    """What a picture shows."""
+
+    objects: list[Object]
+    background: Colour | None
+
+
+class Judgement(NamedTuple):
+    """Of two concepts in one picture."""
+
+    first: bool
+    """The first is somewhere."""
+    second: bool
+    """The second is somewhere."""
+    bound: bool
+    """Each is in its place."""
+    swapped: bool
+    """Each is in the other's."""
+    blended: bool
+    """Something is a mixture of both."""
+
+
+def look(picture: Tensor, colours: int) -> Seen:
+    """The objects, of up to `colours` colours, and the background of a picture, uint8 [3, S, S]."""
+    labels = segment(picture, colours)
+    large = F.interpolate(picture[None], (SIZE, SIZE), mode="nearest")[0]
+    side = picture.shape[-1]
+    objects = [
+        _describe(large, part, side) for label in range(1, colours + 1) for part in separate(labels == label, MIN_AREA)
+    ]
+    return Seen(objects, median_colour(large, inner_region(labels == 0, side)))
+
+
+def colour_error(name: str, picture: Tensor) -> float:
+    """CIEDE2000 between a drawn concept's colour and that of its place in a picture, 50 where nothing is to be seen there."""
+    seen = look(picture, 1)
+    if not seen.objects:
+        return NO_OBJECT_ERROR
+    found = seen.background if DRAWN[name].colour == MAUVE else seen.objects[0].colour
+    return NO_OBJECT_ERROR if found is None else float(colour_difference(found, DRAWN[name].colour))
+
+
+def is_present(name: str, seen: Seen) -> bool:
+    """Whether a picture shows the drawn concept in its own place."""
+    if name == "mauve":
+        return bool(seen.objects) and seen.background is not None and is_near(seen.background, MAUVE)
+    return any(_is(name, each) for each in seen.objects)
+
+
+def judge_place(seen: Seen) -> Judgement:
+    """Of wine and mauve, as object and background."""
+    object_colours = [each.colour for each in seen.objects if each.colour is not None]
+    ground = [] if seen.background is None or not seen.objects else [seen.background]
+    everywhere = object_colours + ground
+
+    def shows(colours: Sequence[Colour], colour: Colour) -> bool:
+        return any(is_near(each, colour) for each in colours)
+
+    return Judgement(
+        first=shows(everywhere, WINE),
+        second=shows(everywhere, MAUVE),
+        bound=shows(object_colours, WINE) and shows(ground, MAUVE),
+        swapped=shows(object_colours, MAUVE) and shows(ground, WINE),
+        blended=any(is_between(each, WINE, MAUVE) for each in everywhere),
+    )
+
+
+def judge_beside(seen: Seen) -> Judgement:
+    """Of the star and the ring, as two objects."""
+    stars, rings = ([i for i, each in enumerate(seen.objects) if _is(name, each)] for name in ("slate_star", "ring"))
+    ring_in_slate = any(each.hole and each.is_near(SLATE) for each in seen.objects)
+    star_in_another = any(each.spiky and not each.hole and not each.is_near(SLATE) for each in seen.objects)
+    return Judgement(
+        first=bool(stars),
+        second=any(each.hole for each in seen.objects),
+        bound=bool(stars) and bool(rings),
+        swapped=ring_in_slate and star_in_another,
+        blended=any(each.hole and (each.is_near(SLATE) or each.spiky) for each in seen.objects),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two concepts that are asked for in one picture."""
+
+    names: tuple[str, str]
+    prompt: str
+    """With the two concepts' placeholders as {} and {}."""
+    colours: int
+    """Colours of objects."""
+    judge: Callable[[Seen], Judgement]
+
+
+PAIRS = {
+    "place": Pair(("wine", "mauve"), "a {} circle with {} background", 1, judge_place),
+    "beside": Pair(("slate_star", "ring"), "a {} next to a {}", 2, judge_beside),
+}
+
+
+# ----------------------------------------------------------------------------
+# Parts.
+
+
+def is_near(colour: Colour, other: Colour) -> bool:
+    """Whether two colours in 0..255 count as one."""
+    return float(colour_difference(colour, other)) <= NEAR
+
+
+def is_between(colour: Colour, one: Colour, other: Colour) -> bool:
+    """Whether a colour is a mixture of two: near the line between them in CIELAB, in its middle half."""
+    at, start, end = (to_lab(rgb) for rgb in (colour, one, other))
+    along = float((at - start) @ (end - start) / ((end - start) @ (end - start)))
+    return 0.25 <= along <= 0.75 and float(deltaE_ciede2000(at, start + along * (end - start))) <= NEAR
+
+
+def _is(name: str, each: Object) -> bool:
+    if name == "ring":
+        return each.hole and not each.spiky and not each.is_near(SLATE)
+    if name == "slate_star":
+        return each.spiky and not each.hole and each.is_near(SLATE)
+    return each.is_near(DRAWN[name].colour)
+
+
+def _describe(picture: Tensor, part: Tensor, side: int) -> Object:
+    filled = ndimage.binary_fill_holes(part.numpy())
+    area = int(filled.sum())
+    hole = area - int(part.sum()) > HOLLOW * area
+    return Object(median_colour(picture, inner_region(part, side)), hole, area < SPIKY * _hull_area(filled))
+
+
+def _hull_area(mask: NDArray[np.bool_]) -> float:
+    """The area of the convex hull of a mask's pixels, [H, W]."""
+    edge = mask & ~ndimage.binary_erosion(mask)
+    corners = np.concatenate([np.argwhere(edge) + corner for corner in ((0, 0), (0, 1), (1, 0), (1, 1))])
+    try:
+        return float(ConvexHull(corners).volume)  # of a plane figure, scipy's name of the area
+    except QhullError:
+        return float(mask.sum())
+
+
+def rates(judgements: Sequence[Judgement]) -> dict[str, float]:
+    """How often each thing is so."""
+    values = torch.tensor(judgements, dtype=torch.float64).mean(0).tolist()
+    return dict(zip(Judgement._fields, values, strict=True))

@@ -1,0 +1,243 @@
+"""What the methods learn, in numbers from pixels: results/p3_personalisation.json.
+
+    python3 -m p3_clip.personalisation.study --inversion runs/textual_inversion/last --place runs/custom_place/last \\
+        --beside runs/custom_beside/last
+
+Each method draws every drawn concept by itself, and two of them in one picture in two ways (see `measure.py`), from the same seeds;
+so does the untrained placeholder, a word with the vector that training starts from. Pictures are kept in --output-dir, so a second
+call goes on where the first stopped.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from common import cli
+from common.base_models import load_base
+from common.checkpoint import load_config
+from common.data.concepts import DRAWN, PHOTOS, draw_photo
+from common.devices import DeviceName, pick_device
+from common.errors import InputError
+from common.files import ROOT, write_json
+from common.generate import GenerationConfig, Request, check_generation
+from common.images import read_rgb
+from common.latent_diffusion import LatentDiffusion
+from common.metrics.clip_scores import FORMS, image_cosines, text_cosines
+from common.pictures import Picture, draw_missing
+from common.seeds import derive_seeds
+from p3_clip.personalisation.concepts import Concept, expand, initial_vectors, norms
+from p3_clip.personalisation.custom_diffusion import Customised
+from p3_clip.personalisation.measure import PAIRS, colour_error, is_present, look, rates
+from p3_clip.personalisation.model import KIND, load_learned, personalise, usual_guidance
+
+if TYPE_CHECKING:
+    from common.clip import Clip
+
+UNTRAINED, INVERSION, JOINT, MERGED = (
+    "untrained placeholder",
+    "textual inversion",
+    "Custom Diffusion, joint",
+    "Custom Diffusion, merged",
+)
+HELD_OUT = "red square next to {}"
+SEED = 2024
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Measures what the methods learned."""
+
+    inversion: Path
+    """Result of textual inversion, for all drawn concepts."""
+    place: Path
+    """Result of Custom Diffusion for wine and mauve, trained jointly."""
+    beside: Path
+    """The same for the star and the ring."""
+    place_merged: Path | None = None
+    """Results of single concepts, merged: wine and mauve."""
+    beside_merged: Path | None = None
+    """The same for the star and the ring."""
+    base: Path = ROOT / "checkpoints" / "ldm_shapes"
+    """The small model."""
+    output_dir: Path = ROOT / "outputs" / "personalisation"
+    """Folder of the pictures."""
+    result: Path = ROOT / "results" / "p3_personalisation.json"
+    """JSON file to write."""
+    images: int = 100
+    """Pictures for each prompt."""
+    clip: str | None = None
+    """CLIP of the image and text scores: a model folder or a name of open_clip."""
+    steps: int = 20
+    """Steps of the solver."""
+    chunk_size: int = 20
+    """Pictures in one network call."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA if present."""
+
+
+def main(config: Config) -> None:
+    """Draws, measures and writes."""
+    from common.clip import find_clip
+
+    if config.images < 1:
+        raise InputError(f"--images must be at least 1, not {config.images}")
+    generation = GenerationConfig(
+        steps=config.steps, guidance_scale=usual_guidance(small=True), seed=SEED, chunk_size=config.chunk_size
+    )
+    check_generation(generation)
+    device = pick_device(config.device)
+    for parts in sources(config).values():  # all before the first picture
+        for pairs, path in parts:
+            tokens_of(path, pairs)
+    clip, note = find_clip(config.clip, config.device)
+    methods: dict[str, dict[str, Any]] = {}
+    for method, parts in sources(config).items():
+        methods[method] = {"singles": {}, "pairs": {}}
+        for pairs, path in parts:
+            model = load_base(config.base)
+            tokens = tokens_of(path, pairs)
+            learned = learn(model, path, tokens)
+            usual = norms(learned.concepts, model.text_encoder.get_input_embeddings().weight)
+            personalise(model, learned)
+            artist = Artist(config, model.to(device), learned.concepts, generation, method)
+            for name in (name for pair in pairs for name in PAIRS[pair].names):
+                measured = measure_single(artist, name, tokens[name], clip)
+                methods[method]["singles"][name] = {**measured, "norm": usual[tokens[name]]}
+            for pair in pairs:
+                methods[method]["pairs"][pair] = measure_pair(artist, pair, tokens)
+        print_method(method, methods[method])
+    write_json(
+        config.result,
+        {
+            "command": "bash scripts/study_personalisation.sh",
+            "images": config.images,
+            "sampling": {
+                "solver": generation.sampler,
+                "steps": config.steps,
+                "guidance_scale": generation.guidance_scale,
+            },
+            "clip": note if clip is not None else None,
+            "methods": methods,
+        },
+    )
+
+
+def sources(config: Config) -> dict[str, list[tuple[tuple[str, ...], Path | None]]]:
+    """For each method, the results to load and the pairs that each serves; None: vectors that training starts from."""
+    both = tuple(PAIRS)
+    found: dict[str, list[tuple[tuple[str, ...], Path | None]]] = {
+        UNTRAINED: [(both, None)],
+        INVERSION: [(both, config.inversion)],
+        JOINT: [(("place",), config.place), (("beside",), config.beside)],
+    }
+    merged = [(("place",), config.place_merged), (("beside",), config.beside_merged)]
+    if given := [(pairs, path) for pairs, path in merged if path is not None]:
+        found[MERGED] = given
+    return found
+
+
+def tokens_of(path: Path | None, pairs: Sequence[str]) -> dict[str, str]:
+    """The placeholder of each drawn concept of the pairs; a result's own words and phrases say which is which.
+
+    Raises InputError if the result did not learn one.
+    """
+    names = [name for pair in pairs for name in PAIRS[pair].names]
+    if path is None:
+        return {name: f"<new{k + 1}>" for k, name in enumerate(names)}
+    known = {(entry["word"], entry["phrase"]): entry["token"] for entry in load_config(path, KIND)["concepts"]}
+    for name in names:
+        if (DRAWN[name].word, DRAWN[name].phrase) not in known:
+            raise InputError(f"{path} did not learn the drawn concept {name}")
+    return {name: known[DRAWN[name].word, DRAWN[name].phrase] for name in names}
+
+
+def learn(model: LatentDiffusion, path: Path | None, tokens: Mapping[str, str]) -> Customised:
+    """What a result holds, or without one the words with the vectors that training starts from."""
+    if path is not None:
+        return load_learned([path], model)
+    return Customised(
+        {},
+        [
+            Concept(token, initial_vectors(DRAWN[name].word, 1, model.text_encoder, model.tokenizer))
+            for name, token in tokens.items()
+        ],
+    )
+
+
+# ----------------------------------------------------------------------------
+# Drawing and measuring.
+
+
+@dataclasses.dataclass(frozen=True)
+class Artist:
+    """A model that has learned, and where it draws."""
+
+    config: Config
+    model: LatentDiffusion
+    concepts: Sequence[Concept]
+    generation: GenerationConfig
+    method: str
+
+    def draw(self, name: str, prompt: str) -> list[Tensor]:
+        """Pictures uint8 [3, S, S] for a prompt, kept below OUT/METHOD/NAME."""
+        paths = picture_paths(self.config.output_dir, self.method, name, self.config.images)
+        seeds = derive_seeds(SEED, count=self.config.images)
+        words = expand(prompt, self.concepts)
+        pictures = [Picture(path, Request(words, seed)) for path, seed in zip(paths, seeds, strict=True)]
+        draw_missing(self.model, pictures, self.generation, self.model.side)
+        return [read_rgb(path) for path in paths]
+
+
+def picture_paths(folder: Path, method: str, name: str, count: int) -> list[Path]:
+    """Where the pictures of a method for a single concept or a pair lie."""
+    place = folder / method.replace(", ", "_").replace(" ", "_").lower() / name
+    return [place / f"{number:03d}.png" for number in range(count)]
+
+
+def measure_single(artist: Artist, name: str, token: str, clip: "Clip | None") -> dict[str, Any]:
+    """One concept by itself: how often it is there, the error of its colour, its image score; and the text score of a prompt that
+    no training shows."""
+    drawn = DRAWN[name]
+    pictures = artist.draw(name, f"a {drawn.phrase.format(token)}")
+    result: dict[str, Any] = {"presence": _mean([is_present(name, look(picture, 1)) for picture in pictures])}
+    if drawn.colour:
+        result["colour_error"] = _mean([colour_error(name, picture) for picture in pictures])
+    if clip is not None:
+        from common.clip.features import encode_pictures
+
+        photos = [draw_photo(name, index) for index in range(PHOTOS)]
+        held_out = artist.draw(f"{name}_held_out", HELD_OUT.format(drawn.phrase.format(token)))
+        image = image_cosines(encode_pictures(clip, pictures), encode_pictures(clip, photos))
+        words = HELD_OUT.format(drawn.phrase.format(drawn.word))
+        text = text_cosines(clip, encode_pictures(clip, held_out), words)
+        score = FORMS["dlcv2024"]
+        result |= {"image_score": score(image).mean().item(), "text_score": score(text).mean().item()}
+    return result
+
+
+def measure_pair(artist: Artist, pair: str, tokens: Mapping[str, str]) -> dict[str, Any]:
+    """Two concepts in one picture."""
+    asked = PAIRS[pair]
+    pictures = artist.draw(pair, asked.prompt.format(*(tokens[name] for name in asked.names)))
+    judgements = [asked.judge(look(picture, asked.colours)) for picture in pictures]
+    return {**rates(judgements), "bound_images": [judgement.bound for judgement in judgements]}
+
+
+def print_method(method: str, found: Mapping[str, Any]) -> None:
+    """What a method reaches, in a few lines."""
+    print(method)
+    for name, numbers in (*found["singles"].items(), *found["pairs"].items()):
+        shown = {key: round(value, 3) for key, value in numbers.items() if key != "bound_images"}
+        print(f"  {name}: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items()))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).mean())
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

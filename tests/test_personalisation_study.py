@@ -1,0 +1,192 @@
+"""The study of learned concepts: what is measured on pictures whose content is known, and the programs end to end."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import contents, exit_code, refused
+from tiny_concepts import make_world
+from torch import Tensor
+
+from common.base_models import load_base
+from common.colour import CSS_COLOURS
+from common.data.concepts import DRAWN, HOLE, MAUVE, SLATE, WINE, draw_photo
+from common.data.shapes import Shape, render_mask
+from common.files import ROOT
+from p3_clip.personalisation import figures, measure, study
+from p3_clip.personalisation.concepts import Concept
+from p3_clip.personalisation.custom_diffusion import Customised, projections
+from p3_clip.personalisation.measure import Judgement, colour_error, is_present, judge_beside, judge_place, look, rates
+from p3_clip.personalisation.model import save_learned
+
+RED, WHITE = CSS_COLOURS["red"], CSS_COLOURS["white"]
+MIXED = tuple(round((a + b) / 2) for a, b in zip(WINE, MAUVE, strict=True))
+SIDE = 64
+
+
+def scene(background: tuple[int, ...], *objects: tuple[str, tuple[int, ...], float]) -> Tensor:
+    """uint8 [3, 64, 64] with (kind, colour, x) objects; a ring is a kind too."""
+    picture = torch.tensor(background, dtype=torch.uint8).view(3, 1, 1).expand(3, SIDE, SIDE).clone()
+    for kind, colour, x in objects:
+        shape = Shape("circle" if kind == "ring" else kind, "", x, 0.5, 0.2)
+        mask = render_mask(shape, SIDE)
+        if kind == "ring":
+            mask &= ~render_mask(Shape("circle", "", x, 0.5, HOLE * 0.2), SIDE)
+        picture[:, mask] = torch.tensor(colour, dtype=torch.uint8).view(3, 1)
+    return picture
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_photo_of_a_concept_shows_it_and_no_other(name: str) -> None:
+    for index in range(5):
+        photo = draw_photo(name, index, side=SIDE)
+        seen = look(photo, 1)
+        assert [other for other in DRAWN if is_present(other, seen)] == [name]
+        if DRAWN[name].colour:
+            assert colour_error(name, photo) < 1.0
+
+
+def test_an_empty_picture_shows_nothing() -> None:
+    plain = scene(MAUVE)
+    assert not any(is_present(name, look(plain, 1)) for name in DRAWN)
+    assert colour_error("mauve", plain) == colour_error("wine", plain) == 50.0
+    assert not any(judge_place(look(plain, 1))) and not any(judge_beside(look(plain, 2)))
+
+
+@pytest.mark.parametrize(
+    ("background", "colour", "expected"),
+    [
+        (MAUVE, WINE, Judgement(True, True, bound=True, swapped=False, blended=False)),
+        (WINE, MAUVE, Judgement(True, True, bound=False, swapped=True, blended=False)),
+        (WHITE, WINE, Judgement(True, False, bound=False, swapped=False, blended=False)),
+        (MAUVE, RED, Judgement(False, True, bound=False, swapped=False, blended=False)),
+        (WHITE, MIXED, Judgement(False, False, bound=False, swapped=False, blended=True)),
+    ],
+)
+def test_two_colours_in_one_picture(background: Any, colour: Any, expected: Judgement) -> None:
+    assert judge_place(look(scene(background, ("circle", colour, 0.5)), 1)) == expected
+
+
+@pytest.mark.parametrize(
+    ("objects", "expected"),
+    [
+        ([("star", SLATE, 0.25), ("ring", RED, 0.75)], Judgement(True, True, bound=True, swapped=False, blended=False)),
+        ([("ring", SLATE, 0.25), ("star", RED, 0.75)], Judgement(False, True, bound=False, swapped=True, blended=True)),
+        (
+            [("star", SLATE, 0.25), ("circle", RED, 0.75)],
+            Judgement(True, False, bound=False, swapped=False, blended=False),
+        ),
+        ([("ring", SLATE, 0.5)], Judgement(False, True, bound=False, swapped=False, blended=True)),
+        (
+            [("circle", SLATE, 0.25), ("ring", RED, 0.75)],
+            Judgement(False, True, bound=False, swapped=False, blended=False),
+        ),
+        (
+            [("star", RED, 0.25), ("square", SLATE, 0.75)],
+            Judgement(False, False, bound=False, swapped=False, blended=False),
+        ),
+    ],
+)
+def test_two_shapes_in_one_picture(objects: Any, expected: Judgement) -> None:
+    assert judge_beside(look(scene(WHITE, *objects), 2)) == expected
+
+
+def test_rates_are_means() -> None:
+    some = [Judgement(True, True, True, False, False), Judgement(True, False, False, False, True)]
+    assert rates(some) == {"first": 1.0, "second": 0.5, "bound": 0.5, "swapped": 0.0, "blended": 0.5}
+    assert measure.is_between(MIXED, WINE, MAUVE) and not measure.is_between(WINE, WINE, MAUVE)
+
+
+# ----------------------------------------------------------------------------
+# The programs.
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base/, clip/, inversion/ with all drawn concepts, place/ and beside/ with matrices too."""
+    root = make_world(tmp_path_factory.mktemp("world"))
+    own = {name: weight.detach() * 1.5 for name, weight in projections(load_base(root / "base").unet).items()}
+    for folder, names, weights in (
+        ("inversion", tuple(DRAWN), {}),
+        ("place", ("wine", "mauve"), own),
+        ("beside", ("slate_star", "ring"), own),
+    ):
+        concepts = [Concept(f"<new{k + 1}>", torch.randn(1, 16)) for k in range(len(names))]
+        entries = [
+            {"token": concept.token, "word": DRAWN[name].word, "phrase": DRAWN[name].phrase}
+            for concept, name in zip(concepts, names, strict=True)
+        ]
+        save_learned(root / folder, Customised(weights, concepts), {"concepts": entries})
+    return root
+
+
+def arguments(world: Path, out: Path, *flags: Any) -> tuple[Any, ...]:
+    parts = [part for name in ("inversion", "place", "beside") for part in (f"--{name}", world / name)]
+    where = ("--base", world / "base", "--clip", world / "clip", "--output-dir", out / "pictures")
+    return (*parts, *where, "--result", out / "result.json", "--images", 2, "--steps", 1, "--device", "cpu", *flags)
+
+
+def test_the_study_measures_every_method_and_the_figures_show_it(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = arguments(world, tmp_path, "--place-merged", world / "place")
+    assert exit_code(study.main, study.Config, *flags) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert list(result["methods"]) == [study.UNTRAINED, study.INVERSION, study.JOINT, study.MERGED]
+    for method, found in result["methods"].items():
+        merged = method == study.MERGED
+        assert found["singles"].keys() == ({"wine", "mauve"} if merged else DRAWN.keys())
+        assert found["pairs"].keys() == ({"place"} if merged else {"place", "beside"})
+        for name, numbers in found["singles"].items():
+            assert ("colour_error" in numbers) == bool(DRAWN[name].colour)
+            assert (
+                all(math.isfinite(value) for value in numbers.values())
+                and {"image_score", "text_score"} <= numbers.keys()
+            )
+        for numbers in found["pairs"].values():
+            assert len(numbers["bound_images"]) == 2 and 0.0 <= numbers["blended"] <= 1.0
+    pictures = contents(tmp_path / "pictures")
+    capsys.readouterr()
+    assert exit_code(study.main, study.Config, *flags) == 0  # everything is kept
+    assert capsys.readouterr().out.count("2 of 2 pictures are there already") == len(pictures) / 2
+    assert contents(tmp_path / "pictures") == pictures
+
+    shown = (
+        "--pictures",
+        tmp_path / "pictures",
+        "--results",
+        tmp_path / "result.json",
+        "--output-dir",
+        tmp_path / "figures",
+    )
+    assert exit_code(figures.main, figures.Config, *shown) == 0
+    assert sorted(contents(tmp_path / "figures")) == ["beside.png", "place.png", "single.png"]
+
+
+def test_a_result_that_did_not_learn_the_concept_is_refused(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = arguments(world, tmp_path)
+    said = refused(capsys, study.main, study.Config, *flags, "--beside", world / "place")
+    assert said == f"{world / 'place'} did not learn the drawn concept slate_star"
+    assert not (tmp_path / "result.json").exists()
+    assert "--images must be at least 1" in refused(capsys, study.main, study.Config, *flags, "--images", 0)
+
+
+def test_the_script_is_sound(tmp_path: Path) -> None:
+    """Its trainings, merges and measurements, in order, told by a stand-in for Python."""
+    from tiny import environment, run_process
+
+    echo = tmp_path / "python"
+    echo.write_text('#!/bin/sh\necho "$@"\n')
+    echo.chmod(0o755)
+    command = ["bash", ROOT / "scripts" / "study_personalisation.sh", "--steps", "3"]
+    result = run_process(command, env=environment(PYTHON=str(echo), RUNS_DIR="RUNS", BASE="BASE"))
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    trained = [line for line in lines if "personalisation.train" in line]
+    assert len(trained) == 7 and all("--base BASE" in line and line.endswith("--steps 3") for line in trained)
+    assert sum("personalisation.merge" in line for line in lines) == 2 and "make_report.py" in lines[-1]
