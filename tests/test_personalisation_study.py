@@ -42,18 +42,17 @@ def scene(background: tuple[int, ...], *objects: tuple[str, tuple[int, ...], flo
 @pytest.mark.parametrize("name", DRAWN)
 def test_every_photo_of_a_concept_shows_it_and_no_other(name: str) -> None:
     for index in range(5):
-        photo = draw_photo(name, index, side=SIDE)
-        seen = look(photo, 1)
+        seen = look(draw_photo(name, index, side=SIDE), 1)
         assert [other for other in DRAWN if is_present(other, seen)] == [name]
         if DRAWN[name].colour:
-            assert colour_error(name, photo) < 1.0
+            assert colour_error(name, seen) < 1.0
 
 
 def test_an_empty_picture_shows_nothing() -> None:
-    plain = scene(MAUVE)
-    assert not any(is_present(name, look(plain, 1)) for name in DRAWN)
-    assert colour_error("mauve", plain) == colour_error("wine", plain) == 50.0
-    assert not any(judge_place(look(plain, 1))) and not any(judge_beside(look(plain, 2)))
+    seen = look(scene(MAUVE), 1)
+    assert not any(is_present(name, seen) for name in DRAWN)
+    assert colour_error("mauve", seen) == colour_error("wine", seen) == 50.0
+    assert not any(judge_place(seen)) and not any(judge_beside(seen))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +125,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(world: Path, out: Path, *flags: Any) -> tuple[Any, ...]:
     parts = [part for name in ("inversion", "place", "beside") for part in (f"--{name}", world / name)]
     where = ("--base", world / "base", "--clip", world / "clip", "--output-dir", out / "pictures")
-    return (*parts, *where, "--result", out / "result.json", "--images", 2, "--steps", 1, "--device", "cpu", *flags)
+    return (
+        *parts,
+        *where,
+        "--result",
+        out / "result.json",
+        "--images",
+        2,
+        "--steps",
+        1,
+        "--chunk-size",
+        2,
+        "--device",
+        "cpu",
+        *flags,
+    )
 
 
 def test_the_study_measures_every_method_and_the_figures_show_it(

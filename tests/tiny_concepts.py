@@ -1,5 +1,6 @@
 """What the tests of personalisation share: a tiny small model with photos of two concepts, and quick flags."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from clip_tiny import tiny_folder
 from PIL import Image
 from tiny_base import tiny_base
 
+from common.generate import GenerationConfig
 from common.small_diffusion import save_model
 from p3_clip.personalisation import train
 
@@ -38,7 +40,8 @@ def photos(world: Path, *names: str) -> tuple[Any, ...]:
 
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few and coarse pictures."""
+    """Few and coarse pictures, and not a whole chunk of them for each."""
+    monkeypatch.setattr(train, "GenerationConfig", functools.partial(GenerationConfig, chunk_size=2))
     for name in ("HELD_OUT_PICTURES", "STEPS"):
         monkeypatch.setattr(train, name, 1)
     monkeypatch.setattr(train, "VALIDATION_ROWS", 4)

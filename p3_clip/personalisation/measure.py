@@ -78,9 +78,8 @@ def look(picture: Tensor, colours: int) -> Seen:
     return Seen(objects, median_colour(large, inner_region(labels == 0, side)))
 
 
-def colour_error(name: str, picture: Tensor) -> float:
+def colour_error(name: str, seen: Seen) -> float:
     """CIEDE2000 between a drawn concept's colour and that of its place in a picture, 50 where nothing is to be seen there."""
-    seen = look(picture, 1)
     if not seen.objects:
         return NO_OBJECT_ERROR
     found = seen.background if DRAWN[name].colour == MAUVE else seen.objects[0].colour

@@ -203,9 +203,10 @@ def measure_single(artist: Artist, name: str, token: str, clip: "Clip | None") -
     no training shows."""
     drawn = DRAWN[name]
     pictures = artist.draw(name, f"a {drawn.phrase.format(token)}")
-    result: dict[str, Any] = {"presence": _mean([is_present(name, look(picture, 1)) for picture in pictures])}
+    seen = [look(picture, 1) for picture in pictures]
+    result: dict[str, Any] = {"presence": _mean([is_present(name, each) for each in seen])}
     if drawn.colour:
-        result["colour_error"] = _mean([colour_error(name, picture) for picture in pictures])
+        result["colour_error"] = _mean([colour_error(name, each) for each in seen])
     if clip is not None:
         from common.clip.features import encode_pictures
 
