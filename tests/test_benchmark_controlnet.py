@@ -1,6 +1,7 @@
 """The benchmark of ControlNet's training at a toy's size: every recipe trains, and the table is complete."""
 
 import importlib.util
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -80,6 +81,8 @@ def test_a_recipe_is_measured_in_its_own_process(
     assert "there is no recipe 'none', but diffusers, this project" in refused(
         capsys, benchmark.main, benchmark.Config, "--recipe", "none"
     )
-    with pytest.raises(benchmark.InputError, match="could not be measured: error: there is no recipe"):
-        benchmark.in_own_process(config, "none")
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nMemoryError: too large\n")
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(benchmark.InputError, match="recipe 'diffusers' could not be measured: MemoryError: too large"):
+        benchmark.in_own_process(config, "diffusers")
     assert "at least 1" in refused(capsys, benchmark.main, benchmark.Config, "--steps", 0)

@@ -44,7 +44,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(study, name, ({}, {"guidance_scale": 1.0}))
     monkeypatch.setattr(study, "SETS", study.SETS[:2])
     monkeypatch.setattr(study, "SEEDS", (0,))
-    monkeypatch.setattr(study, "STRIDES", (1.0, None))
+    for name, value in {"STRIDES": (1.0, None), "CANVAS_PARTS": 2, "CANVAS_CIRCLES": 3}.items():
+        monkeypatch.setattr(study, name, value)
 
 
 def run(world: Path, results: Path, name: str, *flags: Any) -> list[dict]:
@@ -159,7 +160,7 @@ def test_several_circles_and_canvases_are_measured(world: Path, tmp_path: Path) 
 def test_a_right_canvas_would_be_measured_as_right(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_base()
     task, hint = study.canvas_task(model, 0)
-    assert hint.shape == (3, 256, 256) and task.source.shape == task.target.shape == (3, 512, 512)
+    assert hint.shape == (3, 128, 128) and task.source.shape == task.target.shape == (3, 512, 512)
     monkeypatch.setattr(study, "draw_canvas", lambda model, task, *_: task.target)
     row = study.measure_canvas(model, None, 1, GenerationConfig())
     assert row["iou"] > 0.97 and row["iou_each"] > 0.97 and row["circle_error"] == row["background_error"] == 0.0
