@@ -55,7 +55,7 @@ weight min(SNR + 1, 5) on the error of x0. It is a U-Net whose first down-sampli
 pixel-unshuffle, so all work is done at 14x14 and 7x7; time,
 digit and dataset are embedded, summed, and scale and shift every residual block. The digit is hidden in a tenth of the training
 images, the dataset never: guidance (w) pulls towards the digit and leaves the dataset's look alone. It acts at t = 150..700 only
-(guidance in an interval, Kynkaanniemi et al. 2024, arXiv:2404.07724): the table of the guidance sweep has both. SVHN's unbalanced classes
+(guidance in an interval, Kynkäänniemi et al. 2024, arXiv:2404.07724): the table of the guidance sweep has both. SVHN's unbalanced classes
 are drawn equally often. A tenth of the real digits was held out from every model. Code: `p1_diffusion/`, `common/`; training:
 `bash scripts/train_p1.sh`; model card: [checkpoints/p1_digits](checkpoints/p1_digits/README.md)."""
 
@@ -170,7 +170,7 @@ def _guidance(rows: list[dict[str, Any]], command: str) -> str:
     )
     return (
         f"**Guidance.** {rows[0]['images']} images for each row, the 2024 classes, {rows[0]['evaluations']} evaluations; "
-        f"along the whole trajectory, and in an interval of t alone (Kynkaanniemi et al. 2024). "
+        f"along the whole trajectory, and in an interval of t alone (Kynkäänniemi et al. 2024). "
         f"`{command}`\n\n![](results/figures/p1/guidance.png)\n\n{table(header, cells)}\n\n{text}"
     )
 

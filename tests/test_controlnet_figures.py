@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 import torch
 from tiny import contents, exit_code, refused
-from tiny_base import tiny_base, tiny_control
+from tiny_base import save_small_models
 from tiny_pairs import write_pairs
 
 from common.grid import GAP, MARGIN
 from common.images import read_rgb
-from common.small_diffusion import save_model
 from p3_controlnet import figures
 from p3_controlnet.figures import FIGURES, badness, main, small, verdict
 from p3_controlnet.tasks import real_tasks
@@ -20,10 +19,7 @@ from p3_controlnet.tasks import real_tasks
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base/, control/ and data/testing with three pairs."""
-    root = tmp_path_factory.mktemp("world")
-    base = tiny_base()
-    save_model(root / "base", base, zero_terminal=True)
-    tiny_control(base).save(root / "control")
+    root = save_small_models(tmp_path_factory.mktemp("world"))
     write_pairs(root / "data" / "testing", 3)
     return root
 

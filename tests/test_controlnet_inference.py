@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sd_tiny import random_networks, save_published, tiny_configs
 from tiny import contents, environment, exit_code, refused, run_process
-from tiny_base import tiny_base, tiny_control
+from tiny_base import save_small_models
 from tiny_pairs import write_pairs
 
 from common.checkpoint import save_tensors
@@ -19,7 +19,6 @@ from common.errors import InputError
 from common.files import ROOT
 from common.images import read_rgb, write_png
 from common.latent_diffusion import LatentDiffusion
-from common.small_diffusion import save_model
 from p3_controlnet import inference
 from p3_controlnet.inference import Config, ModelConfig, find_base, load_model, main, resize_hint
 
@@ -29,10 +28,7 @@ QUICK = ("--steps", 2, "--chunk-size", 2, "--device", "cpu")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base/ and control/, the small models, and data/ with three pairs. Copy it before changing it."""
-    root = tmp_path_factory.mktemp("world")
-    base = tiny_base()
-    save_model(root / "base", base, zero_terminal=True)
-    tiny_control(base).save(root / "control")
+    root = save_small_models(tmp_path_factory.mktemp("world"))
     write_pairs(root / "data", 3)
     return root
 

@@ -1,12 +1,14 @@
 """The small latent-diffusion model and a ControlNet for it, with few channels and fixed random weights."""
 
+from pathlib import Path
+
 import torch
 from clip_tiny import tiny_clip
 from tiny_latent import awake, seeded
 
 from common.latent_diffusion import LatentDiffusion
 from common.schedule import make_schedule
-from common.small_diffusion import AutoencoderConfig, UNetConfig, build_autoencoder, build_unet
+from common.small_diffusion import AutoencoderConfig, UNetConfig, build_autoencoder, build_unet, save_model
 from common.text import clip_tokenizer, text_tower
 from p3_controlnet.model import ControlNet
 
@@ -34,3 +36,11 @@ def tiny_base() -> LatentDiffusion:
 def tiny_control(base: LatentDiffusion, scale: float = 0.3) -> ControlNet:
     """A ControlNet that has an effect."""
     return awake(seeded(ControlNet.from_unet, base.unet, HINT_CHANNELS), scale).eval()
+
+
+def save_small_models(root: Path) -> Path:
+    """Writes base/ and control/, the folders of both; returns `root`."""
+    base = tiny_base()
+    save_model(root / "base", base, zero_terminal=True)
+    tiny_control(base).save(root / "control")
+    return root
