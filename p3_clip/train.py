@@ -4,7 +4,7 @@
     python3 -m p3_clip.train --run-dir runs/other --model ViT-S-32
 
 The same command again resumes. RUN_DIR/last is the shipped form: `open_clip.create_model("local-dir:RUN_DIR/last")`, float16.
-The 50 classes of common.data.shapes.held_out_classes never occur. On two free CPU cores the default run takes about two hours.
+The 50 classes of common.data.shapes.held_out_classes never occur. On one free CPU core the default run takes about one and a half hours.
 
 Sizes (p3_clip/data/clip_shapes.json) are chosen for the CPU: 48x48 pictures in patches of 8, and 32 token positions instead of
 77, since the longest caption has 21 tokens; CLIPTextModel takes any number, and a diffusion model conditioned on it gets its
@@ -75,10 +75,10 @@ class Config:
     pair_part: float = 0.4
     """Part of the drawn pictures that show two shapes."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=5000,
+        steps=2500,
         batch_size=256,
         lr=1e-3,
-        warmup=300,
+        warmup=200,
         weight_decay=0.05,
         beta2=0.98,
         ema_decay=0.998,
