@@ -14,13 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 import p1_diffusion.report
 import p3_clip.personalisation.report
+import p3_clip.report
 import p3_controlnet.report
 from common import cli
 from common.errors import InputError
 from common.files import ROOT, atomic_write
 from common.report import README_HEADER, table
 
-PROBLEMS = (p1_diffusion.report, p3_controlnet.report, p3_clip.personalisation.report)
+PROBLEMS = (p1_diffusion.report, p3_controlnet.report, p3_clip.report, p3_clip.personalisation.report)
 MARKS = ("<!-- results: written by scripts/make_report.py -->", "<!-- end of results -->")
 HEADER = """# Report
 

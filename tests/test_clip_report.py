@@ -1,0 +1,61 @@
+"""The report's section on zero-shot classification, from results of the real programs on a tiny model."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny import exit_code
+
+from common.files import read_json, write_json
+from p3_clip import evaluate, inference, report
+
+
+@pytest.fixture
+def results(clip_world: Path, tmp_path: Path) -> Path:
+    """p3_clip_shapes.json and p3_clip_shapes_evaluation.json, as scripts/study_clip.sh writes them."""
+    run, folder = tmp_path / "run", tmp_path / "results"
+    folder.mkdir()
+    paths = ["--images", clip_world / "val", "--labels", clip_world / "id2label.json", "--model", clip_world / "model"]
+    arguments = [*paths, "--output-dir", run, "--no-use-cache", "--device", "cpu"]
+    assert exit_code(inference.main, inference.Config, *arguments) == 0
+    more = [
+        "--run",
+        run,
+        "--colours",
+        "--cache",
+        tmp_path / "cache",
+        "--result",
+        folder / "p3_clip_shapes_evaluation.json",
+    ]
+    assert exit_code(evaluate.main, evaluate.Config, "zero-shot", *more) == 0
+    shutil.copy(run / "results.json", folder / "p3_clip_shapes.json")
+    return folder
+
+
+def test_without_results_nothing_is_said(tmp_path: Path) -> None:
+    assert report.section(tmp_path) == [] and report.readme_rows(tmp_path) == [] and report.cards(tmp_path) == {}
+
+
+def test_the_section_says_what_the_numbers_say(results: Path) -> None:
+    found = read_json(results / "p3_clip_shapes.json")
+    for part, value in ((found, 0.5), (found["ensemble"], 11 / 12)):
+        part["metrics"] |= {"acc1": value, "acc5": 1.0}
+    write_json(results / "p3_clip_shapes.json", found)
+    text = "\n".join(report.section(results))
+    assert "12 pictures of 3 classes, chance is 33%" in text
+    assert "| single | 50.0% (25.4% to 74.6%) | 100.0% (75.8% to 100.0%) |" in text  # Wilson's interval of 6 in 12
+    assert "| ensemble | 91.7% (64.6% to 98.5%) |" in text
+    assert "changes top-1 by +41.7 points, beyond the single template's interval" in text
+    assert "All 3 classes" in text and "Calibration" in text and "How near may colours be?" in text
+    assert "Speed" not in text
+    assert [row[2] for row in report.readme_rows(results)] == ["50.0%", "91.7%"]
+    card = report.cards(results)["clip_shapes"]
+    assert "| single | 50.0%" in card[0] and "How near may colours be?" in card[1]
+
+
+def test_the_speed_joins_when_it_was_measured(results: Path) -> None:
+    seconds = {"open_clip loop": 20.0, "this project, first run": 10.0, "this project, second run": 0.5}
+    write_json(results / "p3_clip_speed.json", {"model": "M", "images": 2500, "threads": 2, "seconds": seconds})
+    text = report.section(results)[-1]
+    assert "| this project, second run | 0.5 | 5,000 | 40.0 |" in text
+    assert report.readme_rows(results)[-1][1:4] == ["second run on 2,500 images", "0.5 s", "under 10 s"]
