@@ -1,5 +1,5 @@
 # Sourced by quickstart.sh and test.sh: makes .venv and installs the requirements, once for each state of requirements.txt.
-source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+PYTHON="made below" source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 stamp="$ROOT/.venv/installed"
 if ! cmp -s "$ROOT/requirements.txt" "$stamp"; then
   base="$(command -v python3 || true)"

@@ -1,7 +1,9 @@
 """The bash entries: they find their own folder, check their arguments, and pass the rest on unharmed."""
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +226,14 @@ def test_this_checkouts_weights_are_complete() -> None:
         pytest.skip("no weights are shipped yet")
     result = run_entry(ROOT / "hw2_download_ckpt.sh")
     assert result.returncode == 0, result.stderr
+
+
+def test_a_python_without_the_packages_is_told_what_to_install(clone: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bin" / "python3"
+    bare.parent.mkdir()
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')  # without site-packages
+    bare.chmod(0o755)
+    changes = {"PYTHON": "", "PATH": f"{bare.parent}:{os.environ['PATH']}"}
+    result = run_entry(clone / "hw2_1.sh", tmp_path / "out", **changes)
+    assert result.returncode == 2 and not (tmp_path / "out").exists()
+    assert result.stderr.startswith("error: python3 lacks the packages") and result.stderr.count("\n") == 1
