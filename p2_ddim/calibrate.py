@@ -16,7 +16,6 @@ from common.files import write_json
 from p2_ddim.evaluate import compare, read_images
 from p2_ddim.inference import (
     CONVENTIONS,
-    FACES,
     SamplingConfig,
     check_sampling,
     check_side,
@@ -24,7 +23,7 @@ from p2_ddim.inference import (
     read_noises,
     sample_faces,
 )
-from p2_ddim.model import load_network
+from p2_ddim.model import FACES, load_network
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,6 @@ from common.grid import labelled_grid
 from common.images import write_png
 from common.interpolation import lerp, slerp
 from p2_ddim.inference import (
-    FACES,
     Job,
     SamplingConfig,
     check_sampling,
@@ -31,7 +30,7 @@ from p2_ddim.inference import (
     read_noises,
     sample_faces,
 )
-from p2_ddim.model import FaceNetwork, load_network
+from p2_ddim.model import FACES, FaceNetwork, load_network
 
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLUMNS = 4

@@ -25,14 +25,13 @@ from common.checkpoint import load_pickle
 from common.devices import DeviceName, pick_device
 from common.diffusion import Denoise, denoiser
 from common.errors import InputError
-from common.files import ROOT, make_folder
+from common.files import make_folder
 from common.images import to_uint8, write_png
 from common.samplers import Callback, SamplerName, sample
 from common.schedule import SPACINGS, NoiseSchedule, Pairs, linear_schedule
 from common.seeds import ImageGenerators, derive_seed, padded_chunks
-from p2_ddim.model import FaceNetwork, load_network
+from p2_ddim.model import FACES, FaceNetwork, load_network
 
-FACES = ROOT / "checkpoints" / "p2_faces"
 Precision = Literal["fp32", "fp16", "bf16"]
 Job = tuple[str, Tensor]  # (name, noise [3, H, W])
 

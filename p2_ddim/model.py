@@ -18,8 +18,10 @@ from common.checkpoint import load_model, load_pickle, load_strict, load_tensors
 from common.diffusion import Parameterization
 from common.embedding import SinusoidalEmbedding
 from common.errors import InputError
-from common.files import read_json
+from common.files import ROOT, read_json, shown
 
+FACES = ROOT / "checkpoints" / "p2_faces"
+"""The face model that this project trained, 64x64."""
 KIND = "p2_ddim.FaceUNet"
 GROUPS = 32
 
@@ -219,6 +221,10 @@ def load_network(path: Path) -> FaceNetwork:
     a diffusers `UNet2DModel`, alone or inside a pipeline. Raises InputError if it is none of these or does not fit.
     """
     path = Path(path)
+    if path == FACES and not path.exists():
+        raise InputError(
+            f"{shown(path)} is not there: no weights of the face model are shipped yet; give a checkpoint, such as the homework's UNet.pt"
+        )
     if not path.is_dir():
         state = load_tensors(path)[0] if path.suffix == ".safetensors" else load_pickle(path)
         return from_state_dict(state, path)

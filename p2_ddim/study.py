@@ -27,8 +27,8 @@ from common.samplers import count_evaluations
 from common.seeds import ImageGenerators, derive_seeds
 from p2_ddim.features import SHIPPED, Features, choose_features, colours
 from p2_ddim.figures import ALPHAS, PATHS
-from p2_ddim.inference import FACES, Convention, Job, SamplingConfig, check_side, plan, sample_faces
-from p2_ddim.model import FaceNetwork, load_network
+from p2_ddim.inference import Convention, Job, SamplingConfig, check_side, plan, sample_faces
+from p2_ddim.model import FACES, FaceNetwork, load_network
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

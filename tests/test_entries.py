@@ -9,11 +9,21 @@ from typing import Any
 
 import pytest
 from tiny import contents, environment, exit_code, refusal, run_process, tiny_network
+from tiny_faces import tiny_faces
 
 from common.files import ROOT
 from p1_diffusion import inference
 
-PARTS = ("common", "p1_diffusion", "scripts", "hw2_1.sh", "hw2_download_ckpt.sh", "requirements.txt")
+PARTS = (
+    "common",
+    "p1_diffusion",
+    "p2_ddim",
+    "scripts",
+    "hw2_1.sh",
+    "hw2_2.sh",
+    "hw2_download_ckpt.sh",
+    "requirements.txt",
+)
 SPACED = "an output folder"
 
 
@@ -78,9 +88,68 @@ def test_hw2_1_passes_the_edition_and_flags_on(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["in", SPACED], ["--noises", "in", "--output-dir", SPACED]),
+        (["in", SPACED, "a UNet.pt"], ["--noises", "in", "--output-dir", SPACED, "--checkpoint", "a UNet.pt"]),
+        (["in", SPACED, "--eta", "1"], ["--noises", "in", "--output-dir", SPACED, "--eta", "1"]),
+        (
+            ["in", SPACED, "UNet.pt", "--eta", "1"],
+            ["--noises", "in", "--output-dir", SPACED, "--checkpoint", "UNet.pt", "--eta", "1"],
+        ),
+    ],
+)
+def test_hw2_2_passes_the_network_and_flags_on(
+    clone: Path, echo: str, arguments: list[str], expected: list[str]
+) -> None:
+    result = run_entry(clone / "hw2_2.sh", *arguments, PYTHON=echo)
+    assert result.stdout.splitlines() == ["-m", "p2_ddim.inference", *expected]
+
+
+def test_inference_p2_passes_its_flags_on(clone: Path, echo: str) -> None:
+    result = run_entry(clone / "scripts" / "inference_p2.sh", "a b", SPACED, "--eta", "1", PYTHON=echo)
+    expected = ["-m", "p2_ddim.inference", "--noises", "a b", "--output-dir", SPACED, "--eta", "1"]
+    assert result.stdout.splitlines() == expected
+    result = run_entry(clone / "scripts" / "inference_p2.sh", "a b")
+    assert result.returncode == 2 and result.stderr.startswith("usage: bash scripts/inference_p2.sh NOISE_DIR OUT")
+
+
+@pytest.mark.parametrize("arguments", [[], ["in"], ["in", ""], ["", SPACED], ["in", SPACED, ""]])
+def test_hw2_2_says_how_it_is_used(arguments: list[str]) -> None:
+    """An empty third argument is a variable that was not set, and no wish for the shipped model."""
+    result = run_entry(ROOT / "hw2_2.sh", *arguments)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("usage: bash hw2_2.sh NOISE_DIR OUT [UNET.pt]")
+
+
+def test_hw2_2_without_a_network_takes_the_shipped_faces(clone: Path, noises: Path, tmp_path: Path) -> None:
+    """Or says that they are not there; `clone` has the weights of Problem 1 alone."""
+    flags = ("--device", "cpu", "--steps", 2)
+    result = run_entry(clone / "hw2_2.sh", noises, tmp_path / "out", *flags)
+    assert result.returncode == 2
+    assert refusal(result.stderr).startswith("checkpoints/p2_faces is not there: no weights of the face model are")
+    assert not (tmp_path / "out").exists()
+    shipped = clone / "checkpoints" / "p2_faces"
+    tiny_faces().save(shipped)
+    try:
+        for folder, network in (("out", ()), ("named", (shipped,))):
+            result = run_entry(clone / "hw2_2.sh", noises, tmp_path / folder, *network, *flags)
+            assert result.returncode == 0, result.stderr
+    finally:
+        shutil.rmtree(shipped)
+    files = contents(tmp_path / "out")
+    assert sorted(files) == ["00.png", "01.png", "02.png"] and files == contents(tmp_path / "named")
+
+
+@pytest.mark.parametrize(
     ("entry", "expected"),
     [
         ("inference_p1.sh", ["-m", "p1_diffusion.inference", "--output-dir", "a b", "--steps", "3"]),
+        ("train_p2.sh", ["-m", "p2_ddim.train", "--run-dir", "RUNS/p2_faces", "a b", "--steps", "3"]),
+        (
+            "train_p2_features.sh",
+            ["-m", "p2_ddim.train_features", "--run-dir", "RUNS/p2_features", "a b", "--steps", "3"],
+        ),
         ("train_p1.sh", ["-m", "p1_diffusion.train", "--run-dir", "RUNS/p1_digits", "a b", "--steps", "3"]),
         (
             "train_p1_classifier.sh",
