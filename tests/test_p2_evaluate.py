@@ -14,6 +14,7 @@ from torch import Tensor
 from common.data.faces import load_faces
 from common.data.split import is_held_out
 from common.images import read_rgb, write_png
+from common.metrics.frechet import feature_statistics, frechet_distance
 from p2_ddim import calibrate, evaluate, figures, inference, study
 from p2_ddim.evaluate import compare, nearest_photo, quality
 from p2_ddim.features import colours
@@ -200,7 +201,7 @@ def test_the_step_study_converges() -> None:
 
 def test_the_path_study_measures_norm_and_look(photos: Path) -> None:
     pairs = [(noise(i), noise(100 + i)) for i in range(4)]
-    real = load_faces(photos, "all").images
+    real = study.read_photos(photos, 16)
     sampling = SamplingConfig(steps=1, chunk_size=4)
     result = study.study_paths(tiny_faces(), pairs, real, torch.device("cpu"), sampling, alphas=(0.0, 0.5, 1.0))
     rows = {(row["path"], row["alpha"]): row for row in result["rows"]}
@@ -209,7 +210,34 @@ def test_the_path_study_measures_norm_and_look(photos: Path) -> None:
     for end in (0.0, 1.0):
         assert {**rows["slerp", end], "path": ""} == {**rows["lerp", end], "path": ""}
     assert all(row["frechet_distance"] > 0 for row in rows.values())
-    assert result["real"] == study.look(real)
+    assert result["real"] == study.measure_real(real, 4, study.measures(real, colours))
+
+
+def test_real_photos_are_measured_at_the_same_number(photos: Path) -> None:
+    seen: list[Tensor] = []
+    train, held_out = study.read_photos(photos, 16)
+    for count, expected in ((4, 4), (100, len(held_out))):
+        study.measure_real((train, held_out), count, lambda images: seen.append(images) or {})
+        assert len(seen[-1]) == expected and len(seen[-1].flatten(1).unique(dim=0)) == expected
+    found = study.measure_real((train, held_out), 100, study.measures((train, held_out), colours))
+    assert found["contrast"] == pytest.approx(study.look(held_out)["contrast"])
+    target, real = feature_statistics(colours(train)), feature_statistics(colours(held_out))
+    assert found["frechet_distance"] == pytest.approx(frechet_distance(real, target))
+    assert study.measure_real(None, 4, study.look) is None
+
+
+def test_the_eta_study_measures_what_the_fresh_noise_changes(photos: Path) -> None:
+    noises, real = [noise(i) for i in range(4)], study.read_photos(photos, 16)
+    result = study.study_eta(tiny_faces(), noises, real, torch.device("cpu"), SamplingConfig(steps=3, chunk_size=4))
+    rows = result["rows"]
+    assert [row["eta"] for row in rows] == list(figures.ETAS) and (result["images"], result["steps"]) == (4, 3)
+    assert rows[0]["mse"] == 0.0 < rows[1]["mse"] < rows[-1]["mse"]
+    plain = study.final_images(tiny_faces(), noises, SamplingConfig(steps=3, chunk_size=4), torch.device("cpu"))
+    apart = [(plain[i] - plain[i - 1]).square().mean().item() * 127.5**2 for i in range(4)]
+    assert result["unrelated_mse"] == pytest.approx(sum(apart) / 4)
+    assert all(row["frechet_distance"] > 0 for row in [*rows, result["real"]])
+    alone = study.study_eta(tiny_faces(), noises, None, torch.device("cpu"), SamplingConfig(steps=1), etas=(0.0,))
+    assert alone["real"] is None and "frechet_distance" not in alone["rows"][0]
 
 
 def test_contrast_and_detail_by_hand() -> None:
@@ -219,14 +247,15 @@ def test_contrast_and_detail_by_hand() -> None:
     assert study.look(stripes)["detail"] == pytest.approx(50.0)  # 100 from column to column, 0 from row to row
 
 
-@pytest.mark.parametrize("name", ["steps", "paths"])
-def test_studies_write_numbers_and_a_plot(
-    name: str, face_checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "rows"), [("steps", 2), ("eta", 2), ("paths", 4)])
+def test_studies_write_numbers_and_plots(
+    name: str, rows: int, face_checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         study.study_steps, "__defaults__", ((("ddim", "homework", 10), ("dpmpp_2m", "trailing", 5)), 20)
     )
-    monkeypatch.setattr(study.study_paths, "__defaults__", (SamplingConfig(steps=1), colours, (0.0, 1.0)))
+    for part in (study.study_eta, study.study_paths):
+        monkeypatch.setattr(part, "__defaults__", (SamplingConfig(steps=1), colours, (0.0, 1.0)))
     arguments = (
         name,
         "--checkpoint",
@@ -240,10 +269,12 @@ def test_studies_write_numbers_and_a_plot(
         "--device",
         "cpu",
     )
-    flags = ("--photos", photos) if name == "paths" else ()
+    flags = () if name == "steps" else ("--photos", photos)
     assert exit_code(study.main, study.Config, *arguments, *flags) == 0
-    assert sorted(contents(tmp_path)) == [f"figures/p2/{name}.png", f"p2_{name}.json"]
+    plots = [] if name == "eta" else [f"figures/p2/{name}.png"]
+    assert sorted(contents(tmp_path)) == [*plots, f"p2_{name}.json"]
     result = json.loads((tmp_path / f"p2_{name}.json").read_text())
-    assert result["command"] == f"python3 -m p2_ddim.study {name}" and len(result["rows"]) in (2, 4)
-    with Image.open(tmp_path / "figures" / "p2" / f"{name}.png") as image:
-        assert image.width > 400
+    assert result["command"] == f"python3 -m p2_ddim.study {name}" and len(result["rows"]) == rows
+    for plot in plots:
+        with Image.open(tmp_path / plot) as image:
+            assert image.width > 400

@@ -39,7 +39,7 @@ def save_noises(folder: Path, count: int = 3, side: int = SIDE) -> Path:
 
 
 def save_photos(root: Path, count: int = 40, side: int = SIDE) -> Path:
-    """photos/NNNNN.jpg: smooth colours with a bright disc. Four of the first forty names are held out."""
+    """photos/NNNNN.jpg: smooth colours with a bright disc. Seven of the first forty names are held out."""
     (root / "photos").mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
