@@ -87,6 +87,18 @@ def random_views(images: Tensor, generators: ImageGenerators) -> Tensor:
     return torch.where(grey, views.mean(1, keepdim=True).expand_as(views), views)
 
 
+def view_cosines(model: FaceFeatures, images: Tensor, generators: ImageGenerators) -> Tensor:
+    """The cosines of a random view of each image, uint8 [N, 3, H, W], with a second view of each: [N, N], its own on the diagonal."""
+    x = to_model_range(images)
+    first, second = model(torch.cat([random_views(x, generators), random_views(x, generators)])).chunk(2)
+    return first @ second.T
+
+
+def recognised(cosines: Tensor) -> float:
+    """The part of the images whose view is nearer to the second view of the same image than to that of any other."""
+    return (cosines.argmax(1) == torch.arange(len(cosines), device=cosines.device)).float().mean().item()
+
+
 def colours(images: Tensor) -> Tensor:
     """Colours on an 8x8 grid, [N, 192] in [0, 1]: needs no network, and sees layout and light, not detail."""
     return F.adaptive_avg_pool2d(images.float() / 255.0, 8).flatten(1)

@@ -20,10 +20,9 @@ from common.contrastive import contrastive_loss
 from common.data.faces import load_faces
 from common.errors import InputError
 from common.files import ROOT
-from common.images import to_model_range
 from common.seeds import ImageGenerators, derive_seed, derive_seeds
 from common.training import Batch, TrainingConfig, fit
-from p2_ddim.features import FaceFeatures, random_views
+from p2_ddim.features import FaceFeatures, recognised, view_cosines
 
 CALIBRATION_IMAGES = 2000
 VALIDATION_IMAGES = 256
@@ -65,15 +64,8 @@ def main(config: Config) -> None:
         index = torch.randperm(len(data), generator=generator)[: config.training.batch_size]
         return {"index": index, "image": data.images[index]}
 
-    def cosines(images: Tensor, generators: ImageGenerators) -> Tensor:
-        """Of first views with second views, [N, N]."""
-        x = to_model_range(images)
-        views = model(torch.cat([random_views(x, generators), random_views(x, generators)]))
-        first, second = views.chunk(2)
-        return first @ second.T
-
     def loss_fn(batch: Batch, generators: ImageGenerators) -> Tensor:
-        return contrastive_loss(cosines(batch["image"], generators) / config.temperature)
+        return contrastive_loss(view_cosines(model, batch["image"], generators) / config.temperature)
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
@@ -81,10 +73,9 @@ def main(config: Config) -> None:
         model.recalibrate(typical)
         model.eval()
         images = held_out.images[:VALIDATION_IMAGES].to(next(model.parameters()).device)
-        similar = cosines(images, ImageGenerators(derive_seeds(0, count=len(images)), images.device))
+        similar = view_cosines(model, images, ImageGenerators(derive_seeds(0, count=len(images)), images.device))
         model.train()
-        recognised = (similar.argmax(1) == torch.arange(len(images), device=images.device)).float().mean().item()
-        return {"loss": contrastive_loss(similar / config.temperature).item(), "recognised": recognised}
+        return {"loss": contrastive_loss(similar / config.temperature).item(), "recognised": recognised(similar)}
 
     def save(folder: Path) -> None:
         model.recalibrate(typical)

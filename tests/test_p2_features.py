@@ -9,10 +9,11 @@ from tiny import exit_code
 from common.contrastive import contrastive_loss
 from common.data.faces import load_faces
 from common.errors import InputError
+from common.files import read_json
 from common.images import to_model_range
 from common.seeds import ImageGenerators
-from p2_ddim import train_features
-from p2_ddim.features import SHIPPED, FaceFeatures, choose_features, colours, random_views
+from p2_ddim import evaluate_features, train_features
+from p2_ddim.features import SHIPPED, FaceFeatures, choose_features, colours, random_views, recognised
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,34 @@ def test_training_learns_to_recognise_a_photo_and_writes_a_folder(trained: Path,
     assert torch.allclose(features(images[3:4]), rows[3:4], atol=1e-5)  # the statistics are fixed
     vectors = FaceFeatures.load(trained / "last")(to_model_range(images[:2]))
     assert torch.allclose(vectors.norm(dim=1), torch.ones(2))
+
+
+def test_the_judge_is_judged(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    FaceFeatures().save(tmp_path / "features")
+    arguments = ("--photos", photos, "--features", tmp_path / "features", "--result", tmp_path / "r.json")
+    assert exit_code(evaluate_features.main, evaluate_features.Config, *arguments) == 0
+    result = read_json(tmp_path / "r.json")
+    assert result["among"] == result["held_out"] == 7 and 0.0 <= result["recognised"] <= 1.0
+    assert [row["photos"] for row in result["rows"]] == list(evaluate_features.CHANGES)
+    assert result["rows"][0]["ratio"] == 1.0 and "as they are" in capsys.readouterr().out
+
+
+def test_changes_to_photos_by_hand() -> None:
+    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 4, 4) * 20
+    assert torch.equal(evaluate_features.blurred(images), images)  # plain ones have nothing to blur
+    noise = evaluate_features.noisy(images[5:6].repeat(100, 1, 1, 1)).float() - 100
+    assert noise.std().item() == pytest.approx(15.0, rel=0.05)
+    halves = evaluate_features.mixed(images)
+    assert torch.equal(halves[3, :, :, :2], images[3, :, :, :2])
+    assert torch.equal(halves[3, :, :, 2:], images[2, :, :, 2:])
+    assert torch.equal(evaluate_features.collapsed(images)[8:], images[:2])
+
+
+def test_recognition_by_hand() -> None:
+    cosines = torch.eye(4)
+    assert recognised(cosines) == 1.0
+    cosines[0, 3] = 2.0
+    assert recognised(cosines) == 0.75
 
 
 def test_without_a_folder_the_features_are_colours(tmp_path: Path) -> None:
