@@ -25,3 +25,14 @@ def load(results: Path, name: str) -> Any:
     """The content of results/NAME.json, or None if it was not made yet."""
     path = results / f"{name}.json"
     return read_json(path) if path.exists() else None
+
+
+def figure(results: Path, folder: str, name: str) -> str:
+    """The link to results/figures/FOLDER/NAME.png, or nothing where that was not made yet."""
+    there = (results / "figures" / folder / f"{name}.png").is_file()
+    return f"![](results/figures/{folder}/{name}.png)" if there else ""
+
+
+def joined(*parts: str) -> str:
+    """The parts that are not empty, each a paragraph."""
+    return "\n\n".join(part for part in parts if part)

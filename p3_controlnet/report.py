@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from common.generate import GenerationConfig
-from common.report import load, table
+from common.report import figure, joined, load, table
 
-FIGURES = "results/figures/p3_controlnet"
+FIGURES = "p3_controlnet"
 SHIPPED, SHIPPED_CONTROL = "checkpoints/ldm_shapes", "checkpoints/controlnet_circles"
 STUDY = "`bash scripts/study_controlnet.sh`"
 COLUMNS = [
@@ -188,7 +188,7 @@ def _base(results: Path) -> str:
         f"name; {default['without_object']} pictures show no object. The smallest error of the table has {label(best['sampling'])} "
         f"({best['error']:.1f}). {verdict(base_demands(results))}"
     )
-    return _joined(
+    return joined(
         f"**The base model without control.** {STUDY}",
         _figure(results, "base"),
         table(header, cells),
@@ -242,7 +242,7 @@ def _circles(results: Path) -> str:
         + (f'The worst shape is that of "{worst["prompt"]}" (IoU {worst["iou"]:.2f}). ' if worst else "")
         + verdict(circle_demands(results))
     )
-    return _joined(
+    return joined(
         f"**The {default['pairs']} real testing pairs**, which no training saw. {STUDY}",
         _figure(results, "circles"),
         table(["sampling", "evaluations", *COLUMNS], cells),
@@ -284,7 +284,7 @@ def _two_circles(results: Path) -> str:
         for row in rows
     ]
     header = ["layouts", "seed", "IoU of all", "IoU of each", "worst circle", *COLUMNS[1:], "failed"]
-    return _joined(
+    return joined(
         f"**Two circles**, which ControlNet never saw in training: ten fixed layouts, in one colour and in two. {STUDY}",
         _figure(results, "two_circles"),
         table(header, cells),
@@ -321,7 +321,7 @@ def _canvas(results: Path) -> str:
     cells = [[_stride(row["stride"]), f"{row['iou_each']:.3f}", *_measures(row)] for row in rows]
     best = max(rows, key=lambda row: row["iou"])
     text = f"The highest IoU has the canvas drawn {_stride(best['stride'])} ({best['iou']:.3f})."
-    return _joined(
+    return joined(
         f"**A canvas of 4 x 4 pictures** with seven circles, drawn patch by patch: in every step the latents and the control picture are "
         f"cut at the same places, and the network's outputs are blended. {STUDY}",
         _figure(results, "canvas"),
@@ -415,18 +415,13 @@ def _demand_table(demands: Sequence[Demand]) -> str:
 
 
 def _figure(results: Path, name: str) -> str:
-    """The picture's link, where the picture was made."""
-    there = (results / "figures" / "p3_controlnet" / f"{name}.png").is_file()
-    return f"![]({FIGURES}/{name}.png)" if there else ""
+    return figure(results, FIGURES, name)
 
 
 def _captioned(results: Path, name: str, words: str) -> str:
-    figure = _figure(results, name)
-    return f"{words}\n\n{figure}" if figure else ""
-
-
-def _joined(*parts: str) -> str:
-    return "\n\n".join(part for part in parts if part)
+    """The picture under its caption, or nothing where it was not made yet."""
+    link = _figure(results, name)
+    return joined(words, link) if link else ""
 
 
 def _number(value: float) -> str:
