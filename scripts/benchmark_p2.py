@@ -42,7 +42,7 @@ class Config:
     """Timed steps of each; one more warms up."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if present."""
-    result: Path | None = ROOT / "results" / "p2_benchmark.json"
+    result: Path | None = ROOT / "results" / "p2_speed.json"
     """JSON file to write."""
 
 
@@ -84,6 +84,7 @@ def main(config: Config) -> None:
     print(f"{flops / 1e9:.0f} GFLOP a step; the fastest convolution reaches {peak / 1e9:.0f} GFLOP/s")
     if config.result:
         settings = {
+            "command": "python3 scripts/benchmark_p2.py",
             "side": config.side,
             "rounds": config.rounds,
             "device": device.type,

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
 import p1_diffusion.report
+import p2_ddim.report
 import p3_clip.personalisation.report
 import p3_clip.report
 import p3_controlnet.report
@@ -21,7 +22,13 @@ from common.errors import InputError
 from common.files import ROOT, atomic_write
 from common.report import README_HEADER, table
 
-PROBLEMS = (p1_diffusion.report, p3_controlnet.report, p3_clip.report, p3_clip.personalisation.report)
+PROBLEMS = (
+    p1_diffusion.report,
+    p2_ddim.report,
+    p3_controlnet.report,
+    p3_clip.report,
+    p3_clip.personalisation.report,
+)
 MARKS = ("<!-- results: written by scripts/make_report.py -->", "<!-- end of results -->")
 HEADER = """# Report
 
