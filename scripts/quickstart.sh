@@ -1,33 +1,39 @@
 #!/usr/bin/env bash
 # From a fresh clone to pictures: makes the environment, runs a problem on the shipped weights, makes its figures.
+# A job is a name in `jobs`, the weights that it needs in `weights_of`, and a function `run_NAME`.
 set -euo pipefail
-job="${1:-p1}"
-usage="usage: bash scripts/quickstart.sh [p1|controlnet|all] [OUT]"
-small="$(dirname "${BASH_SOURCE[0]}")/../checkpoints/ldm_shapes"
-case "$job" in
-  p1 | all) ;;
-  controlnet)
-    if [ ! -d "$small" ]; then
-      echo "error: checkpoints/ldm_shapes is not there: no weights of the small model are shipped yet" >&2
-      exit 2
-    fi
-    ;;
-  *) echo "error: unknown job $job; $usage" >&2; exit 2 ;;
-esac
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-out="${2:-$ROOT/outputs}"
+jobs=(p1 p2 controlnet)
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
-if [ "$job" = p1 ] || [ "$job" = all ]; then
+weights_of() {  # the folder in checkpoints/ without which the job cannot run
+  case "$1" in
+    p1) echo p1_digits ;;
+    p2) echo p2_faces ;;
+    controlnet) echo ldm_shapes ;;
+  esac
+}
+
+is_shipped() { [ -d "$here/checkpoints/$(weights_of "$1")" ]; }
+
+run_p1() {
   echo "Problem 1: 500 digits in the grader's layout, graded by the project's classifier, and the report's figures."
   bash "$ROOT/hw2_1.sh" "$out/p1"
   bash "$ROOT/scripts/grade.sh" "$out/p1" || [ $? -eq 1 ]  # 1 is a grade below the bar, not a failure to grade
   "$PYTHON" -m p1_diffusion.figures --images "$out/p1" --output-dir "$out/p1_figures"
   echo "Look at $out/p1_figures/grid_mixed.png and $out/p1_figures/reverse_2025.png; the digits are in $out/p1."
-fi
+}
 
-if [ "$job" = controlnet ] || { [ "$job" = all ] && [ -d "$small" ]; }; then
+run_p2() {
+  echo "Problem 2: ten faces from fixed noises by DDIM, what fresh noise does to four of them, and the paths between two."
+  "$PYTHON" "$ROOT/scripts/make_noise.py" --output-dir "$out/p2_noise"
+  bash "$ROOT/hw2_2.sh" "$out/p2_noise" "$out/p2"
+  "$PYTHON" -m p2_ddim.figures --noises "$out/p2_noise" --output-dir "$out/p2_figures"
+  echo "Look at eta.png, slerp.png and lerp.png in $out/p2_figures; the faces are in $out/p2."
+}
+
+run_controlnet() {
   echo "Problem 3, 2025: 25 control pictures like the course's and 20 with two circles, drawn, graded and shown."
-  data="$out/controlnet_data"
+  local data="$out/controlnet_data"
   "$PYTHON" "$ROOT/scripts/make_circles.py" --output-dir "$data"
   bash "$ROOT/hw2_3.sh" "$data/prompt.json" "$data/source" "$out/controlnet" "$ROOT/checkpoints/ldm_shapes"
   bash "$ROOT/scripts/grade.sh" "$out/controlnet" "$data/prompt.json" "$data/source" "$data/target" --resolution 64 --clip none \
@@ -35,6 +41,33 @@ if [ "$job" = controlnet ] || { [ "$job" = all ] && [ -d "$small" ]; }; then
   "$PYTHON" -m p3_controlnet.figures --output-dir "$out/controlnet_figures" --data "$data" --images "$out/controlnet" \
     --rows 45 --only circles failures
   echo "Look at $out/controlnet_figures/circles.png and $out/controlnet_figures/failures.png; the pictures are in $out/controlnet."
-elif [ "$job" = all ]; then
-  echo "Problem 3 is left out: no weights of the small model are shipped yet."
+}
+
+# What is asked for must be known and there, before anything is installed.
+job="${1:-p1}"
+if [ "$job" = all ]; then
+  asked=("${jobs[@]}")
+else
+  asked=()
+  for known in "${jobs[@]}"; do
+    if [ "$job" = "$known" ]; then asked=("$job"); fi
+  done
+  if [ ${#asked[@]} -eq 0 ]; then
+    echo "error: unknown job $job; usage: bash scripts/quickstart.sh [$(IFS="|"; echo "${jobs[*]}")|all] [OUT]" >&2
+    exit 2
+  fi
+  if ! is_shipped "$job"; then
+    echo "error: checkpoints/$(weights_of "$job") is not there: no weights for $job are shipped yet" >&2
+    exit 2
+  fi
 fi
+source "$here/scripts/environment.sh"
+out="${2:-$ROOT/outputs}"
+
+for job in "${asked[@]}"; do
+  if is_shipped "$job"; then
+    "run_$job"
+  else
+    echo "$job is left out: checkpoints/$(weights_of "$job") is not there, no weights for it are shipped yet."
+  fi
+done

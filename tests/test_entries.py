@@ -202,37 +202,40 @@ def test_quickstart_knows_its_jobs() -> None:
     assert "unknown job p9" in refusal(result.stderr)
 
 
-def test_quickstart_says_that_the_small_model_is_not_there(clone: Path) -> None:
+@pytest.mark.parametrize(("job", "folder"), [("p2", "p2_faces"), ("controlnet", "ldm_shapes")])
+def test_quickstart_says_which_weights_are_not_there(job: str, folder: str, clone: Path) -> None:
     """Before anything is installed; `clone` has the weights of Problem 1 alone."""
-    result = run_entry(clone / "scripts" / "quickstart.sh", "controlnet")
+    result = run_entry(clone / "scripts" / "quickstart.sh", job)
     assert result.returncode == 2
-    assert (
-        refusal(result.stderr) == "checkpoints/ldm_shapes is not there: no weights of the small model are shipped yet"
-    )
+    assert refusal(result.stderr) == f"checkpoints/{folder} is not there: no weights for {job} are shipped yet"
     assert not (clone / ".venv").exists()
 
 
+DIGITS = ["p1_diffusion.inference", "p1_diffusion.evaluate", "p1_diffusion.figures"]
+FACES = ["make_noise", "p2_ddim.inference", "p2_ddim.figures"]
+CIRCLES = ["make_circles", "p3_controlnet.inference", "p3_controlnet.evaluate", "p3_controlnet.figures"]
+
+
 @pytest.mark.parametrize(
-    ("job", "shipped", "programs"),
+    ("job", "shipped", "programs", "left_out"),
     [
-        (
-            "controlnet",
-            True,
-            ["make_circles", "p3_controlnet.inference", "p3_controlnet.evaluate", "p3_controlnet.figures"],
-        ),
-        ("all", True, ["p1_diffusion.inference", "p1_diffusion.figures", "make_circles", "p3_controlnet.inference"]),
-        ("all", False, ["p1_diffusion.inference", "p1_diffusion.figures"]),
-        ("p1", True, ["p1_diffusion.inference", "p1_diffusion.figures"]),
+        ("p1", ["p1_digits", "p2_faces", "ldm_shapes"], DIGITS, []),
+        ("p2", ["p1_digits", "p2_faces"], FACES, []),
+        ("controlnet", ["p1_digits", "p2_faces", "ldm_shapes"], CIRCLES, []),
+        ("all", ["p1_digits", "p2_faces", "ldm_shapes"], [*DIGITS, *FACES, *CIRCLES], []),
+        ("all", ["p1_digits"], DIGITS, ["p2", "controlnet"]),
     ],
 )
-def test_quickstart_runs_each_jobs_programs(job: str, shipped: bool, programs: list[str], tmp_path: Path) -> None:
+def test_quickstart_runs_each_jobs_programs(
+    job: str, shipped: list[str], programs: list[str], left_out: list[str], tmp_path: Path
+) -> None:
     """In a checkout whose environment is a stand-in that notes what it is called for, and makes the files that entries look for."""
     root, log = tmp_path / "clone", tmp_path / "log"
     shutil.copytree(ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("hw2_1.sh", "hw2_3.sh", "requirements.txt"):
+    for name in ("hw2_1.sh", "hw2_2.sh", "hw2_3.sh", "requirements.txt"):
         shutil.copy(ROOT / name, root / name)
-    if shipped:
-        (root / "checkpoints" / "ldm_shapes").mkdir(parents=True)
+    for name in shipped:
+        (root / "checkpoints" / name).mkdir(parents=True)
     (root / ".venv" / "bin").mkdir(parents=True)
     shutil.copy(root / "requirements.txt", root / ".venv" / "installed")
     python = root / ".venv" / "bin" / "python"
@@ -242,11 +245,11 @@ def test_quickstart_runs_each_jobs_programs(job: str, shipped: bool, programs: l
     python.chmod(0o755)
     result = run_entry(root / "scripts" / "quickstart.sh", job, tmp_path / "out", PYTHON="")
     assert result.returncode == 0, result.stderr
-    called = log.read_text()
-    places = [called.find(program) for program in programs]
-    assert -1 not in places and places == sorted(places)
-    assert ("p3_controlnet" in called) == (shipped and job != "p1")
-    assert ("Problem 3 is left out" in result.stdout) == (job == "all" and not shipped)
+    calls = log.read_text().splitlines()
+    assert len(calls) == len(programs)
+    assert all(program in call for program, call in zip(programs, calls, strict=True))
+    sentences = [line.split(" is left out")[0] for line in result.stdout.splitlines() if "is left out" in line]
+    assert sentences == left_out and result.stdout.count("Look at") == len(programs) // 3
 
 
 def test_the_programs_exit_code_is_the_entrys(clone: Path, tmp_path: Path) -> None:
