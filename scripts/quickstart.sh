@@ -2,13 +2,14 @@
 # From a fresh clone to pictures: makes the environment, runs a problem on the shipped weights, makes its figures.
 # A job is a name in `jobs`, the weights that it needs in `weights_of`, and a function `run_NAME`.
 set -euo pipefail
-jobs=(p1 p2 controlnet)
+jobs=(p1 p2 clip controlnet)
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 weights_of() {  # the folder in checkpoints/ without which the job cannot run
   case "$1" in
     p1) echo p1_digits ;;
     p2) echo p2_faces ;;
+    clip) echo clip_shapes ;;
     controlnet) echo ldm_shapes ;;
   esac
 }
@@ -29,6 +30,16 @@ run_p2() {
   bash "$ROOT/hw2_2.sh" "$out/p2_noise" "$out/p2"
   "$PYTHON" -m p2_ddim.figures --noises "$out/p2_noise" --output-dir "$out/p2_figures"
   echo "Look at eta.png, slerp.png and lerp.png in $out/p2_figures; the faces are in $out/p2."
+}
+
+run_clip() {
+  echo "Problem 3, 2024: the small CLIP classifies 2,500 pictures of 50 classes of coloured shapes that it never saw."
+  local data="$out/clip_data"
+  [ -d "$data" ] || "$PYTHON" "$ROOT/scripts/make_clip_testset.py" --output-dir "$data"
+  bash "$ROOT/scripts/inference_clip.sh" "$data/val" "$data/id2label.json" "$out/clip" --model "$ROOT/checkpoints/clip_shapes"
+  "$PYTHON" -m p3_clip.evaluate zero-shot --run "$out/clip"
+  "$PYTHON" -m p3_clip.figures --run "$out/clip" --images "$data/val" --output-dir "$out/clip_figures"
+  echo "Look at $out/clip_figures/examples.png: five successes and five failures; every prediction is in $out/clip/predictions.csv."
 }
 
 run_controlnet() {

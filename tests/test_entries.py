@@ -202,7 +202,7 @@ def test_quickstart_knows_its_jobs() -> None:
     assert "unknown job p9" in refusal(result.stderr)
 
 
-@pytest.mark.parametrize(("job", "folder"), [("p2", "p2_faces"), ("controlnet", "ldm_shapes")])
+@pytest.mark.parametrize(("job", "folder"), [("p2", "p2_faces"), ("clip", "clip_shapes"), ("controlnet", "ldm_shapes")])
 def test_quickstart_says_which_weights_are_not_there(job: str, folder: str, clone: Path) -> None:
     """Before anything is installed; `clone` has the weights of Problem 1 alone."""
     result = run_entry(clone / "scripts" / "quickstart.sh", job)
@@ -213,7 +213,11 @@ def test_quickstart_says_which_weights_are_not_there(job: str, folder: str, clon
 
 DIGITS = ["p1_diffusion.inference", "p1_diffusion.evaluate", "p1_diffusion.figures"]
 FACES = ["make_noise", "p2_ddim.inference", "p2_ddim.figures"]
+SHAPES = ["make_clip_testset", "p3_clip.inference", "p3_clip.evaluate", "p3_clip.figures"]
 CIRCLES = ["make_circles", "p3_controlnet.inference", "p3_controlnet.evaluate", "p3_controlnet.figures"]
+
+
+EVERYTHING = ["p1_digits", "p2_faces", "clip_shapes", "ldm_shapes"]
 
 
 @pytest.mark.parametrize(
@@ -221,9 +225,10 @@ CIRCLES = ["make_circles", "p3_controlnet.inference", "p3_controlnet.evaluate", 
     [
         ("p1", ["p1_digits", "p2_faces", "ldm_shapes"], DIGITS, []),
         ("p2", ["p1_digits", "p2_faces"], FACES, []),
+        ("clip", ["p1_digits", "clip_shapes"], SHAPES, []),
         ("controlnet", ["p1_digits", "p2_faces", "ldm_shapes"], CIRCLES, []),
-        ("all", ["p1_digits", "p2_faces", "ldm_shapes"], [*DIGITS, *FACES, *CIRCLES], []),
-        ("all", ["p1_digits"], DIGITS, ["p2", "controlnet"]),
+        ("all", EVERYTHING, [*DIGITS, *FACES, *SHAPES, *CIRCLES], []),
+        ("all", ["p1_digits", "clip_shapes"], [*DIGITS, *SHAPES], ["p2", "controlnet"]),
     ],
 )
 def test_quickstart_runs_each_jobs_programs(
