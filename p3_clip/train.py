@@ -262,13 +262,14 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 class Captioner:
-    """Pictures and captions of step n. Every picture's first shape is of another (colour, kind) class than all the others',
-    so that no caption of a batch is true of another picture, and near colours meet in every batch."""
+    """Pictures and captions of step n. The first shapes of a batch are all of different (colour, kind) classes, and pictures come
+    in groups that differ in the kind of the first shape alone. Without such hard negatives colour and background tell nearly all
+    pictures of a batch apart, and shapes are hardly learned."""
 
     def __init__(self, config: Config, size: int, real: RealPairs | None) -> None:
         self.config, self.size, self.real = config, size, real
         self.forbidden = frozenset(held_out_classes())
-        self.classes = [(colour, kind) for colour in NAMES for kind in KINDS if (colour, kind) not in self.forbidden]
+        self.classes = {(colour, kind) for colour in NAMES for kind in KINDS} - self.forbidden
         if config.training.batch_size > len(self.classes):
             raise InputError(
                 f"--batch-size must be at most {len(self.classes)}, the number of classes, so that no caption comes twice"
@@ -289,15 +290,18 @@ class Captioner:
                     taken.add((circle, "circle"))
                     real.append(self.real.images[i])
                     texts.append(caption(background, f"{circle} circle", random))
-        for i in random.permutation(len(self.classes)):
-            if len(texts) == count:
-                break
-            if (first := self.classes[i]) in taken:
+        for i in random.permutation(len(NAMES)):
+            kinds = [kind for kind in KINDS if (NAMES[i], kind) in self.classes and (NAMES[i], kind) not in taken]
+            kinds = [kinds[k] for k in random.permutation(len(kinds))][: count - len(texts)]
+            if not kinds:
                 continue
             shapes = 2 if random.random() < self.config.pair_part else 1
-            scene = draw_scene(random, count=shapes, forbidden=self.forbidden, first=first)
-            drawn.append(render(scene, max(self.size, DRAWN)))
-            texts.append(caption(scene.background, scene.objects, random))
+            scene = draw_scene(random, count=shapes, forbidden=self.forbidden, first=(NAMES[i], kinds[0]))
+            for kind in kinds:
+                first = dataclasses.replace(scene.shapes[0], kind=kind)
+                sibling = dataclasses.replace(scene, shapes=(first, *scene.shapes[1:]))
+                drawn.append(render(sibling, max(self.size, DRAWN)))
+                texts.append(caption(sibling.background, sibling.objects, random))
         images = resize(torch.stack(drawn), self.size)
         return torch.cat([torch.stack(real), images]) if real else images, texts
 

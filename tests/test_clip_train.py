@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from common.checkpoint import load_tensors
 from common.clip import load_clip
 from common.colour import CSS_COLOURS, colour_difference
-from common.data.shapes import draw_scene, held_out_classes, held_out_scene, render
+from common.data.shapes import Scene, draw_scene, held_out_classes, held_out_scene, render
 from common.files import ROOT, read_json
 from p3_clip import train
 from p3_clip.train import (
@@ -89,11 +89,11 @@ def test_the_first_shape_can_be_chosen() -> None:
 def test_batches_have_no_held_out_class_and_no_class_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     scenes = []
 
-    def spy(*args: Any, **options: Any) -> Any:
-        scenes.append(draw_scene(*args, **options))
-        return scenes[-1]
+    def spy(scene: Scene, size: int) -> torch.Tensor:
+        scenes.append(scene)
+        return render(scene, size)
 
-    monkeypatch.setattr(train, "draw_scene", spy)
+    monkeypatch.setattr(train, "render", spy)
     real = RealPairs(torch.zeros(20, 3, 32, 32, dtype=torch.uint8), [("red", "blue"), ("lime", "tan")] * 10)
     captions = Captioner(small_config(64), 32, real)
     for step in range(4):
@@ -105,6 +105,9 @@ def test_batches_have_no_held_out_class_and_no_class_twice(monkeypatch: pytest.M
         firsts = [(scene.shapes[0].colour, scene.shapes[0].kind) for scene in scenes]
         assert len(set(firsts)) == len(firsts) == 62  # two circles come from the real pairs
         assert not {("red", "circle"), ("lime", "circle")} & set(firsts)
+        # Pictures of one colour differ in the kind of the first shape alone.
+        groups = {(s.shapes[0].colour, s.background, *s.shapes[1:]) for s in scenes}
+        assert len(groups) == len({colour for colour, _ in firsts}) < 25
     again = captions.batch(3)
     assert torch.equal(again[0], images) and again[1] == texts
     assert captions.batch(4)[1] != texts
