@@ -1,25 +1,33 @@
 """CLIP loading: every form of weights, the activation, and the converter to transformers' names and back."""
 
+import contextlib
+import hashlib
+import http.client
+import pickle
 import time
+import urllib.error
 import warnings
+import zipfile
 from pathlib import Path
 
+import huggingface_hub
 import open_clip
 import pytest
 import torch
 from clip_tiny import TEXTS, TINY, tiny_clip, tiny_folder
 from PIL import Image
+from tiny import Malice
 from torch import nn
 from torch.nn import functional as F
 
 from common import clip as clip_module
-from common.checkpoint import save_tensors
-from common.clip import Clip, encode_tokens, load_clip
+from common.checkpoint import load_torchscript, save_tensors
+from common.clip import Clip, encode_tokens, load_clip, save_folder, weights
 from common.clip.fingerprint import check_activation, uses_quick_gelu
 from common.clip.formats import from_transformers, to_transformers, transformers_model
-from common.clip.weights import find_weights
+from common.clip.weights import find_weights, hub_files, network_reachable, preprocessing
 from common.errors import InputError
-from common.files import shown
+from common.files import read_json, shown, write_json
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +104,65 @@ def test_every_form_of_weights_loads_without_network(form: str, small_name: str,
         path = tmp_path / "transformers"
         transformers_model(network).save_pretrained(path)
     name, pretrained = (str(path), None) if form == "folder" else (small_name, str(path))
+    if form == "torchscript":  # as in OpenAI's archives
+        name, network = f"{name}-quickgelu", tiny_clip(3, quick_gelu=True)
     clip, note = load_clip(name, pretrained, "cpu")
+    assert ("taken to need OpenAI's preprocessing" in note) == (form != "folder" and form != "torchscript")
     ids = clip.tokenize(TEXTS)
     pixels = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(clip.network.encode_text(ids), network.encode_text(ids), atol=1e-6)
         assert torch.allclose(clip.network.encode_image(pixels), network.encode_image(pixels), atol=1e-6)
     assert str(path) in note
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive like OpenAI's; do not change it."""
+    path = tmp_path_factory.mktemp("archive") / "weights.pt"
+    _torchscript(tiny_clip(3).state_dict(), path)
+    return path
+
+
+def test_of_an_archive_only_the_tensors_are_read(archive: Path, tmp_path: Path) -> None:
+    found = load_torchscript(archive)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = torch.jit.load(archive).state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+    class Odd(nn.Module):
+        """A dtype, shared and strided values, a list, and no parameter."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("turned", torch.arange(6.0).half().view(2, 3).T)
+            self.register_buffer("tied", self.turned[1:])
+            self.sizes = [1, 2]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(Odd()), str(tmp_path / "odd.pt"))
+    odd = load_torchscript(tmp_path / "odd.pt")
+    assert odd.keys() == {"turned", "tied"}
+    assert odd["turned"].tolist() == [[0, 3], [1, 4], [2, 5]] and odd["tied"].tolist() == [[1, 4], [2, 5]]
+
+
+@pytest.mark.parametrize("damage", ["cut", "code", "empty"])
+def test_a_damaged_or_malicious_archive_is_refused(damage: str, archive: Path, small_name: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("/data.pkl"):
+                content = {"cut": content[:100], "code": pickle.dumps(Malice(tmp_path / "trace")), "empty": b""}[damage]
+            new.writestr(name, content)
+    with pytest.raises(InputError, match="is not a readable TorchScript archive"):
+        load_clip(small_name, str(path), "cpu")
+    assert not (tmp_path / "trace").exists()
 
 
 def _torchscript(state: dict[str, torch.Tensor], path: Path) -> None:
@@ -175,6 +235,68 @@ def test_the_wrong_activation_is_caught_by_one_text_embedding(quick: bool) -> No
     check_activation(_with_fingerprint(_loud(tiny_clip(5)))[0], fingerprints)  # unknown weights pass
 
 
+def test_openais_archives_need_quick_gelu_whatever_their_size(archive: Path, small_name: str) -> None:
+    with pytest.raises(
+        InputError, match="weights of OpenAI's, which need QuickGELU: use --model ViT-tiny-test-quickgelu"
+    ):
+        load_clip(small_name, str(archive), "cpu")
+
+
+def test_a_transformers_folder_says_which_activation_it_needs(small_name: str, tmp_path: Path) -> None:
+    for quick in (False, True):
+        folder = tmp_path / str(quick)
+        transformers_model(tiny_clip(3, quick_gelu=quick)).save_pretrained(folder)
+        assert uses_quick_gelu(load_clip(str(folder), device="cpu")[0].network) == quick
+    load_clip(small_name, str(tmp_path / "False"), "cpu")
+    with pytest.raises(InputError, match="need QuickGELU: use --model ViT-tiny-test-quickgelu"):
+        load_clip(small_name, str(tmp_path / "True"), "cpu")
+    with pytest.raises(InputError, match="need GELU: use --model ViT-tiny-test$"):
+        load_clip(f"{small_name}-quickgelu", str(tmp_path / "False"), "cpu")
+
+
+def test_a_transformers_folder_of_another_tokenizer_or_activation_is_refused(tmp_path: Path) -> None:
+    transformers_model(tiny_clip(3)).save_pretrained(tmp_path)
+    config = read_json(tmp_path / "config.json")
+    for key, value, sentence in (
+        ("vocab_size", 1000, "has 49408 tokens, but this model 1000"),
+        ("hidden_act", "relu", "not relu and gelu"),
+    ):
+        write_json(tmp_path / "config.json", config | {"text_config": config["text_config"] | {key: value}})
+        with pytest.raises(InputError, match=sentence):
+            load_clip(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize("form", ["open_clip", "transformers"])
+def test_a_folder_without_a_fingerprint_is_checked_for_known_weights(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = _loud(tiny_clip(quick_gelu=True))
+    known = _with_fingerprint(network)[1]
+    wrong = tiny_clip()
+    wrong.load_state_dict(network.state_dict())
+    if form == "open_clip":
+        save_folder(tmp_path, wrong.state_dict(), TINY)
+        (tmp_path / "fingerprint.json").unlink()
+    else:
+        transformers_model(wrong).save_pretrained(tmp_path)
+    load_clip(str(tmp_path), device="cpu")
+    monkeypatch.setattr(check_activation, "__defaults__", (known,))
+    with pytest.raises(InputError, match="holds a test's weights, which need QuickGELU"):
+        load_clip(str(tmp_path), device="cpu")
+
+
+def test_a_text_tower_apart_with_a_biased_projection_is_checked_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The form of SigLIP: no text_projection of the network's own, and scalars beside the weights."""
+    cfg = TINY | {"custom_text": True, "init_logit_bias": -10, "text_cfg": {**TINY["text_cfg"], "proj_bias": True}}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-tiny-biased", cfg)
+    network = open_clip.create_model("ViT-tiny-biased", load_weights=False)
+    save_tensors(tmp_path / "w.safetensors", network.state_dict())
+    clip, _ = load_clip("ViT-tiny-biased", str(tmp_path / "w.safetensors"), "cpu")
+    assert type(clip.network) is open_clip.CustomTextCLIP
+
+
 def test_the_openai_tag_always_means_quick_gelu(
     small_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +321,9 @@ def test_unknown_names_suggest_and_tags_are_listed(offline: None) -> None:
 
 def test_no_weights_and_no_network_says_so_at_once(offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
-    with pytest.raises(InputError, match=r"not in the local cache \(.*\) and could not be fetched \(no network\)"):
+    with pytest.raises(
+        InputError, match=r"\(~/.cache/clip/ViT-B-32.pt or .*\) and could not be fetched \(no network\)"
+    ):
         load_clip("ViT-B-32", "openai", "cpu")
     monkeypatch.setattr(clip_module, "SHIPPED", Path("nowhere/clip_shapes"))
     with pytest.raises(InputError, match="nowhere/clip_shapes/model.safetensors is missing"):
@@ -214,6 +338,7 @@ def test_without_openai_the_default_is_the_shipped_model_and_says_so(
     clip, note = load_clip(device="cpu")
     assert clip.folder == folder
     assert note.startswith("ViT-B-32-quickgelu with OpenAI's weights is not to be had here, so this is the small model")
+    assert "(no network)" in note and "--pretrained FILE" in note and "\n" not in note
 
 
 def test_paths_below_the_checkout_are_shown_relative_to_it() -> None:
@@ -221,11 +346,88 @@ def test_paths_below_the_checkout_are_shown_relative_to_it() -> None:
     assert shown(Path("/elsewhere/clip")) == "/elsewhere/clip"
 
 
-def test_the_cache_comes_before_the_network(offline: None, tmp_path: Path) -> None:
+@pytest.fixture
+def cached(offline: None, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny network in the place of OpenAI's ViT-B/32, as its download lies in the cache."""
+    name, content = "ViT-B-32-quickgelu", archive.read_bytes()
     file = tmp_path / ".cache" / "clip" / "ViT-B-32.pt"
     file.parent.mkdir(parents=True)
-    file.touch()
-    assert find_weights("ViT-B-32-quickgelu", "openai") == file
+    file.write_bytes(content)
+    url = f"https://openaipublic.azureedge.net/clip/models/{hashlib.sha256(content).hexdigest()}/ViT-B-32.pt"
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, TINY | {"quick_gelu": True})
+    monkeypatch.setattr(weights, "tag_entry", lambda *_: {"url": url, "quick_gelu": True})
+    return file
+
+
+def test_the_cache_comes_before_the_network_and_before_the_small_model(cached: Path) -> None:
+    assert find_weights("ViT-B-32-quickgelu", "openai") == cached
+    clip, note = load_clip(device="cpu")
+    assert (clip.name, clip.pretrained, clip.folder) == ("ViT-B-32-quickgelu", "openai", None)
+    assert note == "ViT-B-32-quickgelu with OpenAI's weights."
+
+
+def test_half_a_download_is_not_taken_for_the_weights(cached: Path) -> None:
+    cached.write_bytes(cached.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"ViT-B-32.pt is incomplete or damaged .* delete it"):
+        find_weights("ViT-B-32-quickgelu", "openai")
+
+
+@pytest.mark.parametrize(
+    ("answer", "usable"),
+    [
+        (None, True),
+        (urllib.error.HTTPError("", 404, "", None, None), True),
+        (urllib.error.HTTPError("", 407, "", None, None), False),
+        (urllib.error.HTTPError("", 503, "", None, None), False),
+        (http.client.BadStatusLine("?"), False),
+        (OSError("no route"), False),
+    ],
+)
+def test_a_proxy_in_between_is_no_network(
+    answer: Exception | None, usable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def urlopen(*_: object, **__: object) -> contextlib.AbstractContextManager[None]:
+        if answer:
+            raise answer
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    assert network_reachable() == usable
+
+
+def test_a_tokenizer_on_the_hub_is_looked_for_in_the_cache_and_then_named(
+    offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    (tmp_path / "w.pt").touch()
+    torch.save({}, tmp_path / "w.pt")
+    started = time.monotonic()
+    with pytest.raises(
+        InputError, match="ViT-B-16-SigLIP needs tokenizer_config.json of the repository timm/ViT-B-16-SigLIP"
+    ):
+        load_clip("ViT-B-16-SigLIP", str(tmp_path / "w.pt"), "cpu")
+    with (
+        pytest.raises(InputError, match="of the repository roberta-base on the Hugging Face hub"),
+        hub_files("roberta-ViT-B-32"),
+    ):
+        pass
+    assert time.monotonic() - started < 15
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: f"{repository}/{file}")
+    with hub_files("ViT-B-16-SigLIP"):
+        assert huggingface_hub.constants.HF_HUB_OFFLINE
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+    with pytest.raises(InputError, match="hf download org/repo --local-dir FOLDER"):
+        load_clip("hf-hub:org/repo", device="cpu")
+
+
+def test_a_local_file_gets_the_preprocessing_that_all_tags_of_its_model_agree_on() -> None:
+    half = (0.5, 0.5, 0.5)
+    found, agreed = preprocessing("ViT-B-16-SigLIP", None)
+    assert agreed and (found["mean"], found["std"], found["resize_mode"]) == (half, half, "squash")
+    assert preprocessing("ViT-L-14", None) == ({}, False)
+    assert preprocessing("ViT-L-14", "laion2b_s32b_b82k")[0]["mean"] == half
+    assert preprocessing("ViT-B-32", None)[0]["mean"] == open_clip.OPENAI_DATASET_MEAN
 
 
 # ----------------------------------------------------------------------------

@@ -22,10 +22,20 @@ from common.clip.fingerprint import (
     check_activation,
     check_own_fingerprint,
     fingerprint,
+    require_activation,
     uses_quick_gelu,
 )
 from common.clip.formats import open_clip_config
-from common.clip.weights import find_weights, fitted, read_state, tag_entry, weight_files
+from common.clip.weights import (
+    find_weights,
+    fitted,
+    hub_files,
+    preprocessing,
+    read_state,
+    read_weights,
+    tag_entry,
+    weight_files,
+)
 from common.devices import DeviceName, pick_device
 from common.errors import InputError
 from common.files import ROOT, make_folder, read_json, shown, write_json
@@ -144,18 +154,17 @@ def load_clip(name: str | None = None, pretrained: str | None = None, device: De
                     "(clone the repository again, or train it with scripts/train_clip.sh)"
                 ) from None
             note = f"{DEFAULT_MODEL} with OpenAI's weights is not to be had here, so this is the small model of the project"
-            return load_folder(
-                SHIPPED, target
-            ), f"{note}, checkpoints/{SHIPPED.name}, which knows coloured shapes only."
-        return _load_named(DEFAULT_MODEL, DEFAULT_TAG, weights, target), f"{DEFAULT_MODEL} with OpenAI's weights."
+            note += f", checkpoints/{SHIPPED.name}, which knows coloured shapes only: {error}."
+            return load_folder(SHIPPED, target), note
+        return _load_named(DEFAULT_MODEL, DEFAULT_TAG, weights, target)[0], f"{DEFAULT_MODEL} with OpenAI's weights."
     name = name or DEFAULT_MODEL
     if Path(name).is_dir():
         if pretrained:
             raise InputError(f"{name} is a model folder with its own weights: leave --pretrained away")
         return load_folder(Path(name), target), f"The model in {shown(Path(name))}."
     pretrained = pretrained or DEFAULT_TAG
-    clip = _load_named(name, pretrained, find_weights(name, pretrained), target)
-    return clip, f"{name} with {clip.pretrained}."
+    clip, remark = _load_named(name, pretrained, find_weights(name, pretrained), target)
+    return clip, f"{name} with {clip.pretrained}{remark}."
 
 
 def find_clip(name: str | None = None, device: DeviceName = "auto") -> "tuple[Clip | None, str]":
@@ -168,33 +177,45 @@ def find_clip(name: str | None = None, device: DeviceName = "auto") -> "tuple[Cl
         return None, str(error)
 
 
-def _load_named(name: str, pretrained: str, weights: Path, device: torch.device) -> Clip:
-    """A model of open_clip's list. The tag openai always means QuickGELU, whatever the name says."""
+def _load_named(name: str, pretrained: str, weights: Path, device: torch.device) -> tuple[Clip, str]:
+    """A model of open_clip's list, and what had to be assumed of its weights. The tag openai always means QuickGELU, whatever the
+    name says; weights of no tag are checked for the activation that they need."""
     import open_clip
 
-    entry = tag_entry(name, pretrained) if pretrained != str(weights) else {}
-    network = _quietly(
-        open_clip.create_model,
-        name,
-        force_quick_gelu=pretrained == "openai" or bool(entry.get("quick_gelu")),
-        force_preprocess_cfg={
-            key: entry[key] for key in ("mean", "std", "interpolation", "resize_mode") if entry.get(key)
-        },
-        pretrained_text=False,
-    )
-    load_strict(network, fitted(network, read_state(weights)), weights)
-    tokenize = open_clip.get_tokenizer(name)
-    source = shown(Path(pretrained)) if pretrained == str(weights) else pretrained
+    tag = pretrained if pretrained != str(weights) else None
+    state, from_openai = read_weights(weights)
+    given, agreed = _given_preprocessing(weights) if weights.is_dir() else {}, True
+    if not given and not from_openai:  # OpenAI's is open_clip's default
+        given, agreed = preprocessing(name, tag)
+    entry = tag_entry(name, tag) if tag else {}
+    with hub_files(name):
+        network = _quietly(
+            open_clip.create_model,
+            name,
+            force_quick_gelu=tag == "openai" or bool(entry.get("quick_gelu")),
+            force_preprocess_cfg=given,
+            pretrained_text=False,
+        )
+        tokenize = open_clip.get_tokenizer(name)
+    load_strict(network, fitted(network, state), weights)
+    source = tag or shown(Path(pretrained))
     clip = _ready(network, tokenize, name, source, device)
-    if not entry:
-        check_activation(clip)
-    return clip
+    if not tag:
+        if from_openai:
+            require_activation(network, True, name, f"{source} holds weights of OpenAI's")
+        elif weights.is_dir() and (weights / "config.json").is_file():
+            quick_gelu = open_clip_config(_transformers_json(weights))["quick_gelu"]
+            require_activation(network, quick_gelu, name, f"{source} holds weights")
+        else:
+            check_activation(clip)
+    return clip, "" if agreed else ", taken to need OpenAI's preprocessing, which the file does not say"
 
 
 def load_folder(folder: Path, device: torch.device) -> Clip:
     """The CLIP in a folder of open_clip (`open_clip_config.json`) or of transformers (`config.json` of a CLIPModel).
 
-    Raises InputError if the folder holds none, and if a fingerprint lies in it that its weights do not have.
+    Raises InputError if the folder holds none, if a fingerprint lies in it that its weights do not have, and without one if they
+    are known to need another activation.
     """
     if not folder.is_dir():
         raise InputError(f"the model folder {folder} does not exist")
@@ -202,7 +223,9 @@ def load_folder(folder: Path, device: torch.device) -> Clip:
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder} holds neither open_clip_config.json nor transformers' config.json")
         network, tokenize = _from_transformers_folder(folder)
-        return _ready(network, tokenize, shown(folder), "in the folder", device, folder)
+        clip = _ready(network, tokenize, shown(folder), "in the folder", device, folder)
+        check_activation(clip)
+        return clip
     import open_clip
 
     content = read_json(folder / "open_clip_config.json")
@@ -218,6 +241,8 @@ def load_folder(folder: Path, device: torch.device) -> Clip:
     clip = _ready(network, tokenize, shown(folder), "in the folder", device, folder)
     if (folder / "fingerprint.json").is_file():
         check_own_fingerprint(clip, folder / "fingerprint.json")
+    else:
+        check_activation(clip)
     return clip
 
 
@@ -225,16 +250,25 @@ def _from_transformers_folder(folder: Path) -> tuple[nn.Module, Callable[[list[s
     import open_clip
     from open_clip.model import set_model_preprocess_cfg
 
+    network = open_clip.CLIP(**open_clip_config(_transformers_json(folder))).eval()
+    load_strict(network, read_state(folder), folder)
+    preprocess = dataclasses.asdict(open_clip.transform.PreprocessCfg(size=network.visual.image_size))
+    set_model_preprocess_cfg(network, preprocess | _given_preprocessing(folder))
+    return network, open_clip.SimpleTokenizer(context_length=network.context_length)
+
+
+def _transformers_json(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("model_type") != "clip":
         raise InputError(f"{folder}/config.json does not describe a CLIPModel")
-    network = open_clip.CLIP(**open_clip_config(config)).eval()
-    load_strict(network, read_state(folder), folder)
-    given = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
-    preprocess = dataclasses.asdict(open_clip.transform.PreprocessCfg(size=network.visual.image_size))
-    preprocess |= {key: tuple(given[f"image_{key}"]) for key in ("mean", "std") if f"image_{key}" in given}
-    set_model_preprocess_cfg(network, preprocess)
-    return network, open_clip.SimpleTokenizer(context_length=network.context_length)
+    return config
+
+
+def _given_preprocessing(folder: Path) -> dict[str, Any]:
+    """What a transformers folder says of the preprocessing."""
+    path = folder / "preprocessor_config.json"
+    given = read_json(path) if path.is_file() else {}
+    return {key: tuple(given[f"image_{key}"]) for key in ("mean", "std") if f"image_{key}" in given}
 
 
 def _ready(

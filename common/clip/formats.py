@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel
 
 State = dict[str, Tensor]
+VOCABULARY = 49408  # tokens of CLIP's tokenizer
 
 # open_clip's and transformers' names; the projections are transposed, and q, k and v are stacked in open_clip.
 _TOWERS = (
@@ -132,11 +133,18 @@ def transformers_model(network: nn.Module) -> "CLIPModel":
 
 
 def open_clip_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """open_clip's model_cfg from the config.json of a CLIPModel, which leaves out what has its default value."""
+    """open_clip's model_cfg from the config.json of a CLIPModel, which leaves out what has its default value. Raises InputError
+    for an activation that open_clip has not and for another tokenizer than CLIP's."""
     from transformers import CLIPConfig
 
     full = CLIPConfig.from_dict(dict(config))
     text, vision = full.text_config, full.vision_config
+    if text.hidden_act != vision.hidden_act or text.hidden_act not in ("gelu", "quick_gelu"):
+        raise InputError(
+            f"only gelu or quick_gelu in both towers is known here, not {text.hidden_act} and {vision.hidden_act}"
+        )
+    if text.vocab_size != VOCABULARY:
+        raise InputError(f"CLIP's tokenizer has {VOCABULARY} tokens, but this model {text.vocab_size}")
     return {
         "embed_dim": full.projection_dim,
         "quick_gelu": text.hidden_act == "quick_gelu",

@@ -4,25 +4,29 @@ Weights come as a tag of open_clip, a file (`.pt`, OpenAI's TorchScript archives
 transformers folder.
 """
 
+import contextlib
 import difflib
+import hashlib
+import http.client
+import sys
 import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from common.checkpoint import load_pickle, load_tensors
+from common.checkpoint import is_torchscript, load_pickle, load_tensors, load_torchscript
 from common.clip.formats import State, from_transformers
 from common.errors import InputError
 
 NETWORK_TIMEOUT = 5.0  # seconds to find out whether there is a network
+CACHE = Path("~/.cache/clip")  # where open_clip keeps what it fetches by an address
+OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
+"""What OpenAI's TorchScript archives hold beside the weights, and nothing else does."""
 
 
 def find_weights(name: str, pretrained: str) -> Path:
@@ -41,11 +45,16 @@ def find_weights(name: str, pretrained: str) -> Path:
     if found := _cached(entry):
         return found
     missing = (
-        f"the weights {pretrained!r} of {name} are not in the local cache ({_source(entry)}) and could not be fetched ({{}}); "
-        "fetch that file where there is a network and give it by --pretrained FILE"
+        f"the weights {pretrained!r} of {name} are not in the local cache ({_places(entry)}) and could not be fetched ({{}}); "
+        "fetch that file where there is a network and put it there, or give it by --pretrained FILE"
     )
     if not network_reachable():
         raise InputError(missing.format("no network"))
+    print(
+        f"fetching the weights {pretrained!r} of {name}, some hundred megabytes or more ...",
+        file=sys.stderr,
+        flush=True,
+    )
     try:
         return Path(download_pretrained(get_pretrained_cfg(name, pretrained) or entry))
     except Exception as error:  # open_clip and the hub raise many kinds
@@ -58,6 +67,11 @@ def check_model_name(name: str) -> None:
 
     if name in list_models():
         return
+    if name.startswith("hf-hub:"):
+        repository = name.removeprefix("hf-hub:")
+        raise InputError(
+            f"{name} must be a folder first: hf download {repository} --local-dir FOLDER, and give --model FOLDER"
+        )
     if "/" in name or name.startswith("."):
         raise InputError(f"the model folder {name} does not exist")
     near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)
@@ -66,7 +80,8 @@ def check_model_name(name: str) -> None:
 
 
 def network_reachable() -> bool:
-    """Whether the hub answers within seconds; proxies and the hub's offline switch are respected."""
+    """Whether the hub answers within seconds; proxies and the hub's offline switch are respected. A proxy that wants a password
+    (407) or cannot reach the hub (500 and above) is no network."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -78,9 +93,10 @@ def network_reachable() -> bool:
         try:
             with urllib.request.urlopen(request, timeout=NETWORK_TIMEOUT):
                 answers.append(True)
-        except urllib.error.HTTPError:  # it answered
-            answers.append(True)
-        except (OSError, ValueError):
+        except urllib.error.HTTPError as error:  # something answered
+            if error.code < 500 and error.code != 407:
+                answers.append(True)
+        except (OSError, ValueError, http.client.HTTPException):
             pass
 
     # Name resolution knows no timeout of its own.
@@ -97,12 +113,50 @@ def tag_entry(name: str, tag: str) -> dict[str, Any]:
     return get_pretrained_cfg(name, tag) or {}
 
 
+def preprocessing(name: str, tag: str | None) -> tuple[dict[str, Any], bool]:
+    """How the pictures of a tag are prepared, for open_clip. For weights of no tag, what all tags of the model agree on: the
+    answer is that, and whether there is such an agreement; without one it is empty, which means OpenAI's preprocessing."""
+    from open_clip import list_pretrained_tags_by_model
+
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    entries = [tag_entry(name, known) for known in ([tag] if tag else list_pretrained_tags_by_model(name))]
+    found = [{key: entry[key] for key in keys if entry.get(key)} for entry in entries]
+    agreed = bool(found) and all(one == found[0] for one in found)
+    return (found[0] if agreed else {}), agreed
+
+
+@contextlib.contextmanager
+def hub_files(name: str) -> Iterator[None]:
+    """In it, open_clip may read the tokenizer or the text tower's configuration that some models have on the hub only: from the
+    cache where there is no network. Raises InputError at once, with the repository's name, if there is neither."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    from open_clip import get_model_config
+
+    text = get_model_config(name)["text_cfg"]
+    wanted = {text.get("hf_tokenizer_name"): "tokenizer_config.json", text.get("hf_model_name"): "config.json"}
+    wanted = {repository: file for repository, file in wanted.items() if repository}
+    before = constants.HF_HUB_OFFLINE
+    if wanted and not network_reachable():
+        for repository, file in wanted.items():
+            if not isinstance(try_to_load_from_cache(repository, file), str):
+                raise InputError(
+                    f"{name} needs {file} of the repository {repository} on the Hugging Face hub, which is not in the local cache, "
+                    f"and there is no network: run hf download {repository} where there is one, and copy the cache"
+                )
+        constants.HF_HUB_OFFLINE = True  # else minutes of retries
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _cached(entry: Mapping[str, Any]) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     if entry.get("url"):
-        file = Path("~/.cache/clip").expanduser() / Path(urllib.parse.urlparse(entry["url"]).path).name
+        file = CACHE.expanduser() / _file_name(entry["url"])
         if file.is_file():
+            check_download(file, entry["url"])
             return file
     if entry.get("hf_hub"):
         repository, names = _hub_files(entry)
@@ -110,6 +164,20 @@ def _cached(entry: Mapping[str, Any]) -> Path | None:
             if isinstance(found := try_to_load_from_cache(repository, file_name), str):
                 return Path(found)
     return None
+
+
+def _file_name(url: str) -> str:
+    return Path(urllib.parse.urlparse(url).path).name
+
+
+def check_download(file: Path, url: str) -> None:
+    """Raises InputError if the file is not the one at OpenAI's address, which holds its SHA-256: open_clip leaves half a file
+    where a download was cut off."""
+    if "openaipublic" not in url:
+        return
+    with open(file, "rb") as content:
+        if hashlib.file_digest(content, "sha256").hexdigest() != url.split("/")[-2]:
+            raise InputError(f"{file} is incomplete or damaged (its SHA-256 is not the published one): delete it")
 
 
 def _hub_files(entry: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -122,11 +190,14 @@ def _hub_files(entry: Mapping[str, Any]) -> tuple[str, list[str]]:
     )
 
 
-def _source(entry: Mapping[str, Any]) -> str:
+def _places(entry: Mapping[str, Any]) -> str:
+    places = []
+    if entry.get("url"):
+        places.append(f"{CACHE / _file_name(entry['url'])}")
     if entry.get("hf_hub"):
         repository, names = _hub_files(entry)
-        return f"{names[0]} of {repository}"
-    return Path(urllib.parse.urlparse(entry.get("url", "")).path).name
+        places.append(f"{names[0]} of {repository} in the Hugging Face cache")
+    return " or ".join(places)
 
 
 # ----------------------------------------------------------------------------
@@ -141,6 +212,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_state(path: Path) -> State:
     """The tensors of a weight file or transformers folder, by open_clip's names where they had transformers'."""
+    return read_weights(path)[0]
+
+
+def read_weights(path: Path) -> tuple[State, bool]:
+    """As `read_state`, and whether the file is one of OpenAI's archives."""
     path = Path(path)
     if path.is_dir():
         files = [file for file in weight_files(path) if file.is_file()]
@@ -149,29 +225,21 @@ def read_state(path: Path) -> State:
         path = files[0]
     if path.suffix == ".safetensors":
         content: Any = load_tensors(path)[0]
-    elif _is_torchscript(path):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.jit.load(str(path), map_location="cpu").state_dict()
+    elif is_torchscript(path):
+        content = load_torchscript(path)
     else:
         content = load_pickle(path)
         content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"{path} holds no weights of a network")
-    # Data parallelism prefixes names; OpenAI's archives carry three sizes beside the weights.
+    # Data parallelism prefixes names; position ids and masks are constants.
     state = {
         name.removeprefix("module."): value
         for name, value in content.items()
-        if name not in ("input_resolution", "context_length", "vocab_size") and not name.endswith("position_ids")
+        if name not in OPENAI_SIZES and not name.endswith(("position_ids", "attn_mask"))
     }
-    return from_transformers(state) if any(name.startswith("text_model.") for name in state) else state
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    from_openai = any(name in content for name in OPENAI_SIZES)
+    return from_transformers(state) if any(name.startswith("text_model.") for name in state) else state, from_openai
 
 
 def fitted(network: nn.Module, state: State) -> State:
