@@ -65,11 +65,16 @@ def _is_running(process: int) -> bool:
 def make_folder(path: Path) -> Path:
     """Makes the folder and its parents. Raises InputError if a regular file stands in the way."""
     path = Path(path)
+    check_folder(path)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def check_folder(path: Path) -> None:
+    """Raises InputError if a regular file stands in the way of the folder; makes nothing."""
     for ancestor in (path, *path.parents):
         if ancestor.exists() and not ancestor.is_dir():
             raise InputError(f"cannot make the folder {path}: {ancestor} is a regular file")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def write_json(path: Path, value: Any) -> None:

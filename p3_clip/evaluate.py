@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import cli
-from common.clip import ClipConfig
+from common.clip import DEFAULT_MODEL, DEFAULT_TAG, Clip, ClipConfig, load_clip
 from common.clip.features import extract_features
 from common.colour import CSS_COLOURS, NAMES, colour_difference
 from common.data.shapes import KINDS
@@ -56,7 +56,8 @@ class ZeroShot:
 
 @dataclasses.dataclass(frozen=True)
 class Personalised:
-    """The 2024 grader's rule: the best five of each prompt's 25 pictures against the baselines; the grader takes ViT-B/32."""
+    """The 2024 grader's rule: the best five of each prompt's 25 pictures against the baselines, by the grader's own CLIP, OpenAI's
+    ViT-B/32, unless another one is named."""
 
     images: Path
     """Folder with CONCEPT/PROMPT_INDEX/*.png."""
@@ -212,10 +213,15 @@ def fit_scale(cosines: Tensor, labels: Tensor) -> float:
     return math.exp((low + high) / 2.0)
 
 
+def halves(count: int) -> tuple[slice, slice]:
+    """The pictures that the scale is fitted to, every second one, and those that it is measured on."""
+    return slice(0, None, 2), slice(1, None, 2) if count > 1 else slice(None)
+
+
 def calibration(cosines: Tensor, labels: Tensor, scale: float) -> dict[str, Any]:
     """Calibration errors at the model's scale and at one fitted to every second picture, measured on the others."""
-    fitted = fit_scale(cosines[::2], labels[::2])
-    other = slice(1, None, 2) if len(labels) > 1 else slice(None)
+    part, other = halves(len(labels))
+    fitted = fit_scale(cosines[part], labels[part])
 
     def error(part: slice, at: float) -> float:
         return reliability((at * cosines[part]).softmax(1), labels[part]).error
@@ -252,15 +258,18 @@ def colour_study(config: ZeroShot, run: Run) -> dict[str, Any]:
     right = run.cosines[config.prompts].argmax(1) == run.labels
     nearest = [_nearest(shape, shapes) for shape in shapes]
     known = read_json(config.run / "results.json")
-    settings = known["settings"]
-    model, pretrained = (_from_root(settings[name]) for name in ("model", "pretrained"))
-    clip, _ = ClipConfig(model, pretrained, settings["device"]).load()
-    folder = ROOT / settings["images"]
+    try:
+        settings = known["settings"]
+        model, pretrained = (_from_root(settings[name]) for name in ("model", "pretrained"))
+        folder, device = ROOT / settings["images"], settings["device"]
+        templates = known["templates"] if config.prompts == "single" else known["ensemble"]["templates"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{config.run}/results.json was not written by p3_clip.inference: it lacks {error}") from None
+    clip, _ = load_clip(model, pretrained, device)
     files = [folder / name for name in run.files]
     if missing := [file for file in files if not file.is_file()]:
         raise InputError(f"the image {missing[0]} of the run does not exist any more")
     everything = [(colour, kind) for colour in NAMES for kind in KINDS]
-    templates = known["templates"] if config.prompts == "single" else known["ensemble"]["templates"]
     matrix = zero_shot_classifier(clip, [" ".join(shape) for shape in everything], templates)
     guesses = [everything[i] for i in (extract_features(clip, files, cache=config.cache) @ matrix).argmax(1)]
     truths = [shapes[label] for label in run.labels]
@@ -318,7 +327,7 @@ def grade(config: Personalised) -> None:
         raise InputError(f"{'; '.join(wrong)}; {config.count} are expected")
     for task in tasks:
         _references(config, task)
-    clip, note = config.clip.load()
+    clip, note = load_judge(config.clip)
     print(note, flush=True)
     rows = []
     for task in tasks:
@@ -326,7 +335,8 @@ def grade(config: Personalised) -> None:
         for index, (text, baseline) in enumerate(zip(task.texts, task.baselines, strict=True)):
             files = image_files(config.images / task.key / str(index))
             images = extract_features(clip, files, show_progress=False)
-            verdict = grade_personalised(image_cosines(images, references), text_cosines(clip, images, text), baseline)
+            cosines = image_cosines(images, references), text_cosines(clip, images, text)
+            verdict = grade_personalised(*cosines, baseline)
             rows.append(
                 {
                     "concept": task.key,
@@ -337,13 +347,27 @@ def grade(config: Personalised) -> None:
                     "text_baseline": baseline[1],
                     "passed": verdict.passed,
                     "kept": [files[i].name for i in verdict.kept],
+                    "cosines": {  # common.metrics.clip_scores.FORMS makes every other form of them
+                        file.name: {"image": image, "text": text}
+                        for file, image, text in zip(files, *(values.tolist() for values in cosines), strict=True)
+                    },
                 }
             )
-    print(pd.DataFrame(rows).drop(columns="kept").to_string(index=False))
+    print(pd.DataFrame(rows).drop(columns=["kept", "cosines"]).to_string(index=False))
     if config.result:
-        write_json(config.result, {"model": clip.name, "pretrained": clip.pretrained, "rows": rows})
+        write_json(
+            config.result, {"model": clip.name, "pretrained": clip.pretrained, "identity": clip.identity, "rows": rows}
+        )
     if not all(row["passed"] for row in rows):
         raise SystemExit(1)
+
+
+def load_judge(config: ClipConfig) -> tuple[Clip, str]:
+    """The CLIP that was named, else OpenAI's ViT-B/32, which the baselines were made with, and never the project's small CLIP in its
+    place. Raises InputError if it is not to be had."""
+    return load_clip(
+        config.model or DEFAULT_MODEL, config.pretrained or (None if config.model else DEFAULT_TAG), config.device
+    )
 
 
 def _folders(config: Personalised, tasks: Sequence[Task]) -> list[Path]:

@@ -18,7 +18,7 @@ from common import cli
 from common.errors import InputError
 from common.files import make_folder
 from common.images import read_rgb, write_png
-from p3_clip.evaluate import calibration, confusion_matrix, reliability
+from p3_clip.evaluate import calibration, confusion_matrix, halves, reliability
 from p3_clip.inference import Run
 
 EACH = 5
@@ -45,8 +45,9 @@ class Config:
 def main(config: Config) -> None:
     """Writes the three figures."""
     run = Run.load(config.run)
+    picture = examples(run, config.images, config.prompts, config.seed)
     folder = make_folder(config.output_dir)
-    write_png(folder / "examples.png", examples(run, config.images, config.prompts, config.seed))
+    write_png(folder / "examples.png", picture)
     plot_confusion(run, config.prompts, folder / "confusion.png")
     plot_reliability(run, config.prompts, folder / "reliability.png")
     print("\n".join(str(folder / name) for name in ("examples.png", "confusion.png", "reliability.png")))
@@ -135,7 +136,8 @@ def plot_reliability(run: Run, prompts: str, path: Path) -> None:
     cosines = run.cosines[prompts]
     numbers = calibration(cosines, run.labels, run.scale)
     figure, axes = pyplot.subplots(1, 2, figsize=(8.4, 4.0), layout="constrained", sharey=True)
-    parts = (("model's", run.scale, slice(None)), ("fitted", numbers["fitted_scale"], slice(1, None, 2)))
+    measured = halves(len(run.labels))[1]
+    parts = (("model's", run.scale, slice(None)), ("fitted", numbers["fitted_scale"], measured))
     for axis, (name, scale, part) in zip(axes, parts, strict=True):
         found = reliability((scale * cosines[part]).softmax(1), run.labels[part])
         counts, confidence, right = (values.numpy() for values in found)

@@ -25,7 +25,7 @@ from common.checkpoint import load_tensors, save_tensors
 from common.clip import ClipConfig
 from common.clip.features import extract_features
 from common.errors import InputError
-from common.files import ROOT, atomic_write, make_folder, read_json, shown, write_json
+from common.files import ROOT, atomic_write, check_folder, make_folder, read_json, shown, write_json
 from common.images import SUFFIXES, image_files
 from p3_clip.model import (
     check_template,
@@ -75,11 +75,12 @@ def main(config: Config) -> None:
         read_templates(config.ensemble)
     classes = read_labels(config.labels)
     items = find_images(config.images, classes)
+    names, changed = class_names(classes, read_json(config.names) if config.names else {})
+    check_folder(config.output_dir)
     clip, note = config.clip.load()
     print(note, flush=True)
     path = config.ensemble or default_templates(clip)
     prompts = {"single": [single], "ensemble": read_templates(path)}
-    names, changed = class_names(classes, read_json(config.names) if config.names else {})
 
     started = time.monotonic()
     features = extract_features(
@@ -105,6 +106,7 @@ def main(config: Config) -> None:
         "dataset": config.images.resolve().name if config.images.name != "val" else config.images.resolve().parent.name,
         "model": clip.name,
         "pretrained": clip.pretrained,
+        "identity": clip.identity,
         "task": "zeroshot_classification",
         "language": "en",
         **parts["single"],
@@ -115,15 +117,15 @@ def main(config: Config) -> None:
         "logit_scale": clip.scale,
         "seconds": round(time.monotonic() - started, 2),
         "settings": {
-            key: _plain(value)
+            key: _plain(key, value)
             for key, value in {**dataclasses.asdict(config), **dataclasses.asdict(config.clip)}.items()
             if key not in ("output_dir", "cache", "use_cache", "clip")
         },
     }
     folder = make_folder(config.output_dir)
-    write_json(folder / "results.json", result)
     atomic_write(folder / "predictions.csv", predictions(run).to_csv(index=False).encode())
     run.save(folder)
+    write_json(folder / "results.json", result)
     print(f"{changed} of {len(ids)} class names changed (underscores to spaces, and overrides)")
     table = {what: {name: f"{value:.2%}" for name, value in part["metrics"].items()} for what, part in parts.items()}
     print(pd.DataFrame(table).to_string())
@@ -132,9 +134,9 @@ def main(config: Config) -> None:
     )
 
 
-def _plain(value: Any) -> Any:
-    is_path = isinstance(value, Path) or (isinstance(value, str) and bool(value) and Path(value).exists())
-    return shown(Path(value)) if is_path else value
+def _plain(key: str, value: Any) -> Any:
+    may_be_path = key in ("model", "pretrained") and value is not None
+    return shown(Path(value)) if isinstance(value, Path) or (may_be_path and Path(value).exists()) else value
 
 
 # ----------------------------------------------------------------------------

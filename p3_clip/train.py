@@ -7,8 +7,8 @@ The same command again resumes. RUN_DIR/last is the shipped form: `open_clip.cre
 The 50 classes of common.data.shapes.held_out_classes never occur. On one free CPU core the default run takes about one and a half hours.
 
 Sizes (p3_clip/data/clip_shapes.json) are chosen for the CPU: 48x48 pictures in patches of 8, and 32 token positions instead of
-77, since the longest caption has 21 tokens; CLIPTextModel takes any number, and a diffusion model conditioned on it gets its
-tokens from `common.text.clip_tokenizer(32)`. Training reads no position after the longest caption of the batch.
+77, since the longest caption has 24 tokens with start and end; CLIPTextModel takes any number, and a diffusion model conditioned
+on it gets its tokens from `common.text.clip_tokenizer(32)`. Training reads no position after the longest caption of the batch.
 
 A contrastive loss compares every picture of a batch with every caption of it, so a batch cannot be cut: accumulation must be 1
 and the run is of one process (one GPU).
@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common import cli
+from common.checkpoint import load_strict
 from common.clip import Clip, encode_tokens, load_folder, save_folder
 from common.clip.weights import check_model_name
 from common.colour import NAMES
@@ -95,13 +96,19 @@ def main(config: Config) -> None:
         raise InputError("a contrastive loss needs its whole batch at once: --accumulation must be 1")
     if int(os.environ.get("WORLD_SIZE", 1)) != 1:
         raise InputError("a contrastive loss needs its whole batch at once: train in one process")
+    for name in ("real_part", "pair_part"):
+        if not 0.0 <= getattr(config, name) <= 1.0:
+            raise InputError(f"--{name.replace('_', '-')} must be between 0 and 1, not {getattr(config, name)}")
+    if config.fill50k and round(config.real_part * config.training.batch_size) == config.training.batch_size:
+        raise InputError("--real-part leaves no drawn picture in a batch: make it smaller")
     import open_clip
 
     torch.manual_seed(config.training.seed)
     model_cfg = read_model_cfg(config.model)
     network = build(model_cfg)
     if config.init_from:
-        network.load_state_dict(load_folder(config.init_from, torch.device("cpu")).network.state_dict())
+        start = load_folder(config.init_from, torch.device("cpu")).network
+        load_strict(network, start.state_dict(), config.init_from)
     tokenize = open_clip.SimpleTokenizer(context_length=network.context_length)
     network.to(pick_device(config.training.device))
     shorten_vocabulary(network, tokenize(vocabulary()).unique())
@@ -190,6 +197,8 @@ def build(model_cfg: dict[str, Any]) -> nn.Module:
         raise InputError(f"the configuration does not describe a plain CLIP of open_clip ({error})") from None
     if not isinstance(network.visual, open_clip.transformer.VisionTransformer) or network.text_pool_type != "argmax":
         raise InputError("only CLIPs with a ViT and a causal text tower are trained here")
+    if len(set(network.visual.image_size)) > 1:
+        raise InputError(f"only square pictures are trained on here, not {network.visual.image_size}")
     return network
 
 
@@ -264,7 +273,8 @@ def resize(images: Tensor, size: int) -> Tensor:
 class Captioner:
     """Pictures and captions of step n. The first shapes of a batch are all of different (colour, kind) classes, and pictures come
     in groups that differ in the kind of the first shape alone. Without such hard negatives colour and background tell nearly all
-    pictures of a batch apart, and shapes are hardly learned."""
+    pictures of a batch apart, and shapes are hardly learned. Rarely a caption is true of another picture as well,
+    since a second shape may be any."""
 
     def __init__(self, config: Config, size: int, real: RealPairs | None) -> None:
         self.config, self.size, self.real = config, size, real

@@ -12,6 +12,10 @@ shift
 if [ -d "$out/mnistm" ] || [ -d "$out/svhn" ]; then
   exec "$PYTHON" -m p1_diffusion.evaluate --images "$out" "$@"
 fi
+if [ $# -gt 0 ] && [[ "$1" == *.json ]] && [ ! -f "$1" ]; then
+  echo "error: the file $1 does not exist" >&2
+  exit 2
+fi
 if [ -d "${1:-}" ]; then
   exec "$PYTHON" -m p2_ddim.evaluate --images "$out" --references "$@"
 fi

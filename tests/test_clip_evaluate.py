@@ -9,9 +9,10 @@ import pytest
 import torch
 from clip_tiny import CLASSES
 from PIL import Image
-from tiny import exit_code, refused
+from tiny import exit_code, refused, run_process
 from torch.nn import functional as F
 
+from common.files import ROOT
 from common.images import read_rgb
 from p3_clip import evaluate, figures, inference
 from p3_clip.evaluate import (
@@ -99,6 +100,11 @@ def test_colours_need_names_of_shapes(finished: Path, tmp_path: Path, capsys: py
     run.save(tmp_path / "out")
     flags = ["zero-shot", "--run", tmp_path / "out", "--colours"]
     assert "'bicycle' is none" in refused(capsys, evaluate.main, evaluate.Config, *flags)
+    shutil.copy(finished / "cosines.safetensors", tmp_path / "out")
+    (tmp_path / "out" / "results.json").write_text("{}")
+    assert "was not written by p3_clip.inference: it lacks 'settings'" in refused(
+        capsys, evaluate.main, evaluate.Config, *flags
+    )
     flags = ["zero-shot", "--run", tmp_path / "nothing"]
     assert "write" in refused(capsys, evaluate.main, evaluate.Config, *flags)
 
@@ -114,6 +120,14 @@ def test_the_figures(finished: Path, clip_world: Path, tmp_path: Path) -> None:
     for name in ("examples.png", "confusion.png", "reliability.png"):
         picture = read_rgb(tmp_path / name)
         assert min(picture.shape[1:]) > 200 and picture.float().std() > 5
+
+
+def test_figures_of_pictures_that_are_gone_leave_no_folder(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--run", finished, "--images", tmp_path / "nowhere", "--output-dir", tmp_path / "out"]
+    assert "nowhere" in refused(capsys, figures.main, figures.Config, *flags)
+    assert not (tmp_path / "out").exists()
 
 
 def test_examples_take_other_classes_first() -> None:
@@ -163,6 +177,38 @@ def test_the_grader_passes_and_fails(
     assert f"{tmp_path / 'images' / 'dog' / '0'} holds 24 images; 25 are expected" in sentence
     (tmp_path / "input.json").write_text(json.dumps({"dog": {"prompt_4_clip_eval": ["A dog."]}}))
     assert "needs src_image, a text" in refused(capsys, evaluate.main, evaluate.Config, *personalised)
+
+
+def test_the_grader_keeps_every_cosine(personalised: list[str], tmp_path: Path) -> None:
+    assert exit_code(evaluate.main, evaluate.Config, *personalised) == 0
+    row = json.loads((tmp_path / "result.json").read_text())["rows"][0]
+    assert len(row["cosines"]) == 25
+    kept = [row["cosines"][name] for name in row["kept"]]
+    for what in ("image", "text"):
+        assert 100 * np.mean([pair[what] for pair in kept]) == pytest.approx(row[what], abs=0.006)
+
+
+def test_only_openais_vit_b32_grades_unless_another_is_named(
+    personalised: list[str], tmp_path: Path, offline: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The baselines were made with it; the small model of the project never steps in."""
+    at = personalised.index("--model")
+    sentence = refused(capsys, evaluate.main, evaluate.Config, *personalised[:at], *personalised[at + 2 :])
+    assert "the weights 'openai' of ViT-B-32-quickgelu are not in the local cache" in sentence
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_grade_sh_grades_learned_concepts(personalised: list[str], tmp_path: Path) -> None:
+    values = dict(zip(personalised[1::2], personalised[2::2], strict=True))
+    command = ["bash", ROOT / "scripts" / "grade.sh", values["--images"], values["--input"], values["--references"]]
+    flags = ["--model", values["--model"], "--device", "cpu"]
+    result = run_process([*command, *flags])
+    assert result.returncode == 0 and "passed" in result.stdout, result.stderr
+    write_baseline(tmp_path, [-100, 101])
+    assert run_process([*command, *flags]).returncode == 1
+    command[3] = f"{values['--input']}x"
+    result = run_process([*command, *flags])
+    assert result.returncode == 2 and result.stderr == f"error: the file {values['--input']}x does not exist\n"
 
 
 def test_classes_of_the_tiny_world_are_shapes() -> None:

@@ -10,11 +10,12 @@ import open_clip
 import pandas as pd
 import pytest
 import torch
-from clip_tiny import CLASSES, TINY
+from clip_tiny import CLASSES, TINY, tiny_clip
 from PIL import Image
 from tiny import exit_code, refused
 from torch.nn import functional as F
 
+from common.checkpoint import load_tensors
 from common.clip import Clip
 from common.clip.features import extract_features
 from common.errors import InputError
@@ -35,10 +36,12 @@ def arguments(clip_world: Path, tmp_path: Path) -> list[Any]:
 # A run.
 
 
-def test_a_run_writes_the_results(arguments: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_writes_the_results(
+    arguments: list[Any], clip_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert exit_code(inference.main, inference.Config, *arguments) == 0
     output = capsys.readouterr()
-    assert output.out.startswith("The model in ")
+    assert output.out.startswith(f"The model in {clip_world / 'model'}.\n")
     assert "3 of 3 class names changed" in output.out
     assert "images/s" in output.err
     result = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -89,6 +92,59 @@ def test_features_are_computed_once_for_a_content(
     store.write_bytes(store.read_bytes()[:-9])  # a damaged store is made anew
     assert torch.allclose(extract_features(clip, files, cache=tmp_path, show_progress=False), first, atol=1e-6)
     assert sum(seen) == 24
+
+
+def test_features_belong_to_weights_activation_and_preprocessing(clip: Clip) -> None:
+    def identity(network: open_clip.CLIP, preprocess: Any = clip.preprocess) -> str:
+        return Clip(network, clip.tokenize, preprocess, "name", "weights").identity
+
+    def prepared(mean: float) -> Any:
+        return open_clip.image_transform(32, is_train=False, mean=(mean,) * 3, std=(0.5,) * 3)
+
+    first = identity(tiny_clip())
+    assert first == identity(tiny_clip())
+    others = [identity(tiny_clip(1)), identity(tiny_clip(quick_gelu=True)), identity(tiny_clip(), prepared(0.4))]
+    assert len({first, *others}) == 4
+    assert " at 0x" not in repr(clip.preprocess)  # an address would make every process's identity another one
+
+
+def test_the_first_line_says_that_the_small_model_steps_in(
+    arguments: list[Any],
+    clip_world: Path,
+    offline: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("common.clip.SHIPPED", clip_world / "model")
+    at = arguments.index("--model")
+    assert exit_code(inference.main, inference.Config, *arguments[:at], *arguments[at + 2 :]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(
+        "ViT-B-32-quickgelu with OpenAI's weights is not to be had here, so this is the small model"
+    )
+
+
+def test_an_unreadable_picture_keeps_what_was_computed(clip: Clip, clip_world: Path, tmp_path: Path) -> None:
+    files = sorted((clip_world / "val").iterdir())
+    (tmp_path / "broken.png").write_text("hello")
+    with pytest.raises(InputError, match="broken.png is not a readable image"):
+        extract_features(clip, [*files, tmp_path / "broken.png"], batch_size=5, cache=tmp_path, show_progress=False)
+    store = next(tmp_path.glob("*.safetensors"))
+    assert len(load_tensors(store)[0]["features"]) == 10  # two whole batches
+
+
+def test_a_long_template_is_no_path(arguments: list[Any], tmp_path: Path) -> None:
+    template = "a photo of a {}" + ", very large" * 400
+    assert exit_code(inference.main, inference.Config, *arguments, "--template", template) == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["template"] == template
+
+
+def test_an_output_folder_that_cannot_be_is_refused_before_loading(
+    arguments: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("")
+    monkeypatch.setattr("common.clip.ClipConfig.load", None)
+    assert "out is a regular file" in refused(capsys, inference.main, inference.Config, *arguments)
 
 
 def test_accuracies() -> None:

@@ -17,7 +17,7 @@ from tiny import contents, exit_code, refused
 from torch.nn import functional as F
 
 from common.checkpoint import load_tensors
-from common.clip import load_clip
+from common.clip import load_clip, save_folder
 from common.colour import CSS_COLOURS, colour_difference
 from common.data.shapes import Scene, draw_scene, held_out_classes, held_out_scene, render
 from common.files import ROOT, read_json
@@ -221,7 +221,12 @@ def test_the_loss_falls(model_file: Path, tmp_path: Path) -> None:
         (["--model", "resnet.json"], "only CLIPs with a ViT and a causal text tower are trained here"),
         (["--model", "torn.json"], "torn.json must hold embed_dim, vision_cfg and text_cfg"),
         (["--model", "nowhere.json"], "nowhere.json does not exist"),
+        (["--model", "wide.json"], "only square pictures are trained on here, not [32, 64]"),
         (["--fill50k", "nowhere"], "the pairs of fill50k are not there"),
+        (["--fill50k", "nowhere", "--real-part", "1"], "--real-part leaves no drawn picture in a batch"),
+        (["--real-part", "1.5"], "--real-part must be between 0 and 1, not 1.5"),
+        (["--pair-part", "-0.1"], "--pair-part must be between 0 and 1, not -0.1"),
+        (["--init-from", "other"], "the weights in other do not fit the model: 2 missing"),
     ],
 )
 def test_what_training_refuses(
@@ -235,6 +240,10 @@ def test_what_training_refuses(
     monkeypatch.chdir(tmp_path)
     resnet = TINY | {"vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}}
     Path("resnet.json").write_text(json.dumps(resnet))
+    Path("wide.json").write_text(json.dumps(TINY | {"vision_cfg": TINY["vision_cfg"] | {"image_size": [32, 64]}}))
+    if "--init-from" in flags:
+        cfg = TINY | {"vision_cfg": TINY["vision_cfg"] | {"no_ln_pre": True}}
+        save_folder(Path("other"), open_clip.CLIP(**json.loads(json.dumps(cfg))).state_dict(), cfg)
     Path("torn.json").write_text(json.dumps({"embed_dim": 8}))
     arguments = ["--run-dir", tmp_path / "run", "--model", model_file, *FLAGS, *flags]
     assert sentence in refused(capsys, train.main, Config, *arguments)

@@ -5,6 +5,7 @@ A model is a name of open_clip or a folder, of transformers or with `open_clip_c
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.checkpoint import load_strict, save_tensors
+from common.checkpoint import load_strict, save_tensors, state_hash
 from common.clip.fingerprint import (
     FINGERPRINT_TEXT,
     check_activation,
@@ -87,14 +88,11 @@ class Clip:
             torch.cat([encode_tokens(self.network, part) for part in ids.split(batch_size)]).float(), dim=-1
         ).cpu()
 
+    @functools.cached_property
     def identity(self) -> str:
-        """A hash of the weights and of the preprocessing, under which image features may be kept."""
-        digest = hashlib.blake2b(repr(self.preprocess).encode(), digest_size=16)
-        for name, value in self.network.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        digest.update(str(uses_quick_gelu(self.network)).encode())
-        return digest.hexdigest()
+        """A hash of the weights, the activation and the preprocessing, under which image features may be kept."""
+        parts = (state_hash(self.network), repr(self.preprocess), str(uses_quick_gelu(self.network)))
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 
 def encode_tokens(network: nn.Module, ids: Tensor) -> Tensor:

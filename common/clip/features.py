@@ -39,19 +39,22 @@ def extract_features(
         tqdm(total=len(files), unit="images", disable=not show_progress, dynamic_ncols=True) as bar,
     ):
         keys = list(pool.map(_content_key, files))
-        store = cache / f"{clip.identity()}.safetensors" if cache else None
+        store = cache / f"{clip.identity}.safetensors" if cache else None
         known = _read_store(store) if store else {}
         todo = list({key: file for key, file in zip(keys, files, strict=True) if key not in known}.items())
         bar.update(len(files) - len(todo))
-        for part, pixels in _batches(clip, todo, batch_size, pool):
-            for (key, _), feature in zip(part, clip.encode_images(pixels), strict=True):
-                known[key] = feature
-            bar.update(len(part))
-    if store and todo:
-        # A read-only folder costs time, not the result.
-        with contextlib.suppress(OSError, InputError):
-            make_folder(store.parent)
-            save_tensors(store, {"features": torch.stack(list(known.values()))}, {"keys": list(known)})
+        before = len(known)
+        try:
+            for part, pixels in _batches(clip, todo, batch_size, pool):
+                for (key, _), feature in zip(part, clip.encode_images(pixels), strict=True):
+                    known[key] = feature
+                bar.update(len(part))
+        finally:  # an unreadable picture or Ctrl-C keeps what was computed
+            if store and len(known) > before:
+                # A read-only folder costs time, not the result.
+                with contextlib.suppress(OSError, InputError):
+                    make_folder(store.parent)
+                    save_tensors(store, {"features": torch.stack(list(known.values()))}, {"keys": list(known)})
     return torch.stack([known[key] for key in keys])
 
 
