@@ -35,6 +35,7 @@ from p3_clip.model import zero_shot_classifier
 from p3_clip.personalisation.task import Task, read_tasks
 
 BINS = 15
+SCALES = (0.1, 1e4)  # within which inverse temperatures are fitted
 Prompts = Literal["single", "ensemble"]
 
 
@@ -200,13 +201,13 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> Reli
 
 
 def fit_scale(cosines: Tensor, labels: Tensor) -> float:
-    """The inverse temperature that makes the truth likeliest, by golden-section search over its logarithm in 0.1 to 10,000."""
+    """The inverse temperature that makes the truth likeliest, by golden-section search over its logarithm within SCALES."""
     cosines = cosines.double()
 
     def loss(log_scale: float) -> float:
         return F.cross_entropy(math.exp(log_scale) * cosines, labels).item()
 
-    low, high, golden = math.log(0.1), math.log(1e4), (math.sqrt(5.0) - 1.0) / 2.0
+    low, high, golden = *map(math.log, SCALES), (math.sqrt(5.0) - 1.0) / 2.0
     while high - low > 1e-4:
         a, b = high - golden * (high - low), low + golden * (high - low)
         low, high = (low, b) if loss(a) < loss(b) else (a, high)

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from common.report import load, table
-from p3_clip.evaluate import wilson_interval
+from p3_clip.evaluate import SCALES, wilson_interval
+from p3_clip.figures import EACH
 
 FIGURES = "results/figures/p3_clip"
 STUDY = "`bash scripts/study_clip.sh`"
@@ -12,6 +13,7 @@ BAR = 0.9  # top-1 on the held-out classes of the shapes
 SECONDS = 10  # for a second run on 2,500 pictures
 SETS = {"shapes": "Unseen coloured shapes, the small CLIP", "course": "The course's pictures, OpenAI's ViT-B/32"}
 PROMPTS = ("single", "ensemble")
+OUTCOMES = ("successes", "failures")
 
 
 def section(results: Path) -> list[str]:
@@ -32,8 +34,9 @@ def readme_rows(results: Path) -> list[list[str]]:
     ]
     speed = load(results, "p3_clip_speed")
     if speed:
-        second = f"{speed['seconds']['this project, second run']:.1f} s"
-        rows.append([task, f"second run on {speed['images']:,} images", second, f"under {SECONDS} s", STUDY])
+        second = f"{speed['seconds']['program, second run']:.1f} s"
+        what = f"whole program, second run with another template on {speed['images']:,} images"
+        rows.append([task, what, second, f"under {SECONDS} s", STUDY])
     return rows
 
 
@@ -78,13 +81,23 @@ def _set(results: Path, name: str) -> list[str]:
         *([SHAPES] if name == "shapes" else []),
         _accuracy(found, evaluation),
         _comparison(found),
-        f"Five successes and five failures, drawn by a seed, of different classes:\n\n![]({figures}/examples.png)",
+        f"{_examples(found)}\n\n![]({figures}/examples.png)",
         _mistakes(evaluation),
         f"![]({figures}/confusion.png)",
         _classes(evaluation),
         f"{_calibration(evaluation['calibration'])}\n\n![]({figures}/reliability.png)",
         *_colours(evaluation),
     ]
+
+
+def _examples(found: dict[str, Any]) -> str:
+    """What the picture of examples shows: up to five of each, as many as there are."""
+    right = round(found["metrics"]["acc1"] * found["images"])
+    shown = [
+        f"{min(EACH, count)} of {count:,} {what}"
+        for count, what in zip((right, found["images"] - right), OUTCOMES, strict=True)
+    ]
+    return f"Drawn by a seed, of different classes where possible, {' and '.join(shown)} of the single template:"
 
 
 def _metrics(found: dict[str, Any], prompts: str) -> dict[str, float]:
@@ -115,15 +128,14 @@ def _comparison(found: dict[str, Any]) -> str:
 
 def _mistakes(evaluation: dict[str, Any]) -> str:
     """The weakest classes and the most confused pairs."""
-    weakest = sorted(evaluation["per_class"], key=lambda row: row["recall"])[:3]
-    classes = ", ".join(f"{row['name']} ({row['recall']:.0%})" for row in weakest)
     pairs = evaluation["confused"]
     if not pairs:
         return "No picture is confused."
+    weakest = [row for row in sorted(evaluation["per_class"], key=lambda row: row["recall"]) if row["recall"] < 1.0][:3]
+    classes = ", ".join(f"{row['name']} ({row['recall']:.0%})" for row in weakest)
     rows = [[pair["truth"], pair["prediction"], str(pair["count"])] for pair in pairs]
-    return f"The weakest classes are {classes}. The most confused pairs:\n\n" + table(
-        ["truth", "taken for", "pictures"], rows
-    )
+    first = f"The weakest classes are {classes}" if len(weakest) > 1 else f"The one class with mistakes is {classes}"
+    return f"{first}. The most confused pairs:\n\n" + table(["truth", "taken for", "pictures"], rows)
 
 
 def _classes(evaluation: dict[str, Any]) -> str:
@@ -143,14 +155,19 @@ def _classes(evaluation: dict[str, Any]) -> str:
 
 def _calibration(found: dict[str, Any]) -> str:
     """How far the probabilities can be believed."""
-    sure = "too sure" if found["fitted_scale"] < found["scale"] else "not sure enough"
-    direction = "down" if found["ece_fitted"] < found["ece_unfitted"] else "up"
-    return (
+    start = (
         f"**Calibration.** The expected calibration error (Guo et al. 2017, {found['bins']} bins) is {found['ece']:.3f} at the model's "
-        f"inverse temperature, {found['scale']:.1f}. Fitted to every second picture it becomes {found['fitted_scale']:.1f}, so the "
-        f"model is {sure} of itself; on the other half the error goes {direction} from {found['ece_unfitted']:.3f} to "
-        f"{found['ece_fitted']:.3f}."
+        f"inverse temperature, {found['scale']:.1f}."
     )
+    if not 1.01 * SCALES[0] < found["fitted_scale"] < 0.99 * SCALES[1]:
+        return f"{start} Fitted to every second picture it has no finite optimum: every one of them is right, or they say nothing of it."
+    fitted, scale = (f"{found[name]:.1f}" for name in ("fitted_scale", "scale"))
+    before, after = (f"{found[name]:.3f}" for name in ("ece_unfitted", "ece_fitted"))
+    sure = "too sure" if found["fitted_scale"] < found["scale"] else "not sure enough"
+    sure = "about as sure of itself as it should be" if fitted == scale else f"{sure} of itself"
+    direction = "goes down" if found["ece_fitted"] < found["ece_unfitted"] else "goes up"
+    change = f"stays at {after}" if before == after else f"{direction} from {before} to {after}"
+    return f"{start} Fitted to every second picture it becomes {fitted}, so the model is {sure}; on the other half the error {change}."
 
 
 def _colours(evaluation: dict[str, Any]) -> list[str]:
@@ -184,8 +201,9 @@ def _speed(results: Path) -> list[str]:
         for name, seconds in found["seconds"].items()
     ]
     text = (
-        f"**Speed** on {found['images']:,} pictures, {found['model']}, one run, {found['threads']} threads: the loop of open_clip's "
-        "README, this project's (pictures read ahead, cache empty), and its second run, with features from the cache.\n"
-        "`python3 scripts/benchmark_clip.py`"
+        f"**Speed** on {found['images']:,} pictures, {found['model']}, one run, {found['threads']} threads. Features alone: the loop of "
+        "open_clip's README, this project's (pictures read ahead, cache empty), and its second run, with features from the cache. "
+        'The rows "program" are whole processes of `p3_clip.inference`, imports and loading included, the second with the '
+        f"features of the first and another template.\n{STUDY}"
     )
     return [f"{text}\n\n{table(['', 'seconds', 'images/s', 'times the loop'], rows)}"]

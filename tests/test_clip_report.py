@@ -55,7 +55,51 @@ def test_the_section_says_what_the_numbers_say(results: Path) -> None:
 
 def test_the_speed_joins_when_it_was_measured(results: Path) -> None:
     seconds = {"open_clip loop": 20.0, "this project, first run": 10.0, "this project, second run": 0.5}
+    seconds |= {"program, first run": 18.0, "program, second run": 8.0}
     write_json(results / "p3_clip_speed.json", {"model": "M", "images": 2500, "threads": 2, "seconds": seconds})
     text = report.section(results)[-1]
     assert "| this project, second run | 0.5 | 5,000 | 40.0 |" in text
-    assert report.readme_rows(results)[-1][1:4] == ["second run on 2,500 images", "0.5 s", "under 10 s"]
+    assert report.readme_rows(results)[-1][1:4] == [
+        "whole program, second run with another template on 2,500 images",
+        "8.0 s",
+        "under 10 s",
+    ]
+
+
+CALIBRATION = {"bins": 15, "ece": 0.1, "scale": 50.0, "fitted_scale": 60.0, "ece_unfitted": 0.1, "ece_fitted": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentences"),
+    [
+        ({}, ["the model is not sure enough of itself", "goes down from 0.100 to 0.050"]),
+        ({"fitted_scale": 40.0}, ["the model is too sure of itself"]),
+        ({"fitted_scale": 50.04}, ["the model is about as sure of itself as it should be"]),
+        ({"ece_fitted": 0.2}, ["goes up from 0.100 to 0.200"]),
+        ({"ece_fitted": 0.1002}, ["stays at 0.100"]),
+        ({"fitted_scale": 9999.0}, ["it has no finite optimum"]),
+        ({"fitted_scale": 0.1}, ["it has no finite optimum"]),
+    ],
+)
+def test_calibration_is_said_in_both_directions(changed: dict[str, float], sentences: list[str]) -> None:
+    text = report._calibration(CALIBRATION | changed)
+    assert all(sentence in text for sentence in sentences)
+
+
+@pytest.mark.parametrize(
+    ("recalls", "sentence"),
+    [
+        ([1.0, 1.0], "No picture is confused."),
+        ([1.0, 0.9], "The one class with mistakes is b (90%)."),
+        ([0.8, 0.9], "The weakest classes are a (80%), b (90%)."),
+    ],
+)
+def test_only_classes_with_mistakes_are_weak(recalls: list[float], sentence: str) -> None:
+    pairs = [{"truth": "b", "prediction": "a", "count": 1}] if min(recalls) < 1.0 else []
+    rows = [{"name": name, "recall": recall} for name, recall in zip("ab", recalls, strict=True)]
+    assert report._mistakes({"per_class": rows, "confused": pairs}).startswith(sentence)
+
+
+@pytest.mark.parametrize(("right", "shown"), [(10, "5 of 10 successes and 2 of 2 failures"), (12, "0 of 0 failures")])
+def test_examples_are_as_many_as_there_are(right: int, shown: str) -> None:
+    assert shown in report._examples({"images": 12, "metrics": {"acc1": right / 12}})
