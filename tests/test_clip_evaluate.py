@@ -206,9 +206,9 @@ def test_grade_sh_grades_learned_concepts(personalised: list[str], tmp_path: Pat
     assert result.returncode == 0 and "passed" in result.stdout, result.stderr
     write_baseline(tmp_path, [-100, 101])
     assert run_process([*command, *flags]).returncode == 1
-    command[3] = f"{values['--input']}x"
+    command[3] = tmp_path / "missing.json"
     result = run_process([*command, *flags])
-    assert result.returncode == 2 and result.stderr == f"error: the file {values['--input']}x does not exist\n"
+    assert result.returncode == 2 and result.stderr == f"error: the file {tmp_path / 'missing.json'} does not exist\n"
 
 
 def test_classes_of_the_tiny_world_are_shapes() -> None:
