@@ -48,7 +48,8 @@ class Config:
 def main(config: Config) -> None:
     """Prints the table, best first."""
     device = pick_device(config.device)
-    check_sampling(config.sampling, device)
+    for convention in CONVENTIONS.values():
+        check_sampling(dataclasses.replace(config.sampling, convention=convention), device)
     references = read_images(config.references)
     jobs = [job for job in read_noises(config.noises) if job[0] in references][: config.count]
     if not jobs:

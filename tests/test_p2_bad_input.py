@@ -199,6 +199,16 @@ def test_calibrate_needs_a_noise_with_its_image(
     assert "no noise in" in refused(capsys, calibrate.main, calibrate.Config, *arguments)
 
 
+def test_calibrate_refuses_steps_that_one_of_its_conventions_cannot_take(
+    noises: Path, face_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With every timestep there is none before the first for alpha-bar of t - 1."""
+    references = images(tmp_path / "references", "00")
+    arguments = ("--noises", noises, "--references", references, "--checkpoint", face_checkpoint, "--device", "cpu")
+    said = refused(capsys, calibrate.main, calibrate.Config, *arguments, "--steps", 1000)
+    assert "--table-offset -1 leads out of the table" in said
+
+
 def test_figures_need_two_noises(face_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_noises(tmp_path / "noises", 1)
     arguments = (
