@@ -1,9 +1,10 @@
-"""The figures of Problem 2's report: the eta grid and the interpolation strips.
+"""The figures of Problem 2's report: the eta grid, the interpolation strips, and faces that were sampled before.
 
-    python3 -m p2_ddim.figures --noises NOISE_DIR --output-dir results/figures/p2 [--checkpoint UNet.pt]
+    python3 -m p2_ddim.figures --noises NOISE_DIR --output-dir results/figures/p2 [--checkpoint UNet.pt] [--images OUT]
 
 - `eta.png`: rows are eta 0, 0.25, 0.5, 0.75, 1, columns the first four noises; the row of eta 0 is what hw2_2.sh writes.
 - `slerp.png`, `lerp.png`: from the first noise to the second, alpha = 0.0, 0.1, ..., 1.0.
+- `faces.png`: the first 32 images of OUT, by name.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from common.files import make_folder
 from common.grid import labelled_grid
 from common.images import write_png
 from common.interpolation import lerp, slerp
+from p2_ddim.evaluate import read_images
 from p2_ddim.inference import (
     Job,
     SamplingConfig,
@@ -34,13 +36,14 @@ from p2_ddim.model import FACES, FaceNetwork, load_network
 
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLUMNS = 4
+FACES_SHOWN, FACES_IN_A_ROW = 32, 8
 ALPHAS = tuple(i / 10 for i in range(11))
 PATHS = {"slerp": slerp, "lerp": lerp}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Makes the eta grid and the interpolation strips."""
+    """Makes the eta grid, the interpolation strips and a grid of faces."""
 
     noises: Path
     """Folder of the noise files; the first four by name are used."""
@@ -48,22 +51,25 @@ class Config:
     """Folder of the figures."""
     checkpoint: Path = FACES
     """The homework's UNet.pt, a model folder of this project, or a folder of a diffusers UNet2DModel."""
+    images: Path | None = None
+    """Folder of faces for faces.png."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if present."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig()
 
 
 def main(config: Config) -> None:
-    """Writes the three figures."""
+    """Writes the figures."""
     device = pick_device(config.device)
     check_sampling(config.sampling, device)
     jobs = read_noises(config.noises)
     if len(jobs) < 2:
         raise InputError(f"{config.noises} holds one noise, but the strips need two")
+    figures = {"faces": face_grid(config.images)} if config.images else {}
     network = load_network(config.checkpoint).to(device)
     check_side(network, jobs[0][1], config.noises)
     folder = make_folder(config.output_dir)
-    figures = {"eta": eta_grid(network, jobs[:COLUMNS], config.sampling, device)}
+    figures["eta"] = eta_grid(network, jobs[:COLUMNS], config.sampling, device)
     for name in PATHS:
         figures[name] = strip(network, jobs[0], jobs[1], name, config.sampling, device)
     for name, figure in figures.items():
@@ -88,6 +94,15 @@ def strip(
     title = f"{path} from {start[0]} to {end[0]}"
     labels = [f"{alpha:.1f}" for alpha in ALPHAS]
     return labelled_grid(images, len(jobs), column_labels=labels, title=title, scale=_scale(images))
+
+
+def face_grid(folder: Path) -> Tensor:
+    """The first images of a folder, by name. Raises InputError if they are not of one size."""
+    chosen = sorted(read_images(folder).items())[:FACES_SHOWN]
+    images = [image for _, image in chosen]
+    if len({image.shape for image in images}) > 1:
+        raise InputError(f"the images in {folder} are not of one size")
+    return labelled_grid(torch.stack(images), min(FACES_IN_A_ROW, len(images)), scale=_scale(images[0]))
 
 
 def faces(network: FaceNetwork, jobs: list[Job], sampling: SamplingConfig, device: torch.device) -> Tensor:

@@ -147,7 +147,8 @@ def _paths(results: Path) -> str:
     header = ["path", "alpha", "norm / sqrt(d)", *(MEASURES[name] for name in measures)]
     return joined(
         f"**Between two noises**, alpha = 0.0, 0.1, ..., 1.0 from noise 00 to noise 01: along the great circle (slerp, over the flattened "
-        f"tensor; Shoemake 1985) and along the straight line (lerp). {STUDY}",
+        f"tensor; Shoemake 1985) and along the straight line (lerp). The strips are stretched as the homework's images are, which hides "
+        f"lost contrast; what is measured is not. {STUDY}",
         figure(results, FIGURES, "slerp"),
         figure(results, FIGURES, "lerp"),
         f"Over {found['pairs']} pairs of noises, {found['evaluations']} evaluations of `{found['model']}`{_features_note(found)}; "
@@ -281,7 +282,8 @@ def _faces(results: Path) -> str:
     seen = _seen_over_unseen(near)
     return joined(
         f"**The face model**, trained here on nine tenths of the photos: [its card](checkpoints/p2_faces/README.md). "
-        f"{found['images']} faces from other noises than above, 50 steps of DDIM, without the stretch. {STUDY}",
+        f"{found['images']} faces from other noises than above, 50 steps of DDIM, without the stretch; the first 32 are shown. {STUDY}",
+        figure(results, FIGURES, "faces"),
         _quality_table(found),
         f"The distance is {quality['frechet_ratio']:.2f} times that of as many real photos that were held out.",
         "The nearest photo or its mirror image, root mean square over pixels, 0..255:",
@@ -289,7 +291,7 @@ def _faces(results: Path) -> str:
         f"From the training photos the generated faces are {near['generated_median']:.1f} away (median), {_beside(nearer)} the held-out "
         f"photos' {near['held_out_median']:.1f}. From photos that the model has seen they are {near['generated_to_seen_median']:.1f} away, "
         f"{_beside(seen)} the {near['generated_to_held_out_median']:.1f} from as many that it has not. Smooth faces are near to "
-        f"everything; the second comparison would show copies, and it shows {'some' if seen < 0.95 else 'none'}.",
+        f"everything; the second comparison would show if photos were copied: {'they are' if seen < 0.95 else 'no sign of it'}.",
     )
 
 

@@ -28,8 +28,8 @@ run_p2() {
   echo "Problem 2: ten faces from fixed noises by DDIM, what fresh noise does to four of them, and the paths between two."
   "$PYTHON" "$ROOT/scripts/make_noise.py" --output-dir "$out/p2_noise"
   bash "$ROOT/hw2_2.sh" "$out/p2_noise" "$out/p2"
-  "$PYTHON" -m p2_ddim.figures --noises "$out/p2_noise" --output-dir "$out/p2_figures"
-  echo "Look at eta.png, slerp.png and lerp.png in $out/p2_figures; the faces are in $out/p2."
+  "$PYTHON" -m p2_ddim.figures --noises "$out/p2_noise" --output-dir "$out/p2_figures" --images "$out/p2"
+  echo "Look at faces.png, eta.png, slerp.png and lerp.png in $out/p2_figures; the faces are in $out/p2."
 }
 
 run_clip() {

@@ -10,12 +10,12 @@ faces="${FACES:-$ROOT/hw2_data/face}"
 photos=()
 if [ -d "$faces/photos" ]; then photos=(--photos "$faces"); fi
 "$PYTHON" "$ROOT/scripts/make_noise.py" --output-dir "$work/noise"
-"$PYTHON" -m p2_ddim.figures --noises "$work/noise" --output-dir "$ROOT/results/figures/p2"
+"$PYTHON" "$ROOT/scripts/make_noise.py" --output-dir "$work/many" --count 480 --seed 1
+"$PYTHON" -m p2_ddim.inference --noises "$work/many" --output-dir "$work/faces" --chunk-size 16 --no-stretch
+"$PYTHON" -m p2_ddim.figures --noises "$work/noise" --output-dir "$ROOT/results/figures/p2" --images "$work/faces"
 "$PYTHON" -m p2_ddim.study steps "$@"
 for study in eta paths; do "$PYTHON" -m p2_ddim.study "$study" "${photos[@]}" "$@"; done
 if [ ${#photos[@]} -gt 0 ]; then
-  "$PYTHON" "$ROOT/scripts/make_noise.py" --output-dir "$work/many" --count 480 --seed 1
-  "$PYTHON" -m p2_ddim.inference --noises "$work/many" --output-dir "$work/faces" --chunk-size 16 --no-stretch
   "$PYTHON" -m p2_ddim.evaluate --images "$work/faces" "${photos[@]}" --result "$ROOT/results/p2_faces.json"
   if [ -d "$ROOT/checkpoints/p2_features" ]; then
     "$PYTHON" -m p2_ddim.evaluate_features "${photos[@]}" --result "$ROOT/results/p2_features.json"

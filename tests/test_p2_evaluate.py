@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import contents, exit_code
+from tiny import contents, exit_code, refused
 from tiny_faces import noise, save_noises, tiny_faces
 from torch import Tensor
 
@@ -165,6 +165,25 @@ def test_figures_show_what_hw2_2_writes(face_checkpoint: Path, tmp_path: Path) -
         figure = read_rgb(tmp_path / "figures" / f"{name}.png")
         first, last = (_find(figure, read_rgb(tmp_path / "out" / f"{i:02d}.png")) for i in (0, 1))
         assert first[0] == last[0] and last[1] - first[1] == 10 * (32 + 2)  # eleven images of 16 pixels, doubled
+
+
+def test_the_first_faces_of_a_folder_are_shown(
+    face_checkpoint: Path, noises: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = random_images(40)
+    folder = write(tmp_path / "faces", images)
+    common = ("--noises", noises, "--checkpoint", face_checkpoint, "--device", "cpu", "--steps", 1, "--images", folder)
+    assert exit_code(figures.main, figures.Config, *common, "--output-dir", tmp_path / "out") == 0
+    figure = read_rgb(tmp_path / "out" / "faces.png")
+    places = [_find(figure, images[f"{i:02d}"]) for i in (0, 7, 8, 31)]
+    assert places[0][0] == places[1][0] < places[2][0] < places[3][0]
+    assert places[0][1] == places[2][1] < places[1][1] == places[3][1]
+    with pytest.raises(AssertionError):
+        _find(figure, images["32"])
+    write_png(folder / "00.png", torch.zeros(3, 8, 8, dtype=torch.uint8))
+    capsys.readouterr()
+    sentence = refused(capsys, figures.main, figures.Config, *common, "--output-dir", tmp_path / "other")
+    assert "are not of one size" in sentence and not (tmp_path / "other").exists()
 
 
 def _find(figure: Tensor, image: Tensor) -> tuple[int, int]:

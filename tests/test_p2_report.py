@@ -96,10 +96,11 @@ def test_each_part_is_there_without_the_others(name: str, results: dict[str, dic
 
 def test_figures_are_shown_once_they_are_drawn(results: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "figures" / "p2").mkdir(parents=True)
-    for name in ("eta", "slerp", "lerp", "paths", "steps"):
+    names = ("eta", "slerp", "lerp", "paths", "steps", "faces")
+    for name in names:
         (tmp_path / "figures" / "p2" / f"{name}.png").touch()
     text = said(tmp_path, results)
-    assert all(f"![](results/figures/p2/{name}.png)" in text for name in ("eta", "slerp", "lerp", "paths", "steps"))
+    assert all(f"![](results/figures/p2/{name}.png)" in text for name in names)
 
 
 # ----------------------------------------------------------------------------
@@ -168,10 +169,10 @@ def test_whether_photos_are_copied(results: dict[str, dict[str, Any]], tmp_path:
     found = results["p2_faces"]
     near = {name: 10.0 for name in found["nearest_photo"]}
     text = said(tmp_path, {"p2_faces": {**found, "nearest_photo": near}})
-    assert "10.0 away (median), about the held-out photos' 10.0" in text and "it shows none." in text
+    assert "10.0 away (median), about the held-out photos' 10.0" in text and "copied: no sign of it." in text
     copied = near | {"generated_median": 5.0, "generated_to_seen_median": 5.0}
     text = said(tmp_path, {"p2_faces": {**found, "nearest_photo": copied}})
-    assert "50% below the held-out photos' 10.0" in text and "it shows some." in text
+    assert "50% below the held-out photos' 10.0" in text and "copied: they are." in text
     assert [row[2] for row in report.readme_rows(tmp_path)][1] == "0.50"
 
 
