@@ -11,6 +11,7 @@ template the second time. All files are read once before, so that none of it pay
 
 import dataclasses
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -55,12 +56,14 @@ class Config:
     """Pictures in one network call."""
     workers: int = 2
     """Threads that read ahead."""
+    repeats: int = 3
+    """How often everything is timed; medians are reported."""
     result: Path | None = None
     """JSON file to write."""
 
 
 def main(config: Config) -> None:
-    """Times the three ways, checks that they agree, times the program, prints and writes."""
+    """Times the three ways to the features and the program, prints and writes."""
     if not config.images.is_dir():
         raise InputError(f"the image folder {config.images} does not exist")
     files = image_files(config.images)[: config.limit]
@@ -70,29 +73,13 @@ def main(config: Config) -> None:
     for file in files:
         file.read_bytes()
     clip.encode_images(torch.zeros(1, 3, *clip.network.visual.image_size))  # warm up
-    with tempfile.TemporaryDirectory() as folder:
-
-        def ours() -> Tensor:
-            return extract_features(
-                clip, files, batch_size=config.batch_size, workers=config.workers, cache=Path(folder)
-            )
-
-        rows = {
-            "open_clip loop": _timed(lambda: plain_loop(clip, files, config.batch_size)),
-            "this project, first run": _timed(ours),
-            "this project, second run": _timed(ours),
-        }
-    reference = rows["open_clip loop"][1]
-    seconds = {name: time for name, (time, _) in rows.items()}
-    for name, (took, features) in rows.items():
-        difference = (features - reference).abs().max().item()
-        print(f"{name}: {took:.2f} s, {len(files) / took:.0f} images/s, largest difference {difference:.1e}")
-        if difference > 1e-4:
-            raise SystemExit(f"{name} gives other features")
-    if not config.random:
-        for name, took in zip(PROGRAM, time_program(config, files), strict=True):
-            seconds[name] = took
-            print(f"{name}: {took:.2f} s as a process")
+    takes: dict[str, list[float]] = {}
+    for _ in range(config.repeats):
+        for name, took in [*time_features(config, clip, files), *time_program(config, files)]:
+            takes.setdefault(name, []).append(took)
+    seconds = {name: statistics.median(values) for name, values in takes.items()}
+    for name, took in seconds.items():
+        print(f"{name}: {took:.2f} s, median of {config.repeats}")
     if config.result:
         numbers = {
             "model": clip.name,
@@ -101,13 +88,37 @@ def main(config: Config) -> None:
             "workers": config.workers,
             "device": str(clip.device),
             "threads": torch.get_num_threads(),
+            "repeats": config.repeats,
         }
         write_json(config.result, {**numbers, "seconds": seconds})
 
 
-def time_program(config: Config, files: list[Path]) -> list[float]:
+def time_features(config: Config, clip: Clip, files: list[Path]) -> list[tuple[str, float]]:
+    """Seconds of three ways to the features, which are checked to agree: the plain loop, and this project's twice."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def ours() -> Tensor:
+            return extract_features(
+                clip, files, batch_size=config.batch_size, workers=config.workers, cache=Path(folder)
+            )
+
+        ways = {
+            "open_clip loop": lambda: plain_loop(clip, files, config.batch_size),
+            "this project, first run": ours,
+            "this project, second run": ours,
+        }
+        found = [(name, *_timed(way)) for name, way in ways.items()]
+    for name, _, features in found:
+        if (difference := (features - found[0][2]).abs().max().item()) > 1e-4:
+            raise SystemExit(f"{name} gives other features: they differ by up to {difference:.1e}")
+    return [(name, took) for name, took, _ in found]
+
+
+def time_program(config: Config, files: list[Path]) -> list[tuple[str, float]]:
     """Seconds of three processes: one that only imports open_clip, and two runs of p3_clip.inference, the second with the first's
-    cache and another template."""
+    cache and another template. None for random weights, which the program does not take."""
+    if config.random:
+        return []
     with tempfile.TemporaryDirectory() as folder:
         images, labels = Path(folder) / "images", Path(folder) / "id2label.json"
         images.mkdir()
@@ -129,7 +140,8 @@ def time_program(config: Config, files: list[Path]) -> list[float]:
             return time.monotonic() - started
 
         runs = [[*map(str, command), "--template", template] for template in TEMPLATES]
-        return [run(arguments) for arguments in ([sys.executable, "-c", "import open_clip"], *runs)]
+        processes = ([sys.executable, "-c", "import open_clip"], *runs)
+        return [(name, run(arguments)) for name, arguments in zip(PROGRAM, processes, strict=True)]
 
 
 def random_clip(config: ClipConfig) -> Clip:

@@ -56,9 +56,13 @@ def test_the_section_says_what_the_numbers_say(results: Path) -> None:
 def test_the_speed_joins_when_it_was_measured(results: Path) -> None:
     seconds = {"open_clip loop": 20.0, "this project, first run": 10.0, "this project, second run": 0.5}
     seconds |= {"imports alone": 5.0, "program, first run": 18.0, "program, second run": 8.0}
-    write_json(results / "p3_clip_speed.json", {"model": "M", "images": 2500, "threads": 2, "seconds": seconds})
+    write_json(
+        results / "p3_clip_speed.json",
+        {"model": "M", "images": 2500, "threads": 2, "repeats": 3, "device": "cpu", "seconds": seconds},
+    )
     text = report.section(results)[-1]
     assert "| this project, second run | 0.5 | 5,000 | 40.0 |" in text
+    assert "Reading ahead pays here: a first run has 2.00 times the loop's speed." in text
     assert report.readme_rows(results)[-1][1:4] == [
         "whole program, second run with another template on 2,500 images",
         "8.0 s, 5.0 s of it imports",
