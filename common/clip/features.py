@@ -3,10 +3,11 @@
 import contextlib
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -19,6 +20,7 @@ from common.errors import InputError
 from common.files import make_folder
 
 AHEAD = 2  # batches that are read and preprocessed while one is computed
+CHUNK = 16  # pictures in one job of a thread
 
 
 def extract_features(
@@ -38,7 +40,7 @@ def extract_features(
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(files), unit="images", disable=not show_progress, dynamic_ncols=True) as bar,
     ):
-        keys = list(pool.map(_content_key, files))
+        keys = [key for job in _submit(pool, _content_key, files) for key in job.result()]
         store = cache / f"{clip.identity}.safetensors" if cache else None
         known = _read_store(store) if store else {}
         todo = list({key: file for key, file in zip(keys, files, strict=True) if key not in known}.items())
@@ -76,15 +78,21 @@ def _batches(
     clip: Clip, items: Sequence[tuple[str, Path]], size: int, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Sequence[tuple[str, Path]], Tensor]]:
     """Batches of preprocessed pictures, a few of them ahead of the one that is out."""
-    waiting: deque[tuple[Sequence[tuple[str, Path]], list[Future[Tensor]]]] = deque()
+    waiting: deque[tuple[Sequence[tuple[str, Path]], list[Future[list[Tensor]]]]] = deque()
     starts = deque(range(0, len(items), size))
     while starts or waiting:
         while starts and len(waiting) <= AHEAD:
             start = starts.popleft()
             part = items[start : start + size]
-            waiting.append((part, [pool.submit(read_pixels, clip, file) for _, file in part]))
-        part, futures = waiting.popleft()
-        yield part, torch.stack([future.result() for future in futures])
+            waiting.append((part, _submit(pool, lambda item: read_pixels(clip, item[1]), part)))
+        part, jobs = waiting.popleft()
+        yield part, torch.stack([pixels for job in jobs for pixels in job.result()])
+
+
+def _submit(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Future[list[Any]]]:
+    """Jobs that do a chunk of the items each: one for each picture would cost small pictures more than it gains."""
+    chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+    return [pool.submit(lambda chunk: [work(item) for item in chunk], chunk) for chunk in chunks]
 
 
 def read_pixels(clip: Clip, file: Path) -> Tensor:
