@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import cli
-from common.clip import DEFAULT_MODEL, DEFAULT_TAG, Clip, ClipConfig, load_clip
+from common.clip import DEFAULT_MODEL, Clip, ClipConfig, load_clip
 from common.clip.features import extract_features
 from common.colour import CSS_COLOURS, NAMES, colour_difference
 from common.data.shapes import KINDS
@@ -366,9 +366,7 @@ def grade(config: Personalised) -> None:
 def load_judge(config: ClipConfig) -> tuple[Clip, str]:
     """The CLIP that was named, else OpenAI's ViT-B/32, which the baselines were made with, and never the project's small CLIP in its
     place. Raises InputError if it is not to be had."""
-    return load_clip(
-        config.model or DEFAULT_MODEL, config.pretrained or (None if config.model else DEFAULT_TAG), config.device
-    )
+    return load_clip(config.model or DEFAULT_MODEL, config.pretrained, config.device)
 
 
 def _folders(config: Personalised, tasks: Sequence[Task]) -> list[Path]:

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from common.report import load, table
+from common.report import figure, joined, load, table
 from p3_clip.evaluate import SCALES, wilson_interval
 from p3_clip.figures import EACH
 
-FIGURES = "results/figures/p3_clip"
 STUDY = "`bash scripts/study_clip.sh`"
 BAR = 0.9  # top-1 on the held-out classes of the shapes
 SECONDS = 10  # for a second run on 2,500 pictures
@@ -71,23 +70,24 @@ def _set(results: Path, name: str) -> list[str]:
     found, evaluation = load(results, f"p3_clip_{name}"), load(results, f"p3_clip_{name}_evaluation")
     if not found or not evaluation:
         return []
-    figures = f"{FIGURES}/{name}"
+    figures = f"p3_clip/{name}"
     text = (
         f"**{SETS[name]}**: {found['images']:,} pictures of {found['classes']} classes, chance is {1 / found['classes']:.0%}; "
         f"single template `{found['templates'][0]}`, ensemble of {len(found['ensemble']['templates'])}. {STUDY}"
     )
-    return [
+    parts = [
         text,
         *([SHAPES] if name == "shapes" else []),
         _accuracy(found, evaluation),
         _comparison(found),
-        f"{_examples(found)}\n\n![]({figures}/examples.png)",
+        joined(_examples(found), figure(results, figures, "examples")),
         _mistakes(evaluation),
-        f"![]({figures}/confusion.png)",
+        figure(results, figures, "confusion"),
         _classes(evaluation),
-        f"{_calibration(evaluation['calibration'])}\n\n![]({figures}/reliability.png)",
+        joined(_calibration(evaluation["calibration"]), figure(results, figures, "reliability")),
         *_colours(evaluation),
     ]
+    return [part for part in parts if part]
 
 
 def _examples(found: dict[str, Any]) -> str:

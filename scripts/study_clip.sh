@@ -7,7 +7,7 @@ work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 test_set="$ROOT/hw2_data/clip_shapes_test"
 [ -d "$test_set" ] || "$PYTHON" "$ROOT/scripts/make_clip_testset.py" --output-dir "$test_set"
-count="$(find "$test_set/val" -name '*.png' | wc -l)"
+count="$(find "$test_set" -path '*/val/*.png' | wc -l)"  # 0 without val/
 if [ "$count" -ne 2500 ] || [ ! -f "$test_set/id2label.json" ]; then
   echo "error: $test_set holds $count pictures, but 2,500 and id2label.json are expected: delete the folder, and it is made again" >&2
   exit 2

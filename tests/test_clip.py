@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from common import clip as clip_module
 from common.checkpoint import load_torchscript, save_tensors
-from common.clip import Clip, encode_tokens, load_clip, save_folder, weights
+from common.clip import Clip, encode_tokens, find_clip, load_clip, save_folder, weights
 from common.clip.fingerprint import check_activation, uses_quick_gelu
 from common.clip.formats import from_transformers, to_transformers, transformers_model
 from common.clip.weights import find_weights, hub_files, network_reachable, preprocessing
@@ -329,6 +329,18 @@ def test_no_weights_and_no_network_says_so_at_once(offline: None, monkeypatch: p
     with pytest.raises(InputError, match="nowhere/clip_shapes/model.safetensors is missing"):
         load_clip(device="cpu")
     assert time.monotonic() - started < 15
+
+
+def test_the_shipped_model_is_never_a_judge_unless_named(
+    monkeypatch: pytest.MonkeyPatch, offline: None, folder: Path
+) -> None:
+    monkeypatch.setattr(clip_module, "SHIPPED", folder)
+    judge, why = find_clip(device="cpu")
+    assert judge is None and "no network" in why
+    judge, what = find_clip(str(folder), "cpu")
+    assert judge is not None and str(folder) in what
+    with pytest.raises(InputError, match="does not exist"):
+        find_clip("nowhere/clip", "cpu")
 
 
 def test_without_openai_the_default_is_the_shipped_model_and_says_so(

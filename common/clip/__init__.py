@@ -166,9 +166,10 @@ def load_clip(name: str | None = None, pretrained: str | None = None, device: De
 
 
 def find_clip(name: str | None = None, device: DeviceName = "auto") -> "tuple[Clip | None, str]":
-    """As `load_clip`, but where no model was asked for and none is to be had, None and why."""
+    """A judge of pictures and what it is: the model asked for, else OpenAI's ViT-B/32, else None and why. Never the project's small
+    CLIP in its place, which conditions the small diffusion model. Raises InputError if the model asked for is not to be had."""
     try:
-        return load_clip(name, None, device)
+        return load_clip(name or DEFAULT_MODEL, None, device)
     except InputError as error:
         if name is not None:
             raise
