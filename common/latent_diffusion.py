@@ -22,7 +22,7 @@ from common.schedule import NoiseSchedule, Pairs
 from common.seeds import ImageGenerators
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
 SD_SCALE_FACTOR = 0.18215
@@ -63,7 +63,7 @@ class LatentCondition:
 class LatentDiffusion(nn.Module):
     """Frozen networks and what joins them; `controlnet` alone is trained.
 
-    - `autoencoder` is diffusers' AutoencoderKL, `text_encoder` and `tokenizer` are transformers', `unet` is diffusers'.
+    - `autoencoder` is diffusers' AutoencoderKL or AutoencoderDC, `text_encoder` and `tokenizer` are transformers', `unet` is diffusers'.
       All three networks are frozen here and stay in evaluation mode whatever `train()` says.
     - `schedule` and `parameterization` say what the U-Net was trained on.
     - Latents are (z - latent_mean) / latent_std, each one number or one for each channel; the defaults are Stable Diffusion's.
@@ -74,7 +74,7 @@ class LatentDiffusion(nn.Module):
 
     def __init__(
         self,
-        autoencoder: "AutoencoderKL",
+        autoencoder: "AutoencoderKL | AutoencoderDC",
         text_encoder: "CLIPTextModel",
         tokenizer: "CLIPTokenizer",
         unet: "UNet2DConditionModel",
@@ -98,7 +98,7 @@ class LatentDiffusion(nn.Module):
     @property
     def downscale(self) -> int:
         """How many pixels one latent spans, along each side."""
-        return 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+        return downscale_of(self.autoencoder)
 
     @property
     def latent_side(self) -> int:
@@ -137,10 +137,14 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor, generators: ImageGenerators | None = None) -> Tensor:
-        """Latents [N, C, h, w] of images [N, 3, H, W] in [-1, 1]: the posterior's mean, or a draw from it with `generators`."""
-        posterior = self.autoencoder.encode(images.to(self.autoencoder.dtype)).latent_dist
-        z = posterior.mean.float()
-        if generators is not None:
+        """Latents [N, C, h, w] of images [N, 3, H, W] in [-1, 1]: the posterior's mean, or a draw from it with `generators`.
+
+        AutoencoderDC has no posterior, just the latents.
+        """
+        encoded = self.autoencoder.encode(images.to(self.autoencoder.dtype))
+        posterior = encoded.get("latent_dist")
+        z = posterior.mean.float() if posterior else encoded.latent.float()
+        if posterior and generators is not None:
             z = z + posterior.std.float() * generators.randn(*z.shape[1:])
         return (z - self.latent_mean) / self.latent_std
 
@@ -240,6 +244,12 @@ class LatentDiffusion(nn.Module):
 
     def _frozen(self) -> tuple[nn.Module, ...]:
         return self.autoencoder, self.text_encoder, self.unet
+
+
+def downscale_of(autoencoder: "AutoencoderKL | AutoencoderDC") -> int:
+    """How many pixels one latent spans, along each side."""
+    config = autoencoder.config
+    return 2 ** (len(config.get("block_out_channels") or config.encoder_block_out_channels) - 1)
 
 
 # ----------------------------------------------------------------------------

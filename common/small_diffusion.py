@@ -4,7 +4,6 @@ Pictures of 64x64, latents of 16x16 with 4 channels, the text tower of the proje
 diffusers folder, so it is loaded, controlled and personalised by the code that does so for Stable Diffusion.
 """
 
-import copy
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,31 +15,32 @@ from common.checkpoint import load_config, load_strict, load_tensors, save_tenso
 from common.diffusion import Parameterization
 from common.errors import InputError
 from common.files import make_folder, read_json, write_json
-from common.latent_diffusion import LatentDiffusion
+from common.latent_diffusion import LatentDiffusion, downscale_of
 from common.schedule import make_schedule
 from common.stable_diffusion.naming import CONFIG_FILE, SCHEDULER_FILE, WEIGHTS_FILE
 from common.text import load_text_encoder
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderDC, UNet2DConditionModel
 
 KIND = "small_diffusion"
 SIDE = 64
+LATENT_STATISTICS = ("latent_mean", "latent_std")
 PREDICTION_TYPES: dict[Parameterization, str] = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """What builds the autoencoder."""
+    """What builds the autoencoder, which works at half of the pictures' side and below (pixels are folded into channels)."""
 
-    channels: tuple[int, ...] = (32, 48, 64)
-    """Channels at 64x64, 32x32 and 16x16."""
-    layers: int = 1
-    """Residual blocks at each resolution of the encoder; the decoder has one more."""
+    channels: tuple[int, ...] = (64, 128)
+    """Channels at 32x32 and 16x16."""
+    encoder_layers: tuple[int, ...] = (1, 1)
+    """Residual blocks of the encoder at each resolution."""
+    decoder_layers: tuple[int, ...] = (2, 1)
+    """Residual blocks of the decoder at each resolution."""
     latent_channels: int = 4
     """Channels of the latents."""
-    groups: int = 16
-    """Groups of the normalisation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,31 +57,40 @@ class UNetConfig:
     """Groups of the normalisation."""
 
 
-def build_autoencoder(config: AutoencoderConfig) -> "AutoencoderKL":
-    """A new autoencoder with latents of a quarter of the side (for three resolutions)."""
-    from diffusers import AutoencoderKL
+def build_autoencoder(config: AutoencoderConfig) -> "AutoencoderDC":
+    """A new autoencoder with latents of a quarter of the side (for two resolutions).
 
-    levels = len(config.channels)
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=config.channels,
-        layers_per_block=config.layers,
+    It is the deep-compression autoencoder (Chen et al. 2024, arXiv:2410.10733) and not Stable Diffusion's: the latter's group
+    normalisation takes its statistics over the whole picture, so that a flat colour comes out shifted by what else the picture
+    shows, and a small one needs very long to unlearn that. Here each position is normalised by itself, inside the residual
+    branches alone. These begin at zero (arXiv:1706.02677), so the shortcuts carry the colours from the first step on.
+    """
+    from diffusers import AutoencoderDC
+
+    levels = len(config.channels) + 1
+    channels = (config.channels[0], *config.channels)  # the first is unused: no layers at the pictures' own resolution
+    network = AutoencoderDC(
         latent_channels=config.latent_channels,
-        norm_num_groups=config.groups,
-        sample_size=SIDE,
-        scaling_factor=1.0,  # see `with_normal_latents`
-        mid_block_add_attention=False,
+        encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels,
+        encoder_layers_per_block=(0, *config.encoder_layers),
+        decoder_layers_per_block=(0, *config.decoder_layers),
+        encoder_qkv_multiscales=((),) * levels,
+        decoder_qkv_multiscales=((),) * levels,
     )
+    for name, parameter in network.named_parameters():
+        if name.endswith("norm.weight"):
+            nn.init.zeros_(parameter)
+    return network
 
 
-def build_unet(config: UNetConfig, autoencoder: "AutoencoderKL", context_width: int) -> "UNet2DConditionModel":
+def build_unet(config: UNetConfig, autoencoder: "AutoencoderDC", context_width: int) -> "UNet2DConditionModel":
     """A new U-Net for the latents of an autoencoder, conditioned on text features of the given width."""
     from diffusers import UNet2DConditionModel
 
     levels = len(config.channels)
     return UNet2DConditionModel(
-        sample_size=SIDE // 2 ** (len(autoencoder.config.block_out_channels) - 1),
+        sample_size=SIDE // downscale_of(autoencoder),
         in_channels=autoencoder.config.latent_channels,
         out_channels=autoencoder.config.latent_channels,
         down_block_types=("CrossAttnDownBlock2D",) * levels,
@@ -121,15 +130,17 @@ def save_model(folder: Path, model: LatentDiffusion, zero_terminal: bool, dtype:
     }
     make_folder(folder / "scheduler")
     write_json(folder / "scheduler" / SCHEDULER_FILE, scheduler)
-    write_json(folder / CONFIG_FILE, {"kind": KIND})
+    channels = model.autoencoder.config.latent_channels
+    statistics = {name: getattr(model, name).flatten().expand(channels).tolist() for name in LATENT_STATISTICS}
+    write_json(folder / CONFIG_FILE, {"kind": KIND, **statistics})
 
 
 def load_model(folder: Path) -> LatentDiffusion:
     """Reads a folder written by `save_model`, as float32 on the CPU. Raises InputError if it holds something else."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderDC, UNet2DConditionModel
 
     folder = Path(folder)
-    load_config(folder, KIND)
+    config = load_config(folder, KIND)
     scheduler = read_json(folder / "scheduler" / SCHEDULER_FILE)
     try:
         schedule = make_schedule("scaled_linear", zero_terminal=scheduler["rescale_betas_zero_snr"])
@@ -138,15 +149,21 @@ def load_model(folder: Path) -> LatentDiffusion:
         raise InputError(
             f"{folder / 'scheduler' / SCHEDULER_FILE} does not describe a noise schedule of this program"
         ) from None
+    autoencoder = load_network(folder / "vae", AutoencoderDC)
+    statistics = {name: config.get(name) for name in LATENT_STATISTICS}
+    for name, values in statistics.items():
+        channels = autoencoder.config.latent_channels
+        if not (isinstance(values, list) and len(values) == channels and all(isinstance(v, float) for v in values)):
+            raise InputError(f"{folder / CONFIG_FILE} does not give {name} for {channels} channels of the latents")
     tokenizer, text_encoder = load_text_encoder(folder / "text_encoder")
     return LatentDiffusion(
-        load_network(folder / "vae", AutoencoderKL),
+        autoencoder,
         text_encoder,
         tokenizer,
         load_network(folder / "unet", UNet2DConditionModel),
         schedule,
         parameterization=parameterization,
-        latent_std=1.0,
+        **statistics,
     )
 
 
@@ -175,23 +192,15 @@ def load_network(folder: Path, kind: type[nn.Module]) -> Any:
 
 
 @torch.no_grad()
-def with_normal_latents(autoencoder: "AutoencoderKL", images: Tensor) -> "AutoencoderKL":
-    """A copy whose latents of these images [N, 3, H, W] in [-1, 1] have mean 0 and variance 1 in every channel.
+def latent_statistics(autoencoder: "AutoencoderDC", images: Tensor) -> dict[str, list[float]]:
+    """`latent_mean` and `latent_std` of each channel of these images [N, 3, H, W] in [-1, 1], for `LatentDiffusion`.
 
-    Stable Diffusion divides all channels by one number; here the channels' own mean and deviation go into the two 1x1
-    convolutions around the latents, so that the stored model has a scale factor of 1 and no further constants.
+    Stable Diffusion divides all channels by one number. Here each has its own two, so that latents have mean 0 and variance 1 in
+    every channel, as the noise has.
     """
-    latents = torch.cat([autoencoder.encode(part).latent_dist.mean for part in images.split(64)])
-    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3)).clamp(min=1e-6)
-    result = copy.deepcopy(autoencoder)
-    channels = len(mean)
-    before, after = result.quant_conv, result.post_quant_conv  # moments = [means, log-variances]
-    before.weight[:channels] /= std.view(-1, 1, 1, 1)
-    before.bias[:channels] = (before.bias[:channels] - mean) / std
-    before.bias[channels:] -= 2.0 * std.log()
-    after.bias += (after.weight * mean.view(1, -1, 1, 1)).sum((1, 2, 3))
-    after.weight *= std.view(1, -1, 1, 1)
-    return result
+    latents = torch.cat([autoencoder.encode(part).latent for part in images.split(64)])
+    values = latents.mean((0, 2, 3)), latents.std((0, 2, 3)).clamp(min=1e-6)
+    return {name: value.tolist() for name, value in zip(LATENT_STATISTICS, values, strict=True)}
 
 
 def psnr(images: Tensor, others: Tensor) -> float:

@@ -32,7 +32,7 @@ from common.devices import DeviceName, pick_device
 from common.ema import EMA
 from common.errors import InputError
 from common.files import ROOT, read_json, write_json
-from common.latent_diffusion import LatentDiffusion
+from common.latent_diffusion import LatentDiffusion, downscale_of
 from common.schedule import make_schedule
 from common.seeds import ImageGenerators, derive_seeds
 from common.small_diffusion import AutoencoderConfig, UNetConfig, build_autoencoder, build_unet
@@ -241,7 +241,7 @@ def build(size: Size) -> Networks:
     autoencoder, unet = AutoencoderConfig(), UNetConfig()
     if size == "tiny":
         text = text | {"width": 16, "heads": 2, "layers": 1, "vocab_size": 100}
-        autoencoder = AutoencoderConfig(channels=(8, 8, 16), groups=4)
+        autoencoder = AutoencoderConfig(channels=(8, 16))
         unet = UNetConfig(channels=(16, 32), heads=2, groups=4)
     encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -262,7 +262,7 @@ def build(size: Size) -> Networks:
 
 def draw_inputs(networks: Networks, batch: int, image: int) -> Inputs:
     """Random ones: a step takes as long whatever they show."""
-    side = image // 2 ** (len(networks.autoencoder.config.block_out_channels) - 1)
+    side = image // downscale_of(networks.autoencoder)
     config = networks.text_encoder.config
     length = config.max_position_embeddings
     return Inputs(
@@ -334,7 +334,8 @@ def diffusers_step(networks: Networks, inputs: Inputs, recipe: Recipe, device: t
     scaling = autoencoder.config.scaling_factor
 
     def step() -> None:
-        latents = autoencoder.encode(inputs.images.to(device)).latent_dist.sample() * scaling
+        encoded = autoencoder.encode(inputs.images.to(device))
+        latents = (encoded.latent_dist.sample() if "latent_dist" in encoded else encoded.latent) * scaling
         noise = torch.randn_like(latents)
         t = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), device=device)
         noisy = scheduler.add_noise(latents, noise, t)

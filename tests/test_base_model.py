@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import exit_code, refused, stop_after
-from tiny_base import AUTOENCODER, SMALL_AUTOENCODER, SMALL_UNET, tiny_base, tiny_control
+from tiny_base import SMALL_AUTOENCODER, SMALL_UNET, tiny_base, tiny_control
 from tiny_latent import seeded
 from tiny_pairs import write_pairs
 
@@ -27,12 +27,12 @@ from common.small_diffusion import (
     UNetConfig,
     build_autoencoder,
     build_unet,
+    latent_statistics,
     load_model,
     load_network,
     psnr,
     save_model,
     save_network,
-    with_normal_latents,
 )
 from p3_controlnet.bank import Bank, make_bank
 from p3_controlnet.base import train_autoencoder, train_unet
@@ -58,9 +58,9 @@ def folder(model: LatentDiffusion, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(autouse=True)
 def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer pictures to look at."""
-    for name, value in {"VALIDATION_IMAGES": 6, "MEASURED_IMAGES": 8, "PREVIEW_IMAGES": 4}.items():
+    for name, value in {"VALIDATION_IMAGES": 6, "PREVIEW_IMAGES": 4}.items():
         monkeypatch.setattr(train_autoencoder, name, value)
-    for name, value in {"VALIDATION_EXAMPLES": 6, "PREVIEW_COLUMNS": 1}.items():
+    for name, value in {"VALIDATION_EXAMPLES": 6, "MEASURED_EXAMPLES": 8, "PREVIEW_COLUMNS": 1}.items():
         monkeypatch.setattr(train_unet, name, value)
     monkeypatch.setattr(train_unet, "PREVIEW_PROMPTS", train_unet.PREVIEW_PROMPTS[:2])
 
@@ -78,18 +78,19 @@ def test_the_folder_gives_the_model_back(model: LatentDiffusion, folder: Path) -
     assert torch.equal(again.schedule.alphas_cumprod, model.schedule.alphas_cumprod)
     assert float(again.schedule.alphas_cumprod[-1]) == 0.0 and again.parameterization == "v"
     assert (again.side, again.latent_side, again.downscale) == (64, 16, 4)
+    assert torch.equal(again.latent_mean, model.latent_mean) and torch.equal(again.latent_std, model.latent_std)
     for prompts in (["red circle with blue background"], [""]):
         assert torch.allclose(again.encode_text(prompts), model.encode_text(prompts), atol=1e-2)
     assert not any(p.requires_grad for p in again.parameters())
 
 
 def test_diffusers_and_transformers_read_its_parts(model: LatentDiffusion, folder: Path, offline: None) -> None:
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderDC, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel
 
     for kind, part, ours in (
         (UNet2DConditionModel, "unet", model.unet),
-        (AutoencoderKL, "vae", model.autoencoder),
+        (AutoencoderDC, "vae", model.autoencoder),
         (CLIPTextModel, "text_encoder", model.text_encoder),
     ):
         theirs = kind.from_pretrained(folder / part, torch_dtype=torch.float32).state_dict()
@@ -131,6 +132,7 @@ def test_a_small_control_folder_fits_its_own_base_alone(model: LatentDiffusion, 
 @pytest.mark.parametrize(
     ("file", "change", "sentence"),
     [
+        ("config.json", {"latent_std": [1.0]}, "does not give latent_std for 4 channels"),
         ("config.json", {"kind": "p1_diffusion.ContextUNet"}, "holds a model of kind 'p1_diffusion.ContextUNet'"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "does not describe a noise schedule"),
         ("unet/config.json", {"_class_name": "Other"}, "holds a Other, but UNet2DConditionModel is expected"),
@@ -156,21 +158,30 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 # The autoencoder.
 
 
-def test_normal_latents_have_mean_0_and_variance_1_and_decode_to_the_same() -> None:
-    autoencoder = seeded(build_autoencoder, AUTOENCODER)
+def test_latents_have_mean_0_and_variance_1_by_the_measured_statistics(model: LatentDiffusion) -> None:
     images = to_model_range(drawn_examples(10, 64, 0).images)
-    before = state_hash(autoencoder)
-    normal = with_normal_latents(autoencoder, images)
-    assert state_hash(autoencoder) == before
+    statistics = latent_statistics(model.autoencoder, images)
+    normal = LatentDiffusion(
+        model.autoencoder, model.text_encoder, model.tokenizer, model.unet, model.schedule, **statistics
+    )
+    latents = normal.encode(images)
+    assert latents.mean((0, 2, 3)).abs().max() < 1e-4 and (latents.std((0, 2, 3)) - 1.0).abs().max() < 1e-4
     with torch.no_grad():
-        raw, posterior = autoencoder.encode(images).latent_dist, normal.encode(images).latent_dist
-        for statistic, wanted in ((posterior.mean.mean((0, 2, 3)), 0.0), (posterior.mean.std((0, 2, 3)), 1.0)):
-            assert torch.allclose(statistic, torch.full((4,), wanted), atol=1e-4)
-        scale = raw.mean.std((0, 2, 3))
-        assert not torch.allclose(scale, torch.ones(4), atol=0.05)  # there was something to do
-        assert torch.allclose(posterior.std * scale.view(1, -1, 1, 1), raw.std, rtol=1e-3)
-        both = autoencoder.decode(raw.mean).sample, normal.decode(posterior.mean).sample
-    assert torch.allclose(*both, atol=1e-4)
+        raw = model.autoencoder.encode(images).latent
+        expected = model.autoencoder.decode(raw).sample
+    assert (raw.std((0, 2, 3)) - 1.0).abs().min() > 0.05  # there was something to do
+    assert torch.allclose(normal.decode(latents), expected, atol=1e-4)
+
+
+def test_a_new_autoencoder_keeps_a_flat_colour_apart_from_the_rest_of_the_picture() -> None:
+    """What a position becomes depends on its neighbourhood alone, not on statistics of the whole picture."""
+    autoencoder = seeded(build_autoencoder, AutoencoderConfig())
+    flat = torch.full((1, 3, 64, 64), 0.3)
+    other = flat.clone()
+    other[..., 40:] = -0.9
+    with torch.no_grad():
+        a, b = (autoencoder.decode(autoencoder.encode(x).latent).sample for x in (flat, other))
+    assert torch.allclose(a[..., :8], b[..., :8], atol=1e-6) and not torch.allclose(a[..., 40:], b[..., 40:], atol=1e-2)
 
 
 def test_psnr() -> None:
@@ -185,10 +196,8 @@ def run_autoencoder(run: Path, *flags: Any) -> int:
     )
 
 
-def test_the_autoencoder_trains_resumes_and_is_saved_with_normal_latents(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from diffusers import AutoencoderKL
+def test_the_autoencoder_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import AutoencoderDC
 
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert run_autoencoder(whole, "--steps", 4) == 0
@@ -196,15 +205,9 @@ def test_the_autoencoder_trains_resumes_and_is_saved_with_normal_latents(
     assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[-1]["validation_psnr"] > 0.0
     assert lines[-1]["validation_loss"] == -lines[-1]["validation_psnr"]
     assert (whole / "samples" / "0000004.png").is_file()
-    saved = load_network(whole / "last", AutoencoderKL)
-    assert (
-        load_tensors(whole / "last" / "diffusion_pytorch_model.safetensors")[0]["quant_conv.bias"].dtype
-        == torch.float16
-    )
-    chosen = torch.randperm(12, generator=torch.Generator().manual_seed(0))[:8]
-    with torch.no_grad():
-        latents = saved.encode(to_model_range(drawn_examples(12, 64, 0).images[chosen])).latent_dist.mean
-    assert latents.mean((0, 2, 3)).abs().max() < 0.02 and (latents.std((0, 2, 3)) - 1.0).abs().max() < 0.02
+    saved = load_network(whole / "last", AutoencoderDC)
+    weights = load_tensors(whole / "last" / "diffusion_pytorch_model.safetensors")[0]
+    assert {value.dtype for value in weights.values()} == {torch.float16}
 
     # Stopped after two of four steps, then gone on with: the same weights as without a stop.
     with monkeypatch.context() as patch:
@@ -212,7 +215,7 @@ def test_the_autoencoder_trains_resumes_and_is_saved_with_normal_latents(
         assert run_autoencoder(run, "--steps", 4) == 130
     assert load_tensors(run / "state.safetensors")[1]["step"] == 2
     assert run_autoencoder(run, "--steps", 4) == 0
-    assert state_hash(load_network(run / "last", AutoencoderKL)) == state_hash(saved)
+    assert state_hash(load_network(run / "last", AutoencoderDC)) == state_hash(saved)
 
 
 # ----------------------------------------------------------------------------
@@ -276,7 +279,9 @@ def test_the_unet_trains_resumes_and_is_saved_as_a_whole_model(
 
     # Another run starts from these weights; other frozen parts are another run.
     assert run_unet(tmp_path / "next", folder / "vae", clip, "--steps", 1, "--init-from", whole / "last") == 0
-    save_network(tmp_path / "vae", with_normal_latents(saved.autoencoder, torch.rand(2, 3, 64, 64)))
+    other = saved.autoencoder
+    other.encoder.conv_out.bias.data += 1.0
+    save_network(tmp_path / "vae", other)
     assert run_unet(run, tmp_path / "vae", clip, *flags) == 2
 
 
@@ -286,7 +291,7 @@ def test_trainings_that_make_no_sense(folder: Path, clip_world: Path, tmp_path: 
         (("--pictures", 0), "--pictures must be at least 1, not 0"),
         (("--parameterization", "eps"), "eps prediction needs --no-zero-terminal and --snr-offset 0"),
         (("--autoencoder", tmp_path), "config.json does not exist"),
-        (("--autoencoder", folder / "unet"), "holds a UNet2DConditionModel, but AutoencoderKL is expected"),
+        (("--autoencoder", folder / "unet"), "holds a UNet2DConditionModel, but AutoencoderDC is expected"),
         (("--clip", tmp_path / "none"), "the model folder"),
     ):
         assert sentence in refused(capsys, train_unet.main, train_unet.Config, *parts, *SMALL_UNET, *flags)

@@ -12,11 +12,11 @@ from common.small_diffusion import AutoencoderConfig, UNetConfig, build_autoenco
 from common.text import clip_tokenizer, text_tower
 from p3_controlnet.model import ControlNet
 
-AUTOENCODER = AutoencoderConfig(channels=(8, 8, 16), groups=4)
+AUTOENCODER = AutoencoderConfig(channels=(8, 16))
 UNET = UNetConfig(channels=(16, 32), heads=2, groups=4)
 HINT_CHANNELS = (4, 8, 8)
 SMALL_UNET = ("--model.channels", 16, 32, "--model.heads", 2, "--model.groups", 4)
-SMALL_AUTOENCODER = ("--model.channels", 8, 8, 16, "--model.groups", 4)
+SMALL_AUTOENCODER = ("--model.channels", 8, 16)
 
 
 def tiny_base() -> LatentDiffusion:
@@ -28,9 +28,8 @@ def tiny_base() -> LatentDiffusion:
         unet.conv_out.weight *= 0.3  # a random network amplifies rounding along the steps
     schedule = make_schedule("scaled_linear", zero_terminal=True)
     tokenizer = clip_tokenizer(clip.context_length)
-    return LatentDiffusion(
-        autoencoder, text_tower(clip), tokenizer, unet, schedule, parameterization="v", latent_std=1.0
-    )
+    statistics = {"latent_mean": (0.1, -0.1, 0.0, 0.2), "latent_std": (1.1, 0.9, 1.0, 1.2)}
+    return LatentDiffusion(autoencoder, text_tower(clip), tokenizer, unet, schedule, parameterization="v", **statistics)
 
 
 def tiny_control(base: LatentDiffusion, scale: float = 0.3) -> ControlNet:

@@ -2,7 +2,7 @@
 
     python3 -m p3_controlnet.base.train_autoencoder --run-dir runs/ldm_autoencoder --fill50k hw2_data/fill50k
 
-The same command again resumes. RUN_DIR/last is a diffusers AutoencoderKL folder whose latents have mean 0 and variance 1.
+The same command again resumes. RUN_DIR/last is a diffusers AutoencoderDC folder.
 """
 
 import dataclasses
@@ -26,12 +26,10 @@ from common.small_diffusion import (
     load_network,
     psnr,
     save_network,
-    with_normal_latents,
 )
 from common.training import Batch, TrainingConfig, fit, settings_of
 
 VALIDATION_SEED, VALIDATION_IMAGES = 1, 256
-MEASURED_IMAGES = 512  # for the latents' mean and variance
 PREVIEW_IMAGES = 16
 
 
@@ -48,21 +46,23 @@ class Config:
     pictures: int = 20_000
     """Drawn pictures."""
     kl_weight: float = 1e-4
-    """Weight of the latents' mean KL divergence from a standard normal, for each element."""
+    """Weight of the posterior's mean KL divergence from a standard normal, for each element."""
+    posterior_std: float = 0.1
+    """Standard deviation of the posterior, the same everywhere: the noise that the decoder learns to bear."""
     model: AutoencoderConfig = AutoencoderConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=5000, batch_size=16, lr=1e-3, warmup=100, weight_decay=0.0, validate_every=500, preview_every=1000
+        steps=4000, batch_size=8, lr=2e-3, warmup=200, weight_decay=0.0, validate_every=500, preview_every=1000
     )
 
 
 def main(config: Config) -> None:
     """Trains, or resumes."""
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderDC
 
     if config.pictures < 1:
         raise InputError(f"--pictures must be at least 1, not {config.pictures}")
     torch.manual_seed(config.training.seed)
-    model = load_network(config.init_from, AutoencoderKL) if config.init_from else build_autoencoder(config.model)
+    model = load_network(config.init_from, AutoencoderDC) if config.init_from else build_autoencoder(config.model)
     model.train()
     images = drawn_examples(config.pictures, SIDE, config.training.seed).images
     if config.fill50k:
@@ -76,18 +76,18 @@ def main(config: Config) -> None:
 
     def loss_fn(batch: Batch, generators: ImageGenerators) -> Tensor:
         x = to_model_range(batch["image"])
-        posterior = model.encode(x).latent_dist
-        z = posterior.mean + posterior.std * generators.randn(*posterior.mean.shape[1:])
+        mean = model.encode(x).latent
+        z = mean + config.posterior_std * generators.randn(*mean.shape[1:])
         reconstruction = (model.decode(z).sample - x).square().mean()
-        # The divergence of one element from a standard normal (Appendix B of Kingma and Welling 2013, arXiv:1312.6114).
-        divergence = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
-        return reconstruction + config.kl_weight * divergence
+        # The divergence of N(mean, std^2) from a standard normal (Appendix B of Kingma and Welling 2013, arXiv:1312.6114),
+        # without its constant part.
+        return reconstruction + config.kl_weight * 0.5 * mean.square().mean()
 
     @torch.no_grad()
     def reconstruct(pictures: Tensor) -> Tensor:
         device = next(model.parameters()).device
         parts = (to_model_range(part).to(device) for part in pictures.split(64))
-        return torch.cat([model.decode(model.encode(x).latent_dist.mean).sample.cpu() for x in parts])
+        return torch.cat([model.decode(model.encode(x).latent).sample.cpu() for x in parts])
 
     def validate() -> dict[str, float]:
         value = psnr(reconstruct(held_out).clamp(-1.0, 1.0), to_model_range(held_out))
@@ -98,11 +98,6 @@ def main(config: Config) -> None:
         both = torch.stack([pictures, to_uint8(reconstruct(pictures))], 1).flatten(0, 1)
         write_png(path, labelled_grid(both, columns=8, scale=2))
 
-    def save(folder: Path) -> None:
-        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:MEASURED_IMAGES]
-        measured = to_model_range(images[chosen]).to(next(model.parameters()).device)
-        save_network(folder, with_normal_latents(model, measured), torch.float16)
-
     fit(
         dict(model.named_parameters()),
         loss_fn,
@@ -110,7 +105,7 @@ def main(config: Config) -> None:
         config.training,
         config.run_dir,
         settings=settings_of(config, fill50k=bool(config.fill50k)),
-        save=save,
+        save=lambda folder: save_network(folder, model, torch.float16),
         validate=validate,
         preview=preview,
     )

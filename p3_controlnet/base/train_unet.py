@@ -24,11 +24,11 @@ from common.errors import InputError
 from common.files import ROOT
 from common.generate import GenerationConfig, Request, generate
 from common.grid import labelled_grid
-from common.images import to_uint8, write_png
+from common.images import to_model_range, to_uint8, write_png
 from common.latent_diffusion import LatentDiffusion
 from common.schedule import make_schedule
 from common.seeds import ImageGenerators, derive_seed, derive_seeds
-from common.small_diffusion import SIDE, UNetConfig, build_unet, load_model, load_network, save_model
+from common.small_diffusion import SIDE, UNetConfig, build_unet, latent_statistics, load_model, load_network, save_model
 from common.text import load_text_tower
 from common.training import Batch, TrainingConfig, fit, settings_of
 from common.validation import held_out_loss
@@ -36,6 +36,7 @@ from p3_controlnet.bank import Bank, make_bank
 from p3_controlnet.loss import latent_loss
 
 VALIDATION_SEED, VALIDATION_EXAMPLES = 1, 256
+MEASURED_EXAMPLES = 512  # for the latents' mean and variance
 PREVIEW_PROMPTS = (
     "red circle with blue background",
     "pale golden rod circle with old lace background",
@@ -143,13 +144,14 @@ def main(config: Config) -> None:
 
 def new_model(config: Config) -> LatentDiffusion:
     """The frozen autoencoder and text tower, and a U-Net that is new or `config.init_from`'s."""
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderDC
 
-    autoencoder = load_network(config.autoencoder, AutoencoderKL)
+    autoencoder = load_network(config.autoencoder, AutoencoderDC)
     tokenizer, text_encoder = load_text_tower(config.clip)
     width = text_encoder.config.hidden_size
     unet = load_model(config.init_from).unet if config.init_from else build_unet(config.model, autoencoder, width)
     schedule = make_schedule("scaled_linear", zero_terminal=config.zero_terminal)
+    measured = drawn_examples(MEASURED_EXAMPLES, SIDE, seed=0).images
     return LatentDiffusion(
         autoencoder,
         text_encoder,
@@ -157,7 +159,7 @@ def new_model(config: Config) -> LatentDiffusion:
         unet,
         schedule,
         parameterization=config.parameterization,
-        latent_std=1.0,
+        **latent_statistics(autoencoder, to_model_range(measured)),
     ).to(make_accelerator(config.training.device, config.training.mixed_precision).device)
 
 
