@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import Malice
 from tiny_latent import WIDTH, tiny_model
+from torch import nn
 
 from common.errors import InputError
 from common.latent_diffusion import LatentDiffusion
@@ -171,8 +172,20 @@ def test_diffusers_words_of_one_concept_are_joined(tmp_path: Path) -> None:
     assert loaded.token == "<new1>" and torch.equal(loaded.vectors, rows)
 
 
+def test_files_of_old_pytorch_are_read(tmp_path: Path) -> None:
+    """The paper's code ran on PyTorch 1.10, whose ParameterDict has no list of keys of its own."""
+    rows = concept(count=2).vectors
+    old = nn.ParameterDict()
+    del old._keys
+    old._parameters["*"] = nn.Parameter(rows)
+    torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": old}, tmp_path / "embeddings.pt")
+    (loaded,) = load_concepts(tmp_path / "embeddings.pt", token="<new1>")
+    assert torch.equal(loaded.vectors, rows) and not loaded.vectors.requires_grad
+
+
 @pytest.mark.parametrize(
-    "content", [{}, {"<new1>": torch.zeros(2, 2, 2)}, {"<new1>": "text"}, [1], {"string_to_param": {}}]
+    "content",
+    [{}, {"<new1>": torch.zeros(2, 2, 2)}, {"<new1>": "text"}, [1], {"string_to_param": {}}, {"string_to_param": 1}],
 )
 def test_files_without_learned_words_are_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "file.pt")

@@ -78,7 +78,7 @@ def _read(path: Path) -> Any:
 
 def _named_vectors(content: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and "string_to_param" in content:
-        values = dict(content["string_to_param"].items())
+        values = _parameters(content["string_to_param"])
         name = content.get("name")
         if set(values) == {ANY} and isinstance(name, str):
             values = {f"<{name.strip('<>')}>": values[ANY]}
@@ -92,6 +92,13 @@ def _named_vectors(content: Any, path: Path) -> dict[str, Tensor]:
     if not rows or len(rows) != len(values) or any(value is None for value in rows.values()):
         raise InputError(f"{path} holds no learned words")
     return rows
+
+
+def _parameters(content: Any) -> dict[str, Any]:
+    """What string_to_param holds; PyTorch before 1.12 keeps a ParameterDict's entries as the parameters of a module."""
+    if isinstance(content, nn.ParameterDict) and "_keys" not in vars(content):
+        return dict(vars(content)["_parameters"])
+    return dict(content) if isinstance(content, Mapping | nn.ParameterDict) else {}
 
 
 def _rows(value: Tensor) -> Tensor | None:
@@ -114,7 +121,6 @@ def _joined(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _save_pickle(path: Path, content: Any) -> None:
-
     buffer = io.BytesIO()
     torch.save(content, buffer)
     atomic_write(Path(path), buffer.getvalue())
