@@ -46,6 +46,14 @@ def test_a_concept_with_a_words_vector_reads_as_that_word() -> None:
     assert not torch.equal(learned.encode_text(["a <other> c"]), model.encode_text(["a b c"]))
 
 
+def test_capitals_tell_placeholders_apart() -> None:
+    model = tiny_model()
+    table = model.text_encoder.get_input_embeddings().weight
+    b, c = (table[model.tokenizer(letter, add_special_tokens=False).input_ids] for letter in "bc")
+    learned = known(Concept("<New>", b), Concept("<new>", c))
+    assert torch.equal(learned.encode_text(["A <New> d, <new>."]), model.encode_text(["a b d, c."]))
+
+
 def test_several_vectors_are_several_words() -> None:
     model = tiny_model()
     table = model.text_encoder.get_input_embeddings().weight

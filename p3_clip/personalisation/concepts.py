@@ -73,6 +73,8 @@ def with_concepts(
     The new encoder shares all weights with the given one but its token embedding, a `ConceptEmbedding`. Raises InputError if a
     placeholder is a word already, comes twice, or has vectors of another width.
     """
+    from transformers import AddedToken
+
     check_tokens([concept.token for concept in concepts], tokenizer)
     width = text_encoder.config.hidden_size
     for concept in concepts:
@@ -82,7 +84,9 @@ def with_concepts(
                 "they were learned for another model"
             )
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.add_tokens([word for concept in concepts for word in concept.words])
+    # Not normalised: in small letters <New1> and <new1> would be one word.
+    words = [word for concept in concepts for word in concept.words]
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
     table = text_encoder.get_input_embeddings()
     shared = {id(parameter): parameter for parameter in text_encoder.parameters()}
     text_encoder = copy.deepcopy(text_encoder, shared)
