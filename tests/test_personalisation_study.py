@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from tiny import contents, exit_code, refused
 from tiny_concepts import make_world
 from torch import Tensor
@@ -91,6 +93,29 @@ def test_two_colours_in_one_picture(background: Any, colour: Any, expected: Judg
 )
 def test_two_shapes_in_one_picture(objects: Any, expected: Judgement) -> None:
     assert judge_beside(look(scene(WHITE, *objects), 2)) == expected
+
+
+@pytest.mark.parametrize("inner", ["star", "circle"])
+def test_a_disc_with_another_object_on_it_is_no_ring(inner: str) -> None:
+    picture = scene(WHITE, ("circle", RED, 0.5))
+    mask = render_mask(Shape(inner, "", 0.5, 0.5, 0.12), SIDE)
+    picture[:, mask] = torch.tensor(SLATE, dtype=torch.uint8).view(3, 1)
+    judged = judge_beside(look(picture, 2))
+    assert judged == Judgement(inner == "star", False, bound=False, swapped=False, blended=False)
+
+
+@pytest.mark.parametrize("kind", ["star", "triangle", "square", "circle"])
+def test_shapes_are_told_apart_on_blurred_and_noisy_pictures(kind: str) -> None:
+    """As a small model draws them: soft edges, a colour that is a little off, noise."""
+    random = np.random.default_rng(0)
+    for x in (0.3, 0.4, 0.5):
+        drawn = scene(WHITE, (kind, SLATE, x), ("ring", RED, 0.8)).numpy().astype(float)
+        soft = np.stack([ndimage.gaussian_filter(channel, 0.8) for channel in drawn])
+        noise = 9.0 * ndimage.gaussian_filter(random.normal(size=drawn.shape), (0, 1, 1))
+        pixels = soft + random.normal(scale=3.0, size=(3, 1, 1)) + noise
+        judged = judge_beside(look(torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)), 2))
+        assert judged.second and judged.bound == judged.first == (kind == "star")
+        assert not judged.swapped and not judged.blended
 
 
 def test_rates_are_means() -> None:

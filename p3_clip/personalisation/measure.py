@@ -1,7 +1,7 @@
 """What a picture shows of the drawn concepts, from its pixels: whether each is there, in its place, swapped or blended.
 
-A shape counts as a ring if it has a hole, and as a star if it fills little of its convex hull; a colour counts as a concept's within
-NEAR (CIEDE2000). Two concepts are asked for in one of two ways:
+A shape counts as a ring if the background shows through a hole in it, and as a star if it fills little of its convex hull; a colour
+counts as a concept's within NEAR (CIEDE2000). Two concepts are asked for in one of two ways:
 
 - PLACE, "a <new1> circle with <new2> background": wine is a colour of the circle, mauve one of the background. Blended: the circle or
   the background has a colour between the two.
@@ -28,7 +28,7 @@ from common.metrics.segmentation import NO_OBJECT_ERROR, SIZE, inner_region, med
 
 NEAR = 10.0
 HOLLOW = 0.05  # of an object's area
-SPIKY = 0.75  # of its convex hull: below it is a star (0.52), above are circles, squares and triangles (about 1)
+SPIKY = 0.8  # of its convex hull: below are stars (0.6, blurred up to 0.8), above circles, squares and triangles (0.9 and more)
 MIN_AREA = 0.01  # of the picture
 Colour = tuple[float, float, float]
 
@@ -72,10 +72,13 @@ def look(picture: Tensor, colours: int) -> Seen:
     labels = segment(picture, colours)
     large = F.interpolate(picture[None], (SIZE, SIZE), mode="nearest")[0]
     side = picture.shape[-1]
+    background = median_colour(large, inner_region(labels == 0, side))
     objects = [
-        _describe(large, part, side) for label in range(1, colours + 1) for part in separate(labels == label, MIN_AREA)
+        _describe(large, part, background, side)
+        for label in range(1, colours + 1)
+        for part in separate(labels == label, MIN_AREA)
     ]
-    return Seen(objects, median_colour(large, inner_region(labels == 0, side)))
+    return Seen(objects, background)
 
 
 def colour_error(name: str, seen: Seen) -> float:
@@ -167,10 +170,12 @@ def _is(name: str, each: Object) -> bool:
     return each.is_near(DRAWN[name].colour)
 
 
-def _describe(picture: Tensor, part: Tensor, side: int) -> Object:
+def _describe(picture: Tensor, part: Tensor, background: Colour | None, side: int) -> Object:
     filled = ndimage.binary_fill_holes(part.numpy())
-    area = int(filled.sum())
-    hole = area - int(part.sum()) > HOLLOW * area
+    area, gap = int(filled.sum()), torch.from_numpy(filled) & ~part
+    # What another object fills is no hole.
+    shown = median_colour(picture, inner_region(gap, side)) if int(gap.sum()) > HOLLOW * area else None
+    hole = shown is not None and background is not None and is_near(shown, background)
     return Object(median_colour(picture, inner_region(part, side)), hole, area < SPIKY * _hull_area(filled))
 
 
