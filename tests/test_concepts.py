@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import Malice
+from tiny_base import tiny_base
 from tiny_latent import WIDTH, tiny_model
 from torch import nn
 
@@ -20,6 +21,7 @@ from p3_clip.personalisation.concepts import (
     with_concepts,
 )
 from p3_clip.personalisation.formats import Form, load_concepts, save_concepts
+from p3_clip.personalisation.model import usual_words
 
 
 def concept(token: str = "<new1>", count: int = 1, width: int = WIDTH) -> Concept:
@@ -106,6 +108,16 @@ def test_vectors_to_start_from() -> None:
 def test_norms_are_relative_to_the_vocabulary() -> None:
     table = torch.eye(8) * 2.0
     assert norms([Concept("<new1>", torch.eye(8)[:2] * 3.0)], table) == {"<new1>": pytest.approx(1.5)}
+
+
+def test_the_usual_words_of_a_small_model_are_those_of_its_captions() -> None:
+    """Most of CLIP's table was never trained there, and keeps smaller, random values."""
+    model = tiny_base()
+    words = {tuple(row) for row in usual_words(model, small=True).tolist()}
+    table = model.text_encoder.get_input_embeddings().weight
+    for text in ("circle", "maroon", "next", "photo", "background", "golden"):
+        assert tuple(table[model.tokenizer(text, add_special_tokens=False).input_ids[0]].tolist()) in words
+    assert 100 < len(words) < 200 and torch.equal(usual_words(model, small=False), table)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from common.colour import NAMES
 from common.data.fill50k import Part, load_fill50k
 from common.data.layouts import render_control
 from common.data.shapes import KINDS, Scene, draw_circle, draw_scene, render
@@ -23,6 +24,8 @@ WORDINGS = (
     "a photo of a {objects}",
 )
 """How a scene is described, drawn evenly. The last two leave the background open."""
+VOCABULARY = (*NAMES, *KINDS, *(wording.format(objects="next to", background="") for wording in WORDINGS))
+"""All words that descriptions are made of."""
 FINER = 4  # control images are drawn this much finer and averaged, as the real ones are
 
 

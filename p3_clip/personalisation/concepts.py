@@ -146,7 +146,7 @@ def initial_vectors(word: str, count: int, text_encoder: "CLIPTextModel", tokeni
     return text_encoder.get_input_embeddings().weight.detach()[ids].float().cpu().clone()
 
 
-def norms(concepts: Sequence[Concept], table: Tensor) -> Mapping[str, float]:
+def norms(concepts: Sequence[Concept], vocabulary: Tensor) -> Mapping[str, float]:
     """The mean norm of each concept's vectors over the median norm of the vocabulary's [V, D]: 1 is that of a usual word."""
-    usual = table.float().norm(dim=1).median()
+    usual = vocabulary.float().norm(dim=1).median()
     return {concept.token: (concept.vectors.norm(dim=1).mean() / usual).item() for concept in concepts}

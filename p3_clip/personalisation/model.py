@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from common.checkpoint import tensor_names
+from common.data.examples import VOCABULARY
 from common.errors import InputError
 from common.files import make_folder, write_json
 from common.latent_diffusion import LatentDiffusion
@@ -67,6 +68,15 @@ def personalise(model: LatentDiffusion, learned: Customised) -> None:
     concepts: list[Concept] = learned.concepts
     model.text_encoder, model.tokenizer = with_concepts(model.text_encoder, model.tokenizer, concepts)
     apply_weights(model.unet, learned.weights)
+
+
+def usual_words(model: LatentDiffusion, small: bool) -> Tensor:
+    """The token embeddings [V, D] that training moved: all, or for a small model those of its captions' words."""
+    table = model.text_encoder.get_input_embeddings().weight.detach().cpu()
+    if not small:
+        return table
+    ids = model.tokenizer(list(VOCABULARY), add_special_tokens=False).input_ids
+    return table[sorted({i for word in ids for i in word})]
 
 
 def usual_guidance(small: bool) -> float:

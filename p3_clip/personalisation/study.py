@@ -32,7 +32,7 @@ from common.seeds import derive_seeds
 from p3_clip.personalisation.concepts import Concept, expand, initial_vectors, norms
 from p3_clip.personalisation.custom_diffusion import Customised
 from p3_clip.personalisation.measure import PAIRS, colour_error, is_present, look, rates
-from p3_clip.personalisation.model import KIND, load_learned, personalise, usual_guidance
+from p3_clip.personalisation.model import KIND, load_learned, personalise, usual_guidance, usual_words
 
 if TYPE_CHECKING:
     from common.clip import Clip
@@ -101,7 +101,7 @@ def main(config: Config) -> None:
             model = load_base(config.base)
             tokens = tokens_of(path, pairs)
             learned = learn(model, path, tokens)
-            usual = norms(learned.concepts, model.text_encoder.get_input_embeddings().weight)
+            usual = norms(learned.concepts, usual_words(model, small=True))
             personalise(model, learned)
             artist = Artist(config, model.to(device), learned.concepts, generation, method)
             for name in (name for pair in pairs for name in PAIRS[pair].names):

@@ -40,7 +40,7 @@ from common.validation import held_out_loss
 from p3_clip.personalisation import templates
 from p3_clip.personalisation.concepts import Concept, check_tokens, expand, initial_vectors, norms
 from p3_clip.personalisation.custom_diffusion import Customised, projections
-from p3_clip.personalisation.model import personalise, save_learned, usual_guidance
+from p3_clip.personalisation.model import personalise, save_learned, usual_guidance, usual_words
 from p3_clip.personalisation.photos import Augmentation, Encoded, Pool, View, encode_views, make_views
 from p3_clip.personalisation.regular import Regular, regular_pictures, regular_prompts
 
@@ -163,7 +163,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         regular = regular_pictures(model, prompts, config.regular_dir or config.run_dir / "regular", sampling)
 
     # The learned words become parameters of their own; every other row of the table is frozen.
-    table = model.text_encoder.get_input_embeddings().weight
+    vocabulary = usual_words(model, small)
     personalise(model, Customised({}, concepts))
     embedding = model.text_encoder.get_input_embeddings()
     matrices: dict[str, Parameter] = projections(model.unet) if custom else {}
@@ -202,7 +202,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
 
     def validate() -> dict[str, float]:
         """The scores of pictures for held-out prompts, and each concept's norm over that of a usual word."""
-        sizes = {f"norm {token}": value for token, value in norms(embedding.concepts(), table.cpu()).items()}
+        sizes = {f"norm {token}": value for token, value in norms(embedding.concepts(), vocabulary).items()}
         if clip is None:
             rows = pool.draw(VALIDATION_ROWS, torch.Generator().manual_seed(HELD_OUT_SEED))
             return {"loss": held_out_loss(model, loss_fn, rows), **sizes}
