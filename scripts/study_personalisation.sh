@@ -1,26 +1,30 @@
 #!/usr/bin/env bash
 # The study of personalisation on the small model: learns the drawn concepts by textual inversion and by Custom Diffusion (jointly, and
 # apart and merged), then measures and draws. Finished trainings and pictures are kept. Flags go to every training, for example --steps.
+# Scores are the small CLIP's, or those of $CLIP, a model folder or a name of open_clip. On pictures of 64x64 Custom Diffusion shows the
+# photos in textual inversion's two views: at 0.4 of the size, which no word of the small model tells, little of a shape is left.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 runs="${RUNS_DIR:-$ROOT/runs}/personalisation"
 base="${BASE:-$ROOT/checkpoints/ldm_shapes}"
+clip="${CLIP:-$ROOT/checkpoints/clip_shapes}"
 train() { # METHOD NAME FLAGS...
   local method="$1" name="$2"
   shift 2
-  "$PYTHON" -m p3_clip.personalisation.train "$method" --run-dir "$runs/$name" --base "$base" "$@"
+  "$PYTHON" -m p3_clip.personalisation.train "$method" --run-dir "$runs/$name" --base "$base" --clip "$clip" "$@"
 }
+custom=(--augmentation flip --regular-dir "$runs/regular")
 train textual-inversion inversion "$@"
 for pair in "place wine mauve" "beside slate_star ring"; do
   read -r name first second <<< "$pair"
-  train custom-diffusion "$name" --drawn "$first" "$second" "$@"
-  train custom-diffusion "$first" --drawn "$first" --tokens "<new1>" "$@"
-  train custom-diffusion "$second" --drawn "$second" --tokens "<new2>" "$@"
+  train custom-diffusion "$name" --drawn "$first" "$second" "${custom[@]}" "$@"
+  train custom-diffusion "$first" --drawn "$first" --tokens "<new1>" "${custom[@]}" "$@"
+  train custom-diffusion "$second" --drawn "$second" --tokens "<new2>" "${custom[@]}" "$@"
   "$PYTHON" -m p3_clip.personalisation.merge --base "$base" --results "$runs/$first/last" "$runs/$second/last" \
     --output-dir "$runs/${name}_merged"
 done
 "$PYTHON" -m p3_clip.personalisation.study --base "$base" --inversion "$runs/inversion/last" --place "$runs/place/last" \
   --beside "$runs/beside/last" --place-merged "$runs/place_merged" --beside-merged "$runs/beside_merged" \
-  --output-dir "$runs/pictures"
+  --output-dir "$runs/pictures" --clip "$clip"
 "$PYTHON" -m p3_clip.personalisation.figures --pictures "$runs/pictures"
 "$PYTHON" "$ROOT/scripts/make_report.py"

@@ -337,6 +337,7 @@ def test_the_shipped_model_is_never_a_judge_unless_named(
     monkeypatch.setattr(clip_module, "SHIPPED", folder)
     judge, why = find_clip(device="cpu")
     assert judge is None and "no network" in why
+    assert find_clip("none") == (None, "left out as asked for")
     judge, what = find_clip(str(folder), "cpu")
     assert judge is not None and str(folder) in what
     with pytest.raises(InputError, match="does not exist"):

@@ -227,4 +227,7 @@ def test_the_script_is_sound(tmp_path: Path) -> None:
     lines = result.stdout.splitlines()
     trained = [line for line in lines if "personalisation.train" in line]
     assert len(trained) == 7 and all("--base BASE" in line and line.endswith("--steps 3") for line in trained)
+    assert all(("--regular-dir RUNS/personalisation/regular" in line) == ("custom" in line) for line in trained)
+    (measured,) = (line for line in lines if "personalisation.study" in line)
+    assert all("checkpoints/clip_shapes" in line for line in [*trained, measured])  # none would mean no scores
     assert sum("personalisation.merge" in line for line in lines) == 2 and "make_report.py" in lines[-1]

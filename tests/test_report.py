@@ -73,4 +73,7 @@ def test_the_section_on_learned_concepts_says_what_the_numbers_say(tmp_path: Pat
     write_json(tmp_path / "p3_personalisation.json", {"images": 100, "clip": "ViT-B-32.", "methods": methods})
     text = "\n".join(report.section(tmp_path))
     assert "(above the bar of 6)" in text and "(below 80%), not more often than textual inversion" in text
-    assert "CLIP (ViT-B-32)" in text
+    assert "CLIP (ViT-B-32)" in text and "no independent judgement" not in text
+    small = {"images": 100, "clip": "The model in checkpoints/clip_shapes.", "methods": methods}
+    write_json(tmp_path / "p3_personalisation.json", small)
+    assert "no independent judgement" in "\n".join(report.section(tmp_path))

@@ -166,8 +166,11 @@ def load_clip(name: str | None = None, pretrained: str | None = None, device: De
 
 
 def find_clip(name: str | None = None, device: DeviceName = "auto") -> "tuple[Clip | None, str]":
-    """A judge of pictures and what it is: the model asked for, else OpenAI's ViT-B/32, else None and why. Never the project's small
-    CLIP in its place, which conditions the small diffusion model. Raises InputError if the model asked for is not to be had."""
+    """A judge of pictures and what it is: the model asked for, else OpenAI's ViT-B/32, else (or for "none") None and why. Never the
+    project's small CLIP in its place, which conditions the small diffusion model. Raises InputError if the model asked for is not to
+    be had."""
+    if name == "none":
+        return None, "left out as asked for"
     try:
         return load_clip(name or DEFAULT_MODEL, None, device)
     except InputError as error:

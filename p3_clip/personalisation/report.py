@@ -81,6 +81,8 @@ def _singles(methods: dict[str, Any], images: int, clip: str | None) -> str:
     judge = (
         f"Scores are 100 cos of CLIP ({clip.rstrip('.')})" if clip else "There was no CLIP for image and text scores"
     )
+    if clip and "clip_shapes" in clip:
+        judge += ", whose text tower conditions the small model: they are no independent judgement"
     text = (
         f"**One concept**, {images} pictures each. {judge}; the norm is that of the word's vector over that of a usual word.\n\n"
         "![](results/figures/p3_personalisation/single.png)"

@@ -70,7 +70,8 @@ class Config:
     images: int = 100
     """Pictures for each prompt."""
     clip: str | None = None
-    """CLIP of the image and text scores: a model folder or a name of open_clip."""
+    """CLIP of the image and text scores: a model folder, a name of open_clip, or none; by default OpenAI's ViT-B/32 if it is to be
+    had."""
     steps: int = 20
     """Steps of the solver."""
     chunk_size: int = 20

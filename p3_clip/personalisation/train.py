@@ -7,7 +7,8 @@
 Textual inversion (arXiv:2208.01618) learns words. Custom Diffusion (arXiv:2212.04488) learns words and the key and value matrices of
 the cross-attention, and keeps the rest in memory by pictures that the base model drew itself. The same command again resumes.
 RUN_DIR/last and RUN_DIR/best hold what was learned, a few kilobytes or megabytes. The best checkpoint is the one with the largest
-image + 2.5 text: the 2024 grader's sum of CLIP scores, here of pictures for prompts that no training shows.
+image + 2.5 text: the 2024 grader's sum of CLIP scores, here of pictures for prompts that no training shows; without a CLIP, the one
+with the least loss on fixed noise.
 """
 
 import dataclasses
@@ -79,7 +80,7 @@ class _Common:
     held_out: tuple[str, ...] = ()
     """Prompts with {} by which checkpoints are compared; by default two that no training shows."""
     clip: str | None = None
-    """CLIP that compares them: a model folder or a name of open_clip; by default OpenAI's ViT-B/32 or the shipped small one."""
+    """CLIP that compares them: a model folder, a name of open_clip, or none; by default OpenAI's ViT-B/32 if it is to be had."""
 
 
 @dataclasses.dataclass(frozen=True)
