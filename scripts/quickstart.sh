@@ -2,19 +2,25 @@
 # From a fresh clone to pictures: makes the environment, runs a problem on the shipped weights, makes its figures.
 # A job is a name in `jobs`, the weights that it needs in `weights_of`, and a function `run_NAME`.
 set -euo pipefail
-jobs=(p1 p2 clip controlnet)
+jobs=(p1 p2 clip controlnet personalisation)
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
-weights_of() {  # the folder in checkpoints/ without which the job cannot run
+weights_of() {  # the folders in checkpoints/ without which the job cannot run
   case "$1" in
     p1) echo p1_digits ;;
     p2) echo p2_faces ;;
     clip) echo clip_shapes ;;
     controlnet) echo ldm_shapes ;;
+    personalisation) echo ldm_shapes concepts_shapes ;;
   esac
 }
 
-is_shipped() { [ -d "$here/checkpoints/$(weights_of "$1")" ]; }
+missing_of() {  # the first of them that is not there, if one is not
+  local folder
+  for folder in $(weights_of "$1"); do
+    if [ ! -d "$here/checkpoints/$folder" ]; then echo "$folder"; return; fi
+  done
+}
 
 run_p1() {
   echo "Problem 1: 500 digits in the grader's layout, graded by the project's classifier, and the report's figures."
@@ -54,6 +60,15 @@ run_controlnet() {
   echo "Look at $out/controlnet_figures/circles.png and $out/controlnet_figures/failures.png; the pictures are in $out/controlnet."
 }
 
+run_personalisation() {
+  echo "Problem 3, 2024: two learned colours without a name, wine and mauve, each by itself and both in one picture, beside untrained words."
+  local pictures="$out/personalisation" figures="$out/personalisation_figures"
+  "$PYTHON" -m p3_clip.personalisation.study --base "$ROOT/checkpoints/ldm_shapes" --place "$ROOT/checkpoints/concepts_shapes" \
+    --images 20 --clip none --output-dir "$pictures" --result "$pictures/results.json"
+  "$PYTHON" -m p3_clip.personalisation.figures --pictures "$pictures" --results "$pictures/results.json" --output-dir "$figures"
+  echo "Look at $figures/single.png (photos and learned concepts) and $figures/place.png (both in one picture); the pictures are in $pictures."
+}
+
 # What is asked for must be known and there, before anything is installed.
 job="${1:-p1}"
 if [ "$job" = all ]; then
@@ -67,8 +82,9 @@ else
     echo "error: unknown job $job; usage: bash scripts/quickstart.sh [$(IFS="|"; echo "${jobs[*]}")|all] [OUT]" >&2
     exit 2
   fi
-  if ! is_shipped "$job"; then
-    echo "error: checkpoints/$(weights_of "$job") is not there: no weights for $job are shipped yet" >&2
+  missing="$(missing_of "$job")"
+  if [ -n "$missing" ]; then
+    echo "error: checkpoints/$missing is not there: no weights for $job are shipped yet" >&2
     exit 2
   fi
 fi
@@ -76,9 +92,10 @@ source "$here/scripts/environment.sh"
 out="${2:-$ROOT/outputs}"
 
 for job in "${asked[@]}"; do
-  if is_shipped "$job"; then
+  missing="$(missing_of "$job")"
+  if [ -z "$missing" ]; then
     "run_$job"
   else
-    echo "$job is left out: checkpoints/$(weights_of "$job") is not there, no weights for it are shipped yet."
+    echo "$job is left out: checkpoints/$missing is not there, no weights for it are shipped yet."
   fi
 done

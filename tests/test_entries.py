@@ -202,7 +202,10 @@ def test_quickstart_knows_its_jobs() -> None:
     assert "unknown job p9" in refusal(result.stderr)
 
 
-@pytest.mark.parametrize(("job", "folder"), [("p2", "p2_faces"), ("clip", "clip_shapes"), ("controlnet", "ldm_shapes")])
+@pytest.mark.parametrize(
+    ("job", "folder"),
+    [("p2", "p2_faces"), ("clip", "clip_shapes"), ("controlnet", "ldm_shapes"), ("personalisation", "ldm_shapes")],
+)
 def test_quickstart_says_which_weights_are_not_there(job: str, folder: str, clone: Path) -> None:
     """Before anything is installed; `clone` has the weights of Problem 1 alone."""
     result = run_entry(clone / "scripts" / "quickstart.sh", job)
@@ -215,24 +218,25 @@ DIGITS = ["p1_diffusion.inference", "p1_diffusion.evaluate", "p1_diffusion.figur
 FACES = ["make_noise", "p2_ddim.inference", "p2_ddim.figures"]
 SHAPES = ["make_clip_testset", "p3_clip.inference", "p3_clip.evaluate", "p3_clip.figures"]
 CIRCLES = ["make_circles", "p3_controlnet.inference", "p3_controlnet.evaluate", "p3_controlnet.figures"]
-
-
-EVERYTHING = ["p1_digits", "p2_faces", "clip_shapes", "ldm_shapes"]
+CONCEPTS = ["p3_clip.personalisation.study", "p3_clip.personalisation.figures"]
+EVERYTHING = ["p1_digits", "p2_faces", "clip_shapes", "ldm_shapes", "concepts_shapes"]
 
 
 @pytest.mark.parametrize(
-    ("job", "shipped", "programs", "left_out"),
+    ("job", "shipped", "runs", "left_out"),
     [
-        ("p1", ["p1_digits", "p2_faces", "ldm_shapes"], DIGITS, []),
-        ("p2", ["p1_digits", "p2_faces"], FACES, []),
-        ("clip", ["p1_digits", "clip_shapes"], SHAPES, []),
-        ("controlnet", ["p1_digits", "p2_faces", "ldm_shapes"], CIRCLES, []),
-        ("all", EVERYTHING, [*DIGITS, *FACES, *SHAPES, *CIRCLES], []),
-        ("all", ["p1_digits", "clip_shapes"], [*DIGITS, *SHAPES], ["p2", "controlnet"]),
+        ("p1", ["p1_digits", "p2_faces", "ldm_shapes"], [DIGITS], []),
+        ("p2", ["p1_digits", "p2_faces"], [FACES], []),
+        ("clip", ["p1_digits", "clip_shapes"], [SHAPES], []),
+        ("controlnet", ["p1_digits", "p2_faces", "ldm_shapes"], [CIRCLES], []),
+        ("personalisation", ["ldm_shapes", "concepts_shapes"], [CONCEPTS], []),
+        ("all", EVERYTHING, [DIGITS, FACES, SHAPES, CIRCLES, CONCEPTS], []),
+        ("all", ["p1_digits", "clip_shapes"], [DIGITS, SHAPES], ["p2", "controlnet", "personalisation"]),
+        ("all", ["p1_digits", "ldm_shapes"], [DIGITS, CIRCLES], ["p2", "clip", "personalisation"]),
     ],
 )
 def test_quickstart_runs_each_jobs_programs(
-    job: str, shipped: list[str], programs: list[str], left_out: list[str], tmp_path: Path
+    job: str, shipped: list[str], runs: list[list[str]], left_out: list[str], tmp_path: Path
 ) -> None:
     """In a checkout whose environment is a stand-in that notes what it is called for, and makes the files that entries look for."""
     root, log = tmp_path / "clone", tmp_path / "log"
@@ -250,11 +254,11 @@ def test_quickstart_runs_each_jobs_programs(
     python.chmod(0o755)
     result = run_entry(root / "scripts" / "quickstart.sh", job, tmp_path / "out", PYTHON="")
     assert result.returncode == 0, result.stderr
-    calls = log.read_text().splitlines()
+    calls, programs = log.read_text().splitlines(), [program for run in runs for program in run]
     assert len(calls) == len(programs)
     assert all(program in call for program, call in zip(programs, calls, strict=True))
     sentences = [line.split(" is left out")[0] for line in result.stdout.splitlines() if "is left out" in line]
-    assert sentences == left_out and result.stdout.count("Look at") == len(programs) // 3
+    assert sentences == left_out and result.stdout.count("Look at") == len(runs)
 
 
 def test_the_programs_exit_code_is_the_entrys(clone: Path, tmp_path: Path) -> None:

@@ -204,6 +204,30 @@ def test_the_study_measures_every_method_and_the_figures_show_it(
     assert sorted(contents(tmp_path / "figures")) == ["beside.png", "place.png", "single.png"]
 
 
+def test_what_is_not_given_is_left_out(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One result alone, as quickstart.sh measures the shipped one."""
+    flags = [flag for flag in arguments(world, tmp_path, "--clip", "none") if flag not in ("--inversion", "--beside")]
+    flags = [flag for flag in flags if flag not in (world / "inversion", world / "beside")]
+    assert exit_code(study.main, study.Config, *flags) == 0
+    methods = json.loads((tmp_path / "result.json").read_text())["methods"]
+    assert list(methods) == [study.UNTRAINED, study.JOINT]
+    assert all(
+        found["singles"].keys() == {"wine", "mauve"} and [*found["pairs"]] == ["place"] for found in methods.values()
+    )
+    shown = (
+        "--pictures",
+        tmp_path / "pictures",
+        "--results",
+        tmp_path / "result.json",
+        "--output-dir",
+        tmp_path / "out",
+    )
+    assert exit_code(figures.main, figures.Config, *shown) == 0
+    assert sorted(contents(tmp_path / "out")) == ["place.png", "single.png"]
+    rest = flags[flags.index("--base") :]
+    assert "there is nothing to measure" in refused(capsys, study.main, study.Config, *rest)
+
+
 def test_a_result_that_did_not_learn_the_concept_is_refused(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,8 +2,8 @@
 
     python3 -m p3_clip.personalisation.figures --pictures outputs/personalisation --output-dir results/figures/p3_personalisation
 
-single.png: the photos of each drawn concept, and what textual inversion draws of it. place.png and beside.png: two concepts in one
-picture, for each method its first successes beside its first failures, by the study's own judgement.
+single.png: the photos of each drawn concept, and what textual inversion (without it, the study's last method) draws of it. place.png
+and beside.png: two concepts in one picture, for each method its first successes beside its first failures, by the study's own judgement.
 """
 
 import dataclasses
@@ -44,23 +44,27 @@ def main(config: Config) -> None:
     results = read_json(config.results)
     if not isinstance(results, dict) or not {"images", "methods"} <= results.keys():
         raise InputError(f"{config.results} is not a result of p3_clip.personalisation.study")
-    figures = {"single": single_figure(config.pictures, results["images"])}
-    figures |= {pair: pair_figure(config.pictures, pair, results) for pair in PAIRS}
+    figures = {"single": single_figure(config.pictures, results)}
+    asked = {pair for found in results["methods"].values() for pair in found["pairs"]}
+    figures |= {pair: pair_figure(config.pictures, pair, results) for pair in PAIRS if pair in asked}
     folder = make_folder(config.output_dir)
     for name, figure in figures.items():
         write_png(folder / f"{name}.png", figure)
         print(folder / f"{name}.png")
 
 
-def single_figure(folder: Path, count: int) -> Tensor:
-    """A row for each drawn concept: its photos, and the first pictures of textual inversion."""
+def single_figure(folder: Path, results: dict[str, Any]) -> Tensor:
+    """A row for each drawn concept: its photos, and the first pictures of textual inversion, or else of the last method."""
+    methods = results["methods"]
+    method = INVERSION if INVERSION in methods else list(methods)[-1]
+    names = [name for name in DRAWN if name in methods[method]["singles"]]
     rows = []
-    for name in DRAWN:
-        drawn = [read_rgb(path) for path in picture_paths(folder, INVERSION, name, count)[:EACH]]
+    for name in names:
+        drawn = [read_rgb(path) for path in picture_paths(folder, method, name, results["images"])[:EACH]]
         side = drawn[0].shape[-1]
         rows += _filled([draw_photo(name, index, side=side) for index in range(PHOTOS)], side) + _filled(drawn, side)
     labels = ["photo"] * EACH + ["learned"] * EACH
-    return labelled_grid(torch.stack(rows), 2 * EACH, row_labels=list(DRAWN), column_labels=labels)
+    return labelled_grid(torch.stack(rows), 2 * EACH, row_labels=names, column_labels=labels)
 
 
 def pair_figure(folder: Path, pair: str, results: dict[str, Any]) -> Tensor:

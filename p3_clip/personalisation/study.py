@@ -4,8 +4,8 @@
         --beside runs/custom_beside/last
 
 Each method draws every drawn concept by itself, and two of them in one picture in two ways (see `measure.py`), from the same seeds;
-so does the untrained placeholder, a word with the vector that training starts from. Pictures are kept in --output-dir, so a second
-call goes on where the first stopped.
+so does the untrained placeholder, a word with the vectors that training starts from. What is not given is left out. Pictures are kept
+in --output-dir, so a second call goes on where the first stopped.
 """
 
 import dataclasses
@@ -51,11 +51,11 @@ SEED = 2024
 class Config:
     """Measures what the methods learned."""
 
-    inversion: Path
+    inversion: Path | None = None
     """Result of textual inversion, for all drawn concepts."""
-    place: Path
+    place: Path | None = None
     """Result of Custom Diffusion for wine and mauve, trained jointly."""
-    beside: Path
+    beside: Path | None = None
     """The same for the star and the ring."""
     place_merged: Path | None = None
     """Results of single concepts, merged: wine and mauve."""
@@ -130,15 +130,17 @@ def main(config: Config) -> None:
 def sources(config: Config) -> dict[str, list[tuple[tuple[str, ...], Path | None]]]:
     """For each method, the results to load and the pairs that each serves; None: vectors that training starts from."""
     both = tuple(PAIRS)
-    found: dict[str, list[tuple[tuple[str, ...], Path | None]]] = {
-        UNTRAINED: [(both, None)],
+    results = {
         INVERSION: [(both, config.inversion)],
         JOINT: [(("place",), config.place), (("beside",), config.beside)],
+        MERGED: [(("place",), config.place_merged), (("beside",), config.beside_merged)],
     }
-    merged = [(("place",), config.place_merged), (("beside",), config.beside_merged)]
-    if given := [(pairs, path) for pairs, path in merged if path is not None]:
-        found[MERGED] = given
-    return found
+    given = {method: [part for part in parts if part[1] is not None] for method, parts in results.items()}
+    asked = {pair for parts in given.values() for pairs, _ in parts for pair in pairs}
+    if not asked:
+        raise InputError("there is nothing to measure: name a result with --inversion, --place or --beside")
+    untrained = tuple(pair for pair in both if pair in asked)
+    return {UNTRAINED: [(untrained, None)], **{method: parts for method, parts in given.items() if parts}}
 
 
 def tokens_of(path: Path | None, pairs: Sequence[str]) -> dict[str, str]:
