@@ -185,7 +185,7 @@ def test_stable_diffusion_without_a_trained_concept_names_the_command(
     assert command[:2] == ["bash", "scripts/train_textual_inversion.sh"] and (ROOT / command[1]).is_file()
     assert command[2:] == [
         *("--base", str(tmp_path / "sd.safetensors"), "--photos", str(tmp_path / "0"), str(tmp_path / "a style")),
-        *("--words", "dog", "David Revoy", "--tokens", "<new1>", "<new2>"),
+        *("--words", "dog", "David Revoy", "--tokens", "<new1>", "<new2>", "--styles", "<new2>"),
     ]
     assert not (tmp_path / "out").exists()
 

@@ -131,10 +131,16 @@ def find_concepts(config: Config, tasks: Sequence[Task], small: bool) -> Sequenc
 
 
 def training_command(config: Config, tasks: Sequence[Task]) -> str:
-    """The command that trains the concepts of the input; the photos are expected beside it, by their keys."""
+    """The command that trains the concepts of the input; the photos are expected beside it, by their keys.
+
+    What some prompt asks for "in the style of" is a style, which is trained on sentences of its own.
+    """
     folder = config.prompts.parent
     photos = [str(folder / task.key) for task in tasks]
     words = ["--words", *(task.source for task in tasks), "--tokens", *(task.token for task in tasks)]
+    styles = [task.token for task in tasks if any(f"in the style of {task.token}" in prompt for prompt in task.prompts)]
+    if styles:
+        words += ["--styles", *styles]
     command = ["bash", "scripts/train_textual_inversion.sh", "--base", str(config.checkpoint), "--photos", *photos]
     return shlex.join([*command, *words])
 
