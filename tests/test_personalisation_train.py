@@ -242,6 +242,7 @@ def test_concepts_are_drawn_equally_often_and_every_other_row_is_regular() -> No
         (("--tokens", "new", "--drawn", "wine"), "'new' is a word that the model knows already"),
         (("--tokens", "newword", "--drawn", "wine"), "must have the form <name>"),
         (("--drawn", "wine", "--vectors", "0"), "at least one vector, not 0"),
+        (("--drawn", "wine", "--augmentation", "resize", "--views", "0"), "--views must be at least 1, not 0"),
         (("--drawn", "wine", "--start", ""), "the word '' to start from is empty"),
         (("--drawn", "wine", "--held-out", "a circle"), "must hold {} once"),
     ],
@@ -266,4 +267,5 @@ def test_an_unreadable_photo_is_named(world: Path, tmp_path: Path, capsys: pytes
     command = ("custom-diffusion", "--run-dir", tmp_path / "run", "--base", world / "base", "--device", "cpu")
     flags = ("--photos", tmp_path / "photos", "--words", "red")
     assert "x.jpg is not a readable image" in refused(capsys, train.main, train.Config, *command, *flags)
+    assert "--regular must be at least 0" in refused(capsys, train.main, train.Config, *command, "--regular", -1)
     assert not (tmp_path / "run").exists()

@@ -242,6 +242,10 @@ def read_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
     for phrase in (*config.phrases, *config.held_out):
         if phrase.count("{}") != 1 or {*"{}"} & {*phrase.replace("{}", "")}:
             raise InputError(f"{phrase!r} must hold {{}} once, which stands for the concept")
+    if config.views < 1:
+        raise InputError(f"--views must be at least 1, not {config.views}")
+    if isinstance(config, CustomDiffusion) and config.regular < 0:
+        raise InputError(f"--regular must be at least 0, not {config.regular}")
     if not config.photos:
         return _drawn_lessons(config)
     count, tokens = len(config.photos), _tokens(config, len(config.photos))
