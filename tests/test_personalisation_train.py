@@ -1,6 +1,7 @@
 """Learning concepts: what a training moves and what it leaves alone, what it reads, and how it goes on."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tiny_concepts import FEW, make_world, photos, quick
 from common.base_models import load_base
 from common.checkpoint import load_tensors, state_hash
 from common.latent_diffusion import LatentDiffusion
-from p3_clip.personalisation import merge, train
+from p3_clip.personalisation import merge, templates, train
 from p3_clip.personalisation.custom_diffusion import PROJECTIONS, projections
 from p3_clip.personalisation.formats import load_concepts
 from p3_clip.personalisation.model import load_learned
@@ -164,12 +165,17 @@ def test_results_that_were_trained_apart_are_merged(
     assert [concept.token for concept in merged.concepts] == ["<new1>", "<new2>"]
     for run in runs:
         part = load_learned([run], base)
-        features = merge.phrase_features(base, part, ["{} red"])
-        assert len(features) == 2  # the learned word and "red"
+        features = merge.phrase_features(base, part, ["{} red"], templates.SHAPES)
+        assert len(features) == 3 * 2  # the learned word and "red", in each of the small model's sentences
         for name, weight in part.weights.items():
             assert torch.allclose(features @ merged.weights[name].T, features @ weight.T, atol=2e-3)
     capsys.readouterr()
     assert "both hold matrices" in str(pytest.raises(train.InputError, load_learned, runs, base).value)
+    about = json.loads((runs[1] / "config.json").read_text())
+    shutil.copytree(runs[1], tmp_path / "foreign")
+    (tmp_path / "foreign" / "config.json").write_text(json.dumps(about | {"base": "another"}))
+    foreign = ("--results", runs[0], tmp_path / "foreign", *flags)
+    assert "were trained on different base models" in refused(capsys, merge.main, merge.Config, *foreign)
     twice = ("--results", runs[0], runs[0], *flags)
     assert "<new1> comes twice" in refused(capsys, merge.main, merge.Config, *twice)
 

@@ -4,6 +4,7 @@ python3 -m p3_clip.personalisation.merge --results runs/wine/last runs/mauve/las
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +16,13 @@ from common.checkpoint import load_config
 from common.errors import InputError
 from common.files import ROOT
 from common.latent_diffusion import LatentDiffusion
+from p3_clip.personalisation import templates
 from p3_clip.personalisation.concepts import check_tokens, expand, with_concepts
 from p3_clip.personalisation.custom_diffusion import Customised, merge, projections
 from p3_clip.personalisation.model import KIND, load_learned, save_learned
 from p3_clip.personalisation.regular import regular_prompts
+
+SENTENCES = ("photo of a {}",)  # the paper's; a small model was trained on other ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +54,11 @@ def main(config: Config) -> None:
             raise InputError(f"{path} holds words alone: they need no merging, name both with --concepts")
     concepts = [concept for part in parts for concept in part.concepts]
     check_tokens([concept.token for concept in concepts], model.tokenizer)
+    if len({own.get("base") for own in about}) > 1:
+        raise InputError(f"{' and '.join(map(str, config.results))} were trained on different base models")
+    sentences = templates.SHAPES if small else SENTENCES
     learned = [
-        (part.weights, phrase_features(model, part, [entry["phrase"] for entry in own["concepts"]]))
+        (part.weights, phrase_features(model, part, [entry["phrase"] for entry in own["concepts"]], sentences))
         for part, own in zip(parts, about, strict=True)
     ]
     described = [entry["word"] for own in about for entry in own["concepts"]]
@@ -66,20 +73,23 @@ def main(config: Config) -> None:
 
 
 @torch.no_grad()
-def phrase_features(model: LatentDiffusion, part: Customised, phrases: list[str]) -> Tensor:
-    """The text features [n, D] of the words that stand for the concepts, from "photo of a PHRASE", as float32.
+def phrase_features(
+    model: LatentDiffusion, part: Customised, phrases: Sequence[str], sentences: Sequence[str] = SENTENCES
+) -> Tensor:
+    """The text features [n, D] of the words that stand for the concepts, in each of the sentences, as float32.
 
     Those of the phrase alone, not of what is before or after it: the features of other words are to stay.
     """
     text_encoder, tokenizer = with_concepts(model.text_encoder, model.tokenizer, part.concepts)
     rows = []
     for concept, phrase in zip(part.concepts, phrases, strict=True):
-        before, whole = (
-            tokenizer(expand(text, part.concepts)).input_ids
-            for text in ("photo of a", f"photo of a {phrase.format(concept.token)}")
-        )
-        features = text_encoder(torch.tensor([whole])).last_hidden_state[0]
-        rows.append(features[len(before) - 1 : len(whole) - 1])  # without the end tokens
+        for sentence in sentences:
+            before, whole = (
+                tokenizer(expand(text, part.concepts)).input_ids
+                for text in (sentence.format(""), sentence.format(phrase.format(concept.token)))
+            )
+            features = text_encoder(torch.tensor([whole])).last_hidden_state[0]
+            rows.append(features[len(before) - 1 : len(whole) - 1])  # without the end tokens
     return torch.cat(rows).float()
 
 
