@@ -11,15 +11,18 @@ import torch
 from tiny import contents, exit_code, refused, stop_after
 from tiny_base import tiny_base
 from tiny_concepts import FEW, make_world, photos, quick
+from torch import distributed
 
 from common.base_models import load_base
 from common.checkpoint import load_tensors, state_hash
+from common.generate import GenerationConfig
 from common.latent_diffusion import LatentDiffusion
 from p3_clip.personalisation import merge, templates, train
 from p3_clip.personalisation.custom_diffusion import PROJECTIONS, projections
 from p3_clip.personalisation.formats import load_concepts
 from p3_clip.personalisation.model import load_learned
 from p3_clip.personalisation.photos import Encoded, Pool, _latent_weights, make_views
+from p3_clip.personalisation.regular import regular_pictures
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +150,25 @@ def test_custom_diffusion_moves_words_and_the_projections_alone(
     assert learn("custom-diffusion", tmp_path / "again", *flags) == 0
     assert "3 of 3 pictures are there already" in capsys.readouterr().out
     assert contents(tmp_path / "regular") == pictures
+
+
+def test_processes_wait_for_each_others_regularisation_pictures(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each draws its share and reads all: here the second process draws while the first one waits."""
+    model, sampling = load_base(world / "base"), GenerationConfig(steps=1, chunk_size=2)
+    arguments = (model, ["red circle", "lime star", "red circle"], tmp_path, sampling)
+
+    def second_process() -> None:
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setattr(distributed, "barrier", lambda: None)
+        assert len(regular_pictures(*arguments).pictures) == 3
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "barrier", second_process)
+    assert len(regular_pictures(*arguments).pictures) == 3 == len(contents(tmp_path))
 
 
 def test_results_that_were_trained_apart_are_merged(

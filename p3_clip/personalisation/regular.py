@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, distributed
 
 from common.data.examples import WORDINGS, describe
 from common.data.shapes import draw_scene
@@ -34,6 +34,8 @@ def regular_pictures(model: LatentDiffusion, prompts: Sequence[str], folder: Pat
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
     draw_missing(model, wanted, config, model.side)
+    if distributed.is_initialized():
+        distributed.barrier()  # each process drew its share, and reads all
     return Regular(list(prompts), [read_rgb(picture.path) for picture in wanted])
 
 
