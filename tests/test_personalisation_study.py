@@ -228,6 +228,13 @@ def test_what_is_not_given_is_left_out(world: Path, tmp_path: Path, capsys: pyte
     assert "there is nothing to measure" in refused(capsys, study.main, study.Config, *rest)
 
 
+def test_the_untrained_placeholder_has_as_many_vectors_as_the_trained_one(world: Path, tmp_path: Path) -> None:
+    save_learned(tmp_path, Customised({}, [Concept("<new1>", torch.ones(3, 16))]), {"vectors": 3})
+    assert study.vectors_of(study.Config(place=tmp_path)) == 3 and study.vectors_of(study.Config(world / "place")) == 1
+    words = study.learn(load_base(world / "base"), None, {"wine": "<new1>"}, 3)
+    assert words.concepts[0].vectors.shape == (3, 16)
+
+
 def test_a_result_that_did_not_learn_the_concept_is_refused(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

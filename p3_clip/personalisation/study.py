@@ -101,7 +101,7 @@ def main(config: Config) -> None:
         for pairs, path in parts:
             model = load_base(config.base)
             tokens = tokens_of(path, pairs)
-            learned = learn(model, path, tokens)
+            learned = learn(model, path, tokens, vectors_of(config))
             usual = norms(learned.concepts, usual_words(model, small=True))
             personalise(model, learned)
             artist = Artist(config, model.to(device), learned.concepts, generation, method)
@@ -158,14 +158,20 @@ def tokens_of(path: Path | None, pairs: Sequence[str]) -> dict[str, str]:
     return {name: known[DRAWN[name].word, DRAWN[name].phrase] for name in names}
 
 
-def learn(model: LatentDiffusion, path: Path | None, tokens: Mapping[str, str]) -> Customised:
-    """What a result holds, or without one the words with the vectors that training starts from."""
+def vectors_of(config: Config) -> int:
+    """How many vectors each concept of the first result has; the untrained placeholder gets as many."""
+    first = next(path for path in (config.inversion, config.place, config.beside) if path is not None)
+    return int(load_config(first, KIND).get("vectors", 1))
+
+
+def learn(model: LatentDiffusion, path: Path | None, tokens: Mapping[str, str], vectors: int) -> Customised:
+    """What a result holds, or without one the words with the `vectors` vectors each that training starts from."""
     if path is not None:
         return load_learned([path], model)
     return Customised(
         {},
         [
-            Concept(token, initial_vectors(DRAWN[name].word, 1, model.text_encoder, model.tokenizer))
+            Concept(token, initial_vectors(DRAWN[name].word, vectors, model.text_encoder, model.tokenizer))
             for name, token in tokens.items()
         ],
     )
