@@ -135,6 +135,15 @@ def test_two_colours_on_a_third(spoil: Callable[[Tensor], Tensor]) -> None:
     assert iou(labels > 0, disc(scene[0][0]) | disc(scene[1][0])) > 0.95
 
 
+def test_a_faint_object_is_found_beside_strong_ones() -> None:
+    """The soft edges of the pink disc are farther from the background's colour than the snow is."""
+    circles = [Circle(90.0, 250.0, 70.0), Circle(250.0, 250.0, 70.0), Circle(410.0, 250.0, 70.0)]
+    scene = zip(circles, ("snow", "navajo white", "hot pink"), strict=True)
+    labels = segment(from_64(picture(*scene, background="honey dew")), colours=3)
+    for circle in circles:
+        assert iou(labels == labels[int(circle.y), int(circle.x)], disc(circle)) > 0.95
+
+
 def test_a_second_colour_that_is_not_there_adds_no_object() -> None:
     """The background's noise is not taken for the missing colour."""
     circles = [Circle(150.0, 250.0, 90.0), Circle(370.0, 260.0, 80.0)]

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.cluster.vq import kmeans2
+from scipy.spatial.distance import cdist
 from skimage.color import deltaE_ciede2000
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,6 +25,7 @@ REACH = 6  # blocks over which an edge may be blurred
 DISTINCT = 0.5  # CIEDE2000; of fill50k's pairs chartreuse on lawn green is the hardest, with 0.65
 SEPARATION = 5.0  # cutting a smooth gradient in two gives 4, cutting noise 3
 ITERATIONS = 20
+SAMPLE = 1000  # blocks among which k-means' first centres are looked for
 MARGIN = 4  # pixels of the model's own resolution
 NO_OBJECT_ERROR = 50.0
 Segmenter = Callable[[Tensor], Tensor]
@@ -34,8 +36,8 @@ def segment(image: Tensor, colours: int = 1) -> Tensor:
     """Which pixels have the colour of an object: long [512, 512], 0 for the background, 1 to `colours` for the objects.
 
     `image` is uint8 [3, H, W] and brought to 512x512 first. Colours are clustered in CIELAB into `colours` + 1 groups (k-means
-    from the border's median colour and the colours farthest from it) on blocks of 4x4 pixels that lie on no edge; the group most
-    frequent on the border is the background. A group that cannot be told from it is background too: nearer than DISTINCT in
+    from the border's median colour and those that leave least to the others) on blocks of 4x4 pixels that lie on no edge; the
+    group most frequent on the border is the background. A group that cannot be told from it is background too: nearer than DISTINCT in
     CIEDE2000, or than SEPARATION times the spread within the groups, which is how noise and gradients fall into groups. So a
     picture without an object is 0 everywhere. Pixels on an edge get the nearest of the colours found within REACH blocks.
     """
@@ -186,10 +188,15 @@ def _cluster(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The centres [K, 3] of up to `count` groups of flat blocks and the median distance [K] of their blocks from them."""
     rows = lab[flat]
+    some = rows[:: len(rows) // SAMPLE | 1]
+    squared = cdist(some, some, "sqeuclidean")
     centres = [np.median(np.concatenate([lab[[0, -1]].reshape(-1, 3), lab[:, [0, -1]].reshape(-1, 3)]), axis=0)]
+    left = cdist(centres, some, "sqeuclidean")[0]
     while len(centres) < count:
-        distance = np.min([((rows - centre) ** 2).sum(1) for centre in centres], axis=0)
-        centres.append(rows[distance.argmax()])
+        # Not the farthest colour: the blurred edge of a strong one is farther away than a faint object.
+        best = np.minimum(left, squared).sum(1).argmin()
+        centres.append(some[best])
+        left = np.minimum(left, squared[best])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "One of the clusters is empty")  # fewer colours than groups; left out below
         found, labels = kmeans2(rows, np.array(centres), iter=ITERATIONS, minit="matrix")
