@@ -227,6 +227,9 @@ def test_patches_draw_a_larger_canvas(world: Path, quickly: None, tmp_path: Path
         ([{**LINE, "target": "/tmp/0.png"}], "line 1: the file name '/tmp/0.png' leads out of its folder"),
         ([{**LINE, "target": "a/../../0.png"}], "leads out of its folder"),
         ([{**LINE, "source": "../source/0.png"}], "leads out of its folder"),
+        ([{**LINE, "target": "."}], "line 1: '.' is no file name"),
+        ([{**LINE, "target": "a\0.png"}], "line 1: 'target' is missing or is not text"),
+        ([{**LINE, "prompt": "red \ud800 circle"}], "line 1: 'prompt' is missing or is not text"),
         ([LINE, {**LINE, "target": "1.png", "source": "9.png"}], "line 2: "),
         ([""], "prompt.json is empty"),
         (["[1, 2]"], "line 1 must be an object with source, target, prompt"),
@@ -237,6 +240,13 @@ def test_a_bad_line_is_named(
 ) -> None:
     write_lines(data, *lines)
     assert said in sentence(capsys, world, data, tmp_path / "out")
+
+
+def test_a_mark_of_byte_order_is_skipped(world: Path, quickly: None, data: Path, tmp_path: Path) -> None:
+    """As Windows' editors write it."""
+    expected = draw(world, data, tmp_path / "plain")
+    (data / "prompt.json").write_text((data / "prompt.json").read_text(), encoding="utf-8-sig")
+    assert draw(world, data, tmp_path / "marked") == expected
 
 
 def test_a_missing_prompt_file_is_named(world: Path, quickly: None, data: Path, tmp_path: Path, capsys: Any) -> None:

@@ -1,6 +1,7 @@
 """The pairs of fill50k in the homework's layout: `fill50k/{training,testing}/{source,target,prompt.json}`, 512x512 RGB."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from common.images import read_rgb
 SIZE = 512
 Part = Literal["training", "testing"]
 FIELDS = ("source", "target", "prompt")
+NO_TEXT = re.compile(r"[\0\ud800-\udfff]")  # JSON can spell what no file name and no tokenizer takes
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def read_prompts(path: Path, sources: Path, targets: Path, targets_exist: bool =
     With `targets_exist` off the targets are files still to be written, and keep a folder that their name starts with.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except UnicodeDecodeError:
@@ -99,7 +101,7 @@ def _fields(line: str, where: str) -> list[str]:
     if not isinstance(value, dict):
         raise InputError(f"{where} must be an object with {', '.join(FIELDS)}")
     for name in FIELDS:
-        if not isinstance(value.get(name), str) or not value[name].strip():
+        if not isinstance(value.get(name), str) or not value[name].strip() or NO_TEXT.search(value[name]):
             raise InputError(f"{where}: {name!r} is missing or is not text")
     return [value[name] for name in FIELDS]
 
@@ -107,6 +109,8 @@ def _fields(line: str, where: str) -> list[str]:
 def _below(name: str, folder: str, where: str) -> PurePosixPath:
     """The name relative to its folder, whether or not it starts with it."""
     path = PurePosixPath(name.replace("\\", "/"))
+    if not path.parts:  # "." is the folder itself
+        raise InputError(f"{where}: {name!r} is no file name")
     if path.is_absolute() or ".." in path.parts:
         raise InputError(f"{where}: the file name {name!r} leads out of its folder")
     return PurePosixPath(*path.parts[1:]) if len(path.parts) > 1 and path.parts[0] == folder else path
