@@ -74,6 +74,9 @@ def check_generation(config: GenerationConfig) -> None:
     for name in ("eta", "guidance_rescale"):
         if not 0.0 <= getattr(config, name) <= 1.0:
             raise InputError(f"--{name.replace('_', '-')} must lie in [0, 1], not {getattr(config, name)}")
+    low, high = config.guidance_interval
+    if low > high:
+        raise InputError(f"--guidance-interval must be the lowest t and then the highest, not {low} and {high}")
     if not 0.0 <= config.control_start <= config.control_end <= 1.0:
         raise InputError(
             "--control-start and --control-end must be fractions 0 <= start <= end <= 1, "

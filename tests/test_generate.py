@@ -172,6 +172,7 @@ def test_guidance_acts_inside_its_interval_alone(model: LatentDiffusion) -> None
         ({"control_scales": (1.0, float("inf"))}, "--control-scales must be finite"),
         ({"eta": 2.0}, r"--eta must lie in \[0, 1\]"),
         ({"guidance_rescale": -0.5}, r"--guidance-rescale must lie in \[0, 1\]"),
+        ({"guidance_interval": (900, 100)}, "--guidance-interval must be the lowest t and then the highest"),
         ({"control_start": 0.6, "control_end": 0.5}, "--control-start and --control-end must be fractions"),
         ({"control_end": 1.5}, "--control-start and --control-end must be fractions"),
         ({"seed": -1}, "a seed must lie between 0"),
