@@ -27,6 +27,7 @@ from common.metrics.segmentation import (
     segment,
     separate,
 )
+from common.pictures import enlarge
 
 MIDDLE, AWAY, CUT = Circle(260.5, 240.0, 90.0), Circle(120.0, 130.5, 70.0), Circle(490.0, 300.0, 110.0)
 
@@ -116,11 +117,14 @@ def test_a_flat_picture_has_no_object(colours: int, spoil: Callable[[Tensor], Te
     assert not object_mask(spoil(picture(background="peru")), colours).any()
 
 
-def test_noise_and_gradients_are_no_objects() -> None:
+@pytest.mark.parametrize("colours", [1, 2, 3])
+def test_noise_and_gradients_are_no_objects(colours: int) -> None:
+    """However many pieces they fall into."""
     generator = torch.Generator().manual_seed(0)
-    assert not object_mask(torch.randint(256, (3, SIZE, SIZE), generator=generator, dtype=torch.uint8)).any()
-    slope = torch.linspace(100, 140, SIZE).round().to(torch.uint8)
-    assert not object_mask(slope.expand(3, SIZE, SIZE)).any()
+    noise = torch.randint(256, (3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+    slope = torch.linspace(100, 140, SIZE).round().to(torch.uint8).expand(3, SIZE, SIZE)
+    for image in (noise, slope):
+        assert not object_mask(image, colours).any()
     assert iou(object_mask(picture()), disc(MIDDLE)) == 0.0
 
 
@@ -142,6 +146,22 @@ def test_a_faint_object_is_found_beside_strong_ones() -> None:
     labels = segment(from_64(picture(*scene, background="honey dew")), colours=3)
     for circle in circles:
         assert iou(labels == labels[int(circle.y), int(circle.x)], disc(circle)) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("colour", "background", "strength"),
+    [("medium slate blue", "slate blue", 6.0), ("moccasin", "tan", 10.0), ("dim gray", "dark gray", 18.0)],
+)
+def test_a_faint_object_is_found_in_noise(colour: str, background: str, strength: float) -> None:
+    """Noise in the pixels of a model of 64x64, independent in the three channels: most of it is not between the two colours."""
+    noise = strength * torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def found(image: Tensor) -> Tensor:
+        small = torch.nn.functional.avg_pool2d(image.float(), 8) + noise
+        return object_mask(enlarge(small.round().clamp(0, 255).to(torch.uint8), SIZE))
+
+    assert iou(found(picture((MIDDLE, colour), background=background)), disc(MIDDLE)) > 0.9
+    assert not found(picture(background=background)).any()
 
 
 def test_a_second_colour_that_is_not_there_adds_no_object() -> None:

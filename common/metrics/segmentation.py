@@ -1,7 +1,7 @@
 """What a picture of flat shapes shows, without sight of the truth: its objects, their colours, and the mask at its centre."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ BLOCK = 4
 FLAT = 0.25  # of the strongest contrast: below it a block does not lie on an edge
 REACH = 6  # blocks over which an edge may be blurred
 DISTINCT = 0.5  # CIEDE2000; of fill50k's pairs chartreuse on lawn green is the hardest, with 0.65
-SEPARATION = 5.0  # cutting a smooth gradient in two gives 4, cutting noise 3
+SEPARATION = 5.0  # cutting a smooth gradient or noise in two gives 4
 ITERATIONS = 20
 SAMPLE = 1000  # blocks among which k-means' first centres are looked for
 MARGIN = 4  # pixels of the model's own resolution
@@ -37,19 +37,21 @@ def segment(image: Tensor, colours: int = 1) -> Tensor:
 
     `image` is uint8 [3, H, W] and brought to 512x512 first. Colours are clustered in CIELAB into `colours` + 1 groups (k-means
     from the border's median colour and those that leave least to the others) on blocks of 4x4 pixels that lie on no edge; the
-    group most frequent on the border is the background. A group that cannot be told from it is background too: nearer than DISTINCT in
-    CIEDE2000, or than SEPARATION times the spread within the groups, which is how noise and gradients fall into groups. So a
-    picture without an object is 0 everywhere. Pixels on an edge get the nearest of the colours found within REACH blocks.
+    group most frequent on the border is the background. Groups that cannot be told from it are background too: nearer than
+    DISTINCT in CIEDE2000, or than SEPARATION times the spread within the groups towards each other, which is how noise and
+    gradients fall into groups. So a picture without an object is 0 everywhere. Pixels on an edge get the nearest of the colours
+    found within REACH blocks.
     """
     pixels = _resized(image)  # [512, 512, 3]
     blocks = _blocks(pixels)
     lab = to_lab(blocks)
     flat = _flat(lab)
-    centres, spreads = _cluster(lab, flat, colours + 1)
+    centres, members = _cluster(lab, flat, colours + 1)
     nearest = _nearest(lab.reshape(-1, 3), centres).reshape(flat.shape)
     border = np.concatenate([edge[[0, -1]].ravel() for edge in (nearest, nearest.T)])
     background = int(np.bincount(border, minlength=len(centres)).argmax())
-    objects = [c for c in range(len(centres)) if c != background and _distinct(c, background, centres, spreads)]
+    ground = _ground(background, centres, members)
+    objects = [c for c in range(len(centres)) if c not in ground]
     if not objects:
         return torch.zeros(SIZE, SIZE, dtype=torch.long)
     groups = [background, *objects]
@@ -185,8 +187,8 @@ def _flat(lab: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def _cluster(
     lab: NDArray[np.float64], flat: NDArray[np.bool_], count: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The centres [K, 3] of up to `count` groups of flat blocks and the median distance [K] of their blocks from them."""
+) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    """The centres [K, 3] of up to `count` groups of flat blocks, and the blocks' colours [N_k, 3] in each."""
     rows = lab[flat]
     some = rows[:: len(rows) // SAMPLE | 1]
     squared = cdist(some, some, "sqeuclidean")
@@ -200,9 +202,9 @@ def _cluster(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "One of the clusters is empty")  # fewer colours than groups; left out below
         found, labels = kmeans2(rows, np.array(centres), iter=ITERATIONS, minit="matrix")
-    members = [np.linalg.norm(rows[labels == c] - found[c], axis=1) for c in range(count)]
+    members = [rows[labels == c] for c in range(count)]
     kept = [c for c in range(count) if len(members[c])]
-    return found[kept], np.array([np.median(members[c]) for c in kept])
+    return found[kept], [members[c] for c in kept]
 
 
 def _nearest(rows: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -210,10 +212,20 @@ def _nearest(rows: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray
     return np.stack([((rows - centre) ** 2).sum(1) for centre in centres]).argmin(0)
 
 
-def _distinct(c: int, background: int, centres: NDArray[np.float64], spreads: NDArray[np.float64]) -> bool:
-    apart = float(np.linalg.norm(centres[c] - centres[background]))
-    spread = float(max(spreads[c], spreads[background]))
-    return float(deltaE_ciede2000(centres[c], centres[background])) >= DISTINCT and apart >= SEPARATION * spread
+def _ground(background: int, centres: NDArray[np.float64], members: Sequence[NDArray[np.float64]]) -> set[int]:
+    """The groups that cannot be told from the background, or from another of these: noise and gradients fall into many."""
+    ground, rest = {background}, set(range(len(centres))) - {background}
+    while more := {c for c in rest if not all(_distinct(c, other, centres, members) for other in ground)}:
+        ground, rest = ground | more, rest - more
+    return ground
+
+
+def _distinct(c: int, other: int, centres: NDArray[np.float64], members: Sequence[NDArray[np.float64]]) -> bool:
+    """Spread across the line between the centres, such as noise in the other channels, does not make two groups any less distinct."""
+    line = centres[c] - centres[other]
+    # Both sides times the line's length, which may be 0.
+    spread = max(float(np.median(np.abs((members[k] - centres[k]) @ line))) for k in (c, other))
+    return float(deltaE_ciede2000(centres[c], centres[other])) >= DISTINCT and float(line @ line) >= SEPARATION * spread
 
 
 def _to_pixels(
