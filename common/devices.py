@@ -1,5 +1,6 @@
 """Where to compute: device names and accelerate's view of the processes."""
 
+import os
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,13 +14,16 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def pick_device(name: DeviceName) -> torch.device:
-    """The device of that name; auto is CUDA, else MPS, else the CPU. Raises InputError if it is not there."""
+    """The device of that name; auto is CUDA, else MPS, else the CPU. Raises InputError if it is not there.
+
+    Of several CUDA devices a process of `torchrun` takes its own, LOCAL_RANK.
+    """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in present.items() if there))
-    if not present[name]:
+    kind = next(kind for kind, there in present.items() if there) if name == "auto" else name
+    if not present[kind]:
         raise InputError(f"--device {name} was asked for, but no {name.upper()} device is present")
-    return torch.device(name)
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device(kind, int(rank)) if kind == "cuda" and rank else torch.device(kind)
 
 
 def make_accelerator(device: DeviceName, mixed_precision: str = "no") -> "Accelerator":

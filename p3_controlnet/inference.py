@@ -114,7 +114,11 @@ def load_model(config: ModelConfig) -> LatentDiffusion:
             f"{checkpoint} is no Stable Diffusion v1.4, no ControlNet and no model folder of this project: nothing to draw with"
         )
     if kind == "controlnet":
+        if config.control:
+            raise InputError(f"{checkpoint} is a ControlNet itself, so --control {config.control} has no place")
         return with_control(find_base(checkpoint, config.base), checkpoint)
+    if config.base:
+        raise InputError(f"{checkpoint} is a base model itself, so --base {config.base} has no place")
     if kind == "small":
         return with_control(checkpoint, config.control or SHIPPED_CONTROL)
     if config.control or SD_CONTROL.is_dir():

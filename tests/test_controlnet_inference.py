@@ -363,6 +363,13 @@ def test_where_the_base_of_a_control_comes_from(world: Path, monkeypatch: pytest
     assert find_base(tmp_path / "cldm.safetensors", None) == tmp_path / "cldm.safetensors"
 
 
+def test_a_flag_that_has_no_place_is_refused(world: Path) -> None:
+    with pytest.raises(InputError, match="is a ControlNet itself, so --control"):
+        load_model(ModelConfig(world / "control", world / "base", world / "control"))
+    with pytest.raises(InputError, match="is a base model itself, so --base"):
+        load_model(ModelConfig(world / "base", world / "base", world / "control"))
+
+
 def test_stable_diffusion_without_a_control_is_drawn_by_the_small_model(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

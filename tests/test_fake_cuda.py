@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
+from common.devices import pick_device
 from common.diffusion import denoiser, diffusion_loss, drop_context, guided, q_sample
 from common.embedding import SinusoidalEmbedding
 from common.metrics.classifier import DigitClassifier, LeNet
@@ -128,3 +129,11 @@ def test_sampling_digits(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) ->
     chunks = list(sample_digits(network(cuda), jobs, SamplingConfig(steps=2, chunk_size=2), show_progress=False))
     assert [job for part, _ in chunks for job in part] == jobs
     assert [(images.device.type, len(images)) for _, images in chunks] == [("cpu", 2), ("cpu", 1)]
+
+
+def test_a_process_of_several_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == torch.device("cuda", 1) and pick_device("cpu") == torch.device("cpu")
