@@ -151,12 +151,12 @@ METHOD = """## Problem 3, 2025: ControlNet
 
 **Method.** A latent-diffusion model in Stable Diffusion's form and of a CPU's size was trained here: pictures of 64x64, a
 deep-compression autoencoder (arXiv:2410.10733) to 16x16 latents normalised channel by channel, a U-Net with cross-attention to the
-text tower of the project's small CLIP. It predicts v under a schedule that ends in pure noise, and its steps start there, so that flat colours come from the prompt
-and not from the noise. ControlNet is a trained copy of the frozen U-Net's encoder whose residuals enter the decoder through
-convolutions that start at zero; its loss is weighted as the base's was. Shape is measured against the disc inside the control
-picture's outline, colours as the CIEDE2000 distance of a region's median colour from the named one; a picture without an object
-counts as IoU 0 and error 50. Code: `p3_controlnet/`, `common/latent_diffusion.py`; training: `bash scripts/train_ldm.sh`,
-`bash scripts/train_controlnet.sh`."""
+text tower of the project's small CLIP. It predicts v under a schedule that ends in pure noise, and its steps start there, so that
+flat colours come from the prompt and not from the noise. ControlNet is a trained copy of the frozen U-Net's encoder whose residuals
+enter the decoder through convolutions that start at zero; its loss is weighted as the base's was. Shape is measured against the
+disc inside the control picture's outline, colours as the CIEDE2000 distance of a region's median colour from the named one; a
+picture without an object counts as IoU 0 and error 50. Code: `p3_controlnet/`, `common/latent_diffusion.py`; training:
+`bash scripts/train_ldm.sh`, `bash scripts/train_controlnet.sh`."""
 
 
 def _base(results: Path) -> str:
@@ -185,8 +185,8 @@ def _base(results: Path) -> str:
     text = (
         f"{default['prompts']} prompts of one or two shapes name every CSS colour. Of {default['regions']} regions the colours are "
         f"{default['error']:.1f} away from the named ones on average, and {default['right']:.0%} are nearer to it than to any other "
-        f"name; {default['without_object']} pictures show no object. Colours alone are judged here, not which shape has them. The smallest error of the table has {label(best['sampling'])} "
-        f"({best['error']:.1f}). {verdict(base_demands(results))}"
+        f"name; {default['without_object']} pictures show no object. Colours alone are judged here, not which shape has them. "
+        f"The smallest error of the table has {label(best['sampling'])} ({best['error']:.1f}). {verdict(base_demands(results))}"
     )
     return joined(
         f"**The base model without control.** {STUDY}",
