@@ -53,7 +53,7 @@ class UNetConfig:
     """Residual blocks, each with self- and cross-attention, at each resolution; the decoder has one more."""
     heads: int = 4
     """Attention heads."""
-    groups: int = 16
+    groups: int = 8
     """Groups of the normalisation."""
 
 
