@@ -180,9 +180,8 @@ def test_a1111_holds_one_and_may_not_name_it(tmp_path: Path) -> None:
         save_concepts(tmp_path / "a.pt", [concept(), concept("<new2>")], "a1111")
     save_concepts(tmp_path / "a.pt", [concept()], "a1111")
     assert load_concepts(tmp_path / "a.pt")[0].token == "<new1>"
-    save_concepts(tmp_path / "a.safetensors", [concept()], "a1111_safetensors")
-    with pytest.raises(InputError, match="does not say what its concept is called"):
-        load_concepts(tmp_path / "a.safetensors")
+    save_concepts(tmp_path / "dog.safetensors", [concept()], "a1111_safetensors")
+    assert load_concepts(tmp_path / "dog.safetensors")[0].token == "<dog>"  # as A1111 does
 
 
 def test_diffusers_words_of_one_concept_are_joined(tmp_path: Path) -> None:

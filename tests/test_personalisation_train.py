@@ -197,7 +197,7 @@ def test_results_that_were_trained_apart_are_merged(
     shutil.copytree(runs[1], tmp_path / "foreign")
     (tmp_path / "foreign" / "config.json").write_text(json.dumps(about | {"base": "another"}))
     foreign = ("--results", runs[0], tmp_path / "foreign", *flags)
-    assert "were trained on different base models" in refused(capsys, merge.main, merge.Config, *foreign)
+    assert "foreign was trained on another base model" in refused(capsys, merge.main, merge.Config, *foreign)
     twice = ("--results", runs[0], runs[0], *flags)
     assert "<new1> comes twice" in refused(capsys, merge.main, merge.Config, *twice)
 

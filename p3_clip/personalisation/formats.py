@@ -8,7 +8,8 @@
 | A1111 | .safetensors | {"emb_params": [k, D]} |
 | CompVis | .pt | {"string_to_token": {token: tensor}, "string_to_param": ParameterDict({token: [k, D]})} |
 
-Diffusers keeps several vectors as several words, token, token_1, token_2: they are joined again.
+Diffusers keeps several vectors as several words, token, token_1, token_2: they are joined again. A concept that its file does not
+name is called by the file's name, as in A1111: dog.safetensors holds <dog>.
 """
 
 import io
@@ -54,7 +55,7 @@ def save_concepts(path: Path, concepts: Sequence[Concept], form: Form = "own") -
 
 
 def load_concepts(path: Path, token: str | None = None) -> list[Concept]:
-    """The concepts in a file of any form. `token` is the placeholder of a file with one concept, needed where it names none.
+    """The concepts in a file of any form. `token` is another placeholder for the concept of a file with just one.
 
     Raises InputError if the file is missing, damaged, would run code, or holds something else.
     """
@@ -66,10 +67,7 @@ def load_concepts(path: Path, token: str | None = None) -> list[Concept]:
                 f"{path} holds {len(found)} concepts ({', '.join(found)}), so they cannot all be called {token}"
             )
         found = {token: next(iter(found.values()))}
-    for name in found:
-        if name == ANY:
-            raise InputError(f"{path} does not say what its concept is called: give it a placeholder, such as <new1>")
-    return [Concept(name, rows) for name, rows in found.items()]
+    return [Concept(f"<{path.stem}>" if name == ANY else name, rows) for name, rows in found.items()]
 
 
 def _read(path: Path) -> Any:

@@ -54,8 +54,6 @@ def main(config: Config) -> None:
             raise InputError(f"{path} holds words alone: they need no merging, name both with --concepts")
     concepts = [concept for part in parts for concept in part.concepts]
     check_tokens([concept.token for concept in concepts], model.tokenizer)
-    if len({own.get("base") for own in about}) > 1:
-        raise InputError(f"{' and '.join(map(str, config.results))} were trained on different base models")
     sentences = templates.SHAPES if small else SENTENCES
     learned = [
         (part.weights, phrase_features(model, part, [entry["phrase"] for entry in own["concepts"]], sentences))

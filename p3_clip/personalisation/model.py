@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from common.checkpoint import tensor_names
+from common.checkpoint import state_hash, tensor_names
 from common.data.examples import VOCABULARY
 from common.errors import InputError
-from common.files import make_folder, write_json
+from common.files import make_folder, read_json, write_json
 from common.latent_diffusion import LatentDiffusion
 from p3_clip.personalisation.concepts import Concept, with_concepts
 from p3_clip.personalisation.custom_diffusion import (
@@ -42,11 +42,15 @@ def save_learned(folder: Path, learned: Customised, about: Mapping[str, Any]) ->
 def load_learned(paths: Sequence[Path], base: LatentDiffusion) -> Customised:
     """What the folders and files hold together: words of any form, and at most one set of matrices for this base model.
 
-    Raises InputError if one holds something else or was made for a U-Net of other sizes, or if several hold matrices.
+    Raises InputError if one holds something else or matrices that were trained on another base model, or if several hold matrices.
     """
     own: Mapping[str, Tensor] = projections(base.unet)
     parts = [_load(Path(path), own) for path in paths]
     with_weights = [path for path, part in zip(paths, parts, strict=True) if part.weights]
+    for path in with_weights:
+        made_on = read_json(Path(path) / "config.json").get("base") if Path(path).is_dir() else None
+        if made_on not in (None, base_hash(base)):
+            raise InputError(f"{path} was trained on another base model: its matrices mean nothing in this one")
     if len(with_weights) > 1:
         raise InputError(
             f"{with_weights[0]} and {with_weights[1]} both hold matrices of Custom Diffusion: "
@@ -61,6 +65,11 @@ def _load(path: Path, own: Mapping[str, Tensor]) -> Customised:
     if file.suffix == ".safetensors" and any(name.startswith("unet/") for name in tensor_names(file)):
         return load_delta(file, own)
     return Customised({}, load_concepts(file))
+
+
+def base_hash(model: LatentDiffusion) -> str:
+    """A hash of the frozen networks, by which a result names the model that it was trained on."""
+    return state_hash(nn.ModuleList([model.unet, model.autoencoder, model.text_encoder]))
 
 
 def personalise(model: LatentDiffusion, learned: Customised) -> None:

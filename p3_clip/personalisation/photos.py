@@ -144,8 +144,8 @@ class Pool:
         other row is a regularisation picture, if there are any."""
         concepts = [torch.nonzero(self.group == k)[:, 0] for k in range(int(self.group.max()) + 1)]
         regular = torch.nonzero(self.group < 0)[:, 0]
-        rows = []
-        for i in range(size):
+        rows, first = [], int(torch.randint(2, (), generator=random))  # so that a batch of one is now this, now that
+        for i in range(first, first + size):
             which = int(torch.randint(len(concepts), (), generator=random))
             members = regular if len(regular) and i % 2 else concepts[which]
             rows.append(members[torch.randint(len(members), (), generator=random)])
