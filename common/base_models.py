@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from torch import nn
+
 from common import small_diffusion
+from common.checkpoint import state_hash
 from common.errors import InputError
 from common.files import read_json
 from common.latent_diffusion import LatentDiffusion
@@ -59,3 +62,8 @@ def _kind_of_folder(folder: Path) -> Kind:
 def holds_base(path: Path) -> bool:
     """Whether the ControlNet at `path` is a whole cldm file, which holds the base's U-Net as well."""
     return not Path(path).is_dir() and any(str(key).startswith(UNET) for key in weight_names(Path(path)))
+
+
+def base_hash(model: LatentDiffusion) -> str:
+    """A hash of the frozen networks, by which a result names the model that it was trained on."""
+    return state_hash(nn.ModuleList([model.unet, model.autoencoder, model.text_encoder]))

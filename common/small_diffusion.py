@@ -1,4 +1,4 @@
-"""The small latent-diffusion model: Stable Diffusion's own kinds of networks, in sizes that a CPU can train.
+"""The small latent-diffusion model: Stable Diffusion's own kinds of networks but for the autoencoder, in sizes that a CPU can train.
 
 Pictures of 64x64, latents of 16x16 with 4 channels, the text tower of the project's small CLIP as conditioner. It is stored as a
 diffusers folder, so it is loaded, controlled and personalised by the code that does so for Stable Diffusion.
@@ -62,8 +62,9 @@ def build_autoencoder(config: AutoencoderConfig) -> "AutoencoderDC":
 
     It is the deep-compression autoencoder (Chen et al. 2024, arXiv:2410.10733) and not Stable Diffusion's: the latter's group
     normalisation takes its statistics over the whole picture, so that a flat colour comes out shifted by what else the picture
-    shows, and a small one needs very long to unlearn that. Here each position is normalised by itself, inside the residual
-    branches alone. These begin at zero (arXiv:1706.02677), so the shortcuts carry the colours from the first step on.
+    shows, and a small one needs very long to unlearn that. Here each position is normalised by itself, in the residual
+    branches and before the last convolution. The branches begin at zero (arXiv:1706.02677), so at first the shortcuts alone carry
+    the colours.
     """
     from diffusers import AutoencoderDC
 

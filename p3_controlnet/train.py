@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import cli
-from common.base_models import load_base
-from common.checkpoint import state_hash
+from common.base_models import base_hash, load_base
 from common.colour import colour_difference
 from common.data.examples import Examples, drawn_circles, real_examples
 from common.devices import make_accelerator
@@ -90,7 +89,7 @@ def main(config: Config) -> None:
     model.controlnet = control.train()
     if config.checkpointing:
         model.enable_gradient_checkpointing()
-    frozen = state_hash(torch.nn.ModuleList([model.unet, model.autoencoder, model.text_encoder]))
+    frozen = base_hash(model)
 
     def examples() -> Examples:
         parts = [drawn_circles(config.pictures, size, config.training.seed)] if config.pictures else []

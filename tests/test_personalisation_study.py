@@ -192,16 +192,14 @@ def test_the_study_measures_every_method_and_the_figures_show_it(
     assert capsys.readouterr().out.count("2 of 2 pictures are there already") == len(pictures) / 2
     assert contents(tmp_path / "pictures") == pictures
 
-    shown = (
-        "--pictures",
-        tmp_path / "pictures",
-        "--results",
-        tmp_path / "result.json",
-        "--output-dir",
-        tmp_path / "figures",
-    )
-    assert exit_code(figures.main, figures.Config, *shown) == 0
+    assert make_figures(tmp_path, tmp_path / "figures") == 0
     assert sorted(contents(tmp_path / "figures")) == ["beside.png", "place.png", "single.png"]
+
+
+def make_figures(measured: Path, folder: Path) -> int:
+    """The exit code of drawing the figures of what was measured."""
+    flags = ("--pictures", measured / "pictures", "--results", measured / "result.json", "--output-dir", folder)
+    return exit_code(figures.main, figures.Config, *flags)
 
 
 def test_what_is_not_given_is_left_out(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,15 +212,7 @@ def test_what_is_not_given_is_left_out(world: Path, tmp_path: Path, capsys: pyte
     assert all(
         found["singles"].keys() == {"wine", "mauve"} and [*found["pairs"]] == ["place"] for found in methods.values()
     )
-    shown = (
-        "--pictures",
-        tmp_path / "pictures",
-        "--results",
-        tmp_path / "result.json",
-        "--output-dir",
-        tmp_path / "out",
-    )
-    assert exit_code(figures.main, figures.Config, *shown) == 0
+    assert make_figures(tmp_path, tmp_path / "out") == 0
     assert sorted(contents(tmp_path / "out")) == ["place.png", "single.png"]
     rest = flags[flags.index("--base") :]
     assert "there is nothing to measure" in refused(capsys, study.main, study.Config, *rest)

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.checkpoint import state_hash, tensor_names
+from common.base_models import base_hash
+from common.checkpoint import tensor_names
 from common.data.examples import VOCABULARY
 from common.errors import InputError
 from common.files import make_folder, read_json, write_json
@@ -65,11 +66,6 @@ def _load(path: Path, own: Mapping[str, Tensor]) -> Customised:
     if file.suffix == ".safetensors" and any(name.startswith("unet/") for name in tensor_names(file)):
         return load_delta(file, own)
     return Customised({}, load_concepts(file))
-
-
-def base_hash(model: LatentDiffusion) -> str:
-    """A hash of the frozen networks, by which a result names the model that it was trained on."""
-    return state_hash(nn.ModuleList([model.unet, model.autoencoder, model.text_encoder]))
 
 
 def personalise(model: LatentDiffusion, learned: Customised) -> None:

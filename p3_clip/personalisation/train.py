@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from common import cli
-from common.base_models import kind_of, load_base
+from common.base_models import base_hash, kind_of, load_base
 from common.data.concepts import DRAWN, PHOTOS, draw_photo, read_photos
 from common.devices import DeviceName, make_accelerator
 from common.diffusion import diffusion_loss
@@ -40,7 +40,7 @@ from common.validation import held_out_loss
 from p3_clip.personalisation import templates
 from p3_clip.personalisation.concepts import Concept, check_tokens, expand, initial_vectors, norms
 from p3_clip.personalisation.custom_diffusion import Customised, projections
-from p3_clip.personalisation.model import base_hash, personalise, save_learned, usual_guidance, usual_words
+from p3_clip.personalisation.model import personalise, save_learned, usual_guidance, usual_words
 from p3_clip.personalisation.photos import Augmentation, Encoded, Pool, View, encode_views, make_views
 from p3_clip.personalisation.regular import Regular, regular_pictures, regular_prompts
 
