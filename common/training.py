@@ -35,7 +35,7 @@ class TrainingConfig:
     """How to optimise, and how often to look."""
 
     steps: int = 10_000
-    """Optimiser steps in all."""
+    """Optimiser steps in all; the one setting that may change when a run is resumed."""
     batch_size: int = 64
     """Images in one optimiser step, over all processes and micro-batches."""
     accumulation: int = 1
@@ -115,9 +115,10 @@ def fit(
     - `save(folder)` writes the model as inference reads it, into `last` and `best` of the run folder; `preview(path)` writes a
       picture. These three run on the main process and see the averaged parameters.
 
-    `settings` is saved beside `config` in the run folder; resuming with other ones is refused. The run folder gets
+    `settings` is saved beside `config` in the run folder; resuming with other ones is refused, but for `steps`: a run may be
+    made longer or shorter, and its learning rate goes on along the new cosine. The run folder gets
     `config.json`, `metrics.jsonl`, `state.safetensors`, `last/`, `best/` and `samples/`. Raises InputError on a non-finite
-    loss, on a device that is not there and on a run folder of another run; KeyboardInterrupt after Ctrl-C, with the state saved.
+    loss, on a device that is not there, and on a run folder of another run or past `steps`; KeyboardInterrupt after Ctrl-C, with the state saved.
     """
     _check_config(config)
     accelerator = make_accelerator(config.device, config.mixed_precision)
@@ -138,8 +139,11 @@ def fit(
     )
     ema = EMA(params, config.ema_decay)
     progress = _load_state(run_dir / "state.safetensors", params, ema, optimizer, accelerator.device)
+    if progress.step > config.steps:
+        raise InputError(f"{run_dir} has come to step {progress.step} already, past --steps {config.steps}")
     if main:
         _cut_metrics(run_dir / "metrics.jsonl", progress.step)
+        _set_steps(run_dir, progress.step, config.steps)
     objective, prepared = accelerator.prepare(_Objective(params, loss_fn), optimizer)
     writer = _tensorboard_writer(run_dir) if config.tensorboard and main else None
 
@@ -289,13 +293,23 @@ def _claim_run_folder(run_dir: Path, settings: dict[str, Any]) -> None:
         write_json(path, settings)
         return
     before = read_json(path)
-    changed = sorted(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
+    changed = sorted(
+        name for name in before.keys() | settings.keys() if name != "steps" and before.get(name) != settings.get(name)
+    )
     if changed:
         name = changed[0]
         raise InputError(
             f"{run_dir} holds a run with {name} = {before.get(name)}, not {settings.get(name)}: resume it with the same settings, "
             "or choose another run folder (and --init-from to start from its weights)"
         )
+
+
+def _set_steps(run_dir: Path, step: int, steps: int) -> None:
+    """Notes in config.json and, with the step at which it happened, in metrics.jsonl that the run has another length now."""
+    settings = read_json(run_dir / "config.json")
+    if settings["steps"] != steps:
+        write_json(run_dir / "config.json", settings | {"steps": steps})
+        _append_metrics(run_dir / "metrics.jsonl", step, {"steps": steps}, None)
 
 
 def _save_state(

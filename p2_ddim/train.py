@@ -53,7 +53,7 @@ class Config:
         channels=(128, 160, 192), blocks=1, attention=(1, 2), heads=4, embedding=256, patch=4, parameterization="v"
     )
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=8000, batch_size=32, lr=8e-4, warmup=300
+        steps=6000, batch_size=32, lr=8e-4, warmup=300
     )
 
 

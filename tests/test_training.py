@@ -274,6 +274,29 @@ def test_resuming_with_other_settings_is_refused(
     assert contents(whole) == before
 
 
+def test_a_run_can_be_made_longer_and_says_where(tmp_path: Path) -> None:
+    long = dataclasses.replace(SMALL, steps=9)
+    stretched, whole = Line(), Line()
+    stretched.fit(tmp_path / "stretched")
+    stretched.fit(tmp_path / "stretched", config=long)
+    whole.fit(tmp_path / "whole", config=long)
+    # One loss for each micro-batch. What comes after the change of length runs on the new cosine.
+    assert len(stretched.path) == len(whole.path) == long.steps * long.accumulation
+    lines = [json.loads(line) for line in (tmp_path / "stretched" / "metrics.jsonl").read_text().splitlines()]
+    assert {"step": SMALL.steps, "steps": long.steps} in lines
+    rates = {line["step"]: line["lr"] for line in lines if "lr" in line}
+    for step in range(1, long.steps + 1):
+        length = SMALL.steps if step <= SMALL.steps else long.steps
+        assert rates[step] == pytest.approx(SMALL.lr * lr_factor(step - 1, SMALL.warmup, length))
+    assert json.loads((tmp_path / "stretched" / "config.json").read_text())["steps"] == long.steps
+
+    # It cannot be made shorter than it is, and nothing changes then.
+    before = contents(tmp_path / "stretched")
+    with pytest.raises(InputError, match="has come to step 9 already, past --steps 6"):
+        Line().fit(tmp_path / "stretched")
+    assert contents(tmp_path / "stretched") == before
+
+
 def test_the_run_folder_explains_itself(whole: Path) -> None:
     config = json.loads((whole / "config.json").read_text())
     assert config["steps"] == STEPS and config["model"]["channels"] == [16, 32]
