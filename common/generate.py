@@ -28,8 +28,8 @@ class GenerationConfig:
     """Steps of the solver (network evaluations, but for Heun, which takes two a step)."""
     spacing: Literal["leading", "trailing", "linspace", "homework"] = "trailing"
     """Where the steps lie."""
-    guidance_scale: float = 3.0
-    """Classifier-free guidance; 1 is none."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance; 1 is none, the default what suits the model: 7.5 for Stable Diffusion, 3 for the small one."""
     guidance_interval: tuple[int, int] = (0, 999)
     """Lowest and highest t at which guidance acts."""
     guidance_rescale: float = 0.0
@@ -68,9 +68,10 @@ def check_generation(config: GenerationConfig) -> None:
         raise InputError(f"--steps must be between 1 and 1000, not {config.steps}")
     if config.chunk_size < 1:
         raise InputError(f"--chunk-size must be at least 1, not {config.chunk_size}")
-    for name, values in (("guidance_scale", [config.guidance_scale]), ("control_scales", config.control_scales)):
-        if not values or not all(math.isfinite(value) for value in values):
-            raise InputError(f"--{name.replace('_', '-')} must be finite numbers, not {values}")
+    if config.guidance_scale is not None and not math.isfinite(config.guidance_scale):
+        raise InputError(f"--guidance-scale must be finite, not {config.guidance_scale}")
+    if not config.control_scales or not all(math.isfinite(scale) for scale in config.control_scales):
+        raise InputError(f"--control-scales must be finite numbers, not {config.control_scales}")
     for name in ("eta", "guidance_rescale"):
         if not 0.0 <= getattr(config, name) <= 1.0:
             raise InputError(f"--{name.replace('_', '-')} must lie in [0, 1], not {getattr(config, name)}")
@@ -82,6 +83,12 @@ def check_generation(config: GenerationConfig) -> None:
             "--control-start and --control-end must be fractions 0 <= start <= end <= 1, "
             f"not {config.control_start} and {config.control_end}"
         )
+
+
+def settled(config: GenerationConfig, model: LatentDiffusion) -> GenerationConfig:
+    """The same with the guidance scale that it comes to on this model."""
+    scale = model.usual_guidance if config.guidance_scale is None else config.guidance_scale
+    return dataclasses.replace(config, guidance_scale=scale)
 
 
 @torch.no_grad()
@@ -141,7 +148,7 @@ def _generate_chunk(
     predict = model.predictor(
         condition,
         null,
-        config.guidance_scale,
+        settled(config, model).guidance_scale,
         control=control_interval(pairs, config.control_start, config.control_end),
         interval=config.guidance_interval,
         rescale=config.guidance_rescale,

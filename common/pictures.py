@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from common.checkpoint import state_hash
 from common.diffusion import Network
 from common.files import make_folder
-from common.generate import GenerationConfig, Request, generate
+from common.generate import GenerationConfig, Request, generate, settled
 from common.images import read_note, to_uint8, write_png
 from common.latent_diffusion import LatentDiffusion
 
@@ -93,7 +93,7 @@ def _made_with(model: LatentDiffusion, config: GenerationConfig, settings: Mappi
     """All that pictures depend on, but for their own requests."""
     parts = (model.unet, model.controlnet, model.autoencoder, model.text_encoder)
     networks = nn.ModuleList([part for part in parts if part is not None])
-    return json.dumps({"networks": state_hash(networks), **dataclasses.asdict(config), **settings})
+    return json.dumps({"networks": state_hash(networks), **dataclasses.asdict(settled(config, model)), **settings})
 
 
 def _note(made_with: str, request: Request) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 KIND = "small_diffusion"
 SIDE = 64
+USUAL_GUIDANCE = 3.0
 LATENT_STATISTICS = ("latent_mean", "latent_std")
 PREDICTION_TYPES: dict[Parameterization, str] = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
@@ -164,6 +165,7 @@ def load_model(folder: Path) -> LatentDiffusion:
         load_network(folder / "unet", UNet2DConditionModel),
         schedule,
         parameterization=parameterization,
+        usual_guidance=USUAL_GUIDANCE,
         **statistics,
     )
 

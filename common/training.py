@@ -118,7 +118,8 @@ def fit(
     `settings` is saved beside `config` in the run folder; resuming with other ones is refused, but for `steps`: a run may be
     made longer or shorter, and its learning rate goes on along the new cosine. The run folder gets
     `config.json`, `metrics.jsonl`, `state.safetensors`, `last/`, `best/` and `samples/`. Raises InputError on a non-finite
-    loss, on a device that is not there, and on a run folder of another run or past `steps`; KeyboardInterrupt after Ctrl-C, with the state saved.
+    loss, on a device that is not there, and on a run folder of another run or past `steps`; KeyboardInterrupt after Ctrl-C, with
+    the state saved.
     """
     _check_config(config)
     accelerator = make_accelerator(config.device, config.mixed_precision)

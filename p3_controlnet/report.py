@@ -7,6 +7,7 @@ from typing import Any
 
 from common.generate import GenerationConfig
 from common.report import figure, joined, load, table
+from common.small_diffusion import USUAL_GUIDANCE
 
 FIGURES = "p3_controlnet"
 SHIPPED, SHIPPED_CONTROL = "checkpoints/ldm_shapes", "checkpoints/controlnet_circles"
@@ -392,7 +393,7 @@ def label(sampling: dict[str, Any]) -> str:
 def _changes(sampling: dict[str, Any]) -> dict[str, Any]:
     default = {
         name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(GenerationConfig()).items()
+        for name, value in dataclasses.asdict(GenerationConfig(guidance_scale=USUAL_GUIDANCE)).items()
     }
     return {name: value for name, value in sampling.items() if value != default.get(name)}
 

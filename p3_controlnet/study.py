@@ -40,7 +40,7 @@ from common.data.shapes import KINDS, OUTLINE, VISIBLE, Scene, draw_scene
 from common.devices import DeviceName, pick_device
 from common.errors import InputError
 from common.files import ROOT, shown, write_json
-from common.generate import GenerationConfig, Request, check_generation
+from common.generate import GenerationConfig, Request, check_generation, settled
 from common.images import to_model_range, to_uint8
 from common.latent_diffusion import LatentDiffusion
 from common.metrics.segmentation import SIZE, inner_region, judge_colour, median_colour, segment, separate
@@ -387,7 +387,7 @@ def _varied(default: GenerationConfig, changes: Sequence[dict[str, Any]]) -> lis
 
 def _key(config: Config, model: LatentDiffusion, generation: GenerationConfig) -> dict[str, Any]:
     """Which model a row is of, and how its pictures were drawn."""
-    sampling = dataclasses.asdict(generation)
+    sampling = dataclasses.asdict(settled(generation, model))
     del sampling["chunk_size"]  # changes no picture by more than one grey level
     control = {"control": shown(config.control)} if model.controlnet is not None else {}
     return {"model": shown(config.checkpoint), **control, "weights": state_hash(model), "sampling": sampling}

@@ -11,7 +11,11 @@ from common.files import ROOT, write_json
 from common.generate import GenerationConfig
 from p3_controlnet import report
 
-DEFAULT = {name: value for name, value in dataclasses.asdict(GenerationConfig()).items() if name != "chunk_size"}
+DEFAULT = {
+    name: value
+    for name, value in dataclasses.asdict(GenerationConfig(guidance_scale=3.0)).items()
+    if name != "chunk_size"
+}
 MEASURES = {"iou": 0.97, "circle_error": 3.0, "background_error": 2.0, "circle_right": 0.9, "background_right": 0.8}
 
 

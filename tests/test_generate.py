@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common import generate as generate_module
 from common.errors import InputError
-from common.generate import GenerationConfig, Request, check_generation, generate, residual_scales
+from common.generate import GenerationConfig, Request, check_generation, generate, residual_scales, settled
 from common.latent_diffusion import LatentCondition, LatentDiffusion, guess_mode_scales
 from p3_controlnet.patches import patched, pyramid, starts
 
@@ -160,6 +160,13 @@ def test_guidance_acts_inside_its_interval_alone(model: LatentDiffusion) -> None
     conditional = pictures(model, requests(1), with_(guidance_scale=1.0))
     assert torch.equal(pictures(model, requests(1), with_(guidance_scale=9.0, guidance_interval=(0, 10))), conditional)
     assert not torch.equal(pictures(model, requests(1), with_(guidance_interval=(900, 999))), conditional)
+
+
+def test_the_usual_guidance_is_the_models(model: LatentDiffusion) -> None:
+    assert model.usual_guidance == 7.5  # Stable Diffusion's
+    usual, asked = with_(guidance_scale=None), with_(guidance_scale=7.5)
+    assert settled(usual, model) == asked and settled(QUICK, model) == QUICK
+    assert torch.equal(pictures(model, requests(1), usual), pictures(model, requests(1), asked))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ from tiny_latent import awake, seeded
 
 from common.latent_diffusion import LatentDiffusion
 from common.schedule import make_schedule
-from common.small_diffusion import AutoencoderConfig, UNetConfig, build_autoencoder, build_unet, save_model
+from common.small_diffusion import (
+    USUAL_GUIDANCE,
+    AutoencoderConfig,
+    UNetConfig,
+    build_autoencoder,
+    build_unet,
+    save_model,
+)
 from common.text import clip_tokenizer, text_tower
 from p3_controlnet.model import ControlNet
 
@@ -28,8 +35,8 @@ def tiny_base() -> LatentDiffusion:
         unet.conv_out.weight *= 0.3  # a random network amplifies rounding along the steps
     schedule = make_schedule("scaled_linear", zero_terminal=True)
     tokenizer = clip_tokenizer(clip.context_length)
-    statistics = {"latent_mean": (0.1, -0.1, 0.0, 0.2), "latent_std": (1.1, 0.9, 1.0, 1.2)}
-    return LatentDiffusion(autoencoder, text_tower(clip), tokenizer, unet, schedule, parameterization="v", **statistics)
+    more = {"latent_mean": (0.1, -0.1, 0.0, 0.2), "latent_std": (1.1, 0.9, 1.0, 1.2), "usual_guidance": USUAL_GUIDANCE}
+    return LatentDiffusion(autoencoder, text_tower(clip), tokenizer, unet, schedule, parameterization="v", **more)
 
 
 def tiny_control(base: LatentDiffusion, scale: float = 0.3) -> ControlNet:

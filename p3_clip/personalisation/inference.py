@@ -27,7 +27,7 @@ from common.pictures import Picture, draw_missing
 from common.samplers import SamplerName
 from common.seeds import derive_seed
 from p3_clip.personalisation.concepts import Concept, expand, unused
-from p3_clip.personalisation.model import load_learned, personalise, usual_guidance
+from p3_clip.personalisation.model import load_learned, personalise
 from p3_clip.personalisation.task import Task, read_tasks
 
 SHIPPED_BASE, SHIPPED_CONCEPTS = ROOT / "checkpoints" / "ldm_shapes", ROOT / "checkpoints" / "concepts_shapes"
@@ -58,7 +58,7 @@ class Config:
     spacing: Literal["leading", "trailing", "linspace"] = "trailing"
     """Where the steps lie."""
     guidance_scale: float | None = None
-    """Classifier-free guidance; by default 7.5, for a small model 3."""
+    """Classifier-free guidance; the default is 7.5 for Stable Diffusion, 3 for the small model."""
     seed: int = 0
     """Seed of all pictures."""
     chunk_size: int = 10
@@ -73,7 +73,7 @@ def main(config: Config) -> None:
         raise InputError(f"--count and --size must be at least 1, not {config.count} and {config.size}")
     tasks = read_tasks(config.prompts)
     small = is_small(config.checkpoint)
-    generation = generation_of(config, small)
+    generation = generation_of(config)
     check_generation(generation)
     device = pick_device(config.device)
     paths = find_concepts(config, tasks, small)
@@ -99,14 +99,13 @@ def is_small(checkpoint: Path) -> bool:
     return kind == "small"
 
 
-def generation_of(config: Config, small: bool) -> GenerationConfig:
+def generation_of(config: Config) -> GenerationConfig:
     """How to generate."""
-    scale = usual_guidance(small) if config.guidance_scale is None else config.guidance_scale
     return GenerationConfig(
         sampler=config.sampler,
         steps=config.steps,
         spacing=config.spacing,
-        guidance_scale=scale,
+        guidance_scale=config.guidance_scale,
         seed=config.seed,
         chunk_size=config.chunk_size,
     )

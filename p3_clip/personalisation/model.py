@@ -82,8 +82,3 @@ def usual_words(model: LatentDiffusion, small: bool) -> Tensor:
         return table
     ids = model.tokenizer(list(VOCABULARY), add_special_tokens=False).input_ids
     return table[sorted({i for word in ids for i in word})]
-
-
-def usual_guidance(small: bool) -> float:
-    """The scale of guidance that suits a small model, or Stable Diffusion."""
-    return 3.0 if small else 7.5

@@ -29,10 +29,11 @@ from common.latent_diffusion import LatentDiffusion
 from common.metrics.clip_scores import FORMS, image_cosines, text_cosines
 from common.pictures import Picture, draw_missing
 from common.seeds import derive_seeds
+from common.small_diffusion import USUAL_GUIDANCE
 from p3_clip.personalisation.concepts import Concept, expand, initial_vectors, norms
 from p3_clip.personalisation.custom_diffusion import Customised
 from p3_clip.personalisation.measure import PAIRS, colour_error, is_present, look, rates
-from p3_clip.personalisation.model import KIND, load_learned, personalise, usual_guidance, usual_words
+from p3_clip.personalisation.model import KIND, load_learned, personalise, usual_words
 
 if TYPE_CHECKING:
     from common.clip import Clip
@@ -87,7 +88,7 @@ def main(config: Config) -> None:
     if config.images < 1:
         raise InputError(f"--images must be at least 1, not {config.images}")
     generation = GenerationConfig(
-        steps=config.steps, guidance_scale=usual_guidance(small=True), seed=SEED, chunk_size=config.chunk_size
+        steps=config.steps, guidance_scale=USUAL_GUIDANCE, seed=SEED, chunk_size=config.chunk_size
     )
     check_generation(generation)
     device = pick_device(config.device)

@@ -40,7 +40,7 @@ from common.validation import held_out_loss
 from p3_clip.personalisation import templates
 from p3_clip.personalisation.concepts import Concept, check_tokens, expand, initial_vectors, norms
 from p3_clip.personalisation.custom_diffusion import Customised, projections
-from p3_clip.personalisation.model import personalise, save_learned, usual_guidance, usual_words
+from p3_clip.personalisation.model import personalise, save_learned, usual_words
 from p3_clip.personalisation.photos import Augmentation, Encoded, Pool, View, encode_views, make_views
 from p3_clip.personalisation.regular import Regular, regular_pictures, regular_prompts
 
@@ -159,7 +159,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     regular = Regular([], [])
     if custom:
         prompts = regular_prompts([x.described for x in lessons], small, config.regular, config.training.seed)
-        sampling = GenerationConfig(steps=STEPS, guidance_scale=usual_guidance(small), seed=config.training.seed)
+        sampling = GenerationConfig(steps=STEPS, seed=config.training.seed)
         regular = regular_pictures(model, prompts, config.regular_dir or config.run_dir / "regular", sampling)
 
     # The learned words become parameters of their own; every other row of the table is frozen.
@@ -197,7 +197,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         ]
         seeds = derive_seeds(HELD_OUT_SEED, count=HELD_OUT_PICTURES)
         requests = [Request(prompt, seed) for prompt in prompts for seed in seeds]
-        sampling = GenerationConfig(steps=STEPS, guidance_scale=usual_guidance(small))
+        sampling = GenerationConfig(steps=STEPS)
         return to_uint8(torch.cat([x for _, x in generate(model, requests, sampling, show_progress=False)]))
 
     def validate() -> dict[str, float]:

@@ -28,7 +28,16 @@ from common.images import to_model_range, to_uint8, write_png
 from common.latent_diffusion import LatentDiffusion
 from common.schedule import make_schedule
 from common.seeds import ImageGenerators, derive_seed, derive_seeds
-from common.small_diffusion import SIDE, UNetConfig, build_unet, latent_statistics, load_model, load_network, save_model
+from common.small_diffusion import (
+    SIDE,
+    USUAL_GUIDANCE,
+    UNetConfig,
+    build_unet,
+    latent_statistics,
+    load_model,
+    load_network,
+    save_model,
+)
 from common.text import load_text_tower
 from common.training import Batch, TrainingConfig, fit, settings_of
 from common.validation import held_out_loss
@@ -159,6 +168,7 @@ def new_model(config: Config) -> LatentDiffusion:
         unet,
         schedule,
         parameterization=config.parameterization,
+        usual_guidance=USUAL_GUIDANCE,
         **latent_statistics(autoencoder, to_model_range(measured)),
     ).to(make_accelerator(config.training.device, config.training.mixed_precision).device)
 
