@@ -7,7 +7,11 @@ work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 data="${FILL50K:-$ROOT/hw2_data/fill50k}"
 pairs=()
-if [ -d "$data/testing" ]; then pairs=(--fill50k "$data"); fi
+figures=(--only two_circles more_circles base canvas)  # the others show the real pairs
+if [ -d "$data/testing" ]; then
+  pairs=(--fill50k "$data")
+  figures=("${pairs[@]}")
+fi
 for study in base two_circles canvas; do "$PYTHON" -m p3_controlnet.study "$study" "$@"; done
 if [ ${#pairs[@]} -gt 0 ]; then
   for study in autoencoder circles; do "$PYTHON" -m p3_controlnet.study "$study" "${pairs[@]}" "$@"; done
@@ -15,5 +19,5 @@ if [ ${#pairs[@]} -gt 0 ]; then
   bash "$ROOT/scripts/grade.sh" "$work/out" "$data/testing/prompt.json" "$data/testing/source" "$data/testing/target" \
     --resolution 64 --result "$ROOT/results/p3_controlnet_evaluation.json" || [ $? -eq 1 ]  # 1 is a grade below the bar
 fi
-"$PYTHON" -m p3_controlnet.figures --output-dir "$ROOT/results/figures/p3_controlnet" "${pairs[@]}"
+"$PYTHON" -m p3_controlnet.figures --output-dir "$ROOT/results/figures/p3_controlnet" "${figures[@]}"
 "$PYTHON" "$ROOT/scripts/make_report.py"
