@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Photos = tuple[Tensor, Tensor]  # uint8 [N, 3, S, S] each: those of training, and those held out
 Measure = Callable[[Tensor], dict[str, float]]
 
-COUNTS = {"steps": 16, "eta": 128, "paths": 128}
+COUNTS = {"steps": 8, "eta": 96, "paths": 96}
 LEAST = {"steps": 1, "eta": 2, "paths": 2}  # two: statistics are taken over the images
 REFERENCE_STEPS = 1000
 STEP_TABLE = (
@@ -64,7 +64,7 @@ class Config:
     results: Path = ROOT / "results"
     """Folder of p2_STUDY.json, and of figures/p2."""
     count: int | None = None
-    """Noises (steps, eta) or pairs of noises (paths). Default: 16 for steps, 128 for eta and paths."""
+    """Noises (steps, eta) or pairs of noises (paths). Default: 8 for steps, 96 for eta and paths."""
     side: int = 64
     """Height and width of the noises."""
     seed: int = 0

@@ -41,7 +41,7 @@ class Config:
     temperature: float = 0.1
     """What cosines are divided by in the loss."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=1000, batch_size=128, lr=2e-3, weight_decay=0.05, beta2=0.999, validate_every=200, preview_every=10**9
+        steps=700, batch_size=128, lr=2e-3, weight_decay=0.05, beta2=0.999, validate_every=200, preview_every=10**9
     )
 
 
