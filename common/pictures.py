@@ -4,7 +4,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,12 +42,15 @@ def draw_missing(
     network: Network | None = None,
     staging: Path | None = None,
 ) -> None:
-    """Writes the pictures, `size` pixels wide and high, that are not there already, each process its share, and says what was kept.
+    """Writes the pictures, `size` pixels wide and high, that are not there already, each process its share, and says what was kept,
+    and which prompts are too long for the text encoder.
 
     A picture is kept if it is whole and was drawn for the same request by the same networks with the same settings; `settings`
     are those that `config` does not hold. `latent_side` and `network` are for `generate`, `staging` for `write_png`.
     """
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    for prompt in too_long(model, {picture.request.prompt for picture in pictures}) if rank == 0 else ():
+        print(f"warning: only the first {model.tokenizer.model_max_length} tokens count of {prompt!r}", file=sys.stderr)
     # Which process draws a picture depends on no file.
     mine, made_with = pictures[rank::processes], _made_with(model, config, {"size": size, **(settings or {})})
     notes = [_note(made_with, picture.request) for picture in mine]
@@ -63,6 +67,13 @@ def draw_missing(
         for i, image in zip(indices, images, strict=True):
             picture, note = missing[i]
             write_png(picture.path, image, staging, (NOTE, note))
+
+
+def too_long(model: LatentDiffusion, prompts: Collection[str]) -> list[str]:
+    """The prompts that `LatentDiffusion.tokenize` cuts, sorted."""
+    tokenizer = model.tokenizer
+    room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+    return sorted(prompt for prompt in prompts if len(tokenizer.tokenize(prompt)) > room)
 
 
 def draw(

@@ -13,6 +13,7 @@ from common import generate as generate_module
 from common.errors import InputError
 from common.generate import GenerationConfig, Request, check_generation, generate, residual_scales, settled
 from common.latent_diffusion import LatentCondition, LatentDiffusion, guess_mode_scales
+from common.pictures import too_long
 from p3_controlnet.patches import patched, pyramid, starts
 
 QUICK = GenerationConfig(steps=3, chunk_size=2, guidance_scale=2.0)
@@ -167,6 +168,12 @@ def test_the_usual_guidance_is_the_models(model: LatentDiffusion) -> None:
     usual, asked = with_(guidance_scale=None), with_(guidance_scale=7.5)
     assert settled(usual, model) == asked and settled(QUICK, model) == QUICK
     assert torch.equal(pictures(model, requests(1), usual), pictures(model, requests(1), asked))
+
+
+def test_a_prompt_that_is_cut_is_named(model: LatentDiffusion) -> None:
+    fits, cut = "a " * 75, "a " * 76
+    assert torch.equal(model.tokenize([fits]), model.tokenize([cut]))
+    assert too_long(model, [fits, cut, "b"]) == [cut]
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ class Config:
     """Offset of that weight; 0 is the published min-SNR."""
     model: UNetConfig = UNetConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=8000, batch_size=32, lr=8e-4, warmup=300, validate_every=1000, preview_every=1000
+        steps=5000, batch_size=32, lr=8e-4, warmup=300, validate_every=1000, preview_every=1000
     )
 
 
