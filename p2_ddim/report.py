@@ -155,7 +155,7 @@ def _paths(results: Path) -> str:
         "`python3 -m p2_ddim.study paths`:",
         figure(results, FIGURES, "paths"),
         table(header, cells),
-        " ".join([_norms(lines), *(_quality_along(name, line) for name, line in lines.items()), _better(lines)]),
+        " ".join([_norms(lines), *(_quality_along(name, line, real) for name, line in lines.items()), _better(lines)]),
     )
 
 
@@ -164,7 +164,7 @@ def _norms(lines: dict[str, list[Row]]) -> str:
     return f"Halfway the norm of the noise is {halves}; a straight line between independent noises dips to 1 / sqrt(2) = 0.707."
 
 
-def _quality_along(name: str, line: Sequence[Row]) -> str:
+def _quality_along(name: str, line: Sequence[Row], real: Row | None) -> str:
     """What becomes of the images along a path, relative to its ends."""
     half, words = _halfway(line), []
     for measure in ("contrast", "detail"):
@@ -172,10 +172,17 @@ def _quality_along(name: str, line: Sequence[Row]) -> str:
     text = f"Halfway along {name} the images have {' and '.join(words)} of those at its ends"
     if "frechet_distance" not in half:
         return f"{text}."
-    worst = max(line, key=lambda row: row["frechet_distance"])
+    rise, where = _rise(line)
+    text += (
+        f"; the Frechet distance is at most {rise:.2f} times that of the ends (at alpha {where['alpha']:g}), so the quality "
+        f"{'is kept' if rise <= KEPT else 'is not kept'}."
+    )
+    best = min(line, key=lambda row: row["frechet_distance"])
+    if best in (line[0], line[-1]):
+        return text
     return (
-        f"{text}; the Frechet distance is at most {_rise(line):.2f} times that of the ends (at alpha {worst['alpha']:g}), so the quality "
-        f"{'is kept' if _rise(line) <= KEPT else 'is not kept'}."
+        f"{text} It is smallest at alpha {best['alpha']:g} ({best['frechet_distance']:.3f}), where the norm is {best['norm']:.3f} sqrt(d) "
+        f"and the detail {best['detail']:.1f} (at the end {line[0]['detail']:.1f}{_of_photos(real, 'detail', 1)})."
     )
 
 
@@ -183,10 +190,12 @@ def _better(lines: dict[str, list[Row]]) -> str:
     """Which path's images stay nearer to photos."""
     if not all("frechet_distance" in row for line in lines.values() for row in line):
         return ""
-    slerp, lerp = _rise(lines["slerp"]), _rise(lines["lerp"])
+    first, last = (lines["slerp"][k]["frechet_distance"] for k in (0, -1))
+    chance = f" The ends are faces of noises as good as each other: what they differ by ({first:.3f} and {last:.3f}) is chance."
+    slerp, lerp = (_rise(lines[name])[0] for name in ("slerp", "lerp"))
     if slerp < lerp:
-        return "The great circle stays nearer to what the network was trained on."
-    return "In this measure the straight line is no worse than the great circle."
+        return f"The great circle stays nearer to what the network was trained on.{chance}"
+    return f"In this measure the straight line is no worse than the great circle.{chance}"
 
 
 def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -203,9 +212,15 @@ def _at_ends(line: Sequence[Row], measure: str) -> float:
     return (line[0][measure] + line[-1][measure]) / 2.0
 
 
-def _rise(line: Sequence[Row]) -> float:
-    """The largest Frechet distance along the path over that of its ends."""
-    return max(row["frechet_distance"] for row in line) / _at_ends(line, "frechet_distance")
+def _rise(line: Sequence[Row]) -> tuple[float, Row]:
+    """The largest Frechet distance along the path over that of its ends, which are weighted by how near they are, and where."""
+
+    def over_ends(row: Row) -> float:
+        first, last = line[0]["frechet_distance"], line[-1]["frechet_distance"]
+        return row["frechet_distance"] / ((1.0 - row["alpha"]) * first + row["alpha"] * last)
+
+    worst = max(line, key=over_ends)
+    return over_ends(worst), worst
 
 
 # ----------------------------------------------------------------------------

@@ -151,6 +151,19 @@ def test_what_the_paths_do(results: dict[str, dict[str, Any]], tmp_path: Path) -
     assert "The great circle stays nearer" in text and "| lerp | 0.5 | 0.707 | 25.0 | 5.0 | 3.000 |" in text
     text = said(tmp_path, {"p2_paths": {**found, "rows": path("slerp", 1.0, 1.0, 2.0) + path("lerp", 0.7, 1.0, 1.0)}})
     assert "the straight line is no worse" in text
+    assert "(1.000 and 1.000) is chance" in text and "It is smallest" not in text
+
+    # Ends that differ by chance: what lies between is compared with what lies between them.
+    rows = path("slerp", 1.0, 1.0, 2.0) + path("lerp", 0.7, 0.8, 0.5)
+    for row in rows:
+        if row["alpha"] == 1.0:
+            row["frechet_distance"] = 3.0
+    text = said(tmp_path, {"p2_paths": {**found, "rows": rows, "real": None}})
+    assert "at most 1.00 times that of the ends (at alpha 0)" in text and "(1.000 and 3.000) is chance" in text
+    assert (
+        "It is smallest at alpha 0.5 (0.500), where the norm is 0.700 sqrt(d) and the detail 8.0 (at the end 10.0)."
+        in text
+    )
 
 
 def test_which_steps_suffice(results: dict[str, dict[str, Any]], tmp_path: Path) -> None:
