@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import exit_code, refused, stop_after
-from tiny_base import SMALL_AUTOENCODER, SMALL_UNET, tiny_base, tiny_control
+from tiny_base import SMALL_AUTOENCODER, SMALL_UNET, UNET, tiny_base, tiny_control
 from tiny_latent import seeded
 from tiny_pairs import write_pairs
 
@@ -278,7 +278,10 @@ def test_the_unet_trains_resumes_and_is_saved_as_a_whole_model(
     assert state_hash(load_base(run / "last").unet) == state_hash(saved.unet)
 
     # Another run starts from these weights; other frozen parts are another run.
-    assert run_unet(tmp_path / "next", folder / "vae", clip, "--steps", 1, "--init-from", whole / "last") == 0
+    assert run_unet(tmp_path / "next", folder / "vae", clip, "--steps", 1, "--init-from", whole / "last" / "unet") == 0
+    save_network(tmp_path / "wide", build_unet(UNET, saved.autoencoder, 48))
+    for unfit in (folder / "vae", tmp_path / "wide"):
+        assert run_unet(tmp_path / "other", folder / "vae", clip, "--init-from", unfit) == 2
     other = saved.autoencoder
     other.encoder.conv_out.bias.data += 1.0
     save_network(tmp_path / "vae", other)

@@ -34,7 +34,6 @@ from common.small_diffusion import (
     UNetConfig,
     build_unet,
     latent_statistics,
-    load_model,
     load_network,
     save_model,
 )
@@ -72,7 +71,7 @@ class Config:
     fill50k: Path | None = None
     """Real pairs to mix in, in the homework's layout; None for drawn pictures alone."""
     init_from: Path | None = None
-    """Folder of a whole model to take the U-Net from, instead of random weights."""
+    """Folder of a U-Net to start from (unet/ of a whole model), instead of random weights."""
     pictures: int = 60_000
     """Drawn pictures."""
     drop_text: float = 0.1
@@ -153,12 +152,19 @@ def main(config: Config) -> None:
 
 def new_model(config: Config) -> LatentDiffusion:
     """The frozen autoencoder and text tower, and a U-Net that is new or `config.init_from`'s."""
-    from diffusers import AutoencoderDC
+    from diffusers import AutoencoderDC, UNet2DConditionModel
 
     autoencoder = load_network(config.autoencoder, AutoencoderDC)
     tokenizer, text_encoder = load_text_tower(config.clip)
-    width = text_encoder.config.hidden_size
-    unet = load_model(config.init_from).unet if config.init_from else build_unet(config.model, autoencoder, width)
+    unet = build_unet(config.model, autoencoder, text_encoder.config.hidden_size)
+    if config.init_from:
+        fitting, unet = unet.config, load_network(config.init_from, UNet2DConditionModel)
+        for name in ("sample_size", "in_channels", "out_channels", "cross_attention_dim"):
+            if unet.config[name] != fitting[name]:
+                raise InputError(
+                    f"the U-Net in {config.init_from} has {name} {unet.config[name]}, but the autoencoder and the text tower need "
+                    f"{fitting[name]}"
+                )
     schedule = make_schedule("scaled_linear", zero_terminal=config.zero_terminal)
     measured = drawn_examples(MEASURED_EXAMPLES, SIDE, seed=0).images
     return LatentDiffusion(
