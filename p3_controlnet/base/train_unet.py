@@ -158,12 +158,13 @@ def new_model(config: Config) -> LatentDiffusion:
     tokenizer, text_encoder = load_text_tower(config.clip)
     unet = build_unet(config.model, autoencoder, text_encoder.config.hidden_size)
     if config.init_from:
-        fitting, unet = unet.config, load_network(config.init_from, UNet2DConditionModel)
+        needed = unet.config
+        unet = load_network(config.init_from, UNet2DConditionModel)
         for name in ("sample_size", "in_channels", "out_channels", "cross_attention_dim"):
-            if unet.config[name] != fitting[name]:
+            if unet.config[name] != needed[name]:
                 raise InputError(
                     f"the U-Net in {config.init_from} has {name} {unet.config[name]}, but the autoencoder and the text tower need "
-                    f"{fitting[name]}"
+                    f"{needed[name]}"
                 )
     schedule = make_schedule("scaled_linear", zero_terminal=config.zero_terminal)
     measured = drawn_examples(MEASURED_EXAMPLES, SIDE, seed=0).images
