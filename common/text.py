@@ -6,6 +6,7 @@ outside open_clip texts go through `clip_tokenizer`.
 
 import functools
 import gzip
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,25 +24,41 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 PREFIX = "text_model."
+LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
 
 
-def load_text_tower(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
+def load_text_tower(folder: Path, layers: int | None = None) -> "tuple[CLIPTokenizer, CLIPTextModel]":
     """The tokenizer and the text tower, in evaluation mode on the CPU, of a CLIP's model folder such as checkpoints/clip_shapes.
 
     `tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids` are the tower's input: as many
-    positions as it has. Raises InputError if the folder holds no plain ViT CLIP.
+    positions as it has. `layers`: see `text_tower`. Raises InputError if the folder holds no plain ViT CLIP, or none of so many
+    layers.
     """
     network = load_folder(Path(folder), torch.device("cpu")).network
-    return clip_tokenizer(network.context_length), text_tower(network)
+    return clip_tokenizer(network.context_length), text_tower(network, layers)
 
 
-def text_tower(network: nn.Module) -> "CLIPTextModel":
-    """The text tower of an open_clip ViT as transformers' CLIPTextModel; `last_hidden_state` conditions diffusion models."""
+def text_tower(network: nn.Module, layers: int | None = None) -> "CLIPTextModel":
+    """The text tower of an open_clip ViT as transformers' CLIPTextModel; `last_hidden_state` conditions diffusion models.
+
+    With `layers` only the first so many transformer layers stay, and the final normalisation, as Stable Diffusion 2 leaves off its
+    CLIP's last; with 0 the embeddings of tokens and positions. A contrastive loss trains the end token's output alone, and what
+    the others hold of their own word gets blurred from layer to layer. Raises InputError if the tower has fewer.
+    """
     from transformers import CLIPTextModel
 
-    model = CLIPTextModel(transformers_config(network).text_config).eval()
-    state = to_transformers(network.state_dict())
-    _fill(model, {name: value for name, value in state.items() if name.startswith(PREFIX)}, "the open_clip model")
+    config = transformers_config(network).text_config
+    if layers is not None:
+        if not 0 <= layers <= config.num_hidden_layers:
+            raise InputError(f"the text tower has {config.num_hidden_layers} layers, of which {layers} cannot be kept")
+        config.num_hidden_layers = layers
+    model = CLIPTextModel(config).eval()
+    state = {name: value for name, value in to_transformers(network.state_dict()).items() if name.startswith(PREFIX)}
+    for name in list(state):
+        found = LAYER.match(name)
+        if found and int(found[1]) >= config.num_hidden_layers:
+            del state[name]
+    _fill(model, state, "the open_clip model")
     return model
 
 
