@@ -1,6 +1,6 @@
 """The small latent-diffusion model: Stable Diffusion's own kinds of networks but for the autoencoder, in sizes that a CPU can train.
 
-Pictures of 64x64, latents of 16x16 with 4 channels, the text tower of the project's small CLIP (as shipped, its embeddings) as
+Pictures of 64x64, latents of 16x16 with 4 channels, the text tower of the project's small CLIP (by default its embeddings alone) as
 conditioner. It is stored as a diffusers folder, so it is loaded, controlled and personalised by the code that does so for Stable
 Diffusion.
 """

@@ -64,8 +64,8 @@ class Config:
     drop_text: float = 0.3
     """Probability of the empty prompt in a caption's place: control must then speak for itself (Section 3.3 of the paper)."""
     min_snr_gamma: float | None = 5.0
-    """Gamma of the loss weight min(SNR + offset, gamma) on the x0 error; None for the plain loss,
-    which a base of eps prediction, such as Stable Diffusion, gets in any case (as in the paper)."""
+    """Gamma of the loss weight min(SNR + offset, gamma) on the x0 error; None for the plain loss, which a base of eps
+    prediction, such as Stable Diffusion, gets in any case (as in the paper)."""
     snr_offset: float = 1.0
     """Offset of that weight; 0 is the published min-SNR."""
     checkpointing: bool = False
