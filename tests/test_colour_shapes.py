@@ -48,3 +48,12 @@ def test_scenes_repeat_with_the_seed_and_respect_the_forbidden() -> None:
     for scene in scenes[1::2]:
         overlap = torch.stack([render_mask(shape, 64) for shape in scene.shapes]).sum(0)
         assert overlap.max() == 1
+
+
+def test_pairs_from_left_to_right_are_clearly_so_and_none_is_smaller_than_asked() -> None:
+    scenes = [draw_scene(np.random.default_rng(k), count=2, smallest=0.16, left_to_right=True) for k in range(200)]
+    assert all(second.x - first.x >= 0.1 for first, second in (scene.shapes for scene in scenes))
+    radii = [shape.radius for scene in scenes for shape in scene.shapes]
+    assert 0.16 <= min(radii) < 0.165 and 0.235 < max(radii) <= 0.24
+    unordered = [draw_scene(np.random.default_rng(k), count=2) for k in range(200)]
+    assert 60 <= sum(first.x > second.x for first, second in (scene.shapes for scene in unordered)) <= 140

@@ -26,6 +26,7 @@ WORDINGS = (
 """How a scene is described, drawn evenly. The last two leave the background open."""
 VOCABULARY = (*NAMES, *KINDS, *(wording.format(objects="next to", background="") for wording in WORDINGS))
 """All words that descriptions are made of."""
+SMALLEST = 0.16  # least radius of drawn shapes: two and a half latents of the small diffusion model
 FINER = 4  # control images are drawn this much finer and averaged, as the real ones are
 
 
@@ -56,7 +57,8 @@ def drawn_examples(
     """`count` drawn scenes in any wording; example k depends on (seed, k) alone.
 
     A part `pair_part` shows two shapes, of which `shared_part` are of one colour, and `circle_part` a circle like fill50k's;
-    the others show one shape of any kind.
+    the others show one shape of any kind. Captions name pairs from left to right, as those of `common.data.layouts`: without an
+    order nothing would tell a model of this size which of two blobs in the noise is the red one.
     """
     images, captions = [], []
     for k in _counted(count):
@@ -65,7 +67,7 @@ def drawn_examples(
         if pair_part <= lot < pair_part + circle_part:
             scene = draw_circle(random)
         else:
-            scene = draw_scene(random, count=2 if lot < pair_part else 1, kinds=KINDS)
+            scene = draw_scene(random, count=2 if lot < pair_part else 1, smallest=SMALLEST, left_to_right=True)
             if lot < pair_part * shared_part:
                 scene = in_one_colour(scene)
         images.append(render(scene, size))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Collection
 
@@ -18,6 +19,7 @@ SUPERSAMPLING = 4
 OUTLINE = 5 / 512  # fill50k draws outlines of 5 pixels in 512
 HELD_OUT_SEED, HELD_OUT_COUNT, HELD_OUT_DISTANCE = 2024, 50, 5.0
 VISIBLE = 10.0
+CLEARLY_LEFT = 0.1  # of one centre from the next, as a part of the side
 _CORNERS = {"square": 4, "triangle": 3, "star": 10}
 
 
@@ -94,11 +96,13 @@ def draw_scene(
     forbidden: Collection[tuple[str, str]] = (),
     cut_off: bool = True,
     first: tuple[str, str] | None = None,
+    smallest: float = 0.1,
+    left_to_right: bool = False,
 ) -> Scene:
     """A scene of `count` shapes that do not touch, all colours different, no (colour, kind) pair of `forbidden`.
 
     With `cut_off` a single shape may cross the border, like half of fill50k's circles. `first` fixes the (colour, kind) of the
-    first shape.
+    first shape, `smallest` is the least radius, and with `left_to_right` the shapes come in that order, clearly so.
     """
     while True:
         colours = random.choice(NAMES, size=count + 1, replace=False).tolist()
@@ -111,9 +115,13 @@ def draw_scene(
             continue
         places = []
         for _ in range(count):
-            radius = random.uniform(0.1, 0.4 if count == 1 else 0.24)
+            radius = random.uniform(smallest, 0.4 if count == 1 else 0.24)
             margin = 0.25 if cut_off and count == 1 else min(radius + 0.02, 0.5)
             places.append((*random.uniform(margin, 1.0 - margin, size=2), radius))
+        if left_to_right:
+            places.sort()
+            if any(b[0] - a[0] < CLEARLY_LEFT for a, b in itertools.pairwise(places)):
+                continue
         if all(math.dist(a[:2], b[:2]) > a[2] + b[2] + 0.03 for i, a in enumerate(places) for b in places[:i]):
             break
     shapes = [
