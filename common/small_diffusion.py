@@ -1,8 +1,8 @@
 """The small latent-diffusion model: Stable Diffusion's own kinds of networks but for the autoencoder, in sizes that a CPU can train.
 
-Pictures of 64x64, latents of 16x16 with 4 channels, the text tower of the project's small CLIP (by default its embeddings alone) as
-conditioner. It is stored as a diffusers folder, so it is loaded, controlled and personalised by the code that does so for Stable
-Diffusion.
+Pictures of 64x64, latents of 16x16 with 4 channels, the text tower of the project's small CLIP, tuned on captions alone
+(`p3_controlnet.base.train_text`), as conditioner. It is stored as a diffusers folder, so it is loaded, controlled and personalised by
+the code that does so for Stable Diffusion.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from common.files import make_folder, read_json, write_json
 from common.latent_diffusion import LatentDiffusion, downscale_of
 from common.schedule import make_schedule
 from common.stable_diffusion.naming import CONFIG_FILE, SCHEDULER_FILE, WEIGHTS_FILE
-from common.text import load_text_encoder
+from common.text import load_text_encoder, save_text_encoder
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC, UNet2DConditionModel
@@ -115,10 +115,7 @@ def save_model(folder: Path, model: LatentDiffusion, zero_terminal: bool, dtype:
     folder = Path(folder)
     save_network(folder / "unet", model.unet, dtype)
     save_network(folder / "vae", model.autoencoder, dtype)
-    text = model.text_encoder
-    make_folder(folder / "text_encoder")
-    save_tensors(folder / "text_encoder" / "model.safetensors", {k: v.to(dtype) for k, v in text.state_dict().items()})
-    write_json(folder / "text_encoder" / CONFIG_FILE, text.config.to_dict())
+    save_text_encoder(folder / "text_encoder", model.text_encoder, dtype)
     scheduler = {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": model.schedule.num_timesteps,

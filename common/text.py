@@ -6,7 +6,6 @@ outside open_clip texts go through `clip_tokenizer`.
 
 import functools
 import gzip
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,52 +13,44 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import load_strict, load_tensors
+from common.checkpoint import load_strict, load_tensors, save_tensors
 from common.clip import load_folder
 from common.clip.formats import to_transformers, transformers_config
 from common.errors import InputError
-from common.files import read_json
+from common.files import make_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 PREFIX = "text_model."
-LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
+WEIGHTS = "model.safetensors"
 
 
-def load_text_tower(folder: Path, layers: int | None = None) -> "tuple[CLIPTokenizer, CLIPTextModel]":
+def load_text_tower(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
     """The tokenizer and the text tower, in evaluation mode on the CPU, of a CLIP's model folder such as checkpoints/clip_shapes.
 
     `tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids` are the tower's input: as many
-    positions as it has. `layers`: see `text_tower`. Raises InputError if the folder holds no plain ViT CLIP, or none of so many
-    layers.
+    positions as it has. Raises InputError if the folder holds no plain ViT CLIP.
     """
     network = load_folder(Path(folder), torch.device("cpu")).network
-    return clip_tokenizer(network.context_length), text_tower(network, layers)
+    return clip_tokenizer(network.context_length), text_tower(network)
 
 
-def text_tower(network: nn.Module, layers: int | None = None) -> "CLIPTextModel":
-    """The text tower of an open_clip ViT as transformers' CLIPTextModel; `last_hidden_state` conditions diffusion models.
-
-    With `layers` only the first so many transformer layers stay, and the final normalisation, as Stable Diffusion 2 leaves off its
-    CLIP's last; with 0 the embeddings of tokens and positions. A contrastive loss trains the end token's output alone, and what
-    the others hold of their own word gets blurred from layer to layer. Raises InputError if the tower has fewer.
-    """
+def text_tower(network: nn.Module) -> "CLIPTextModel":
+    """The text tower of an open_clip ViT as transformers' CLIPTextModel; `last_hidden_state` conditions diffusion models."""
     from transformers import CLIPTextModel
 
-    config = transformers_config(network).text_config
-    if layers is not None:
-        if not 0 <= layers <= config.num_hidden_layers:
-            raise InputError(f"the text tower has {config.num_hidden_layers} layers, of which {layers} cannot be kept")
-        config.num_hidden_layers = layers
-    model = CLIPTextModel(config).eval()
+    model = CLIPTextModel(transformers_config(network).text_config).eval()
     state = {name: value for name, value in to_transformers(network.state_dict()).items() if name.startswith(PREFIX)}
-    for name in list(state):
-        found = LAYER.match(name)
-        if found and int(found[1]) >= config.num_hidden_layers:
-            del state[name]
     _fill(model, state, "the open_clip model")
     return model
+
+
+def save_text_encoder(folder: Path, model: "CLIPTextModel", dtype: torch.dtype = torch.float16) -> None:
+    """Writes a text tower as its own folder, which `load_text_encoder` reads."""
+    make_folder(folder)
+    save_tensors(Path(folder) / WEIGHTS, {name: value.to(dtype) for name, value in model.state_dict().items()})
+    write_json(Path(folder) / "config.json", model.config.to_dict())
 
 
 def load_text_encoder(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
@@ -78,7 +69,7 @@ def load_text_encoder(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
         model = CLIPTextModel(CLIPTextConfig.from_dict(config)).eval()
     except (StrictDataclassError, TypeError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{path} does not describe a CLIPTextModel ({error})") from None
-    weights = Path(folder) / "model.safetensors"
+    weights = Path(folder) / WEIGHTS
     _fill(model, {name: value.float() for name, value in load_tensors(weights)[0].items()}, weights)
     return clip_tokenizer(model.config.max_position_embeddings), model
 

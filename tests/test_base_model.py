@@ -12,10 +12,12 @@ from tiny import exit_code, refused, stop_after
 from tiny_base import SMALL_AUTOENCODER, SMALL_UNET, UNET, tiny_base, tiny_control
 from tiny_latent import seeded
 from tiny_pairs import write_pairs
+from torch.nn import functional as F
 
 from common.base_models import holds_base, kind_of, load_base
 from common.checkpoint import load_tensors, state_hash
 from common.data.examples import drawn_circles, drawn_examples
+from common.data.shapes import KINDS, Scene, Shape
 from common.diffusion import min_snr_weight
 from common.errors import InputError
 from common.files import read_json, write_json
@@ -34,8 +36,9 @@ from common.small_diffusion import (
     save_model,
     save_network,
 )
+from common.text import clip_tokenizer, load_text_encoder, load_text_tower
 from p3_controlnet.bank import Bank, make_bank
-from p3_controlnet.base import train_autoencoder, train_unet
+from p3_controlnet.base import train_autoencoder, train_text, train_unet
 from p3_controlnet.formats import is_small, load_controlnet
 from p3_controlnet.loss import latent_loss
 
@@ -250,18 +253,19 @@ def test_the_bank_is_made_once_for_what_it_is_made_from(model: LatentDiffusion, 
         Bank.cached(path, {"seed": 1}, make)
 
 
-def run_unet(run: Path, parts: Path, clip: Path, *flags: Any) -> int:
-    arguments = ("--run-dir", run, "--autoencoder", parts, "--clip", clip, *FEW, *SMALL_UNET)
+def run_unet(run: Path, autoencoder: Path, *flags: Any) -> int:
+    text = autoencoder.parent / "text_encoder"
+    arguments = ("--run-dir", run, "--text-encoder", text, "--autoencoder", autoencoder, *FEW, *SMALL_UNET)
     return exit_code(train_unet.main, train_unet.Config, *arguments, *flags)
 
 
 def test_the_unet_trains_resumes_and_is_saved_as_a_whole_model(
-    folder: Path, clip_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, whole, clip = tmp_path / "run", tmp_path / "whole", clip_world / "model"
+    run, whole = tmp_path / "run", tmp_path / "whole"
     write_pairs(tmp_path / "fill50k" / "training", 2)
     flags = ("--steps", 4, "--fill50k", tmp_path / "fill50k")
-    assert run_unet(whole, folder / "vae", clip, *flags) == 0
+    assert run_unet(whole, folder / "vae", *flags) == 0
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 4 and lines[-1]["validation_loss"] > 0.0
     assert (whole / "samples" / "0000004.png").is_file()
@@ -273,34 +277,101 @@ def test_the_unet_trains_resumes_and_is_saved_as_a_whole_model(
 
     with monkeypatch.context() as patch:
         patch.setattr(train_unet, "fit", stop_after(train_unet.fit, 2))
-        assert run_unet(run, folder / "vae", clip, *flags) == 130
-    assert run_unet(run, folder / "vae", clip, *flags) == 0
+        assert run_unet(run, folder / "vae", *flags) == 130
+    assert run_unet(run, folder / "vae", *flags) == 0
     assert state_hash(load_base(run / "last").unet) == state_hash(saved.unet)
 
     # Another run starts from these weights; other frozen parts are another run.
-    assert run_unet(tmp_path / "next", folder / "vae", clip, "--steps", 1, "--init-from", whole / "last" / "unet") == 0
+    assert run_unet(tmp_path / "next", folder / "vae", "--steps", 1, "--init-from", whole / "last" / "unet") == 0
     save_network(tmp_path / "wide", build_unet(UNET, saved.autoencoder, 48))
     for unfit in (folder / "vae", tmp_path / "wide"):
-        assert run_unet(tmp_path / "other", folder / "vae", clip, "--init-from", unfit) == 2
+        assert run_unet(tmp_path / "other", folder / "vae", "--init-from", unfit) == 2
     other = saved.autoencoder
     other.encoder.conv_out.bias.data += 1.0
     save_network(tmp_path / "vae", other)
-    assert run_unet(run, tmp_path / "vae", clip, *flags) == 2
+    assert run_unet(run, tmp_path / "vae", *flags, "--text-encoder", folder / "text_encoder") == 2
 
 
-def test_trainings_that_make_no_sense(folder: Path, clip_world: Path, tmp_path: Path, capsys: Any) -> None:
-    parts = ("--run-dir", tmp_path / "run", "--autoencoder", folder / "vae", "--clip", clip_world / "model")
+def test_the_text_tower_is_tuned_resumes_and_is_saved_for_the_unet(
+    clip_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--clip", clip_world / "model", "--captions", 40, "--steps", 30, "--batch-size", 20, "--lr", 0.02)
+    flags += ("--warmup", 5, "--checkpoint-every", 10, "--validate-every", 30, "--device", "cpu")
+
+    def run(name: str) -> int:
+        return exit_code(train_text.main, train_text.Config, "--run-dir", tmp_path / name, *flags)
+
+    assert run("whole") == 0
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["validation_phrase_colour_error"] > 0.0
+    tokenizer, tower = load_text_encoder(tmp_path / "whole" / "last")
+    before = load_text_tower(clip_world / "model")[1]
+    assert state_hash(tower) != state_hash(before) and tower.config.num_hidden_layers == before.config.num_hidden_layers
+    with monkeypatch.context() as patch:
+        patch.setattr(train_text, "fit", stop_after(train_text.fit, 10))
+        assert run("run") == 130
+    assert run("run") == 0
+    assert state_hash(load_text_encoder(tmp_path / "run" / "last")[1]) == state_hash(tower)
+
+
+def test_what_captions_say_at_which_positions() -> None:
+    tokenizer = clip_tokenizer(32)
+    star, circle = Shape("star", "light slate gray", 0.3, 0.3, 0.2), Shape("circle", "red", 0.7, 0.7, 0.2)
+    scenes = [Scene("blue", (star, circle)), Scene("teal", (circle,))]
+    captions = [scenes[0].caption, "a photo of a red circle"]
+    ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    nouns = tokenizer(["background", *KINDS], add_special_tokens=False).input_ids
+    batch = {"ids": ids, **train_text.targets(ids, scenes, [noun[-1] for noun in nouns])}
+    words = [[word.removesuffix("</w>") for word in tokenizer.convert_ids_to_tokens(row)] for row in ids]
+    named = [
+        {(word, region) for word, region in zip(*row, strict=True) if region >= 0}
+        for row in zip(words, batch["phrase"].tolist(), strict=True)
+    ]
+    assert named[0] == {("gray", 1), ("star", 1), ("red", 2), ("circle", 2), ("blue", 0), ("background", 0)}
+    assert named[1] == {("red", 1), ("circle", 1)}
+    assert [[train_text.WHAT[kind] for kind in row] for row in batch["kinds"]] == [
+        ["background", "star", "circle"],
+        ["nothing", "circle", "nothing"],
+    ]
+    assert torch.allclose(batch["colours"][0, 2], torch.tensor([1.0, -1.0, -1.0]))
+
+    # A reader that says exactly this has no loss; one that is off everywhere has what it is off.
+    colours, kinds = batch["colours"][:, None].repeat(1, 32, 1, 1), batch["kinds"][:, None].expand(-1, 32, -1)
+    regions = batch["phrase"].clamp(min=0)
+    own = colours.gather(2, regions[..., None, None].expand(-1, -1, 1, 3))[:, :, 0]
+    logits = [
+        100.0 * F.one_hot(values, count).float() for values, count in ((kinds, len(train_text.WHAT)), (regions, 3))
+    ]
+    end = tokenizer.eos_token_id
+    right = (colours, logits[0], own, logits[1])
+    assert train_text.readout_loss(right, batch, end) < 1e-6
+    assert max(train_text.colour_errors(right, batch, end)) < 1e-3
+    off = (colours + 0.1, logits[0], own - 0.2, logits[1])
+    assert abs(train_text.readout_loss(off, batch, end) - (0.01 + 0.04)) < 1e-5
+    assert min(train_text.colour_errors(off, batch, end)) > 1.0
+
+
+def test_trainings_that_make_no_sense(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    parts = ("--run-dir", tmp_path / "run", "--autoencoder", folder / "vae", "--text-encoder", folder / "text_encoder")
     for flags, sentence in (
         (("--pictures", 0), "--pictures must be at least 1, not 0"),
         (("--parameterization", "eps"), "eps prediction needs --no-zero-terminal and --snr-offset 0"),
         (("--autoencoder", tmp_path), "config.json does not exist"),
         (("--autoencoder", folder / "unet"), "holds a UNet2DConditionModel, but AutoencoderDC is expected"),
-        (("--clip", tmp_path / "none"), "the model folder"),
+        (("--text-encoder", tmp_path / "none"), "config.json does not exist"),
+        (("--text-encoder", folder / "unet"), "does not describe a CLIPTextModel"),
     ):
         assert sentence in refused(capsys, train_unet.main, train_unet.Config, *parts, *SMALL_UNET, *flags)
         assert not (tmp_path / "run").exists()
     sentence = refused(capsys, train_autoencoder.main, train_autoencoder.Config, "--run-dir", tmp_path, "--pictures", 0)
     assert sentence == "--pictures must be at least 1, not 0"
+    for flags, sentence in (
+        (("--captions", 0), "--captions must be at least 1, not 0"),
+        (("--clip", tmp_path / "none"), "the model folder"),
+    ):
+        words = ("--run-dir", tmp_path / "run", *flags)
+        assert sentence in refused(capsys, train_text.main, train_text.Config, *words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_default_model_is_small() -> None:

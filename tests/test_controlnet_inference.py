@@ -136,11 +136,13 @@ def test_the_scripts_pass_their_flags_on(tmp_path: Path) -> None:
     train = ["-m", "p3_controlnet.train", "--run-dir", "RUNS/controlnet_circles", "--steps", "3"]
     assert said("scripts/train_controlnet.sh", "--steps", "3") == train
     first = ["-m", "p3_controlnet.base.train_autoencoder", "--run-dir", "RUNS/ldm_autoencoder", "--seed", "1"]
-    second = ["-m", "p3_controlnet.base.train_unet", "--run-dir", "RUNS/ldm_unet"]
-    second += ["--autoencoder", "RUNS/ldm_autoencoder/last", "--seed", "1"]
-    assert said("scripts/train_ldm.sh", "--seed", "1") == first + second
+    second = ["-m", "p3_controlnet.base.train_text", "--run-dir", "RUNS/ldm_text"]
+    third = ["-m", "p3_controlnet.base.train_unet", "--run-dir", "RUNS/ldm_unet"]
+    third += ["--autoencoder", "RUNS/ldm_autoencoder/last", "--text-encoder", "RUNS/ldm_text/last", "--seed", "1"]
+    assert said("scripts/train_ldm.sh", "--seed", "1") == first + second + third
     assert said("scripts/train_ldm.sh", "autoencoder", "--seed", "1") == first
-    assert said("scripts/train_ldm.sh", "unet", "--seed", "1") == second
+    assert said("scripts/train_ldm.sh", "text", "--steps", "3") == [*second, "--steps", "3"]
+    assert said("scripts/train_ldm.sh", "unet", "--seed", "1") == third
 
 
 # ----------------------------------------------------------------------------

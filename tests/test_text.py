@@ -50,24 +50,6 @@ def test_a_model_folder_gives_its_tokenizer_and_text_tower(clip_world: Path, off
     assert states.shape == (3, 32, 16) and torch.allclose(states, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("layers", [0, 1])
-def test_the_last_layers_can_be_left_off(clip_world: Path, tmp_path: Path, layers: int, offline: None) -> None:
-    tokenizer, tower = load_text_tower(clip_world / "model")
-    ids = tokenizer(TEXTS, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    shorter = load_text_tower(clip_world / "model", layers)[1]
-    shorter.save_pretrained(tmp_path)
-    network = open_clip.create_model(f"local-dir:{clip_world / 'model'}").eval()
-    with torch.no_grad():
-        x = network.token_embedding(ids) + network.positional_embedding
-        for block in network.transformer.resblocks[:layers]:
-            x = block(x, attn_mask=network.attn_mask)
-        for encoder in (shorter, load_text_encoder(tmp_path)[1]):
-            assert torch.allclose(encoder(ids).last_hidden_state, network.ln_final(x), atol=1e-5)
-    for wrong in (-1, tower.config.num_hidden_layers + 1):
-        with pytest.raises(InputError, match=f"of which {wrong} cannot be kept"):
-            load_text_tower(clip_world / "model", wrong)
-
-
 def test_a_folder_without_a_clip_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the model folder .*none does not exist"):
         load_text_tower(tmp_path / "none")

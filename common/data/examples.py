@@ -1,8 +1,9 @@
 """Pictures with captions, and control images, at a small model's size: drawn ones, and the real pairs of fill50k."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,17 +52,16 @@ class Examples:
         )
 
 
-def drawn_examples(
-    count: int, size: int, seed: int, *, pair_part: float = 0.4, shared_part: float = 0.25, circle_part: float = 0.2
-) -> Examples:
-    """`count` drawn scenes in any wording; example k depends on (seed, k) alone.
+def described_scenes(
+    count: int, seed: int, *, pair_part: float = 0.4, shared_part: float = 0.25, circle_part: float = 0.2
+) -> Iterator[tuple[Scene, str]]:
+    """`count` scenes, each with a wording of its own for `describe`; scene k depends on (seed, k) alone.
 
     A part `pair_part` shows two shapes, of which `shared_part` are of one colour, and `circle_part` a circle like fill50k's;
     the others show one shape of any kind. Captions name pairs from left to right, as those of `common.data.layouts`: without an
     order nothing would tell a model of this size which of two blobs in the noise is the red one.
     """
-    images, captions = [], []
-    for k in _counted(count):
+    for k in range(count):
         random = np.random.default_rng(derive_seed(seed, k))
         lot = random.random()
         if pair_part <= lot < pair_part + circle_part:
@@ -70,8 +70,15 @@ def drawn_examples(
             scene = draw_scene(random, count=2 if lot < pair_part else 1, smallest=SMALLEST, left_to_right=True)
             if lot < pair_part * shared_part:
                 scene = in_one_colour(scene)
+        yield scene, WORDINGS[random.integers(len(WORDINGS))]
+
+
+def drawn_examples(count: int, size: int, seed: int, **parts: float) -> Examples:
+    """The pictures of `described_scenes` with their captions; example k depends on (seed, k) alone."""
+    images, captions = [], []
+    for scene, wording in _counted(described_scenes(count, seed, **parts), count):
         images.append(render(scene, size))
-        captions.append(describe(scene, WORDINGS[random.integers(len(WORDINGS))]))
+        captions.append(describe(scene, wording))
     return Examples(torch.stack(images), captions)
 
 
@@ -84,9 +91,9 @@ def drawn_circles(count: int, size: int, seed: int) -> Examples:
     """`count` pairs like fill50k's: one circle, its outline, fill50k's wording; pair k depends on (seed, k) alone."""
     scenes = circle_scenes(count, seed)
     images, hints = [], []
-    for k in _counted(count):
-        images.append(render(scenes[k], size))
-        hints.append(shrink(render_control(scenes[k], FINER * size), size)[:1])
+    for scene in _counted(scenes, count):
+        images.append(render(scene, size))
+        hints.append(shrink(render_control(scene, FINER * size), size)[:1])
     return Examples(torch.stack(images), [scene.caption for scene in scenes], torch.stack(hints))
 
 
@@ -116,5 +123,5 @@ def shrink(image: Tensor, size: int) -> Tensor:
     return F.interpolate(image[None].float(), (size, size), mode="area")[0].round().to(torch.uint8)
 
 
-def _counted(count: int) -> Sequence[int]:
-    return tqdm(range(count), desc="drawing", unit="picture", dynamic_ncols=True)
+def _counted(scenes: Iterable[Any], count: int) -> Iterable[Any]:
+    return tqdm(scenes, desc="drawing", total=count, unit="picture", dynamic_ncols=True)

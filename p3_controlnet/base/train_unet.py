@@ -1,7 +1,7 @@
 """Trains the U-Net of the small latent-diffusion model on frozen latents and text features.
 
     python3 -m p3_controlnet.base.train_unet --run-dir runs/ldm_unet --autoencoder runs/ldm_autoencoder/last \\
-        --clip checkpoints/clip_shapes --fill50k hw2_data/fill50k
+        --text-encoder runs/ldm_text/last --fill50k hw2_data/fill50k
 
 The same command again resumes. Pictures are encoded and captions read once, so a step pays for the U-Net alone. RUN_DIR/last is
 a diffusers folder with all parts of the model, float16.
@@ -21,7 +21,6 @@ from common.data.examples import Examples, drawn_examples, real_examples
 from common.devices import make_accelerator
 from common.diffusion import Parameterization
 from common.errors import InputError
-from common.files import ROOT
 from common.generate import GenerationConfig, Request, generate
 from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
@@ -37,7 +36,7 @@ from common.small_diffusion import (
     load_network,
     save_model,
 )
-from common.text import load_text_tower
+from common.text import load_text_encoder
 from common.training import Batch, TrainingConfig, fit, settings_of
 from common.validation import held_out_loss
 from p3_controlnet.bank import Bank, make_bank
@@ -66,12 +65,8 @@ class Config:
     """Folder of the run: checkpoints, metrics, previews, and the bank of latents and text features."""
     autoencoder: Path
     """Folder of the trained autoencoder."""
-    clip: Path = ROOT / "checkpoints" / "clip_shapes"
-    """Folder of the CLIP whose text tower conditions the model."""
-    text_layers: int | None = 0
-    """How many layers of its text tower stay, None for all (see `common.text.text_tower`). Of the small CLIP's own, two cross-attentions
-    read the background's colour to CIEDE2000 0.7 after none, and 3.2, 3.2 and 3.6 after one, two and all three (2,500 steps of 64
-    captions each)."""
+    text_encoder: Path
+    """Folder of the text tower that conditions the model: `p3_controlnet.base.train_text` writes it."""
     fill50k: Path | None = None
     """Real pairs to mix in, in the homework's layout; None for drawn pictures alone."""
     init_from: Path | None = None
@@ -148,7 +143,7 @@ def main(config: Config) -> None:
         draw,
         config.training,
         config.run_dir,
-        settings=settings_of(config, "autoencoder", "clip", fill50k=bool(config.fill50k), frozen=frozen),
+        settings=settings_of(config, "autoencoder", "text_encoder", fill50k=bool(config.fill50k), frozen=frozen),
         save=lambda folder: save_model(folder, model, config.zero_terminal),
         validate=validate,
         preview=preview,
@@ -160,7 +155,7 @@ def new_model(config: Config) -> LatentDiffusion:
     from diffusers import AutoencoderDC, UNet2DConditionModel
 
     autoencoder = load_network(config.autoencoder, AutoencoderDC)
-    tokenizer, text_encoder = load_text_tower(config.clip, config.text_layers)
+    tokenizer, text_encoder = load_text_encoder(config.text_encoder)
     unet = build_unet(config.model, autoencoder, text_encoder.config.hidden_size)
     if config.init_from:
         needed = unet.config
