@@ -152,11 +152,12 @@ METHOD = """## Problem 3, 2025: ControlNet
 
 **Method.** A latent-diffusion model in Stable Diffusion's form and of a CPU's size was trained here: pictures of 64x64, a
 deep-compression autoencoder (arXiv:2410.10733) to 16x16 latents normalised channel by channel, a U-Net with cross-attention to the
-token and position embeddings of the project's small CLIP, whose layers blur which colour is whose. It predicts v under a schedule that
-ends in pure noise, and its steps start there, so that flat colours come from the prompt and not from the noise. ControlNet is a trained
-copy of the frozen U-Net's encoder whose residuals enter the decoder through convolutions that start at zero. Shape is measured against
-the disc inside the control picture's outline, colours as the CIEDE2000 distance of a region's median colour from the named one; a
-picture without an object counts as IoU 0 and error 50. Code: `p3_controlnet/`, `common/latent_diffusion.py`; training:
+text tower of the project's small CLIP. A contrastive loss leaves that tower's output vague about which colour is whose, so it was first
+tuned, on captions alone, until linear readouts of it name every colour (`p3_controlnet/base/train_text.py`), and then frozen. The U-Net
+predicts v under a schedule that ends in pure noise, and its steps start there, so that flat colours come from the prompt and not from
+the noise. ControlNet is a trained copy of the frozen U-Net's encoder whose residuals enter the decoder through convolutions that start
+at zero. Shape is measured against the disc inside the control picture's outline, colours as the CIEDE2000 distance of a region's median
+colour from the named one; a picture without an object counts as IoU 0 and error 50. Code: `p3_controlnet/`, `common/latent_diffusion.py`; training:
 `bash scripts/train_ldm.sh`, `bash scripts/train_controlnet.sh`."""
 
 
