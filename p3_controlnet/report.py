@@ -157,7 +157,8 @@ tuned, on captions alone, until linear readouts of it name every colour (`p3_con
 predicts v under a schedule that ends in pure noise, and its steps start there, so that flat colours come from the prompt and not from
 the noise. ControlNet is a trained copy of the frozen U-Net's encoder whose residuals enter the decoder through convolutions that start
 at zero. Shape is measured against the disc inside the control picture's outline, colours as the CIEDE2000 distance of a region's median
-colour from the named one; a picture without an object counts as IoU 0 and error 50. Code: `p3_controlnet/`, `common/latent_diffusion.py`; training:
+colour from the named one; a picture without an object counts as IoU 0 and error 50. Code: `p3_controlnet/`,
+`common/latent_diffusion.py`; training:
 `bash scripts/train_ldm.sh`, `bash scripts/train_controlnet.sh`."""
 
 
