@@ -46,7 +46,7 @@ class Config:
     captions: int = 60_000
     """Captions to learn from."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=4000, batch_size=64, lr=1e-3, weight_decay=0.0, validate_every=500
+        steps=3000, batch_size=64, lr=1e-3, weight_decay=0.0, validate_every=500
     )
 
 
