@@ -134,6 +134,18 @@ class LatentDiffusion(nn.Module):
         if self.controlnet is not None:
             self.controlnet.enable_gradient_checkpointing(enabled)
 
+    def choose_attention(self, mixed_precision: str) -> None:
+        """Takes the attention that trains faster: in bf16 on a CPU two matrix products and a softmax, since the backward pass of
+        PyTorch's fused function takes several times as long there; else diffusers' own choice."""
+        from diffusers.models.attention_processor import Attention, AttnProcessor
+
+        if mixed_precision != "bf16" or self.unet.device.type != "cpu":
+            return
+        for network in (self.unet, self.controlnet):
+            for module in network.modules() if network is not None else ():
+                if isinstance(module, Attention):
+                    module.set_processor(AttnProcessor())
+
     # ------------------------------------------------------------------------
     # Images and text.
 

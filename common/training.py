@@ -63,7 +63,7 @@ class TrainingConfig:
     checkpoint_every: int = 500
     """Optimiser steps between checkpoints."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Autocast on CUDA."""
+    """Autocast: on CUDA, or bf16 on a CPU that multiplies matrices of it (AMX)."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; auto takes CUDA if present."""
     tensorboard: bool = False

@@ -79,14 +79,15 @@ def main(config: Config) -> None:
     """Trains, or resumes."""
     if config.pictures < 0 or config.pictures == 0 and not config.fill50k:
         raise InputError("--pictures must be at least 1, or --fill50k must be given")
+    accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
     torch.manual_seed(config.training.seed)
-    device = make_accelerator(config.training.device, config.training.mixed_precision).device
-    model = load_base(config.base).to(device)
+    model = load_base(config.base).to(accelerator.device)
     size = config.size or model.side
     if size % model.downscale:
         raise InputError(f"--size must be a multiple of {model.downscale}, the pixels of a latent, not {size}")
     control = new_control(config, model)
     model.controlnet = control.train()
+    model.choose_attention(config.training.mixed_precision)
     if config.checkpointing:
         model.enable_gradient_checkpointing()
     frozen = base_hash(model)
@@ -104,7 +105,8 @@ def main(config: Config) -> None:
         "size": size,
         "base": frozen,
     }
-    bank = Bank.cached(config.run_dir / "bank.safetensors", made_from, lambda: make_bank(model, examples()))
+    with accelerator.main_process_first():
+        bank = Bank.cached(config.run_dir / "bank.safetensors", made_from, lambda: make_bank(model, examples()))
     held_out = drawn_circles(VALIDATION_EXAMPLES, size, config.training.seed + VALIDATION_SEED)
 
     def draw(step: int) -> Batch:

@@ -159,6 +159,20 @@ def test_without_a_hint_it_is_the_bare_unet(controlled: LatentDiffusion) -> None
 
 
 @torch.no_grad()
+def test_attention_by_matrix_products_is_the_same_attention() -> None:
+    """It is taken for bf16 on a CPU alone."""
+    from diffusers.models.attention_processor import Attention, AttnProcessor
+
+    model, (x_t, t), cond = controlled_model(), inputs(), condition()
+    expected = model.apply_model(x_t, t, cond)
+    layers = [module for module in model.modules() if isinstance(module, Attention) and module.is_cross_attention]
+    for mixed_precision, taken in (("no", False), ("bf16", True)):
+        model.choose_attention(mixed_precision)
+        assert layers and all(isinstance(layer.processor, AttnProcessor) == taken for layer in layers)
+        torch.testing.assert_close(model.apply_model(x_t, t, cond), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
 def test_each_residual_has_its_own_scale(controlled: LatentDiffusion) -> None:
     x_t, t = inputs()
     cond = condition(control_scales=tuple(0.1 * i for i in range(13)))

@@ -93,7 +93,7 @@ def _circle_of(colour: Rgb) -> Callable[[Generator, int], Tensor]:
 
 def _background_of(colour: Rgb) -> Callable[[Generator, int], Tensor]:
     def draw(random: Generator, side: int) -> Tensor:
-        return _paint(_mask(_place(random, "circle"), side), _named_colour(random, colour), colour)
+        return _paint(_mask(_place(random, "circle"), side), CSS_COLOURS["white"], colour)
 
     return draw
 
@@ -141,7 +141,7 @@ def _paint(mask: Tensor, colour: Rgb, background: Rgb) -> Tensor:
 
 DRAWN: dict[str, DrawnConcept] = {
     "wine": DrawnConcept(_circle_of(WINE), "{} circle", "maroon", WINE),
-    "mauve": DrawnConcept(_background_of(MAUVE), "circle with {} background", "gray", MAUVE),
+    "mauve": DrawnConcept(_background_of(MAUVE), "white circle with {} background", "gray", MAUVE),
     "slate_star": DrawnConcept(_star_of(SLATE), "{}", "star", SLATE),
     "ring": DrawnConcept(_ring, "{}", "circle"),
 }

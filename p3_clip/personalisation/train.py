@@ -151,6 +151,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     torch.manual_seed(config.training.seed)
     device = make_accelerator(config.training.device, config.training.mixed_precision).device
     model = load_base(config.base).to(device)
+    model.choose_attention(config.training.mixed_precision)
     base = base_hash(model)
     concepts = new_concepts(config, lessons, model, small)
     clip = load_judge(config.clip, config.training.device)

@@ -98,8 +98,10 @@ def main(config: Config) -> None:
         raise InputError(
             "eps prediction needs --no-zero-terminal and --snr-offset 0: at pure noise it says nothing of x0"
         )
+    accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
     torch.manual_seed(config.training.seed)
-    model = new_model(config)
+    model = new_model(config).to(accelerator.device)
+    model.choose_attention(config.training.mixed_precision)
     network = model.unet.requires_grad_(True).train()
     frozen = state_hash(torch.nn.ModuleList([model.autoencoder, model.text_encoder]))
 
@@ -113,7 +115,8 @@ def main(config: Config) -> None:
         "fill50k": bool(config.fill50k),
         "frozen": frozen,
     }
-    bank = Bank.cached(config.run_dir / "bank.safetensors", made_from, lambda: make_bank(model, examples()))
+    with accelerator.main_process_first():
+        bank = Bank.cached(config.run_dir / "bank.safetensors", made_from, lambda: make_bank(model, examples()))
     held_out = make_bank(model, drawn_examples(VALIDATION_EXAMPLES, SIDE, VALIDATION_SEED + config.training.seed))
 
     def draw(step: int) -> Batch:
@@ -177,7 +180,7 @@ def new_model(config: Config) -> LatentDiffusion:
         parameterization=config.parameterization,
         usual_guidance=USUAL_GUIDANCE,
         **latent_statistics(autoencoder, to_model_range(measured)),
-    ).to(make_accelerator(config.training.device, config.training.mixed_precision).device)
+    )
 
 
 if __name__ == "__main__":
