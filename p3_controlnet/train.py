@@ -66,12 +66,12 @@ class Config:
     min_snr_gamma: float | None = 5.0
     """Gamma of the loss weight min(SNR + offset, gamma) on the x0 error; None for the plain loss, which a base of eps
     prediction, such as Stable Diffusion, gets in any case (as in the paper)."""
-    snr_offset: float = 1.0
-    """Offset of that weight; 0 is the published min-SNR."""
+    snr_offset: float = 0.1
+    """Offset of that weight; 0 is the published min-SNR. The small model was trained with the same."""
     checkpointing: bool = False
     """Whether to save memory by computing activations again in the backward pass."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=8000, batch_size=32, lr=5e-4, warmup=200, validate_every=250, preview_every=500, checkpoint_every=250
+        steps=3000, batch_size=16, lr=4e-4, warmup=200, validate_every=250, preview_every=500, checkpoint_every=250
     )
 
 

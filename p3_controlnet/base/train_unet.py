@@ -86,7 +86,7 @@ class Config:
     loss; at 1, the weight of v prediction, pure noise had about five times that of the levels at which shapes form."""
     model: UNetConfig = UNetConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=16_000, batch_size=8, lr=4e-4, warmup=300, validate_every=1000, preview_every=1000
+        steps=8000, batch_size=16, lr=4e-4, warmup=300, validate_every=1000, preview_every=1000
     )
 
 
