@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 KIND = "small_diffusion"
 SIDE = 64
-USUAL_GUIDANCE = 3.0
+USUAL_GUIDANCE = 2.0
 LATENT_STATISTICS = ("latent_mean", "latent_std")
 PREDICTION_TYPES: dict[Parameterization, str] = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 

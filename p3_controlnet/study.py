@@ -63,13 +63,13 @@ SMALLEST_OBJECT = 0.005  # of the picture; a star of the smallest radius covers 
 # What differs from the default generation. A guided pair is one evaluation, and all are within 25.
 BASE_SWEEP: tuple[dict[str, Any], ...] = (
     {},
-    *({"guidance_scale": scale} for scale in (1.0, 1.5, 2.0, 4.0, 6.0)),
+    *({"guidance_scale": scale} for scale in (1.0, 1.5, 3.0, 4.0, 6.0)),
     {"guidance_rescale": 0.7},
     {"spacing": "leading"},
 )
 CIRCLES_SWEEP: tuple[dict[str, Any], ...] = (
     {},
-    *({"guidance_scale": scale} for scale in (1.0, 1.5, 2.0, 4.0, 6.0)),
+    *({"guidance_scale": scale} for scale in (1.0, 1.5, 3.0, 4.0, 6.0)),
     *({"control_scales": (scale,)} for scale in (0.0, 0.5, 0.75, 1.25, 1.5)),
     *({"control_end": end} for end in (0.25, 0.5)),
     {"guess_mode": True},

@@ -9,11 +9,12 @@ import pytest
 
 from common.files import ROOT, write_json
 from common.generate import GenerationConfig
+from common.small_diffusion import USUAL_GUIDANCE
 from p3_controlnet import report
 
 DEFAULT = {
     name: value
-    for name, value in dataclasses.asdict(GenerationConfig(guidance_scale=3.0)).items()
+    for name, value in dataclasses.asdict(GenerationConfig(guidance_scale=USUAL_GUIDANCE)).items()
     if name != "chunk_size"
 }
 MEASURES = {"iou": 0.97, "circle_error": 3.0, "background_error": 2.0, "circle_right": 0.9, "background_right": 0.8}

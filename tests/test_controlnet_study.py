@@ -17,7 +17,7 @@ from common.files import read_json
 from common.generate import GenerationConfig
 from common.images import read_rgb
 from common.pictures import enlarge
-from common.small_diffusion import save_model
+from common.small_diffusion import USUAL_GUIDANCE, save_model
 from p3_controlnet import inference, study
 from p3_controlnet.inference import ModelConfig, load_model
 from p3_controlnet.study import failures, main, measure_colours, prompt_scenes
@@ -96,7 +96,7 @@ def test_wrong_colours_and_missing_objects_show() -> None:
 
 def test_the_base_study_goes_on_where_it_stopped(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = run(world, tmp_path, "base")
-    assert [row["sampling"]["guidance_scale"] for row in rows] == [3.0, 1.0]
+    assert [row["sampling"]["guidance_scale"] for row in rows] == [USUAL_GUIDANCE, 1.0]
     assert rows[0]["regions"] == 2 and 0.0 <= rows[0]["right"] <= 1.0 and rows[0]["error"] > 0.0
     monkeypatch.setattr(study, "measure_base", lambda *_: pytest.fail("it is measured again"))
     assert run(world, tmp_path, "base") == rows
@@ -133,7 +133,7 @@ def test_the_circles_study_measures_each_setting(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = run(world, tmp_path, "circles", "--fill50k", world / "fill50k")
-    assert [row["sampling"]["guidance_scale"] for row in rows] == [3.0, 1.0]
+    assert [row["sampling"]["guidance_scale"] for row in rows] == [USUAL_GUIDANCE, 1.0]
     assert len(rows[0]["lines"]) == 1 == rows[0]["pairs"] and "lines" not in rows[1]
     assert rows[0]["evaluations"] == 1 and 0.0 <= rows[0]["iou"] <= 1.0
     result = run(world, tmp_path, "autoencoder", "--fill50k", world / "fill50k")[0]

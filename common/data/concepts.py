@@ -14,7 +14,7 @@ from numpy.random import Generator
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from common.colour import CSS_COLOURS, NAMES, colour_difference
+from common.colour import CSS_COLOURS, colour_difference
 from common.data.shapes import Shape, render_mask
 from common.errors import InputError
 from common.images import image_files
@@ -25,8 +25,8 @@ UNNAMED = 15.0
 WINE, MAUVE, SLATE = (60, 0, 24), (120, 84, 108), (24, 84, 120)
 HOLE = 0.55
 """Radius of a ring's hole, as a part of the ring's."""
-CONTRAST = 25.0
 PHOTOS, SIDE, FINER = 5, 128, 4
+WHITE = CSS_COLOURS["white"]
 Rgb = tuple[int, int, int]
 
 
@@ -85,32 +85,26 @@ def distance_to_names(colour: Rgb) -> float:
 
 
 def _circle_of(colour: Rgb) -> Callable[[Generator, int], Tensor]:
-    def draw(random: Generator, side: int) -> Tensor:
-        return _paint(_mask(_place(random, "circle"), side), colour, _named_colour(random, colour))
-
-    return draw
+    return lambda random, side: _paint(_mask(_place(random, "circle"), side), colour, WHITE)
 
 
 def _background_of(colour: Rgb) -> Callable[[Generator, int], Tensor]:
-    def draw(random: Generator, side: int) -> Tensor:
-        return _paint(_mask(_place(random, "circle"), side), CSS_COLOURS["white"], colour)
-
-    return draw
+    return lambda random, side: _paint(_mask(_place(random, "circle"), side), WHITE, colour)
 
 
 def _star_of(colour: Rgb) -> Callable[[Generator, int], Tensor]:
+    return lambda random, side: _paint(_mask(_place(random, "star"), side), colour, WHITE)
+
+
+def _ring_of(colour: Rgb) -> Callable[[Generator, int], Tensor]:
+    """A circle with a hole."""
+
     def draw(random: Generator, side: int) -> Tensor:
-        return _paint(_mask(_place(random, "star"), side), colour, _named_colour(random, colour))
+        disc = _place(random, "circle")
+        ring = _mask(disc, side) - _mask(dataclasses.replace(disc, radius=HOLE * disc.radius), side)
+        return _paint(ring, colour, WHITE)
 
     return draw
-
-
-def _ring(random: Generator, side: int) -> Tensor:
-    """A circle with a hole, in any named colour."""
-    disc = _place(random, "circle")
-    ring = _mask(disc, side) - _mask(dataclasses.replace(disc, radius=HOLE * disc.radius), side)
-    colour = _named_colour(random)
-    return _paint(ring, colour, _named_colour(random, colour))
 
 
 def _place(random: Generator, kind: str) -> Shape:
@@ -118,14 +112,6 @@ def _place(random: Generator, kind: str) -> Shape:
     radius = random.uniform(0.18, 0.36)
     x, y = random.uniform(radius + 0.03, 1.0 - radius - 0.03, size=2).tolist()
     return Shape(kind, "", x, y, float(radius), float(random.uniform(-0.4, 0.4)))
-
-
-def _named_colour(random: Generator, other: Rgb | None = None) -> Rgb:
-    """A CSS colour that stands out from the other."""
-    while True:
-        colour = CSS_COLOURS[NAMES[random.integers(len(NAMES))]]
-        if other is None or colour_difference(colour, other) >= CONTRAST:
-            return colour
 
 
 def _mask(shape: Shape, side: int) -> Tensor:
@@ -140,9 +126,10 @@ def _paint(mask: Tensor, colour: Rgb, background: Rgb) -> Tensor:
 
 
 DRAWN: dict[str, DrawnConcept] = {
-    "wine": DrawnConcept(_circle_of(WINE), "{} circle", "maroon", WINE),
+    "wine": DrawnConcept(_circle_of(WINE), "{} circle with white background", "maroon", WINE),
     "mauve": DrawnConcept(_background_of(MAUVE), "white circle with {} background", "gray", MAUVE),
-    "slate_star": DrawnConcept(_star_of(SLATE), "{}", "star", SLATE),
-    "ring": DrawnConcept(_ring, "{}", "circle"),
+    "slate_star": DrawnConcept(_star_of(SLATE), "{} with white background", "star", SLATE),
+    "ring": DrawnConcept(_ring_of(CSS_COLOURS["gold"]), "{} with white background", "circle"),
 }
-"""A colour (of circles), a second one (of backgrounds), a shape and colour pair, and a ring of any colour."""
+"""A colour (of circles), a second one (of backgrounds), a shape and colour pair, and a golden ring. What a photo shows beside its
+concept is white and named in the phrase, so that it is no part of what is learned."""
