@@ -18,6 +18,7 @@ from common.checkpoint import load_tensors, state_hash
 from common.generate import GenerationConfig
 from common.latent_diffusion import LatentDiffusion
 from p3_clip.personalisation import merge, templates, train
+from p3_clip.personalisation.concepts import initial_vectors
 from p3_clip.personalisation.custom_diffusion import PROJECTIONS, projections
 from p3_clip.personalisation.formats import load_concepts
 from p3_clip.personalisation.model import load_learned
@@ -252,6 +253,36 @@ def test_concepts_are_drawn_equally_often_and_every_other_row_is_regular() -> No
         assert (expected[group] == ids).all(1).any()
     assert len(batch["ids"].unique(dim=0)) == 5
     assert torch.equal(pool.draw(400, torch.Generator().manual_seed(0))["ids"], batch["ids"])
+
+
+def test_training_can_start_from_learned_words(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first round goes on to a new word, the second from it on; matrices are no words."""
+    words, both = tmp_path / "words", tmp_path / "both"
+    assert learn("textual-inversion", words, *photos(world, "a"), "--lr", 1.0) == 0
+    assert learn("custom-diffusion", both, *photos(world, "a"), "--init-from", words / "last") == 0
+    first, second = (load_learned([run / "last"], load_base(world / "base")).concepts[0] for run in (words, both))
+    word = load_base(world / "base")
+    start = initial_vectors("red", 1, word.text_encoder, word.tokenizer)
+    assert (first.vectors - start).abs().max() > 0.2 > 0.1 > (first.vectors - second.vectors).abs().max() > 0.0
+
+    command = (
+        "custom-diffusion",
+        "--run-dir",
+        tmp_path / "run",
+        "--base",
+        world / "base",
+        "--device",
+        "cpu",
+        "--regular",
+        0,
+    )
+    for flags, said in (
+        (("--drawn", "wine", "--tokens", "<other>", "--init-from", words / "last"), "0 vectors for <other>, not 1"),
+        (("--drawn", "wine", "--vectors", 2, "--init-from", words / "last"), "1 vectors for <new1>, not 2"),
+        (("--drawn", "wine", "--init-from", both / "last"), "holds matrices too"),
+    ):
+        assert said in refused(capsys, train.main, train.Config, *command, *flags)
+    assert not (tmp_path / "run").exists()
 
 
 # ----------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from common.validation import held_out_loss
 from p3_clip.personalisation import templates
 from p3_clip.personalisation.concepts import Concept, check_tokens, expand, initial_vectors, norms
 from p3_clip.personalisation.custom_diffusion import Customised, projections
-from p3_clip.personalisation.model import personalise, save_learned, usual_words
+from p3_clip.personalisation.model import load_learned, personalise, save_learned, usual_words
 from p3_clip.personalisation.photos import Augmentation, Encoded, Pool, View, encode_views, make_views
 from p3_clip.personalisation.regular import Regular, regular_pictures, regular_prompts
 
@@ -72,6 +72,8 @@ class _Common:
     """Vectors of each concept."""
     start: str | None = None
     """Word that the vectors start from; by default the concept's own, for Custom Diffusion on Stable Diffusion the rare word ktn."""
+    init_from: Path | None = None
+    """Result of textual inversion whose words to start from, by their placeholders, instead of known words."""
     base: Path = ROOT / "checkpoints" / "ldm_shapes"
     """The frozen model: a Stable Diffusion v1.4 file or folder, or the folder of a small model."""
     views: int = 24
@@ -291,8 +293,13 @@ def _tokens(config: TextualInversion | CustomDiffusion, count: int) -> tuple[str
 def new_concepts(
     config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], model: LatentDiffusion, small: bool
 ) -> list[Concept]:
-    """The concepts with the vectors that they start from. Raises InputError if a token is a word already."""
+    """The concepts with the vectors that they start from.
+
+    Raises InputError if a token is a word already, or if `config.init_from` holds no words or not as many vectors for one.
+    """
     check_tokens([lesson.token for lesson in lessons], model.tokenizer)
+    if config.init_from:
+        return _learned_before(config, lessons, model)
     usual = RARE_WORD if isinstance(config, CustomDiffusion) and not small else None
 
     def start(lesson: Lesson) -> Tensor:
@@ -300,6 +307,20 @@ def new_concepts(
         return initial_vectors(word, config.vectors, model.text_encoder, model.tokenizer)
 
     return [Concept(lesson.token, start(lesson)) for lesson in lessons]
+
+
+def _learned_before(
+    config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], model: LatentDiffusion
+) -> list[Concept]:
+    learned = load_learned([config.init_from], model)
+    if learned.weights:
+        raise InputError(f"{config.init_from} holds matrices too: training starts from a result of textual inversion")
+    known = {concept.token: concept for concept in learned.concepts}
+    for lesson in lessons:
+        found = len(known[lesson.token].vectors) if lesson.token in known else 0
+        if found != config.vectors:
+            raise InputError(f"{config.init_from} has {found} vectors for {lesson.token}, not {config.vectors}")
+    return [known[lesson.token] for lesson in lessons]
 
 
 def sentences(lesson: Lesson, small: bool) -> tuple[str, ...]:
