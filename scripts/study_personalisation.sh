@@ -13,13 +13,13 @@ train() { # METHOD NAME FLAGS...
   shift 2
   "$PYTHON" -m p3_clip.personalisation.train "$method" --run-dir "$runs/$name" --base "$base" --clip "$clip" "$@"
 }
-custom=(--augmentation flip --regular-dir "$runs/regular")
-train textual-inversion inversion "$@"
-for pair in "place wine mauve" "beside slate_star ring"; do
-  read -r name first second <<< "$pair"
-  train custom-diffusion "$name" --drawn "$first" "$second" "${custom[@]}" "$@"
-  train custom-diffusion "$first" --drawn "$first" --tokens "<new1>" "${custom[@]}" "$@"
-  train custom-diffusion "$second" --drawn "$second" --tokens "<new2>" "${custom[@]}" "$@"
+train textual-inversion inversion --steps 600 --batch-size 16 --warmup 50 "$@"
+custom=(--augmentation flip --regular-dir "$runs/regular" --init-from "$runs/inversion/last" --steps 600 --lr 1e-3 --warmup 50)
+for pair in "place wine <new1> mauve <new2>" "beside slate_star <new3> ring <new4>"; do
+  read -r name first one second two <<< "$pair"
+  train custom-diffusion "$name" --drawn "$first" "$second" --tokens "$one" "$two" "${custom[@]}" "$@"
+  train custom-diffusion "$first" --drawn "$first" --tokens "$one" "${custom[@]}" "$@"
+  train custom-diffusion "$second" --drawn "$second" --tokens "$two" "${custom[@]}" "$@"
   "$PYTHON" -m p3_clip.personalisation.merge --base "$base" --results "$runs/$first/last" "$runs/$second/last" \
     --output-dir "$runs/${name}_merged"
 done

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor, distributed
 
-from common.data.examples import WORDINGS, describe
-from common.data.shapes import draw_scene
+from common.data.examples import describe, described_scenes
 from common.generate import GenerationConfig, Request
 from common.images import read_rgb
 from common.latent_diffusion import LatentDiffusion
@@ -44,12 +42,7 @@ def regular_prompts(descriptions: Sequence[str], small: bool, count: int, seed: 
     arXiv:2212.04488), or for a small model any of the scenes that it was trained on."""
     if not small:
         return [f"photo of a {descriptions[number % len(descriptions)]}" for number in range(count)]
-    prompts = []
-    for number in range(count):
-        random = np.random.default_rng(derive_seed(seed, number))
-        scene = draw_scene(random, count=1 + number % 2)
-        prompts.append(describe(scene, WORDINGS[random.integers(len(WORDINGS))]))
-    return prompts
+    return [describe(scene, wording) for scene, wording in described_scenes(count, seed)]
 
 
 def _name(prompt: str, seed: int) -> str:
