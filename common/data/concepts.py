@@ -84,16 +84,12 @@ def distance_to_names(colour: Rgb) -> float:
     return float(colour_difference(np.array(colour)[None], np.array(list(CSS_COLOURS.values()))).min())
 
 
-def _circle_of(colour: Rgb) -> Callable[[Generator, int], Tensor]:
-    return lambda random, side: _paint(_mask(_place(random, "circle"), side), colour, WHITE)
+def _shape_of(kind: str, colour: Rgb) -> Callable[[Generator, int], Tensor]:
+    return lambda random, side: _paint(_mask(_place(random, kind), side), colour, WHITE)
 
 
 def _background_of(colour: Rgb) -> Callable[[Generator, int], Tensor]:
     return lambda random, side: _paint(_mask(_place(random, "circle"), side), WHITE, colour)
-
-
-def _star_of(colour: Rgb) -> Callable[[Generator, int], Tensor]:
-    return lambda random, side: _paint(_mask(_place(random, "star"), side), colour, WHITE)
 
 
 def _ring_of(colour: Rgb) -> Callable[[Generator, int], Tensor]:
@@ -126,9 +122,9 @@ def _paint(mask: Tensor, colour: Rgb, background: Rgb) -> Tensor:
 
 
 DRAWN: dict[str, DrawnConcept] = {
-    "wine": DrawnConcept(_circle_of(WINE), "{} circle with white background", "maroon", WINE),
+    "wine": DrawnConcept(_shape_of("circle", WINE), "{} circle with white background", "maroon", WINE),
     "mauve": DrawnConcept(_background_of(MAUVE), "white circle with {} background", "gray", MAUVE),
-    "slate_star": DrawnConcept(_star_of(SLATE), "{} with white background", "star", SLATE),
+    "slate_star": DrawnConcept(_shape_of("star", SLATE), "{} with white background", "star", SLATE),
     "ring": DrawnConcept(_ring_of(CSS_COLOURS["gold"]), "{} with white background", "circle"),
 }
 """A colour (of circles), a second one (of backgrounds), a shape and colour pair, and a golden ring. What a photo shows beside its
