@@ -10,7 +10,15 @@ import torch
 from tiny_pairs import write_pairs
 
 from common.colour import CSS_COLOURS
-from common.data.examples import WORDINGS, describe, drawn_circles, drawn_examples, real_examples, shrink
+from common.data.examples import (
+    WORDINGS,
+    describe,
+    described_scenes,
+    drawn_circles,
+    drawn_examples,
+    real_examples,
+    shrink,
+)
 from common.data.layouts import parse_caption, render_control
 from common.data.shapes import Scene, Shape, draw_circle
 from common.errors import InputError
@@ -30,7 +38,7 @@ def test_an_example_depends_on_the_seed_and_its_own_number() -> None:
 def test_drawn_scenes_have_one_or_two_shapes_in_every_wording() -> None:
     captions = drawn_examples(80, 16, 0).captions
     pairs = sum("next to" in caption for caption in captions)
-    assert 20 <= pairs <= 45  # 40 % of 80, give or take 3 deviations
+    assert 44 <= pairs <= 68  # 70 % of 80, give or take 3 deviations
     assert any("background" not in caption for caption in captions)
     for start in ("a photo of a ", "a "):
         assert any(caption.startswith(start) for caption in captions)
@@ -50,8 +58,18 @@ def test_some_pairs_share_a_colour() -> None:
         ]
         return sum(len({shape.rpartition(" ")[0] for shape in shapes}) == 1 for shapes in objects)
 
-    assert 16 <= shared() <= 44  # a quarter of 120, give or take 3 deviations
+    assert 11 <= shared() <= 37  # a fifth of 120, give or take 3 deviations
     assert shared(shared_part=0.0) == 0
+
+
+def test_some_pairs_are_two_circles() -> None:
+    def twins(**parts: float) -> int:
+        scenes = [scene for scene, _ in described_scenes(240, 0, pair_part=1.0, **parts)]
+        return sum({shape.kind for shape in scene.shapes} == {"circle"} for scene in scenes)
+
+    assert 82 <= twins() <= 128  # 40 % of 240 and a sixteenth of the rest, give or take 3 deviations
+    assert twins(twin_part=0.0) <= 27
+    assert twins(twin_part=1.0) == 240
 
 
 def test_drawn_circles_lie_as_the_real_ones_do() -> None:
