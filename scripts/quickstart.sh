@@ -49,12 +49,12 @@ run_clip() {
 }
 
 run_controlnet() {
-  echo "Problem 3, 2025: 25 control pictures like the course's and 20 with two circles, drawn, graded and shown."
+  echo "Problem 3, 2025: 25 control pictures like the course's and 20 with two circles, drawn, graded by the bar of the latter, and shown."
   local data="$out/controlnet_data"
   "$PYTHON" "$ROOT/scripts/make_circles.py" --output-dir "$data"
   bash "$ROOT/hw2_3.sh" "$data/prompt.json" "$data/source" "$out/controlnet" "$ROOT/checkpoints/ldm_shapes"
   bash "$ROOT/scripts/grade.sh" "$out/controlnet" "$data/prompt.json" "$data/source" "$data/target" --resolution 64 --clip none \
-    || [ $? -eq 1 ]
+    --iou-bar 0.9 || [ $? -eq 1 ]
   "$PYTHON" -m p3_controlnet.figures --output-dir "$out/controlnet_figures" --data "$data" --images "$out/controlnet" \
     --rows 45 --only circles failures
   echo "Look at $out/controlnet_figures/circles.png and $out/controlnet_figures/failures.png; the pictures are in $out/controlnet."

@@ -14,7 +14,8 @@ if [ -d "$faces/photos" ]; then photos=(--photos "$faces"); fi
 "$PYTHON" -m p2_ddim.inference --noises "$work/many" --output-dir "$work/faces" --chunk-size 16 --no-stretch
 "$PYTHON" -m p2_ddim.figures --noises "$work/noise" --output-dir "$ROOT/results/figures/p2" --images "$work/faces"
 "$PYTHON" -m p2_ddim.study steps "$@"
-for study in eta paths; do "$PYTHON" -m p2_ddim.study "$study" "${photos[@]}" "$@"; done
+# bash before 4.4, such as macOS', calls an empty array unset.
+for study in eta paths; do "$PYTHON" -m p2_ddim.study "$study" ${photos[@]+"${photos[@]}"} "$@"; done
 if [ ${#photos[@]} -gt 0 ]; then
   "$PYTHON" -m p2_ddim.evaluate --images "$work/faces" "${photos[@]}" --result "$ROOT/results/p2_faces.json"
   if [ -d "$ROOT/checkpoints/p2_features" ]; then
