@@ -14,17 +14,16 @@ train() { # METHOD NAME FLAGS...
   "$PYTHON" -m p3_clip.personalisation.train "$method" --run-dir "$runs/$name" --base "$base" --clip "$clip" "$@"
 }
 train textual-inversion inversion --steps 600 --batch-size 16 --warmup 50 "$@"
-custom=(--augmentation flip --regular-dir "$runs/regular" --init-from "$runs/inversion/last" --steps 600 --lr 1e-3 --warmup 50)
-for pair in "place wine <new1> mauve <new2>" "beside slate_star <new3> ring <new4>"; do
-  read -r name first one second two <<< "$pair"
-  train custom-diffusion "$name" --drawn "$first" "$second" --tokens "$one" "$two" "${custom[@]}" "$@"
-  train custom-diffusion "$first" --drawn "$first" --tokens "$one" "${custom[@]}" "$@"
-  train custom-diffusion "$second" --drawn "$second" --tokens "$two" "${custom[@]}" "$@"
-  "$PYTHON" -m p3_clip.personalisation.merge --base "$base" --results "$runs/$first/last" "$runs/$second/last" \
-    --output-dir "$runs/${name}_merged"
+custom=(--augmentation flip --regular-dir "$runs/regular" --init-from "$runs/inversion/last" --steps 800 --lr 3e-4 --warmup 50)
+train custom-diffusion joint "${custom[@]}" "$@"
+apart=()
+for concept in "wine <new1>" "mauve <new2>" "slate_star <new3>" "ring <new4>"; do
+  read -r name token <<< "$concept"
+  train custom-diffusion "$name" --drawn "$name" --tokens "$token" "${custom[@]}" "$@"
+  apart+=("$runs/$name/last")
 done
-"$PYTHON" -m p3_clip.personalisation.study --base "$base" --inversion "$runs/inversion/last" --place "$runs/place/last" \
-  --beside "$runs/beside/last" --place-merged "$runs/place_merged" --beside-merged "$runs/beside_merged" \
-  --output-dir "$runs/pictures" --clip "$clip"
+"$PYTHON" -m p3_clip.personalisation.merge --base "$base" --results "${apart[@]}" --output-dir "$runs/merged"
+"$PYTHON" -m p3_clip.personalisation.study --base "$base" --inversion "$runs/inversion/last" --joint "$runs/joint/last" \
+  --merged "$runs/merged" --output-dir "$runs/pictures" --clip "$clip"
 "$PYTHON" -m p3_clip.personalisation.figures --pictures "$runs/pictures"
 "$PYTHON" "$ROOT/scripts/make_report.py"

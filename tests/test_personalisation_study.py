@@ -21,11 +21,21 @@ from common.files import ROOT
 from p3_clip.personalisation import figures, measure, study
 from p3_clip.personalisation.concepts import Concept
 from p3_clip.personalisation.custom_diffusion import Customised, projections
-from p3_clip.personalisation.measure import Judgement, colour_error, is_present, judge_beside, judge_place, look, rates
+from p3_clip.personalisation.measure import (
+    PAIRS,
+    Judgement,
+    colour_error,
+    is_present,
+    judge_beside,
+    judge_beside_ring,
+    judge_place,
+    look,
+    rates,
+)
 from p3_clip.personalisation.model import save_learned
 
 RED, WHITE = CSS_COLOURS["red"], CSS_COLOURS["white"]
-MIXED = tuple(round((a + b) / 2) for a, b in zip(WINE, MAUVE, strict=True))
+MIXED, BETWEEN = (tuple(round((a + b) / 2) for a, b in zip(WINE, other, strict=True)) for other in (MAUVE, SLATE))
 SIDE = 64
 
 
@@ -54,7 +64,7 @@ def test_an_empty_picture_shows_nothing() -> None:
     seen = look(scene(MAUVE), 1)
     assert not any(is_present(name, seen) for name in DRAWN)
     assert colour_error("mauve", seen) == colour_error("wine", seen) == 50.0
-    assert not any(judge_place(seen)) and not any(judge_beside(seen))
+    assert not any(any(judge(seen)) for judge in (judge_place, judge_beside, judge_beside_ring))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +102,23 @@ def test_two_colours_in_one_picture(background: Any, colour: Any, expected: Judg
     ],
 )
 def test_two_shapes_in_one_picture(objects: Any, expected: Judgement) -> None:
+    assert judge_beside_ring(look(scene(WHITE, *objects), 2)) == expected
+
+
+@pytest.mark.parametrize(
+    ("objects", "expected"),
+    [
+        ([("star", SLATE, 0.25), ("circle", WINE, 0.75)], Judgement(True, True, True, swapped=False, blended=False)),
+        ([("star", WINE, 0.25), ("circle", SLATE, 0.75)], Judgement(False, False, False, swapped=True, blended=True)),
+        ([("star", SLATE, 0.25), ("circle", RED, 0.75)], Judgement(True, False, False, swapped=False, blended=False)),
+        (
+            [("circle", SLATE, 0.25), ("circle", WINE, 0.75)],
+            Judgement(False, True, False, swapped=False, blended=False),
+        ),
+        ([("star", BETWEEN, 0.5)], Judgement(False, False, False, swapped=False, blended=True)),
+    ],
+)
+def test_a_shape_and_a_colour_beside_each_other(objects: Any, expected: Judgement) -> None:
     assert judge_beside(look(scene(WHITE, *objects), 2)) == expected
 
 
@@ -100,7 +127,7 @@ def test_a_disc_with_another_object_on_it_is_no_ring(inner: str) -> None:
     picture = scene(WHITE, ("circle", RED, 0.5))
     mask = render_mask(Shape(inner, "", 0.5, 0.5, 0.12), SIDE)
     picture[:, mask] = torch.tensor(SLATE, dtype=torch.uint8).view(3, 1)
-    judged = judge_beside(look(picture, 2))
+    judged = judge_beside_ring(look(picture, 2))
     assert judged == Judgement(inner == "star", False, bound=False, swapped=False, blended=False)
 
 
@@ -113,7 +140,7 @@ def test_shapes_are_told_apart_on_blurred_and_noisy_pictures(kind: str) -> None:
         soft = np.stack([ndimage.gaussian_filter(channel, 0.8) for channel in drawn])
         noise = 9.0 * ndimage.gaussian_filter(random.normal(size=drawn.shape), (0, 1, 1))
         pixels = soft + random.normal(scale=3.0, size=(3, 1, 1)) + noise
-        judged = judge_beside(look(torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)), 2))
+        judged = judge_beside_ring(look(torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)), 2))
         assert judged.second and judged.bound == judged.first == (kind == "star")
         assert not judged.swapped and not judged.blended
 
@@ -130,13 +157,13 @@ def test_rates_are_means() -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base/, clip/, inversion/ with all drawn concepts, place/ and beside/ with matrices too."""
+    """base/, clip/, inversion/ with all drawn concepts, joint/ with matrices too, and place/ for two concepts alone."""
     root = make_world(tmp_path_factory.mktemp("world"))
     own = {name: weight.detach() * 1.5 for name, weight in projections(load_base(root / "base").unet).items()}
     for folder, names, weights in (
         ("inversion", tuple(DRAWN), {}),
+        ("joint", tuple(DRAWN), own),
         ("place", ("wine", "mauve"), own),
-        ("beside", ("slate_star", "ring"), own),
     ):
         concepts = [Concept(f"<new{k + 1}>", torch.randn(1, 16)) for k in range(len(names))]
         entries = [
@@ -148,7 +175,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(world: Path, out: Path, *flags: Any) -> tuple[Any, ...]:
-    parts = [part for name in ("inversion", "place", "beside") for part in (f"--{name}", world / name)]
+    parts = [part for name in ("inversion", "joint") for part in (f"--{name}", world / name)]
     where = ("--base", world / "base", "--clip", world / "clip", "--output-dir", out / "pictures")
     return (
         *parts,
@@ -170,14 +197,14 @@ def arguments(world: Path, out: Path, *flags: Any) -> tuple[Any, ...]:
 def test_the_study_measures_every_method_and_the_figures_show_it(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = arguments(world, tmp_path, "--place-merged", world / "place")
+    flags = arguments(world, tmp_path, "--merged", world / "place")
     assert exit_code(study.main, study.Config, *flags) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert list(result["methods"]) == [study.UNTRAINED, study.INVERSION, study.JOINT, study.MERGED]
     for method, found in result["methods"].items():
         merged = method == study.MERGED
         assert found["singles"].keys() == ({"wine", "mauve"} if merged else DRAWN.keys())
-        assert found["pairs"].keys() == ({"place"} if merged else {"place", "beside"})
+        assert found["pairs"].keys() == ({"place"} if merged else PAIRS.keys())
         for name, numbers in found["singles"].items():
             assert ("colour_error" in numbers) == bool(DRAWN[name].colour)
             assert (
@@ -193,7 +220,7 @@ def test_the_study_measures_every_method_and_the_figures_show_it(
     assert contents(tmp_path / "pictures") == pictures
 
     assert make_figures(tmp_path, tmp_path / "figures") == 0
-    assert sorted(contents(tmp_path / "figures")) == ["beside.png", "place.png", "single.png"]
+    assert sorted(contents(tmp_path / "figures")) == ["beside.png", "beside_ring.png", "place.png", "single.png"]
 
 
 def make_figures(measured: Path, folder: Path) -> int:
@@ -203,9 +230,9 @@ def make_figures(measured: Path, folder: Path) -> int:
 
 
 def test_what_is_not_given_is_left_out(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One result alone, as quickstart.sh measures the shipped one."""
-    flags = [flag for flag in arguments(world, tmp_path, "--clip", "none") if flag not in ("--inversion", "--beside")]
-    flags = [flag for flag in flags if flag not in (world / "inversion", world / "beside")]
+    """One result alone, of two concepts."""
+    flags = arguments(world, tmp_path, "--clip", "none")
+    flags = ("--joint", world / "place", *flags[flags.index("--base") :])
     assert exit_code(study.main, study.Config, *flags) == 0
     methods = json.loads((tmp_path / "result.json").read_text())["methods"]
     assert list(methods) == [study.UNTRAINED, study.JOINT]
@@ -220,17 +247,19 @@ def test_what_is_not_given_is_left_out(world: Path, tmp_path: Path, capsys: pyte
 
 def test_the_untrained_placeholder_has_as_many_vectors_as_the_trained_one(world: Path, tmp_path: Path) -> None:
     save_learned(tmp_path, Customised({}, [Concept("<new1>", torch.ones(3, 16))]), {"vectors": 3})
-    assert study.vectors_of(study.Config(place=tmp_path)) == 3 and study.vectors_of(study.Config(world / "place")) == 1
+    assert study.vectors_of(study.Config(joint=tmp_path)) == 3 and study.vectors_of(study.Config(world / "place")) == 1
     words = study.learn(load_base(world / "base"), None, {"wine": "<new1>"}, 3)
     assert words.concepts[0].vectors.shape == (3, 16)
 
 
-def test_a_result_that_did_not_learn_the_concept_is_refused(
+def test_a_result_without_drawn_concepts_is_refused(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = arguments(world, tmp_path)
-    said = refused(capsys, study.main, study.Config, *flags, "--beside", world / "place")
-    assert said == f"{world / 'place'} did not learn the drawn concept slate_star"
+    entry = {"token": "<new1>", "word": "dog", "phrase": "{} dog"}
+    save_learned(tmp_path / "dog", Customised({}, [Concept("<new1>", torch.ones(1, 16))]), {"concepts": [entry]})
+    said = refused(capsys, study.main, study.Config, *flags, "--joint", tmp_path / "dog")
+    assert said == f"{tmp_path / 'dog'} learned none of the drawn concepts wine, mauve, slate_star, ring"
     assert not (tmp_path / "result.json").exists()
     assert "--images must be at least 1" in refused(capsys, study.main, study.Config, *flags, "--images", 0)
 
@@ -247,8 +276,8 @@ def test_the_script_is_sound(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     trained = [line for line in lines if "personalisation.train" in line]
-    assert len(trained) == 7 and all("--base BASE" in line and line.endswith("--steps 3") for line in trained)
+    assert len(trained) == 6 and all("--base BASE" in line and line.endswith("--steps 3") for line in trained)
     assert all(("--regular-dir RUNS/personalisation/regular" in line) == ("custom" in line) for line in trained)
     (measured,) = (line for line in lines if "personalisation.study" in line)
     assert all("checkpoints/clip_shapes" in line for line in [*trained, measured])  # none would mean no scores
-    assert sum("personalisation.merge" in line for line in lines) == 2 and "make_report.py" in lines[-1]
+    assert sum("personalisation.merge" in line for line in lines) == 1 and "make_report.py" in lines[-1]

@@ -52,7 +52,8 @@ def test_the_section_on_learned_concepts_says_what_the_numbers_say(tmp_path: Pat
     assert report.section(tmp_path) == [] and report.readme_rows(tmp_path) == []
 
     def method(bound: float, error: float) -> dict[str, Any]:
-        pair = {"first": 1.0, "second": 1.0, "bound": bound, "swapped": 0.0, "blended": 0.0, "bound_images": []}
+        pair = {"first": 1.0, "second": 1.0, "bound": bound, "swapped": 0.0, "blended": 0.0}
+        pair |= {"prompt": "a <wine> circle with <mauve> background", "bound_images": []}
         single = {"presence": 0.9, "colour_error": error, "norm": 1.1}
         return {"singles": {"wine": single, "ring": {"presence": 0.5, "norm": 1.0}}, "pairs": {"place": pair}}
 

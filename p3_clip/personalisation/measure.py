@@ -1,11 +1,13 @@
 """What a picture shows of the drawn concepts, from its pixels: whether each is there, in its place, swapped or blended.
 
 A shape counts as a ring if the background shows through a hole in it, and as a star if it fills little of its convex hull; a colour
-counts as a concept's within NEAR (CIEDE2000). Two concepts are asked for in one of two ways:
+counts as a concept's within NEAR (CIEDE2000). Two concepts are asked for in one of three ways:
 
 - PLACE, "a <new1> circle with <new2> background": wine is a colour of the circle, mauve one of the background. Blended: the circle or
   the background has a colour between the two.
-- BESIDE, "a <new3> next to a <new4>": one object is a star in its own colour, another a ring in any other. Blended: one object has
+- BESIDE, "a <new3> next to a <new1> circle": one object is a star in its own colour, another is wine and no star. Blended: one object
+  has a colour between the two, or is a star in wine.
+- BESIDE_RING, "a <new3> next to a <new4>": one object is a star in its own colour, another a ring in any other. Blended: one object has
   the hole of the ring and the colour or the shape of the star.
 """
 
@@ -115,6 +117,22 @@ def judge_place(seen: Seen) -> Judgement:
 
 
 def judge_beside(seen: Seen) -> Judgement:
+    """Of the star and a wine circle, as two objects."""
+    star = any(_is("slate_star", each) for each in seen.objects)
+    star_in_wine = any(each.spiky and each.is_near(WINE) for each in seen.objects)
+    circle = any(not each.spiky and each.is_near(WINE) for each in seen.objects)
+    circle_in_slate = any(not each.spiky and each.is_near(SLATE) for each in seen.objects)
+    return Judgement(
+        first=star,
+        second=circle,
+        bound=star and circle,
+        swapped=star_in_wine and circle_in_slate,
+        blended=star_in_wine
+        or any(is_between(each.colour, SLATE, WINE) for each in seen.objects if each.colour is not None),
+    )
+
+
+def judge_beside_ring(seen: Seen) -> Judgement:
     """Of the star and the ring, as two objects."""
     stars, rings = ([i for i, each in enumerate(seen.objects) if _is(name, each)] for name in ("slate_star", "ring"))
     ring_in_slate = any(each.hole and each.is_near(SLATE) for each in seen.objects)
@@ -142,7 +160,8 @@ class Pair:
 
 PAIRS = {
     "place": Pair(("wine", "mauve"), "a {} circle with {} background", 1, judge_place),
-    "beside": Pair(("slate_star", "ring"), "a {} next to a {}", 2, judge_beside),
+    "beside": Pair(("slate_star", "wine"), "a {} next to a {} circle", 2, judge_beside),
+    "beside_ring": Pair(("slate_star", "ring"), "a {} next to a {}", 2, judge_beside_ring),
 }
 
 

@@ -95,15 +95,16 @@ def _pairs(methods: dict[str, Any], images: int) -> str:
     parts = [
         f"**Two concepts in one picture**, {images} pictures of fixed seeds each; in the figures successes stand beside failures."
     ]
-    prompts = {"place": "a <wine> circle with <mauve> background", "beside": "a <slate_star> next to a <ring>"}
     header = ["method", "first is there", "second is there", "each in its place", "swapped", "blended"]
-    for pair, prompt in prompts.items():
+    for pair, untrained in methods["untrained placeholder"]["pairs"].items():
         rows = [
             [method, *(f"{part['pairs'][pair][key]:.0%}" for key in ("first", "second", "bound", "swapped", "blended"))]
             for method, part in methods.items()
             if pair in part["pairs"]
         ]
-        parts.append(f"`{prompt}`\n\n![](results/figures/p3_personalisation/{pair}.png)\n\n{table(header, rows)}")
+        parts.append(
+            f"`{untrained['prompt']}`\n\n![](results/figures/p3_personalisation/{pair}.png)\n\n{table(header, rows)}"
+        )
     return "\n\n".join(parts)
 
 

@@ -1,11 +1,10 @@
 """What the methods learn, in numbers from pixels: results/p3_personalisation.json.
 
-    python3 -m p3_clip.personalisation.study --inversion runs/textual_inversion/last --place runs/custom_place/last \\
-        --beside runs/custom_beside/last
+    python3 -m p3_clip.personalisation.study --inversion runs/inversion/last --joint runs/joint/last --merged runs/merged
 
-Each method draws every drawn concept by itself, and two of them in one picture in two ways (see `measure.py`), from the same seeds;
-so does the untrained placeholder, a word with the vectors that training starts from. What is not given is left out. Pictures are kept
-in --output-dir, so a second call goes on where the first stopped.
+Each method draws every drawn concept that it learned by itself, and two of them in one picture in three ways (see `measure.py`), from
+the same seeds; so does the untrained placeholder, a word with the vectors that training starts from. What is not given is left out.
+Pictures are kept in --output-dir, so a second call goes on where the first stopped.
 """
 
 import dataclasses
@@ -53,15 +52,11 @@ class Config:
     """Measures what the methods learned."""
 
     inversion: Path | None = None
-    """Result of textual inversion, for all drawn concepts."""
-    place: Path | None = None
-    """Result of Custom Diffusion for wine and mauve, trained jointly."""
-    beside: Path | None = None
-    """The same for the star and the ring."""
-    place_merged: Path | None = None
-    """Results of single concepts, merged: wine and mauve."""
-    beside_merged: Path | None = None
-    """The same for the star and the ring."""
+    """Result of textual inversion."""
+    joint: Path | None = None
+    """Result of Custom Diffusion for several concepts, trained jointly."""
+    merged: Path | None = None
+    """Results of Custom Diffusion for single concepts, merged."""
     base: Path = ROOT / "checkpoints" / "ldm_shapes"
     """The small model."""
     output_dir: Path = ROOT / "outputs" / "personalisation"
@@ -92,25 +87,26 @@ def main(config: Config) -> None:
     )
     check_generation(generation)
     device = pick_device(config.device)
-    for parts in sources(config).values():  # all before the first picture
-        for pairs, path in parts:
-            tokens_of(path, pairs)
+    tokens = {
+        path: tokens_of(path) for path in sources(config).values() if path is not None
+    }  # all before the first picture
+    learned_by_any = [name for name in DRAWN if any(name in known for known in tokens.values())]
     clip, note = find_clip(config.clip, config.device)
     methods: dict[str, dict[str, Any]] = {}
-    for method, parts in sources(config).items():
-        methods[method] = {"singles": {}, "pairs": {}}
-        for pairs, path in parts:
-            model = load_base(config.base)
-            tokens = tokens_of(path, pairs)
-            learned = learn(model, path, tokens, vectors_of(config))
-            usual = norms(learned.concepts, usual_words(model, small=True))
-            personalise(model, learned)
-            artist = Artist(config, model.to(device), learned.concepts, generation, method)
-            for name in (name for pair in pairs for name in PAIRS[pair].names):
-                measured = measure_single(artist, name, tokens[name], clip)
-                methods[method]["singles"][name] = {**measured, "norm": usual[tokens[name]]}
-            for pair in pairs:
-                methods[method]["pairs"][pair] = measure_pair(artist, pair, tokens)
+    for method, path in sources(config).items():
+        model = load_base(config.base)
+        known = tokens[path] if path else {name: f"<new{k + 1}>" for k, name in enumerate(learned_by_any)}
+        learned = learn(model, path, known, vectors_of(config))
+        usual = norms(learned.concepts, usual_words(model, small=True))
+        personalise(model, learned)
+        artist = Artist(config, model.to(device), learned.concepts, generation, method)
+        singles = {
+            name: {**measure_single(artist, name, token, clip), "norm": usual[token]} for name, token in known.items()
+        }
+        pairs = {
+            name: measure_pair(artist, name, known) for name, pair in PAIRS.items() if {*pair.names} <= known.keys()
+        }
+        methods[method] = {"singles": singles, "pairs": pairs}
         print_method(method, methods[method])
     write_json(
         config.result,
@@ -128,40 +124,31 @@ def main(config: Config) -> None:
     )
 
 
-def sources(config: Config) -> dict[str, list[tuple[tuple[str, ...], Path | None]]]:
-    """For each method, the results to load and the pairs that each serves; None: vectors that training starts from."""
-    both = tuple(PAIRS)
-    results = {
-        INVERSION: [(both, config.inversion)],
-        JOINT: [(("place",), config.place), (("beside",), config.beside)],
-        MERGED: [(("place",), config.place_merged), (("beside",), config.beside_merged)],
-    }
-    given = {method: [part for part in parts if part[1] is not None] for method, parts in results.items()}
-    asked = {pair for parts in given.values() for pairs, _ in parts for pair in pairs}
-    if not asked:
-        raise InputError("there is nothing to measure: name a result with --inversion, --place or --beside")
-    untrained = tuple(pair for pair in both if pair in asked)
-    return {UNTRAINED: [(untrained, None)], **{method: parts for method, parts in given.items() if parts}}
+def sources(config: Config) -> dict[str, Path | None]:
+    """For each method, the result to load; None: vectors that training starts from. Raises InputError if there is none to load."""
+    results = {INVERSION: config.inversion, JOINT: config.joint, MERGED: config.merged}
+    given = {method: path for method, path in results.items() if path is not None}
+    if not given:
+        raise InputError("there is nothing to measure: name a result with --inversion, --joint or --merged")
+    return {UNTRAINED: None, **given}
 
 
-def tokens_of(path: Path | None, pairs: Sequence[str]) -> dict[str, str]:
-    """The placeholder of each drawn concept of the pairs; a result's own words and phrases say which is which.
+def tokens_of(path: Path) -> dict[str, str]:
+    """The placeholder of each drawn concept that a result learned; its own words and phrases say which is which.
 
-    Raises InputError if the result did not learn one.
+    Raises InputError if it learned none.
     """
-    names = [name for pair in pairs for name in PAIRS[pair].names]
-    if path is None:
-        return {name: f"<new{k + 1}>" for k, name in enumerate(names)}
     known = {(entry["word"], entry["phrase"]): entry["token"] for entry in load_config(path, KIND)["concepts"]}
-    for name in names:
-        if (DRAWN[name].word, DRAWN[name].phrase) not in known:
-            raise InputError(f"{path} did not learn the drawn concept {name}")
-    return {name: known[DRAWN[name].word, DRAWN[name].phrase] for name in names}
+    tokens = {name: known.get((drawn.word, drawn.phrase)) for name, drawn in DRAWN.items()}
+    found = {name: token for name, token in tokens.items() if token}
+    if not found:
+        raise InputError(f"{path} learned none of the drawn concepts {', '.join(DRAWN)}")
+    return found
 
 
 def vectors_of(config: Config) -> int:
     """How many vectors each concept of the first result has; the untrained placeholder gets as many."""
-    first = next(path for path in (config.inversion, config.place, config.beside) if path is not None)
+    first = next(path for path in sources(config).values() if path is not None)
     return int(load_config(first, KIND).get("vectors", 1))
 
 
@@ -235,14 +222,15 @@ def measure_pair(artist: Artist, pair: str, tokens: Mapping[str, str]) -> dict[s
     asked = PAIRS[pair]
     pictures = artist.draw(pair, asked.prompt.format(*(tokens[name] for name in asked.names)))
     judgements = [asked.judge(look(picture, asked.colours)) for picture in pictures]
-    return {**rates(judgements), "bound_images": [judgement.bound for judgement in judgements]}
+    prompt = asked.prompt.format(*(f"<{name}>" for name in asked.names))
+    return {"prompt": prompt, **rates(judgements), "bound_images": [judgement.bound for judgement in judgements]}
 
 
 def print_method(method: str, found: Mapping[str, Any]) -> None:
     """What a method reaches, in a few lines."""
     print(method)
     for name, numbers in (*found["singles"].items(), *found["pairs"].items()):
-        shown = {key: round(value, 3) for key, value in numbers.items() if key != "bound_images"}
+        shown = {key: round(value, 3) for key, value in numbers.items() if isinstance(value, float)}
         print(f"  {name}: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items()))
 
 
