@@ -308,6 +308,12 @@ def _discussion(rows: Sequence[dict[str, Any]]) -> str:
         f"Two named colours are {easier} than one: their error is {named['circle_error']:.1f} against {shared['circle_error']:.1f}, at an "
         f"IoU of {named['iou']:.3f} against {shared['iou']:.3f}. "
     )
+    alone = named.get("uncontrolled_circle_error")
+    if alone is not None and named["circle_error"] > alone + 1.0:
+        text += (
+            f"Without control the same prompts' circles are {alone:.1f} off, so it is the control that mixes them up: in its training "
+            "all outlines of a picture had one colour. "
+        )
     lists = []
     for row, name in ((shared, "one colour"), (named, "two colours")):
         wrong = [

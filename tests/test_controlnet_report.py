@@ -55,7 +55,7 @@ def results(tmp_path: Path) -> Path:
         ],
     )
     other = {**layout_row("two_shared", (["no circle"],), iou=0.1), "control": "runs/other"}
-    two = layout_row("two", ([], ["circle 2 is missing"]), circle_error=9.0, iou=0.89)
+    two = layout_row("two", ([], ["circle 2 is missing"]), circle_error=9.0, iou=0.89, uncontrolled_circle_error=4.0)
     write(
         "two_circles",
         [other, two, layout_row("two_shared", ([], [])), layout_row("two", ([],), sampling={"seed": 1}, iou=0.5)],
@@ -116,6 +116,7 @@ def test_the_sentences_follow_the_numbers(results: Path) -> None:
         "Two named colours are harder than one: their error is 9.0 against 3.0, at an IoU of 0.890 against 0.970."
         in text
     )
+    assert "Without control the same prompts' circles are 4.0 off, so it is the control that mixes them up" in text
     assert "With one colour, no layout fails. With two colours, these fail: layout 2 (circle 2 is missing)." in text
     assert "Not yet met: mean IoU, two colours 0.890 (at least 0.900)." in text
     assert "The highest IoU has the canvas drawn in patches every 8 latents (0.970)." in text
