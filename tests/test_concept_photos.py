@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from tiny import contents, exit_code, refused
 
-from common.colour import colour_difference
-from common.data.concepts import DRAWN, UNNAMED, distance_to_names, draw_photo, read_photos
+from common.colour import CSS_COLOURS, colour_difference
+from common.data.concepts import DRAWN, GOLD, MAUVE, OTHERS, UNNAMED, distance_to_names, draw_photo, read_photos
 from common.errors import InputError
 from common.files import ROOT
 from common.metrics.segmentation import inner_region, median_colour, object_mask
@@ -59,6 +59,19 @@ def test_a_photo_shows_its_concept(name: str) -> None:
         assert mask[centre_row, centre_column] == (name != "ring")
         places.add(box)
     assert len(places) == 5
+
+
+def test_captions_name_the_other_colour() -> None:
+    """Which differs from photo to photo, and visibly so from each concept's own."""
+    assert DRAWN["wine"].caption(0) == "{} circle with white background"
+    assert DRAWN["mauve"].caption(6) == "pink circle with {} background"
+    assert DRAWN["ring"].caption(2) == "{} with light green background"
+    for name, drawn in DRAWN.items():
+        assert len({drawn.caption(index) for index in range(5)}) == 5
+        for other in OTHERS:
+            assert colour_difference(CSS_COLOURS[other], drawn.colour or GOLD) >= UNNAMED
+        ground = draw_photo(name, 3)[:, 0, 0]
+        assert tuple(ground.tolist()) == (MAUVE if name == "mauve" else CSS_COLOURS["sky blue"])
 
 
 def test_photos_depend_on_the_seed_and_their_number_alone() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.base_models import load_base
 from common.colour import CSS_COLOURS
-from common.data.concepts import DRAWN, HOLE, MAUVE, SLATE, WINE, draw_photo
+from common.data.concepts import DRAWN, GOLD, HOLE, MAUVE, SLATE, WINE, draw_photo
 from common.data.shapes import Shape, render_mask
 from common.files import ROOT
 from p3_clip.personalisation import figures, measure, study
@@ -27,15 +27,18 @@ from p3_clip.personalisation.measure import (
     colour_error,
     is_present,
     judge_beside,
-    judge_beside_ring,
     judge_place,
+    judge_place_ring,
     look,
     rates,
 )
 from p3_clip.personalisation.model import save_learned
 
 RED, WHITE = CSS_COLOURS["red"], CSS_COLOURS["white"]
-MIXED, BETWEEN = (tuple(round((a + b) / 2) for a, b in zip(WINE, other, strict=True)) for other in (MAUVE, SLATE))
+MIXED, BETWEEN, GILDED = (
+    tuple(round((a + b) / 2) for a, b in zip(*colours, strict=True))
+    for colours in ((WINE, MAUVE), (WINE, SLATE), (GOLD, MAUVE))
+)
 SIDE = 64
 
 
@@ -64,7 +67,7 @@ def test_an_empty_picture_shows_nothing() -> None:
     seen = look(scene(MAUVE), 1)
     assert not any(is_present(name, seen) for name in DRAWN)
     assert colour_error("mauve", seen) == colour_error("wine", seen) == 50.0
-    assert not any(any(judge(seen)) for judge in (judge_place, judge_beside, judge_beside_ring))
+    assert not any(any(judge(seen)) for judge in (judge_place, judge_beside, judge_place_ring))
 
 
 @pytest.mark.parametrize(
@@ -82,27 +85,18 @@ def test_two_colours_in_one_picture(background: Any, colour: Any, expected: Judg
 
 
 @pytest.mark.parametrize(
-    ("objects", "expected"),
+    ("background", "kind", "colour", "expected"),
     [
-        ([("star", SLATE, 0.25), ("ring", RED, 0.75)], Judgement(True, True, bound=True, swapped=False, blended=False)),
-        ([("ring", SLATE, 0.25), ("star", RED, 0.75)], Judgement(False, True, bound=False, swapped=True, blended=True)),
-        (
-            [("star", SLATE, 0.25), ("circle", RED, 0.75)],
-            Judgement(True, False, bound=False, swapped=False, blended=False),
-        ),
-        ([("ring", SLATE, 0.5)], Judgement(False, True, bound=False, swapped=False, blended=True)),
-        (
-            [("circle", SLATE, 0.25), ("ring", RED, 0.75)],
-            Judgement(False, True, bound=False, swapped=False, blended=False),
-        ),
-        (
-            [("star", RED, 0.25), ("square", SLATE, 0.75)],
-            Judgement(False, False, bound=False, swapped=False, blended=False),
-        ),
+        (MAUVE, "ring", GOLD, Judgement(True, True, bound=True, swapped=False, blended=False)),
+        (MAUVE, "ring", RED, Judgement(True, True, bound=True, swapped=False, blended=False)),
+        (MAUVE, "circle", GOLD, Judgement(False, True, bound=False, swapped=False, blended=False)),
+        (WHITE, "ring", GOLD, Judgement(True, False, bound=False, swapped=False, blended=False)),
+        (WHITE, "ring", MAUVE, Judgement(True, True, bound=False, swapped=True, blended=False)),
+        (WHITE, "ring", GILDED, Judgement(True, False, bound=False, swapped=False, blended=True)),
     ],
 )
-def test_two_shapes_in_one_picture(objects: Any, expected: Judgement) -> None:
-    assert judge_beside_ring(look(scene(WHITE, *objects), 2)) == expected
+def test_a_ring_on_a_colour(background: Any, kind: str, colour: Any, expected: Judgement) -> None:
+    assert judge_place_ring(look(scene(background, (kind, colour, 0.5)), 1)) == expected
 
 
 @pytest.mark.parametrize(
@@ -127,8 +121,9 @@ def test_a_disc_with_another_object_on_it_is_no_ring(inner: str) -> None:
     picture = scene(WHITE, ("circle", RED, 0.5))
     mask = render_mask(Shape(inner, "", 0.5, 0.5, 0.12), SIDE)
     picture[:, mask] = torch.tensor(SLATE, dtype=torch.uint8).view(3, 1)
-    judged = judge_beside_ring(look(picture, 2))
-    assert judged == Judgement(inner == "star", False, bound=False, swapped=False, blended=False)
+    seen = look(picture, 2)
+    assert len(seen.objects) == 2 and not any(each.hole for each in seen.objects)
+    assert is_present("slate_star", seen) == (inner == "star")
 
 
 @pytest.mark.parametrize("kind", ["star", "triangle", "square", "circle"])
@@ -140,9 +135,9 @@ def test_shapes_are_told_apart_on_blurred_and_noisy_pictures(kind: str) -> None:
         soft = np.stack([ndimage.gaussian_filter(channel, 0.8) for channel in drawn])
         noise = 9.0 * ndimage.gaussian_filter(random.normal(size=drawn.shape), (0, 1, 1))
         pixels = soft + random.normal(scale=3.0, size=(3, 1, 1)) + noise
-        judged = judge_beside_ring(look(torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)), 2))
-        assert judged.second and judged.bound == judged.first == (kind == "star")
-        assert not judged.swapped and not judged.blended
+        seen = look(torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)), 2)
+        assert is_present("ring", seen) and is_present("slate_star", seen) == (kind == "star")
+        assert sum(each.hole for each in seen.objects) == 1
 
 
 def test_rates_are_means() -> None:
@@ -220,7 +215,7 @@ def test_the_study_measures_every_method_and_the_figures_show_it(
     assert contents(tmp_path / "pictures") == pictures
 
     assert make_figures(tmp_path, tmp_path / "figures") == 0
-    assert sorted(contents(tmp_path / "figures")) == ["beside.png", "beside_ring.png", "place.png", "single.png"]
+    assert sorted(contents(tmp_path / "figures")) == ["beside.png", "place.png", "place_ring.png", "single.png"]
 
 
 def make_figures(measured: Path, folder: Path) -> int:

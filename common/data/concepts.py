@@ -23,10 +23,13 @@ from common.seeds import derive_seed
 UNNAMED = 15.0
 """How far, in CIEDE2000, a colour is from every CSS colour if it counts as having no name."""
 WINE, MAUVE, SLATE = (60, 0, 24), (120, 84, 108), (24, 84, 120)
+GOLD = CSS_COLOURS["gold"]
 HOLE = 0.55
 """Radius of a ring's hole, as a part of the ring's."""
 PHOTOS, SIDE, FINER = 5, 128, 4
-WHITE = CSS_COLOURS["white"]
+OTHERS = ("white", "pink", "light green", "sky blue", "violet")
+"""Colours of what a photo shows beside its concept, in turn. Captions name them, so that they are no part of what is learned, and
+they differ, so that nothing is learned for one of them alone (a ring learned on white had no hole on any other background)."""
 Rgb = tuple[int, int, int]
 
 
@@ -63,20 +66,26 @@ def _read_upright(path: Path) -> Tensor:
 class DrawnConcept:
     """A concept whose photos are drawn, and what is known about it."""
 
-    draw: Callable[[Generator, int], Tensor]
-    """(random, side) -> a photo, uint8 [3, side, side]."""
+    draw: Callable[[Generator, int, Rgb], Tensor]
+    """(random, side, other colour) -> a photo, uint8 [3, side, side]."""
     phrase: str
-    """What a photo shows, in words; {} stands for the concept."""
+    """How it stands in a sentence; {} stands for the concept."""
+    setting: str
+    """What a photo shows, in words: {phrase} and the {other} colour."""
     word: str
     """A known word that comes near."""
     colour: Rgb | None = None
     """Its colour, if that is a part of it."""
 
+    def caption(self, index: int) -> str:
+        """What photo `index` shows, in words; {} stands for the concept."""
+        return self.setting.format(phrase=self.phrase, other=OTHERS[index % len(OTHERS)])
+
 
 def draw_photo(name: str, index: int, seed: int = 0, side: int = SIDE) -> Tensor:
     """Photo `index` of a drawn concept, uint8 [3, side, side], antialiased; it depends on the arguments alone."""
     random = np.random.default_rng(derive_seed(seed, sorted(DRAWN).index(name), index))
-    return DRAWN[name].draw(random, side)
+    return DRAWN[name].draw(random, side, CSS_COLOURS[OTHERS[index % len(OTHERS)]])
 
 
 def distance_to_names(colour: Rgb) -> float:
@@ -84,21 +93,21 @@ def distance_to_names(colour: Rgb) -> float:
     return float(colour_difference(np.array(colour)[None], np.array(list(CSS_COLOURS.values()))).min())
 
 
-def _shape_of(kind: str, colour: Rgb) -> Callable[[Generator, int], Tensor]:
-    return lambda random, side: _paint(_mask(_place(random, kind), side), colour, WHITE)
+def _shape_of(kind: str, colour: Rgb) -> Callable[[Generator, int, Rgb], Tensor]:
+    return lambda random, side, other: _paint(_mask(_place(random, kind), side), colour, other)
 
 
-def _background_of(colour: Rgb) -> Callable[[Generator, int], Tensor]:
-    return lambda random, side: _paint(_mask(_place(random, "circle"), side), WHITE, colour)
+def _background_of(colour: Rgb) -> Callable[[Generator, int, Rgb], Tensor]:
+    return lambda random, side, other: _paint(_mask(_place(random, "circle"), side), other, colour)
 
 
-def _ring_of(colour: Rgb) -> Callable[[Generator, int], Tensor]:
+def _ring_of(colour: Rgb) -> Callable[[Generator, int, Rgb], Tensor]:
     """A circle with a hole."""
 
-    def draw(random: Generator, side: int) -> Tensor:
+    def draw(random: Generator, side: int, other: Rgb) -> Tensor:
         disc = _place(random, "circle")
         ring = _mask(disc, side) - _mask(dataclasses.replace(disc, radius=HOLE * disc.radius), side)
-        return _paint(ring, colour, WHITE)
+        return _paint(ring, colour, other)
 
     return draw
 
@@ -121,11 +130,11 @@ def _paint(mask: Tensor, colour: Rgb, background: Rgb) -> Tensor:
     return (mask * inside + (1.0 - mask) * outside).round().to(torch.uint8)
 
 
+_ON_GROUND, _ROUND_CIRCLE = "{phrase} with {other} background", "{other} {phrase}"
 DRAWN: dict[str, DrawnConcept] = {
-    "wine": DrawnConcept(_shape_of("circle", WINE), "{} circle with white background", "maroon", WINE),
-    "mauve": DrawnConcept(_background_of(MAUVE), "white circle with {} background", "gray", MAUVE),
-    "slate_star": DrawnConcept(_shape_of("star", SLATE), "{} with white background", "star", SLATE),
-    "ring": DrawnConcept(_ring_of(CSS_COLOURS["gold"]), "{} with white background", "circle"),
+    "wine": DrawnConcept(_shape_of("circle", WINE), "{} circle", _ON_GROUND, "maroon", WINE),
+    "mauve": DrawnConcept(_background_of(MAUVE), "circle with {} background", _ROUND_CIRCLE, "gray", MAUVE),
+    "slate_star": DrawnConcept(_shape_of("star", SLATE), "{}", _ON_GROUND, "star", SLATE),
+    "ring": DrawnConcept(_ring_of(GOLD), "{}", _ON_GROUND, "circle"),
 }
-"""A colour (of circles), a second one (of backgrounds), a shape and colour pair, and a golden ring. What a photo shows beside its
-concept is white and named in the phrase, so that it is no part of what is learned."""
+"""A colour (of circles), a second one (of backgrounds), a shape and colour pair, and a golden ring."""

@@ -7,8 +7,8 @@ counts as a concept's within NEAR (CIEDE2000). Two concepts are asked for in one
   the background has a colour between the two.
 - BESIDE, "a <new3> next to a <new1> circle": one object is a star in its own colour, another is wine and no star. Blended: one object
   has a colour between the two, or is a star in wine.
-- BESIDE_RING, "a <new3> next to a <new4>": one object is a star in its own colour, another a ring in any other. Blended: one object has
-  the hole of the ring and the colour or the shape of the star.
+- PLACE_RING, "a <new4> with <new2> background": one object is a ring, and mauve a colour of the background. Swapped: an object is mauve.
+  Blended: the ring or the background has a colour between gold, that of the photos' rings, and mauve.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.colour import colour_difference, to_lab
-from common.data.concepts import DRAWN, MAUVE, SLATE, WINE
+from common.data.concepts import DRAWN, GOLD, MAUVE, SLATE, WINE
 from common.metrics.segmentation import NO_OBJECT_ERROR, SIZE, inner_region, median_colour, segment, separate
 
 NEAR = 10.0
@@ -132,17 +132,22 @@ def judge_beside(seen: Seen) -> Judgement:
     )
 
 
-def judge_beside_ring(seen: Seen) -> Judgement:
-    """Of the star and the ring, as two objects."""
-    stars, rings = ([i for i, each in enumerate(seen.objects) if _is(name, each)] for name in ("slate_star", "ring"))
-    ring_in_slate = any(each.hole and each.is_near(SLATE) for each in seen.objects)
-    star_in_another = any(each.spiky and not each.hole and not each.is_near(SLATE) for each in seen.objects)
+def judge_place_ring(seen: Seen) -> Judgement:
+    """Of the ring and mauve, as object and background."""
+    colours = [
+        colour
+        for colour in (*(each.colour for each in seen.objects), seen.background)
+        if colour is not None and seen.objects
+    ]
+    ring = any(_is("ring", each) for each in seen.objects)
+    ground = bool(seen.objects) and seen.background is not None and is_near(seen.background, MAUVE)
+    mauve_object = any(each.is_near(MAUVE) for each in seen.objects)
     return Judgement(
-        first=bool(stars),
-        second=any(each.hole for each in seen.objects),
-        bound=bool(stars) and bool(rings),
-        swapped=ring_in_slate and star_in_another,
-        blended=any(each.hole and (each.is_near(SLATE) or each.spiky) for each in seen.objects),
+        first=ring,
+        second=ground or mauve_object,
+        bound=ring and ground,
+        swapped=mauve_object,
+        blended=any(is_between(each, GOLD, MAUVE) for each in colours),
     )
 
 
@@ -161,7 +166,7 @@ class Pair:
 PAIRS = {
     "place": Pair(("wine", "mauve"), "a {} circle with {} background", 1, judge_place),
     "beside": Pair(("slate_star", "wine"), "a {} next to a {} circle", 2, judge_beside),
-    "beside_ring": Pair(("slate_star", "ring"), "a {} next to a {}", 2, judge_beside_ring),
+    "place_ring": Pair(("ring", "mauve"), "a {} with {} background", 1, judge_place_ring),
 }
 
 

@@ -199,7 +199,7 @@ def measure_single(artist: Artist, name: str, token: str, clip: "Clip | None") -
     """One concept by itself: how often it is there, the error of its colour, its image score; and the text score of a prompt that
     no training shows."""
     drawn = DRAWN[name]
-    pictures = artist.draw(name, f"a {drawn.phrase.format(token)}")
+    pictures = artist.draw(name, f"a {drawn.caption(0).format(token)}")
     seen = [look(picture, 1) for picture in pictures]
     result: dict[str, Any] = {"presence": _mean([is_present(name, each) for each in seen])}
     if drawn.colour:
@@ -208,9 +208,9 @@ def measure_single(artist: Artist, name: str, token: str, clip: "Clip | None") -
         from common.clip.features import encode_pictures
 
         photos = [draw_photo(name, index) for index in range(PHOTOS)]
-        held_out = artist.draw(f"{name}_held_out", HELD_OUT.format(drawn.phrase.format(token)))
+        held_out = artist.draw(f"{name}_held_out", HELD_OUT.format(drawn.caption(0).format(token)))
         image = image_cosines(encode_pictures(clip, pictures), encode_pictures(clip, photos))
-        words = HELD_OUT.format(drawn.phrase.format(drawn.word))
+        words = HELD_OUT.format(drawn.caption(0).format(drawn.word))
         text = text_cosines(clip, encode_pictures(clip, held_out), words)
         score = FORMS["dlcv2024"]
         result |= {"image_score": score(image).mean().item(), "text_score": score(text).mean().item()}

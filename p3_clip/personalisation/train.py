@@ -143,6 +143,8 @@ class Lesson:
     style: bool
     photos: list[Tensor]
     """uint8 [3, H, W] each."""
+    captions: list[str]
+    """What each photo shows, in words; {} stands for the concept. Mostly the phrase alone."""
 
 
 def main(config: TextualInversion | CustomDiffusion) -> None:
@@ -263,10 +265,12 @@ def read_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
     described = [
         phrase.format(word) if config.phrases else word for phrase, word in zip(phrases, config.words, strict=True)
     ]
-    return [
-        Lesson(tokens[k], config.words[k], phrases[k], described[k], tokens[k] in config.styles, read_photos(folder))
-        for k, folder in enumerate(config.photos)
-    ]
+    lessons = []
+    for k, folder in enumerate(config.photos):
+        photos = read_photos(folder)
+        style, captions = tokens[k] in config.styles, [phrases[k]] * len(photos)
+        lessons.append(Lesson(tokens[k], config.words[k], phrases[k], described[k], style, photos, captions))
+    return lessons
 
 
 def _drawn_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
@@ -282,7 +286,8 @@ def _drawn_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
     lessons = []
     for token, name in zip(tokens, config.drawn, strict=True):
         drawn, photos = DRAWN[name], [draw_photo(name, index) for index in range(PHOTOS)]
-        lessons.append(Lesson(token, drawn.word, drawn.phrase, drawn.phrase.format(drawn.word), False, photos))
+        described, captions = drawn.phrase.format(drawn.word), [drawn.caption(index) for index in range(PHOTOS)]
+        lessons.append(Lesson(token, drawn.word, drawn.phrase, described, False, photos, captions))
     return lessons
 
 
@@ -358,8 +363,8 @@ def make_pool(
     groups: list[int] = []
     prompts: list[list[str]] = []
     for k, lesson in enumerate(lessons):
-        shown = [sentence.format(lesson.phrase.format(lesson.token)) for sentence in sentences(lesson, small)]
-        for photo in lesson.photos:
+        for photo, caption in zip(lesson.photos, lesson.captions, strict=True):
+            shown = [sentence.format(caption.format(lesson.token)) for sentence in sentences(lesson, small)]
             for view in make_views(photo, model.side, config.augmentation, config.views, random):
                 views.append(view)
                 groups.append(k)
