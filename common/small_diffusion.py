@@ -193,14 +193,17 @@ def load_network(folder: Path, kind: type[nn.Module]) -> Any:
 
 
 @torch.no_grad()
-def latent_statistics(autoencoder: "AutoencoderDC", images: Tensor) -> dict[str, list[float]]:
+def latent_statistics(
+    autoencoder: "AutoencoderDC", images: Tensor, *, channelwise: bool = True
+) -> dict[str, list[float]]:
     """`latent_mean` and `latent_std` of each channel of these images [N, 3, H, W] in [-1, 1], for `LatentDiffusion`.
 
-    Stable Diffusion divides all channels by one number. Here each has its own two, so that latents have mean 0 and variance 1 in
-    every channel, as the noise has.
+    With them latents have mean 0 and variance 1 in every channel, as the noise has. Not `channelwise` it is as in Stable
+    Diffusion, which divides all channels by one number, the deviation of all latents, and leaves their means.
     """
     latents = torch.cat([autoencoder.encode(part).latent for part in images.split(64)])
-    values = latents.mean((0, 2, 3)), latents.std((0, 2, 3)).clamp(min=1e-6)
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3)).clamp(min=1e-6)
+    values = (mean, std) if channelwise else (torch.zeros_like(mean), latents.std().expand_as(std))
     return {name: value.tolist() for name, value in zip(LATENT_STATISTICS, values, strict=True)}
 
 

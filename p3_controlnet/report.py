@@ -12,6 +12,7 @@ from common.small_diffusion import USUAL_GUIDANCE
 FIGURES = "p3_controlnet"
 SHIPPED, SHIPPED_CONTROL = "checkpoints/ldm_shapes", "checkpoints/controlnet_circles"
 STUDY = "`bash scripts/study_controlnet.sh`"
+BASE_COLUMNS = ["colour error", "of objects", "of the background", "named colour nearest", "without an object"]
 COLUMNS = [
     "IoU of the circle",
     "colour error, circle",
@@ -167,23 +168,8 @@ def _base(results: Path) -> str:
     rows, default = shipped_rows(found), default_row(found)
     if not default:
         return ""
-    header = [
-        "sampling",
-        "colour error",
-        "of objects",
-        "of the background",
-        "named colour nearest",
-        "without an object",
-    ]
-    cells = [
-        [
-            label(row["sampling"]),
-            *(f"{row[name]:.1f}" for name in ("error", "objects_error", "background_error")),
-            f"{row['right']:.0%}",
-            str(row["without_object"]),
-        ]
-        for row in rows
-    ]
+    header = ["sampling", *BASE_COLUMNS]
+    cells = [[label(row["sampling"]), *_base_measures(row)] for row in rows]
     best = min(rows, key=lambda row: row["error"])
     text = (
         f"{default['prompts']} prompts of one or two shapes name every CSS colour. Of {default['regions']} regions the colours are "
@@ -225,11 +211,12 @@ def _other_models(found: Any) -> str:
     rows = [row for row in found["rows"] if row["sampling"] == default["sampling"]]
     if len(rows) < 2:
         return ""
-    cells = [
-        [f"`{row['model']}`", f"{row['error']:.1f}", f"{row['right']:.0%}", str(row["without_object"])] for row in rows
-    ]
-    header = ["base model", "colour error", "named colour nearest", "without an object"]
-    return f"Bases that were trained otherwise, sampled alike:\n\n{table(header, cells)}"
+    cells = [[f"`{row['model']}`", *_base_measures(row)] for row in rows]
+    header = ["base model", *BASE_COLUMNS]
+    return (
+        "What schedule, prediction and normalisation give: U-Nets trained briefly from scratch, one choice changed in each, sampled "
+        f"alike. `bash scripts/study_ldm.sh`\n\n{table(header, cells)}"
+    )
 
 
 def _circles(results: Path) -> str:
@@ -353,6 +340,10 @@ def _speed(results: Path) -> str:
     for size, name in (("sd14", "Stable Diffusion v1.4"), ("small", "The small model")):
         if size in found:
             parts.append(_speed_table(found[size], name))
+    parts.append(
+        "The step is what is compared. `p3_controlnet.train` also keeps the encoders, for its previews, and a moving average of the "
+        "weights, which diffusers' script has not; their rows say what each costs."
+    )
     if demands := speed_demands(results):
         parts.append(verdict(demands))
     return "\n\n".join(parts)
@@ -412,6 +403,11 @@ def _change(name: str, value: Any) -> str:
     if isinstance(value, list):
         value = " ".join(f"{number:g}" for number in value)
     return f"{name.replace('_', ' ').replace('scales', 'scale')} {value}"
+
+
+def _base_measures(row: dict[str, Any]) -> list[str]:
+    errors = (f"{row[name]:.1f}" for name in ("error", "objects_error", "background_error"))
+    return [*errors, f"{row['right']:.0%}", str(row["without_object"])]
 
 
 def _measures(row: dict[str, Any]) -> list[str]:

@@ -107,6 +107,8 @@ class Config:
     """Folder of p3_controlnet_STUDY.json."""
     count: int | None = None
     """Measure on so many prompts, pairs or layouts only (default: 200 prompts, all pairs, ten layouts)."""
+    default_only: bool = False
+    """Measure the default sampling alone, in the studies base and circles."""
     steps: int = GenerationConfig().steps
     """Steps of the solver, where the study does not vary them."""
     device: DeviceName = "auto"
@@ -137,7 +139,7 @@ def base_study(config: Config, model: LatentDiffusion, default: GenerationConfig
             _key(config, model, generation) | {"prompts": len(scenes)},
             functools.partial(measure_base, model, scenes, generation),
         )
-        for generation in _varied(default, BASE_SWEEP)
+        for generation in _varied(config, default, BASE_SWEEP)
     ]
     measured_rows(*_file(config), plan, ("error", "right", "without_object", "seconds"))
 
@@ -150,7 +152,7 @@ def circles_study(config: Config, model: LatentDiffusion, default: GenerationCon
             _key(config, model, generation) | {"pairs": len(tasks)},
             functools.partial(measure_circles, model, tasks, generation, lines=generation == default),
         )
-        for generation in _varied(default, CIRCLES_SWEEP)
+        for generation in _varied(config, default, CIRCLES_SWEEP)
     ]
     measured_rows(*_file(config), plan, ("iou", "circle_error", "background_error", "seconds"))
 
@@ -163,9 +165,8 @@ def two_circles_study(config: Config, model: LatentDiffusion, default: Generatio
         for seed in SEEDS:
             generation = dataclasses.replace(default, seed=seed)
             key = {"kind": kind, "wording": wording, "layouts": len(tasks)} | _key(config, model, generation)
-            scenes = (
-                make_layouts(kind, len(tasks)) if wording == "each" else ()
-            )  # its prompts name the scene's own shapes
+            # Only this wording names the scene's own shapes.
+            scenes = make_layouts(kind, len(tasks)) if wording == "each" else ()
             plan.append((key, functools.partial(measure_several, model, tasks, generation, scenes)))
     measured_rows(*_file(config), plan, ("kind", "wording", "iou", "iou_each", "circle_error", "failed"))
 
@@ -390,8 +391,10 @@ def measure_canvas(
 # Rows.
 
 
-def _varied(default: GenerationConfig, changes: Sequence[dict[str, Any]]) -> list[GenerationConfig]:
-    """Each of the changes to the default, once."""
+def _varied(config: Config, default: GenerationConfig, changes: Sequence[dict[str, Any]]) -> list[GenerationConfig]:
+    """The default with each of the changes, once, or by itself if nothing else is asked for."""
+    if config.default_only:
+        return [default]
     return list(dict.fromkeys(dataclasses.replace(default, **change) for change in changes))
 
 

@@ -174,6 +174,8 @@ def test_latents_have_mean_0_and_variance_1_by_the_measured_statistics(model: La
         expected = model.autoencoder.decode(raw).sample
     assert (raw.std((0, 2, 3)) - 1.0).abs().min() > 0.05  # there was something to do
     assert torch.allclose(normal.decode(latents), expected, atol=1e-4)
+    one = latent_statistics(model.autoencoder, images, channelwise=False)
+    assert set(one["latent_mean"]) == {0.0} and one["latent_std"] == pytest.approx([raw.std().item()] * raw.shape[1])
 
 
 def test_a_new_autoencoder_keeps_a_flat_colour_apart_from_the_rest_of_the_picture() -> None:

@@ -105,7 +105,7 @@ def test_the_sentences_follow_the_numbers(results: Path) -> None:
     text = "\n\n".join(report.section(results))
     assert "The smallest error of the table has guidance scale 1.5 (4.0)." in text
     assert "Not yet met: PSNR of the autoencoder on real pictures 31.0 dB (at least 32.0 dB)." in text
-    assert "| `runs/plain` | 9.0 | 70% | 2 |" in text and "| spacing leading | 12.5 |" in text
+    assert "| `runs/plain` | 9.0 | 9.0 | 9.0 | 70% | 2 |" in text and "| spacing leading | 12.5 |" in text
     assert (
         'The worst shape is that of "red circle with teal background" (IoU 0.50). All of what was demanded is met.'
         in text

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import exit_code, refused
+from tiny import environment, exit_code, refused, run_process
 from tiny_base import tiny_base, tiny_control
 from tiny_pairs import write_pairs
 from torch import Tensor
 
 from common.colour import CSS_COLOURS, NAMES, colour_difference
 from common.data.shapes import Scene, Shape, render
-from common.files import read_json
+from common.files import ROOT, read_json
 from common.generate import GenerationConfig
 from common.images import read_rgb
 from common.pictures import enlarge
@@ -98,6 +98,8 @@ def test_the_base_study_goes_on_where_it_stopped(world: Path, tmp_path: Path, mo
     rows = run(world, tmp_path, "base")
     assert [row["sampling"]["guidance_scale"] for row in rows] == [USUAL_GUIDANCE, 1.0]
     assert rows[0]["regions"] == 2 and 0.0 <= rows[0]["right"] <= 1.0 and rows[0]["error"] > 0.0
+    (alone,) = run(world, tmp_path / "other", "base", "--default-only")
+    assert alone["sampling"] == rows[0]["sampling"] and alone["error"] == rows[0]["error"]
     monkeypatch.setattr(study, "measure_base", lambda *_: pytest.fail("it is measured again"))
     assert run(world, tmp_path, "base") == rows
 
@@ -195,3 +197,22 @@ def test_failures_are_named() -> None:
     assert said([~(discs[0] | discs[1])], other) == [f"the background is {other}, not {ground}"]
     upper = discs[0] & (at[:, None] < task.circles[0].y)
     assert said([upper], ground)[0].startswith("circle 1 is m")  # missing a half: misshapen or missing
+
+
+def test_the_script_trains_one_choice_at_a_time(tmp_path: Path) -> None:
+    """Its trainings and measurements, in order, told by a stand-in for Python."""
+    echo = tmp_path / "python"
+    echo.write_text('#!/bin/sh\necho "$@"\n')
+    echo.chmod(0o755)
+    command = ["bash", ROOT / "scripts" / "study_ldm.sh", "--seed", "3"]
+    result = run_process(command, env=environment(PYTHON=str(echo), RUNS_DIR="RUNS"))
+    assert result.returncode == 0, result.stderr
+    *lines, last = result.stdout.splitlines()
+    trained, measured = lines[::2], lines[1::2]
+    assert all("base.train_unet" in line and line.endswith("--seed 3") for line in trained)
+    choices = [line.partition("--warmup 100 ")[2].removesuffix("--seed 3").split() for line in trained]
+    assert choices[0] == [] and all(choices[1:]) and len(choices) == len(measured) == 4
+    for line, study_line in zip(trained, measured, strict=True):
+        run_dir = line.split("--run-dir ")[1].split()[0]
+        assert f"--checkpoint {run_dir}/last --default-only" in study_line
+    assert "make_report.py" in last

@@ -138,6 +138,9 @@ def test_shapes_are_told_apart_on_blurred_and_noisy_pictures(kind: str) -> None:
         seen = look(torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)), 2)
         assert is_present("ring", seen) and is_present("slate_star", seen) == (kind == "star")
         assert sum(each.hole for each in seen.objects) == 1
+        assert sum(each.spiky for each in seen.objects) == (kind == "star")
+        judged = judge_beside(seen)
+        assert judged.first == (kind == "star") and not judged.bound and not judged.swapped and not judged.blended
 
 
 def test_rates_are_means() -> None:

@@ -100,19 +100,13 @@ def is_present(name: str, seen: Seen) -> bool:
 
 def judge_place(seen: Seen) -> Judgement:
     """Of wine and mauve, as object and background."""
-    object_colours = [each.colour for each in seen.objects if each.colour is not None]
-    ground = [] if seen.background is None or not seen.objects else [seen.background]
-    everywhere = object_colours + ground
-
-    def shows(colours: Sequence[Colour], colour: Colour) -> bool:
-        return any(is_near(each, colour) for each in colours)
-
+    objects, ground = _colours(seen)
     return Judgement(
-        first=shows(everywhere, WINE),
-        second=shows(everywhere, MAUVE),
-        bound=shows(object_colours, WINE) and shows(ground, MAUVE),
-        swapped=shows(object_colours, MAUVE) and shows(ground, WINE),
-        blended=any(is_between(each, WINE, MAUVE) for each in everywhere),
+        first=_shows(objects + ground, WINE),
+        second=_shows(objects + ground, MAUVE),
+        bound=_shows(objects, WINE) and _shows(ground, MAUVE),
+        swapped=_shows(objects, MAUVE) and _shows(ground, WINE),
+        blended=any(is_between(each, WINE, MAUVE) for each in objects + ground),
     )
 
 
@@ -127,27 +121,20 @@ def judge_beside(seen: Seen) -> Judgement:
         second=circle,
         bound=star and circle,
         swapped=star_in_wine and circle_in_slate,
-        blended=star_in_wine
-        or any(is_between(each.colour, SLATE, WINE) for each in seen.objects if each.colour is not None),
+        blended=star_in_wine or any(is_between(each, SLATE, WINE) for each in _colours(seen)[0]),
     )
 
 
 def judge_place_ring(seen: Seen) -> Judgement:
     """Of the ring and mauve, as object and background."""
-    colours = [
-        colour
-        for colour in (*(each.colour for each in seen.objects), seen.background)
-        if colour is not None and seen.objects
-    ]
+    objects, ground = _colours(seen)
     ring = any(_is("ring", each) for each in seen.objects)
-    ground = bool(seen.objects) and seen.background is not None and is_near(seen.background, MAUVE)
-    mauve_object = any(each.is_near(MAUVE) for each in seen.objects)
     return Judgement(
         first=ring,
-        second=ground or mauve_object,
-        bound=ring and ground,
-        swapped=mauve_object,
-        blended=any(is_between(each, GOLD, MAUVE) for each in colours),
+        second=_shows(objects + ground, MAUVE),
+        bound=ring and _shows(ground, MAUVE),
+        swapped=_shows(objects, MAUVE),
+        blended=any(is_between(each, GOLD, MAUVE) for each in objects + ground),
     )
 
 
@@ -184,6 +171,16 @@ def is_between(colour: Colour, one: Colour, other: Colour) -> bool:
     at, start, end = (to_lab(rgb) for rgb in (colour, one, other))
     along = float((at - start) @ (end - start) / ((end - start) @ (end - start)))
     return 0.25 <= along <= 0.75 and float(deltaE_ciede2000(at, start + along * (end - start))) <= NEAR
+
+
+def _colours(seen: Seen) -> tuple[list[Colour], list[Colour]]:
+    """Those of the objects, and that of the background, which counts only behind an object."""
+    objects = [each.colour for each in seen.objects if each.colour is not None]
+    return objects, [seen.background] if seen.background is not None and seen.objects else []
+
+
+def _shows(colours: Sequence[Colour], colour: Colour) -> bool:
+    return any(is_near(each, colour) for each in colours)
 
 
 def _is(name: str, each: Object) -> bool:

@@ -87,9 +87,8 @@ def main(config: Config) -> None:
     )
     check_generation(generation)
     device = pick_device(config.device)
-    tokens = {
-        path: tokens_of(path) for path in sources(config).values() if path is not None
-    }  # all before the first picture
+    # All are read before the first picture.
+    tokens = {path: tokens_of(path) for path in sources(config).values() if path is not None}
     learned_by_any = [name for name in DRAWN if any(name in known for known in tokens.values())]
     clip, note = find_clip(config.clip, config.device)
     methods: dict[str, dict[str, Any]] = {}

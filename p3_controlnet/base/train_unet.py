@@ -79,6 +79,8 @@ class Config:
     """What the U-Net's output means."""
     zero_terminal: bool = True
     """Whether the noise schedule ends in pure noise (arXiv:2305.08891)."""
+    channelwise: bool = True
+    """Whether each channel of the latents is normalised by itself, instead of all by one number as in Stable Diffusion."""
     min_snr_gamma: float | None = 5.0
     """Gamma of the loss weight min(SNR + offset, gamma) on the x0 error; None for the plain loss."""
     snr_offset: float = 0.1
@@ -113,6 +115,7 @@ def main(config: Config) -> None:
         "pictures": config.pictures,
         "seed": config.training.seed,
         "fill50k": bool(config.fill50k),
+        "channelwise": config.channelwise,
         "frozen": frozen,
     }
     with accelerator.main_process_first():
@@ -179,7 +182,7 @@ def new_model(config: Config) -> LatentDiffusion:
         schedule,
         parameterization=config.parameterization,
         usual_guidance=USUAL_GUIDANCE,
-        **latent_statistics(autoencoder, to_model_range(measured)),
+        **latent_statistics(autoencoder, to_model_range(measured), channelwise=config.channelwise),
     )
 
 
