@@ -61,12 +61,13 @@ run_controlnet() {
 }
 
 run_personalisation() {
-  echo "Problem 3, 2024: two learned colours without a name, wine and mauve, each by itself and both in one picture, beside untrained words."
+  echo "Problem 3, 2024: four learned concepts without a name, each by itself and two in one picture, beside untrained words."
   local pictures="$out/personalisation" figures="$out/personalisation_figures"
-  "$PYTHON" -m p3_clip.personalisation.study --base "$ROOT/checkpoints/ldm_shapes" --joint "$ROOT/checkpoints/concepts_shapes" \
-    --images 20 --clip none --output-dir "$pictures" --result "$pictures/results.json"
+  "$PYTHON" -m p3_clip.personalisation.study --base "$ROOT/checkpoints/ldm_shapes" \
+    --joint-cut-mix "$ROOT/checkpoints/concepts_shapes" --images 20 --clip none --output-dir "$pictures" \
+    --result "$pictures/results.json"
   "$PYTHON" -m p3_clip.personalisation.figures --pictures "$pictures" --results "$pictures/results.json" --output-dir "$figures"
-  echo "Look at $figures/single.png (photos and learned concepts) and $figures/place.png (both in one picture); the pictures are in $pictures."
+  echo "Look at $figures/single.png (photos and learned concepts) and $figures/beside.png (two in one picture); the pictures are in $pictures."
 }
 
 # What is asked for must be known and there, before anything is installed.

@@ -172,8 +172,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+METHODS = ("inversion", "inversion-cut-mix", "joint", "joint-cut-mix")
+
+
 def arguments(world: Path, out: Path, *flags: Any) -> tuple[Any, ...]:
-    parts = [part for name in ("inversion", "joint") for part in (f"--{name}", world / name)]
+    parts = [part for name in METHODS for part in (f"--{name}", world / name.removesuffix("-cut-mix"))]
     where = ("--base", world / "base", "--clip", world / "clip", "--output-dir", out / "pictures")
     return (
         *parts,
@@ -198,7 +201,14 @@ def test_the_study_measures_every_method_and_the_figures_show_it(
     flags = arguments(world, tmp_path, "--merged", world / "place")
     assert exit_code(study.main, study.Config, *flags) == 0
     result = json.loads((tmp_path / "result.json").read_text())
-    assert list(result["methods"]) == [study.UNTRAINED, study.INVERSION, study.JOINT, study.MERGED]
+    assert list(result["methods"]) == [
+        study.UNTRAINED,
+        study.INVERSION,
+        study.INVERSION_CUT_MIX,
+        study.JOINT,
+        study.JOINT_CUT_MIX,
+        study.MERGED,
+    ]
     for method, found in result["methods"].items():
         merged = method == study.MERGED
         assert found["singles"].keys() == ({"wine", "mauve"} if merged else DRAWN.keys())
@@ -274,7 +284,8 @@ def test_the_script_is_sound(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     trained = [line for line in lines if "personalisation.train" in line]
-    assert len(trained) == 6 and all("--base BASE" in line and line.endswith("--steps 3") for line in trained)
+    assert len(trained) == 8 and sum("--cut-mix" in line for line in trained) == 2
+    assert all("--base BASE" in line and line.endswith("--steps 3") for line in trained)
     assert all(("--regular-dir RUNS/personalisation/regular" in line) == ("custom" in line) for line in trained)
     (measured,) = (line for line in lines if "personalisation.study" in line)
     assert all("checkpoints/clip_shapes" in line for line in [*trained, measured])  # none would mean no scores

@@ -22,7 +22,7 @@ from p3_clip.personalisation.concepts import initial_vectors
 from p3_clip.personalisation.custom_diffusion import PROJECTIONS, projections
 from p3_clip.personalisation.formats import load_concepts
 from p3_clip.personalisation.model import load_learned
-from p3_clip.personalisation.photos import Encoded, Pool, _latent_weights, make_views
+from p3_clip.personalisation.photos import Encoded, Pool, _latent_weights, cut_mix_views, make_views
 from p3_clip.personalisation.regular import regular_pictures
 
 
@@ -234,6 +234,45 @@ def test_resized_views_say_how_near_they_are() -> None:
     assert not _latent_weights(views[0].mask[None], 4)[0, 0][
         torch.nn.functional.avg_pool2d(views[0].mask[None], 4)[0] < 1
     ].any()
+
+
+def test_cut_mix_views_hold_both_photos_whole_and_count_nothing_else() -> None:
+    """Left and right stay where they are; above and below the edge goes on, outside the loss."""
+    left, right = torch.full((3, 24, 36), 200, dtype=torch.uint8), torch.full((3, 24, 24), 40, dtype=torch.uint8)
+    right[:, :, 12:] = 90  # so that it has a mirror image
+    views = cut_mix_views(left, right, 32, 40, torch.Generator().manual_seed(0))
+    tops = set()
+    for view in views:
+        assert torch.allclose(view.image[:, :, :16], torch.tensor(200 / 127.5 - 1.0), atol=1e-5)
+        assert set(view.image[0, 0, 16:].mul(127.5).add(127.5).round().int().tolist()) >= {40, 90}
+        assert (view.image[:, :1] == view.image).all()  # these photos are the same from top to bottom
+        for half in (view.mask[:, :16], view.mask[:, 16:]):
+            rows = half.all(1)
+            assert torch.equal(rows, half.any(1)) and rows.sum() == 16 and rows.int().diff().abs().sum() <= 2
+        tops.add((int(view.mask[:, 0].argmax()), int(view.mask[:, 31].argmax())))
+    assert len(tops) > 20 and len({view.image[0, 0, 17].item() > -0.5 for view in views}) == 2
+
+
+def test_concepts_side_by_side_are_a_lesson_of_their_own(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pair of things counts as one concept more, in both orders, with a prompt that names both; backgrounds are no things."""
+    seen: dict[str, Any] = {}
+    original = Pool.make
+
+    def make(model: Any, encoded: Any, groups: Any, prompts: Any) -> Pool:
+        seen.update(groups=groups, prompts=prompts, views=len(encoded.latents))
+        return original(model, encoded, groups, prompts)
+
+    monkeypatch.setattr(Pool, "make", make)
+    drawn = ("--drawn", "wine", "mauve", "slate_star", "--cut-mix", 3, "--augmentation", "none")
+    assert learn("textual-inversion", tmp_path / "run", *drawn) == 0
+    groups = Counter(seen["groups"])
+    assert groups == {0: 5, 1: 5, 2: 5, 3: 5 * 2 * 3} and seen["views"] == 45
+    both = {prompts[0] for group, prompts in zip(seen["groups"], seen["prompts"], strict=True) if group == 3}
+    assert both == {"<new1> circle next to <new3>", "<new3> next to <new1> circle"}
+    named = {prompts[1] for group, prompts in zip(seen["groups"], seen["prompts"], strict=True) if group == 3}
+    assert "<new3> next to <new1> circle with pink background" in named and len(named) == 10
 
 
 def test_concepts_are_drawn_equally_often_and_every_other_row_is_regular() -> None:

@@ -69,6 +69,14 @@ def test_the_section_on_learned_concepts_says_what_the_numbers_say(tmp_path: Pat
     assert "| Custom Diffusion, joint | 100% | 100% | 85% | 0% | 0% |" in text
     assert "the largest colour error of a single concept is 4.5 (within the bar of 6)" in text
     assert "in 85% of the pictures (at least 80%), more often than textual inversion with 30%" in text
+    assert "it is 0% with untrained placeholder." in text
+    methods["Custom Diffusion, joint, cut-mix"] = method(0.9, 5.0)
+    write_json(tmp_path / "p3_personalisation.json", {"images": 100, "clip": None, "methods": methods})
+    text = "\n".join(report.section(tmp_path))
+    assert "For `place` Custom Diffusion, joint, cut-mix puts both concepts into their places in 90%" in text
+    assert "it is 0% with untrained placeholder, 85% with Custom Diffusion, joint." in text
+    assert [row[2] for row in report.readme_rows(tmp_path)] == ["4.5", "90%"]
+    del methods["Custom Diffusion, joint, cut-mix"]
     methods["Custom Diffusion, joint"] = method(0.3, 5.0)
     methods["textual inversion"] = method(0.3, 6.5)
     write_json(tmp_path / "p3_personalisation.json", {"images": 100, "clip": "ViT-B-32.", "methods": methods})

@@ -76,6 +76,8 @@ class DrawnConcept:
     """A known word that comes near."""
     colour: Rgb | None = None
     """Its colour, if that is a part of it."""
+    is_thing: bool = True
+    """Whether it can stand beside another; a background cannot."""
 
     def caption(self, index: int) -> str:
         """What photo `index` shows, in words; {} stands for the concept."""
@@ -113,8 +115,9 @@ def _ring_of(colour: Rgb) -> Callable[[Generator, int, Rgb], Tensor]:
 
 
 def _place(random: Generator, kind: str) -> Shape:
-    """A whole shape, anywhere and of any size. Its colour says nothing here."""
-    radius = random.uniform(0.18, 0.36)
+    """A whole shape, large, as what a photo is of: at half size beside another it is still as large as a pair's. Its colour says
+    nothing here."""
+    radius = random.uniform(0.34, 0.42)
     x, y = random.uniform(radius + 0.03, 1.0 - radius - 0.03, size=2).tolist()
     return Shape(kind, "", x, y, float(radius), float(random.uniform(-0.4, 0.4)))
 
@@ -133,7 +136,9 @@ def _paint(mask: Tensor, colour: Rgb, background: Rgb) -> Tensor:
 _ON_GROUND, _ROUND_CIRCLE = "{phrase} with {other} background", "{other} {phrase}"
 DRAWN: dict[str, DrawnConcept] = {
     "wine": DrawnConcept(_shape_of("circle", WINE), "{} circle", _ON_GROUND, "maroon", WINE),
-    "mauve": DrawnConcept(_background_of(MAUVE), "circle with {} background", _ROUND_CIRCLE, "gray", MAUVE),
+    "mauve": DrawnConcept(
+        _background_of(MAUVE), "circle with {} background", _ROUND_CIRCLE, "gray", MAUVE, is_thing=False
+    ),
     "slate_star": DrawnConcept(_shape_of("star", SLATE), "{}", _ON_GROUND, "star", SLATE),
     "ring": DrawnConcept(_ring_of(GOLD), "{}", _ON_GROUND, "circle"),
 }

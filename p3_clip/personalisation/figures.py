@@ -2,8 +2,9 @@
 
     python3 -m p3_clip.personalisation.figures --pictures outputs/personalisation --output-dir results/figures/p3_personalisation
 
-single.png: the photos of each drawn concept, and what textual inversion (without it, the study's last method) draws of it. place.png
-and beside.png: two concepts in one picture, for each method its first successes beside its first failures, by the study's own judgement.
+single.png: the photos of each drawn concept, and what textual inversion and joint Custom Diffusion (without both, the study's last
+method) draw of it. place.png, beside.png and place_ring.png: two concepts in one picture, for each method its first successes beside its
+first failures, by the study's own judgement.
 """
 
 import dataclasses
@@ -21,10 +22,11 @@ from common.files import ROOT, make_folder, read_json
 from common.grid import labelled_grid
 from common.images import read_rgb, write_png
 from p3_clip.personalisation.measure import PAIRS
-from p3_clip.personalisation.study import INVERSION, picture_paths
+from p3_clip.personalisation.study import INVERSION, JOINT, JOINT_CUT_MIX, picture_paths
 
 EACH = 5
 WHITE = 255
+SHORT = {INVERSION: "inversion", JOINT: "Custom", JOINT_CUT_MIX: "Custom"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +56,23 @@ def main(config: Config) -> None:
 
 
 def single_figure(folder: Path, results: dict[str, Any]) -> Tensor:
-    """A row for each drawn concept: its photos, and the first pictures of textual inversion, or else of the last method."""
+    """A row for each drawn concept: its photos, and the first pictures of textual inversion and of joint Custom Diffusion (the one with
+    cut-mix, if there are both), or else of the last method."""
     methods = results["methods"]
-    method = INVERSION if INVERSION in methods else list(methods)[-1]
-    names = [name for name in DRAWN if name in methods[method]["singles"]]
+    joint = [method for method in (JOINT, JOINT_CUT_MIX) if method in methods]
+    shown = [method for method in (INVERSION, *joint[-1:]) if method in methods] or list(methods)[-1:]
+    names = [name for name in DRAWN if all(name in methods[method]["singles"] for method in shown)]
     rows = []
     for name in names:
-        drawn = [read_rgb(path) for path in picture_paths(folder, method, name, results["images"])[:EACH]]
-        side = drawn[0].shape[-1]
-        rows += _filled([draw_photo(name, index, side=side) for index in range(PHOTOS)], side) + _filled(drawn, side)
-    labels = ["photo"] * EACH + ["learned"] * EACH
-    return labelled_grid(torch.stack(rows), 2 * EACH, row_labels=names, column_labels=labels)
+        learned = [
+            [read_rgb(path) for path in picture_paths(folder, method, name, results["images"])[:EACH]]
+            for method in shown
+        ]
+        side = learned[0][0].shape[-1]
+        rows += _filled([draw_photo(name, index, side=side) for index in range(PHOTOS)], side)
+        rows += [picture for pictures in learned for picture in _filled(pictures, side)]
+    labels = [label for label in ("photo", *(SHORT.get(method, "learned") for method in shown)) for _ in range(EACH)]
+    return labelled_grid(torch.stack(rows), len(labels), row_labels=names, column_labels=labels)
 
 
 def pair_figure(folder: Path, pair: str, results: dict[str, Any]) -> Tensor:

@@ -47,6 +47,28 @@ def make_views(photo: Tensor, side: int, augmentation: Augmentation, count: int,
     return [_resized(photo, side, random) for _ in range(count)]
 
 
+def cut_mix_views(left: Tensor, right: Tensor, side: int, count: int, random: torch.Generator) -> list[View]:
+    """`count` views of two photos, uint8 [3, H, W] each, beside each other (cut-mix, Section 3.3 of SVDiff, arXiv:2303.11305).
+
+    Each photo is cut to its central square, and lies at half size in its half of the view, mirrored or not and at any height; its
+    upper and lower edge continue to the border. The loss counts inside the photos alone.
+    """
+    return [_side_by_side([_square(left), _square(right)], side, random) for _ in range(count)]
+
+
+def _side_by_side(photos: Sequence[Tensor], side: int, random: torch.Generator) -> View:
+    half = side // 2
+    images, masks = [], []
+    for photo in photos:
+        mirrored, place = torch.rand(2, generator=random).tolist()
+        above = round(place * (side - half))
+        margins = (0, 0, above, side - half - above)
+        image = _whole(photo.flip(-1) if mirrored < 0.5 else photo, half).image
+        images.append(F.pad(image[None], margins, mode="replicate")[0])
+        masks.append(F.pad(torch.ones(half, half), margins))
+    return View(torch.cat(images, 2), torch.cat(masks, 1))
+
+
 def _square(photo: Tensor) -> Tensor:
     height, width = photo.shape[1:]
     side = min(height, width)

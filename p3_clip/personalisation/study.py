@@ -3,7 +3,8 @@
     python3 -m p3_clip.personalisation.study --inversion runs/inversion/last --joint runs/joint/last --merged runs/merged
 
 Each method draws every drawn concept that it learned by itself, and two of them in one picture in three ways (see `measure.py`), from
-the same seeds; so does the untrained placeholder, a word with the vectors that training starts from. What is not given is left out.
+the same seeds; so does the untrained placeholder, a word with the vectors that training starts from. What is not given is left out;
+--inversion-cut-mix and --joint-cut-mix name results of the same two methods that were trained on photos side by side too.
 Pictures are kept in --output-dir, so a second call goes on where the first stopped.
 """
 
@@ -37,12 +38,10 @@ from p3_clip.personalisation.model import KIND, load_learned, personalise, usual
 if TYPE_CHECKING:
     from common.clip import Clip
 
-UNTRAINED, INVERSION, JOINT, MERGED = (
-    "untrained placeholder",
-    "textual inversion",
-    "Custom Diffusion, joint",
-    "Custom Diffusion, merged",
-)
+UNTRAINED = "untrained placeholder"
+INVERSION, INVERSION_CUT_MIX = "textual inversion", "textual inversion, cut-mix"
+JOINT, JOINT_CUT_MIX = "Custom Diffusion, joint", "Custom Diffusion, joint, cut-mix"
+MERGED = "Custom Diffusion, merged"
 HELD_OUT = "red square next to {}"
 SEED = 2024
 
@@ -53,8 +52,12 @@ class Config:
 
     inversion: Path | None = None
     """Result of textual inversion."""
+    inversion_cut_mix: Path | None = None
+    """The same, trained also on photos side by side (--cut-mix)."""
     joint: Path | None = None
     """Result of Custom Diffusion for several concepts, trained jointly."""
+    joint_cut_mix: Path | None = None
+    """The same, trained also on photos side by side (--cut-mix)."""
     merged: Path | None = None
     """Results of Custom Diffusion for single concepts, merged."""
     base: Path = ROOT / "checkpoints" / "ldm_shapes"
@@ -125,10 +128,18 @@ def main(config: Config) -> None:
 
 def sources(config: Config) -> dict[str, Path | None]:
     """For each method, the result to load; None: vectors that training starts from. Raises InputError if there is none to load."""
-    results = {INVERSION: config.inversion, JOINT: config.joint, MERGED: config.merged}
+    results = {
+        INVERSION: config.inversion,
+        INVERSION_CUT_MIX: config.inversion_cut_mix,
+        JOINT: config.joint,
+        JOINT_CUT_MIX: config.joint_cut_mix,
+        MERGED: config.merged,
+    }
     given = {method: path for method, path in results.items() if path is not None}
     if not given:
-        raise InputError("there is nothing to measure: name a result with --inversion, --joint or --merged")
+        raise InputError(
+            "there is nothing to measure: name a result with --inversion, --joint or --merged (see --help)"
+        )
     return {UNTRAINED: None, **given}
 
 

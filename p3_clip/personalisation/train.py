@@ -13,6 +13,7 @@ with the least loss on fixed noise.
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -41,7 +42,7 @@ from p3_clip.personalisation import templates
 from p3_clip.personalisation.concepts import Concept, check_tokens, expand, initial_vectors, norms
 from p3_clip.personalisation.custom_diffusion import Customised, projections
 from p3_clip.personalisation.model import load_learned, personalise, save_learned, usual_words
-from p3_clip.personalisation.photos import Augmentation, Encoded, Pool, View, encode_views, make_views
+from p3_clip.personalisation.photos import Augmentation, Encoded, Pool, View, cut_mix_views, encode_views, make_views
 from p3_clip.personalisation.regular import Regular, regular_pictures, regular_prompts
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class _Common:
     """The frozen model: a Stable Diffusion v1.4 file or folder, or the folder of a small model."""
     views: int = 24
     """Views of each photo that are encoded, where their augmentation is random."""
+    cut_mix: int = 0
+    """Views, for each two photos of two concepts and either order, that show them side by side (cut-mix); 0: none."""
     held_out: tuple[str, ...] = ()
     """Prompts with {} by which checkpoints are compared; by default two that no training shows."""
     clip: str | None = None
@@ -145,6 +148,8 @@ class Lesson:
     """uint8 [3, H, W] each."""
     captions: list[str]
     """What each photo shows, in words; {} stands for the concept. Mostly the phrase alone."""
+    is_thing: bool = True
+    """Whether it can stand beside another; a style and a colour of backgrounds cannot."""
 
 
 def main(config: TextualInversion | CustomDiffusion) -> None:
@@ -248,6 +253,8 @@ def read_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
             raise InputError(f"{phrase!r} must hold {{}} once, which stands for the concept")
     if config.views < 1:
         raise InputError(f"--views must be at least 1, not {config.views}")
+    if config.cut_mix < 0:
+        raise InputError(f"--cut-mix must be at least 0, not {config.cut_mix}")
     if isinstance(config, CustomDiffusion) and config.regular < 0:
         raise InputError(f"--regular must be at least 0, not {config.regular}")
     if not config.photos:
@@ -269,7 +276,7 @@ def read_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
     for k, folder in enumerate(config.photos):
         photos = read_photos(folder)
         style, captions = tokens[k] in config.styles, [phrases[k]] * len(photos)
-        lessons.append(Lesson(tokens[k], config.words[k], phrases[k], described[k], style, photos, captions))
+        lessons.append(Lesson(tokens[k], config.words[k], phrases[k], described[k], style, photos, captions, not style))
     return lessons
 
 
@@ -287,7 +294,7 @@ def _drawn_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
     for token, name in zip(tokens, config.drawn, strict=True):
         drawn, photos = DRAWN[name], [draw_photo(name, index) for index in range(PHOTOS)]
         described, captions = drawn.phrase.format(drawn.word), [drawn.caption(index) for index in range(PHOTOS)]
-        lessons.append(Lesson(token, drawn.word, drawn.phrase, described, False, photos, captions))
+        lessons.append(Lesson(token, drawn.word, drawn.phrase, described, False, photos, captions, drawn.is_thing))
     return lessons
 
 
@@ -371,6 +378,19 @@ def make_pool(
                 # The small model's vocabulary has no words for near and far.
                 words = ("",) if small else view.words
                 prompts.append([expand(word + prompt, concepts) for prompt in shown for word in words])
+    for group, (one, other) in enumerate(pairs_to_mix(config, lessons), len(lessons)):
+        for left, right in ((one, other), (other, one)):
+            for i in range(max(len(left.photos), len(right.photos))):
+                first, second = i % len(left.photos), i % len(right.photos)
+                shown = [
+                    sentence.format(f"{left.phrase.format(left.token)} next to {caption.format(right.token)}")
+                    for sentence in sentences(left, small)
+                    for caption in {right.phrase: None, right.captions[second]: None}
+                ]
+                own = cut_mix_views(left.photos[first], right.photos[second], model.side, config.cut_mix, random)
+                views += own
+                groups += [group] * len(own)
+                prompts += [[expand(prompt, concepts) for prompt in shown]] * len(own)
     for prompt, picture in zip(regular.prompts, regular.pictures, strict=True):
         views += make_views(picture, model.side, "none", 1, random)
         groups.append(-1)
@@ -381,10 +401,16 @@ def make_pool(
         "regular": _digest(regular.pictures),
         "augmentation": config.augmentation,
         "views": config.views,
+        "cut_mix": config.cut_mix,
         "seed": config.training.seed,
     }
     encoded: Encoded = encode_views(model, views, config.run_dir / "latents.safetensors", made_from)
     return Pool.make(model, encoded, groups, prompts)
+
+
+def pairs_to_mix(config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson]) -> list[tuple[Lesson, Lesson]]:
+    """The pairs of concepts that are shown side by side."""
+    return list(itertools.combinations([x for x in lessons if x.is_thing], 2)) if config.cut_mix else []
 
 
 def photos_hash(lessons: Sequence[Lesson]) -> str:
