@@ -1,22 +1,27 @@
 """Draws the photos of the concepts that have no name in the small model's vocabulary, five of each: OUT/NAME/NN.png.
 
     python3 scripts/make_concepts.py --output-dir hw2_data/concepts
+    bash hw2_3.sh hw2_data/concepts/input.json OUT checkpoints/ldm_shapes
 
-Photo NN of a concept depends on the seed, the side, the concept and NN alone.
+OUT/input.json asks for them like the homework's, by the shipped words <new1> to <new4>; its baselines of 0 demand nothing. Photo NN of a
+concept depends on the seed, the side, the concept and NN alone.
 """
 
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
 from common import cli
 from common.data.concepts import DRAWN, PHOTOS, SIDE, draw_photo
 from common.errors import InputError
-from common.files import ROOT, make_folder
+from common.files import ROOT, make_folder, write_json
 from common.images import write_png
 from common.seeds import derive_seed
+
+SENTENCES = ("a {}", "red square next to {}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Config:
     """Draws the photos of the concepts that have no name in the small model's vocabulary."""
 
     output_dir: Path = ROOT / "hw2_data" / "concepts"
-    """Folder for NAME/NN.png."""
+    """Folder for NAME/NN.png and input.json."""
     count: int = PHOTOS
     """Photos of each concept."""
     side: int = SIDE
@@ -43,7 +48,23 @@ def main(config: Config) -> None:
         for index in range(config.count):
             photo = draw_photo(name, index, config.seed, config.side)
             write_png(folder / f"{index:02d}.png", photo, staging=config.output_dir)
+    write_json(config.output_dir / "input.json", tasks())
     print(f"{config.count} photos each of {', '.join(DRAWN)} in {config.output_dir}")
+
+
+def tasks() -> dict[str, Any]:
+    """The drawn concepts as in the homework's input.json."""
+    found = {}
+    for number, (name, drawn) in enumerate(DRAWN.items(), 1):
+        prompts = [sentence.format(drawn.phrase) for sentence in SENTENCES]
+        found[name] = {
+            "src_image": drawn.phrase.format(drawn.word),
+            "token_name": f"<new{number}>",
+            "prompt": [prompt.format(f"<new{number}>") for prompt in prompts],
+            "prompt_4_clip_eval": [prompt.format(drawn.word) for prompt in prompts],
+            "baseline": [[0, 0]] * len(prompts),
+        }
+    return found
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from common.data.concepts import DRAWN, GOLD, MAUVE, OTHERS, UNNAMED, distance_t
 from common.errors import InputError
 from common.files import ROOT
 from common.metrics.segmentation import inner_region, median_colour, object_mask
+from p3_clip.personalisation.task import read_tasks
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,12 @@ def test_the_script_writes_the_homeworks_layout(make_concepts: ModuleType, tmp_p
     for folder in ("a", "b"):
         assert exit_code(main, config, "--output-dir", tmp_path / folder, "--count", 2, "--side", 32) == 0
     files = contents(tmp_path / "a")
-    assert sorted(files) == sorted(f"{name}/{index:02d}.png" for name in DRAWN for index in range(2))
+    photos = [f"{name}/{index:02d}.png" for name in DRAWN for index in range(2)]
+    assert sorted(files) == sorted([*photos, "input.json"])
+    tasks = read_tasks(tmp_path / "a" / "input.json")
+    assert [(task.key, task.token) for task in tasks] == [(name, f"<new{k + 1}>") for k, name in enumerate(DRAWN)]
+    assert tasks[1].prompts == ["a circle with <new2> background", "red square next to circle with <new2> background"]
+    assert tasks[0].texts == ["a maroon circle", "red square next to maroon circle"]
     assert contents(tmp_path / "b") == files
     assert torch.equal(read_photos(tmp_path / "a" / "wine")[1], draw_photo("wine", 1, side=32))
     capsys.readouterr()

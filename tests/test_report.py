@@ -49,7 +49,7 @@ def test_every_picture_and_link_is_there() -> None:
 
 def test_the_section_on_learned_concepts_says_what_the_numbers_say(tmp_path: Path) -> None:
     """Its sentences are chosen by the numbers; without results there is no section."""
-    assert report.section(tmp_path) == [] and report.readme_rows(tmp_path) == []
+    assert report.section(tmp_path) == [] and report.readme_rows(tmp_path) == [] and report.cards(tmp_path) == {}
 
     def method(bound: float, error: float) -> dict[str, Any]:
         pair = {"first": 1.0, "second": 1.0, "bound": bound, "swapped": 0.0, "blended": 0.0}
@@ -76,6 +76,8 @@ def test_the_section_on_learned_concepts_says_what_the_numbers_say(tmp_path: Pat
     assert "For `place` Custom Diffusion, joint, cut-mix puts both concepts into their places in 90%" in text
     assert "it is 0% with untrained placeholder, 85% with Custom Diffusion, joint." in text
     assert [row[2] for row in report.readme_rows(tmp_path)] == ["4.5", "90%"]
+    (card,) = report.cards(tmp_path)["concepts_shapes"]
+    assert "| `wine` | is there | 90% | 5.0 |" in card and "| each in its place | 90% | - |" in card
     del methods["Custom Diffusion, joint, cut-mix"]
     methods["Custom Diffusion, joint"] = method(0.3, 5.0)
     methods["textual inversion"] = method(0.3, 6.5)

@@ -47,8 +47,20 @@ def readme_rows(results: Path) -> list[list[str]]:
 
 
 def cards(results: Path) -> dict[str, list[str]]:
-    """No numbers in model cards."""
-    return {}
+    """What the shipped concepts reach, each by itself and two in one picture."""
+    found = load(results, "p3_personalisation")
+    if not found:
+        return {}
+    joint, _ = _best_joint(found["methods"])
+    rows = [
+        [f"`{name}`", "is there", f"{numbers['presence']:.0%}", _number(numbers.get("colour_error"))]
+        for name, numbers in joint["singles"].items()
+    ]
+    rows += [
+        [f"`{numbers['prompt']}`", "each in its place", f"{numbers['bound']:.0%}", "-"]
+        for numbers in joint["pairs"].values()
+    ]
+    return {"concepts_shapes": [table(["asked for", "measured", "pictures", "colour error (CIEDE2000)"], rows)]}
 
 
 METHOD = """## Problem 3, 2024: learned concepts
