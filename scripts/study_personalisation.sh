@@ -18,13 +18,13 @@ inversion=(--steps 600 --batch-size 16)
 custom=(--augmentation flip --regular-dir "$runs/regular" --init-from "$runs/inversion/last" --lr 5e-4)
 train textual-inversion inversion "${inversion[@]}" "$@"
 train textual-inversion inversion_cut_mix "${inversion[@]}" --cut-mix 4 "$@"
-train custom-diffusion joint "${custom[@]}" --steps 4000 --validate-every 1000 --preview-every 1000 --checkpoint-every 500 "$@"
-train custom-diffusion joint_cut_mix "${custom[@]}" --cut-mix 4 --steps 4000 --validate-every 1000 --preview-every 1000 \
+train custom-diffusion joint "${custom[@]}" --steps 2500 --validate-every 1000 --preview-every 1000 --checkpoint-every 500 "$@"
+train custom-diffusion joint_cut_mix "${custom[@]}" --cut-mix 4 --steps 2500 --validate-every 1000 --preview-every 1000 \
   --checkpoint-every 500 "$@"
 apart=()
-for concept in "wine <new1>" "mauve <new2>" "slate_star <new3>" "ring <new4>"; do
+for concept in "wine <new1>" "mauve <new2>" "slate_triangle <new3>" "ring <new4>"; do
   read -r name token <<< "$concept"
-  train custom-diffusion "$name" --drawn "$name" --tokens "$token" "${custom[@]}" --steps 800 --validate-every 400 "$@"
+  train custom-diffusion "$name" --drawn "$name" --tokens "$token" "${custom[@]}" --steps 400 --validate-every 200 "$@"
   apart+=("$runs/$name/last")
 done
 "$PYTHON" -m p3_clip.personalisation.merge --base "$base" --results "${apart[@]}" --output-dir "$runs/merged"

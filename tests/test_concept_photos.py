@@ -42,7 +42,7 @@ def test_unnamed_colours_differ_from_each_other() -> None:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_photo_shows_its_concept(name: str) -> None:
-    """The colour is measured where the concept has it; stars are spiky, rings have a hole, the others are filled discs."""
+    """The colour is measured where the concept has it; triangles fill half of their box, rings have a hole, the others are filled discs."""
     photos = torch.stack([draw_photo(name, index) for index in range(5)])
     assert photos.dtype == torch.uint8 and photos.shape == (5, 3, 128, 128)
     places = set()

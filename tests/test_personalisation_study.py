@@ -102,28 +102,37 @@ def test_a_ring_on_a_colour(background: Any, kind: str, colour: Any, expected: J
 @pytest.mark.parametrize(
     ("objects", "expected"),
     [
-        ([("star", SLATE, 0.25), ("circle", WINE, 0.75)], Judgement(True, True, True, swapped=False, blended=False)),
-        ([("star", WINE, 0.25), ("circle", SLATE, 0.75)], Judgement(False, False, False, swapped=True, blended=True)),
-        ([("star", SLATE, 0.25), ("circle", RED, 0.75)], Judgement(True, False, False, swapped=False, blended=False)),
+        (
+            [("triangle", SLATE, 0.25), ("circle", WINE, 0.75)],
+            Judgement(True, True, True, swapped=False, blended=False),
+        ),
+        (
+            [("triangle", WINE, 0.25), ("circle", SLATE, 0.75)],
+            Judgement(False, False, False, swapped=True, blended=True),
+        ),
+        (
+            [("triangle", SLATE, 0.25), ("circle", RED, 0.75)],
+            Judgement(True, False, False, swapped=False, blended=False),
+        ),
         (
             [("circle", SLATE, 0.25), ("circle", WINE, 0.75)],
             Judgement(False, True, False, swapped=False, blended=False),
         ),
-        ([("star", BETWEEN, 0.5)], Judgement(False, False, False, swapped=False, blended=True)),
+        ([("triangle", BETWEEN, 0.5)], Judgement(False, False, False, swapped=False, blended=True)),
     ],
 )
 def test_a_shape_and_a_colour_beside_each_other(objects: Any, expected: Judgement) -> None:
     assert judge_beside(look(scene(WHITE, *objects), 2)) == expected
 
 
-@pytest.mark.parametrize("inner", ["star", "circle"])
+@pytest.mark.parametrize("inner", ["triangle", "circle"])
 def test_a_disc_with_another_object_on_it_is_no_ring(inner: str) -> None:
     picture = scene(WHITE, ("circle", RED, 0.5))
     mask = render_mask(Shape(inner, "", 0.5, 0.5, 0.12), SIDE)
     picture[:, mask] = torch.tensor(SLATE, dtype=torch.uint8).view(3, 1)
     seen = look(picture, 2)
     assert len(seen.objects) == 2 and not any(each.hole for each in seen.objects)
-    assert is_present("slate_star", seen) == (inner == "star")
+    assert is_present("slate_triangle", seen) == (inner == "triangle")
 
 
 @pytest.mark.parametrize("kind", ["star", "triangle", "square", "circle"])
@@ -136,11 +145,11 @@ def test_shapes_are_told_apart_on_blurred_and_noisy_pictures(kind: str) -> None:
         noise = 9.0 * ndimage.gaussian_filter(random.normal(size=drawn.shape), (0, 1, 1))
         pixels = soft + random.normal(scale=3.0, size=(3, 1, 1)) + noise
         seen = look(torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)), 2)
-        assert is_present("ring", seen) and is_present("slate_star", seen) == (kind == "star")
+        assert is_present("ring", seen) and is_present("slate_triangle", seen) == (kind != "circle")
         assert sum(each.hole for each in seen.objects) == 1
-        assert sum(each.spiky for each in seen.objects) == (kind == "star")
+        assert sum(each.angular for each in seen.objects) == (kind != "circle")
         judged = judge_beside(seen)
-        assert judged.first == (kind == "star") and not judged.bound and not judged.swapped and not judged.blended
+        assert judged.first == (kind != "circle") and not judged.bound and not judged.swapped and not judged.blended
 
 
 def test_rates_are_means() -> None:
@@ -267,7 +276,7 @@ def test_a_result_without_drawn_concepts_is_refused(
     entry = {"token": "<new1>", "word": "dog", "phrase": "{} dog"}
     save_learned(tmp_path / "dog", Customised({}, [Concept("<new1>", torch.ones(1, 16))]), {"concepts": [entry]})
     said = refused(capsys, study.main, study.Config, *flags, "--joint", tmp_path / "dog")
-    assert said == f"{tmp_path / 'dog'} learned none of the drawn concepts wine, mauve, slate_star, ring"
+    assert said == f"{tmp_path / 'dog'} learned none of the drawn concepts wine, mauve, slate_triangle, ring"
     assert not (tmp_path / "result.json").exists()
     assert "--images must be at least 1" in refused(capsys, study.main, study.Config, *flags, "--images", 0)
 

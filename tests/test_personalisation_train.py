@@ -265,7 +265,7 @@ def test_concepts_side_by_side_are_a_lesson_of_their_own(
         return original(model, encoded, groups, prompts)
 
     monkeypatch.setattr(Pool, "make", make)
-    drawn = ("--drawn", "wine", "mauve", "slate_star", "--cut-mix", 3, "--augmentation", "none")
+    drawn = ("--drawn", "wine", "mauve", "slate_triangle", "--cut-mix", 3, "--augmentation", "none")
     assert learn("textual-inversion", tmp_path / "run", *drawn) == 0
     groups = Counter(seen["groups"])
     assert groups == {0: 5, 1: 5, 2: 5, 3: 5 * 2 * 3} and seen["views"] == 45

@@ -139,7 +139,7 @@ DRAWN: dict[str, DrawnConcept] = {
     "mauve": DrawnConcept(
         _background_of(MAUVE), "circle with {} background", _ROUND_CIRCLE, "gray", MAUVE, is_thing=False
     ),
-    "slate_star": DrawnConcept(_shape_of("star", SLATE), "{}", _ON_GROUND, "star", SLATE),
+    "slate_triangle": DrawnConcept(_shape_of("triangle", SLATE), "{}", _ON_GROUND, "triangle", SLATE),
     "ring": DrawnConcept(_ring_of(GOLD), "{}", _ON_GROUND, "circle"),
 }
 """A colour (of circles), a second one (of backgrounds), a shape and colour pair, and a golden ring."""

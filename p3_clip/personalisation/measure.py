@@ -1,12 +1,12 @@
 """What a picture shows of the drawn concepts, from its pixels: whether each is there, in its place, swapped or blended.
 
-A shape counts as a ring if the background shows through a hole in it, and as a star if it fills little of its convex hull; a colour
-counts as a concept's within NEAR (CIEDE2000). Two concepts are asked for in one of three ways:
+A shape counts as a ring if the background shows through a hole in it, and as angular, as a triangle is, by the circularity (4 pi area /
+perimeter^2) of its convex hull; a colour counts as a concept's within NEAR (CIEDE2000). Two concepts are asked for in one of three ways:
 
 - PLACE, "a <new1> circle with <new2> background": wine is a colour of the circle, mauve one of the background. Blended: the circle or
   the background has a colour between the two.
-- BESIDE, "a <new3> next to a <new1> circle": one object is a star in its own colour, another is wine and no star. Blended: one object
-  has a colour between the two, or is a star in wine.
+- BESIDE, "a <new3> next to a <new1> circle": one object is angular and slate, the triangle's colour, another is wine and not angular.
+  Blended: one object has a colour between the two, or is angular and wine.
 - PLACE_RING, "a <new4> with <new2> background": one object is a ring, and mauve a colour of the background. Swapped: an object is mauve.
   Blended: the ring or the background has a colour between gold, that of the photos' rings, and mauve.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial import ConvexHull, QhullError
+from scipy.spatial import ConvexHull
 from skimage.color import deltaE_ciede2000
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,7 +30,9 @@ from common.metrics.segmentation import NO_OBJECT_ERROR, SIZE, inner_region, med
 
 NEAR = 10.0
 HOLLOW = 0.05  # of an object's area
-SPIKY = 0.84  # of its convex hull: of the base's own, 9 in 10 stars fill up to 0.81, triangles 0.85, squares 0.93 and circles 0.98 or more
+ANGULAR = (
+    0.95  # of the base's own beside a circle, 9 in 10 triangles have 0.92 or less, 9 in 10 of the circles 0.98 or more
+)
 MIN_AREA = 0.01  # of the picture
 Colour = tuple[float, float, float]
 
@@ -40,7 +42,7 @@ class Object(NamedTuple):
 
     colour: Colour | None
     hole: bool
-    spiky: bool
+    angular: bool
 
     def is_near(self, colour: Colour) -> bool:
         """Whether it has that colour."""
@@ -111,17 +113,17 @@ def judge_place(seen: Seen) -> Judgement:
 
 
 def judge_beside(seen: Seen) -> Judgement:
-    """Of the star and a wine circle, as two objects."""
-    star = any(_is("slate_star", each) for each in seen.objects)
-    star_in_wine = any(each.spiky and each.is_near(WINE) for each in seen.objects)
-    circle = any(not each.spiky and each.is_near(WINE) for each in seen.objects)
-    circle_in_slate = any(not each.spiky and each.is_near(SLATE) for each in seen.objects)
+    """Of the triangle and a wine circle, as two objects."""
+    triangle = any(_is("slate_triangle", each) for each in seen.objects)
+    triangle_in_wine = any(each.angular and each.is_near(WINE) for each in seen.objects)
+    circle = any(not each.angular and each.is_near(WINE) for each in seen.objects)
+    circle_in_slate = any(not each.angular and each.is_near(SLATE) for each in seen.objects)
     return Judgement(
-        first=star,
+        first=triangle,
         second=circle,
-        bound=star and circle,
-        swapped=star_in_wine and circle_in_slate,
-        blended=star_in_wine or any(is_between(each, SLATE, WINE) for each in _colours(seen)[0]),
+        bound=triangle and circle,
+        swapped=triangle_in_wine and circle_in_slate,
+        blended=triangle_in_wine or any(is_between(each, SLATE, WINE) for each in _colours(seen)[0]),
     )
 
 
@@ -152,7 +154,7 @@ class Pair:
 
 PAIRS = {
     "place": Pair(("wine", "mauve"), "a {} circle with {} background", 1, judge_place),
-    "beside": Pair(("slate_star", "wine"), "a {} next to a {} circle", 2, judge_beside),
+    "beside": Pair(("slate_triangle", "wine"), "a {} next to a {} circle", 2, judge_beside),
     "place_ring": Pair(("ring", "mauve"), "a {} with {} background", 1, judge_place_ring),
 }
 
@@ -185,9 +187,9 @@ def _shows(colours: Sequence[Colour], colour: Colour) -> bool:
 
 def _is(name: str, each: Object) -> bool:
     if name == "ring":
-        return each.hole and not each.spiky and not each.is_near(SLATE)
-    if name == "slate_star":
-        return each.spiky and not each.hole and each.is_near(SLATE)
+        return each.hole
+    if name == "slate_triangle":
+        return each.angular and not each.hole and each.is_near(SLATE)
     return each.is_near(DRAWN[name].colour)
 
 
@@ -197,17 +199,15 @@ def _describe(picture: Tensor, part: Tensor, background: Colour | None, side: in
     # What another object fills is no hole.
     shown = median_colour(picture, inner_region(gap, side)) if int(gap.sum()) > HOLLOW * area else None
     hole = shown is not None and background is not None and is_near(shown, background)
-    return Object(median_colour(picture, inner_region(part, side)), hole, area < SPIKY * _hull_area(filled))
+    return Object(median_colour(picture, inner_region(part, side)), hole, _circularity(filled) < ANGULAR)
 
 
-def _hull_area(mask: NDArray[np.bool_]) -> float:
-    """The area of the convex hull of a mask's pixels, [H, W]."""
-    edge = mask & ~ndimage.binary_erosion(mask)
-    corners = np.concatenate([np.argwhere(edge) + corner for corner in ((0, 0), (0, 1), (1, 0), (1, 1))])
-    try:
-        return float(ConvexHull(corners).volume)  # of a plane figure, scipy's name of the area
-    except QhullError:
-        return float(mask.sum())
+def _circularity(mask: NDArray[np.bool_]) -> float:
+    """4 pi area / perimeter^2 of the convex hull of a mask's pixels, [H, W]: 1 for a circle, 0.79 for a square, 0.6 for a triangle."""
+    edge = np.argwhere(mask & ~ndimage.binary_erosion(mask))
+    hull = ConvexHull(np.concatenate([edge + corner for corner in ((0, 0), (0, 1), (1, 0), (1, 1))]))
+    area, around = hull.volume, hull.area  # scipy's names for what these are of a plane figure
+    return float(4.0 * np.pi * area / around**2)
 
 
 def rates(judgements: Sequence[Judgement]) -> dict[str, float]:

@@ -69,8 +69,8 @@ METHOD = """## Problem 3, 2024: learned concepts
 (Kumari et al. 2023) learns a word and the key and value matrices of the cross-attention, with pictures of the base model's own
 against forgetting, several concepts jointly or apart and then merged in closed form. With cut-mix (SVDiff, Han et al. 2023) some of
 the training pictures are two photos side by side, which tells what "next to" means for the new words. The concepts have no name in
-the small model's vocabulary: wine and mauve are colours at least 15 CIEDE2000 from every CSS colour, slate_star is a star in a third
-such colour, ring is a shape that it never saw. Everything is measured from pixels (`p3_clip/personalisation/measure.py`), beside the
+the small model's vocabulary: wine and mauve are colours at least 15 CIEDE2000 from every CSS colour, slate_triangle is a triangle in a
+third such colour, ring is a shape that it never saw. Everything is measured from pixels (`p3_clip/personalisation/measure.py`), beside the
 same prompts with a word that was not trained. Code: `p3_clip/personalisation/`; all of it: `bash scripts/study_personalisation.sh`"""
 
 
