@@ -152,6 +152,19 @@ def test_shapes_are_told_apart_on_blurred_and_noisy_pictures(kind: str) -> None:
         assert judged.first == (kind != "circle") and not judged.bound and not judged.swapped and not judged.blended
 
 
+def test_angular_is_what_no_ellipse_is() -> None:
+    """However long and turned, at the size of a picture's pixels; the figures are the affine invariant's."""
+    rows, columns = np.mgrid[-150:150, -150:150]
+    for turn in (0.0, 0.4):
+        x, y = columns * math.cos(turn) + rows * math.sin(turn), rows * math.cos(turn) - columns * math.sin(turn)
+        for wide in (40, 80):
+            assert measure._ellipticity((x / wide) ** 2 + (y / 50) ** 2 < 1) == pytest.approx(1.0, abs=0.005)
+            assert measure._ellipticity((abs(x) < wide) & (abs(y) < 50)) == pytest.approx(
+                math.pi / 3 / 1.0966, abs=0.01
+            )
+            assert measure._ellipticity((abs(x) / wide < (y + 50) / 100) & (y < 50)) == pytest.approx(0.827, abs=0.01)
+
+
 def test_rates_are_means() -> None:
     some = [Judgement(True, True, True, False, False), Judgement(True, False, False, False, True)]
     assert rates(some) == {"first": 1.0, "second": 0.5, "bound": 0.5, "swapped": 0.0, "blended": 0.5}
