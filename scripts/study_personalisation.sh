@@ -24,7 +24,8 @@ train custom-diffusion joint_cut_mix "${custom[@]}" --cut-mix 4 --steps 2500 --v
 apart=()
 for concept in "wine <new1>" "mauve <new2>" "slate_triangle <new3>" "ring <new4>"; do
   read -r name token <<< "$concept"
-  train custom-diffusion "$name" --drawn "$name" --tokens "$token" "${custom[@]}" --steps 400 --validate-every 200 "$@"
+  train custom-diffusion "$name" --drawn "$name" --tokens "$token" "${custom[@]}" --steps 400 --validate-every 200 --preview-every 200 \
+    --checkpoint-every 200 "$@"
   apart+=("$runs/$name/last")
 done
 "$PYTHON" -m p3_clip.personalisation.merge --base "$base" --results "${apart[@]}" --output-dir "$runs/merged"
