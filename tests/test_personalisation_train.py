@@ -341,6 +341,11 @@ def test_training_can_start_from_learned_words(world: Path, tmp_path: Path, caps
         (("--tokens", "newword", "--drawn", "wine"), "must have the form <name>"),
         (("--drawn", "wine", "--vectors", "0"), "at least one vector, not 0"),
         (("--drawn", "wine", "--augmentation", "resize", "--views", "0"), "--views must be at least 1, not 0"),
+        (
+            ("--drawn", "wine", "mauve", "--cut-mix", "2"),
+            "--cut-mix needs two concepts that can stand beside each other",
+        ),
+        (("--drawn", "wine", "--cut-mix", "-1"), "--cut-mix must be at least 0, not -1"),
         (("--drawn", "wine", "--start", ""), "the word '' to start from is empty"),
         (("--drawn", "wine", "--held-out", "a circle"), "must hold {} once"),
     ],

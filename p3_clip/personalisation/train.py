@@ -156,6 +156,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     """Trains, or resumes."""
     small = kind_of(config.base) == "small"
     lessons = read_lessons(config)
+    mixed = pairs_to_mix(config, lessons)
     custom = isinstance(config, CustomDiffusion)
     torch.manual_seed(config.training.seed)
     device = make_accelerator(config.training.device, config.training.mixed_precision).device
@@ -180,7 +181,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     params = {f"word/{token}": rows for token, rows in embedding.rows.items()} | matrices
     for param in params.values():
         param.requires_grad_(True)
-    pool = make_pool(config, lessons, concepts, model, regular, base)
+    pool = make_pool(config, lessons, mixed, concepts, model, regular, base)
 
     def draw(step: int) -> Batch:
         return pool.draw(
@@ -358,12 +359,13 @@ def held_out_prompts(
 def make_pool(
     config: TextualInversion | CustomDiffusion,
     lessons: Sequence[Lesson],
+    mixed: Sequence[tuple[Lesson, Lesson]],
     concepts: Sequence[Concept],
     model: LatentDiffusion,
     regular: Regular,
     base: str,
 ) -> Pool:
-    """All views, encoded, with their prompts."""
+    """All views, encoded, with their prompts; those of each pair in `mixed`, side by side, count as one concept more."""
     small = kind_of(config.base) == "small"
     random = torch.Generator().manual_seed(derive_seed(config.training.seed, 3))
     views: list[View] = []
@@ -378,7 +380,7 @@ def make_pool(
                 # The small model's vocabulary has no words for near and far.
                 words = ("",) if small else view.words
                 prompts.append([expand(word + prompt, concepts) for prompt in shown for word in words])
-    for group, (one, other) in enumerate(pairs_to_mix(config, lessons), len(lessons)):
+    for group, (one, other) in enumerate(mixed, len(lessons)):
         for left, right in ((one, other), (other, one)):
             for i in range(max(len(left.photos), len(right.photos))):
                 first, second = i % len(left.photos), i % len(right.photos)
@@ -409,8 +411,11 @@ def make_pool(
 
 
 def pairs_to_mix(config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson]) -> list[tuple[Lesson, Lesson]]:
-    """The pairs of concepts that are shown side by side."""
-    return list(itertools.combinations([x for x in lessons if x.is_thing], 2)) if config.cut_mix else []
+    """The pairs of concepts that are shown side by side. Raises InputError if they are asked for and there are none."""
+    pairs = list(itertools.combinations([lesson for lesson in lessons if lesson.is_thing], 2))
+    if config.cut_mix and not pairs:
+        raise InputError("--cut-mix needs two concepts that can stand beside each other")
+    return pairs if config.cut_mix else []
 
 
 def photos_hash(lessons: Sequence[Lesson]) -> str:
