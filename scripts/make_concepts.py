@@ -20,8 +20,9 @@ from common.errors import InputError
 from common.files import ROOT, make_folder, write_json
 from common.images import write_png
 from common.seeds import derive_seed
+from p3_clip.personalisation.templates import HELD_OUT_SHAPES
 
-SENTENCES = ("a {}", "red square next to {}")
+SENTENCES = ("a {}", HELD_OUT_SHAPES[0])
 
 
 @dataclasses.dataclass(frozen=True)

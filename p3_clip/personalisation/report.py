@@ -71,7 +71,8 @@ against forgetting, several concepts jointly or apart and then merged in closed 
 the training pictures are two photos side by side, which tells what "next to" means for the new words. The concepts have no name in
 the small model's vocabulary: wine and mauve are colours at least 15 CIEDE2000 from every CSS colour, slate_triangle is a triangle in a
 third such colour, ring is a shape that it never saw. Everything is measured from pixels (`p3_clip/personalisation/measure.py`), beside the
-same prompts with a word that was not trained. Code: `p3_clip/personalisation/`; all of it: `bash scripts/study_personalisation.sh`"""
+same prompts with a word that was not trained; a slate object counts as the triangle if it is angular, so a rough star or square passes as
+well, and an oval does not. Code: `p3_clip/personalisation/`; all of it: `bash scripts/study_personalisation.sh`"""
 
 
 def _singles(methods: dict[str, Any], images: int, clip: str | None) -> str:

@@ -34,6 +34,7 @@ from p3_clip.personalisation.concepts import Concept, expand, initial_vectors, n
 from p3_clip.personalisation.custom_diffusion import Customised
 from p3_clip.personalisation.measure import PAIRS, colour_error, is_present, look, rates
 from p3_clip.personalisation.model import KIND, load_learned, personalise, usual_words
+from p3_clip.personalisation.templates import HELD_OUT_SHAPES
 
 if TYPE_CHECKING:
     from common.clip import Clip
@@ -42,7 +43,7 @@ UNTRAINED = "untrained placeholder"
 INVERSION, INVERSION_CUT_MIX = "textual inversion", "textual inversion, cut-mix"
 JOINT, JOINT_CUT_MIX = "Custom Diffusion, joint", "Custom Diffusion, joint, cut-mix"
 MERGED = "Custom Diffusion, merged"
-HELD_OUT = "red square next to {}"
+HELD_OUT = HELD_OUT_SHAPES[0]
 SEED = 2024
 
 
