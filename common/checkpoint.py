@@ -212,10 +212,16 @@ def state_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_model(folder: Path, model: nn.Module, kind: str, config: Mapping[str, Any]) -> None:
-    """Writes a model folder; `config` is JSON and is what `load_config` gives back. A model card beside it stays."""
+def save_model(
+    folder: Path, model: nn.Module, kind: str, config: Mapping[str, Any], dtype: torch.dtype = torch.float32
+) -> None:
+    """Writes a model folder, its parameters in `dtype` (buffers, such as tables of frequencies, keep theirs).
+
+    `config` is JSON and is what `load_config` gives back. A model card beside it stays.
+    """
     make_folder(folder)
-    save_tensors(Path(folder) / "model.safetensors", model.state_dict())
+    stored = {name: param.detach().to(dtype) for name, param in model.named_parameters()}
+    save_tensors(Path(folder) / "model.safetensors", {**model.state_dict(), **stored})
     write_json(Path(folder) / "config.json", {"kind": kind, **config})
 
 

@@ -1,7 +1,9 @@
-"""Randomness: one generator for each image, so that an image depends on its own seed and on nothing beside it."""
+"""Randomness. In sampling each image has a generator of its own, so that it depends on its own seed and on nothing beside it;
+in training one generator draws for the whole batch, which costs nothing however large the batch is.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +31,19 @@ def derive_seed(*key: int) -> int:
     return derive_seeds(*key, count=1)[0]
 
 
+class Draws(Protocol):
+    """Random numbers for a batch of N images: what a loss draws from. `ImageGenerators` and `BatchDraws` are such."""
+
+    def randn(self, *shape: int) -> Tensor:
+        """Standard normal float32 [N, *shape]."""
+
+    def rand(self) -> Tensor:
+        """Uniform float32 [N] in [0, 1)."""
+
+    def randint(self, high: int) -> Tensor:
+        """Uniform long [N] in [0, high)."""
+
+
 class ImageGenerators:
     """N generators, one for each image of a batch, drawn from on the CPU for every device.
 
@@ -54,6 +69,53 @@ class ImageGenerators:
 
     def _draw(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
         return torch.stack([draw(generator) for generator in self._generators]).to(self.device)
+
+
+class BatchDraws:
+    """The random numbers of one optimiser step, drawn for its global batch at once, on `device`, by one generator.
+
+    `part(slice)` gives the `Draws` of the images in that slice. Each part must draw the same things in the same order, as
+    micro-batches and processes do that run one loss: they then get what a single process would.
+    """
+
+    def __init__(self, seed: int, count: int, device: torch.device | str = "cpu") -> None:
+        self.count, self.device = count, device
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self._drawn: list[Tensor] = []
+
+    def part(self, images: slice) -> "Draws":
+        """The draws of these images, from the step's first draw on."""
+        return _Part(self, images)
+
+    def draw(self, index: int, make: Callable[[torch.Generator], Tensor]) -> Tensor:
+        """The step's draw of that index, for the global batch; made when a part first asks for it."""
+        if index == len(self._drawn):
+            self._drawn.append(make(self._generator))
+        return self._drawn[index]
+
+
+class _Part:
+    def __init__(self, draws: BatchDraws, images: slice) -> None:
+        self._draws, self._images, self._next = draws, images, 0
+
+    def randn(self, *shape: int) -> Tensor:
+        return self._draw(lambda options: torch.randn(self._draws.count, *shape, **options))
+
+    def rand(self) -> Tensor:
+        return self._draw(lambda options: torch.rand(self._draws.count, **options))
+
+    def randint(self, high: int) -> Tensor:
+        return self._draw(lambda options: torch.randint(high, (self._draws.count,), **options))
+
+    def _draw(self, make: Callable[[dict], Tensor]) -> Tensor:
+        drawn = self._draws.draw(self._next, lambda g: make({"generator": g, "device": self._draws.device}))
+        self._next += 1
+        return drawn[self._images]
+
+
+def random_indices(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """Long [count] uniform in [0, total), with replacement, on the generator's device."""
+    return torch.randint(total, (count,), generator=generator, device=generator.device)
 
 
 def padded_chunks(items: Sequence[Item], size: int) -> Iterator[tuple[list[Item], int]]:

@@ -1,7 +1,8 @@
 """The one training loop. It knows optimisation, files and time, and nothing about diffusion.
 
 Every draw is a function of (seed, optimiser step), so a run that is stopped anywhere, even killed, goes on from its last
-checkpoint as if nothing had happened, and many processes compute what one would.
+checkpoint as if nothing had happened, and many processes compute what one would. The CPU does not wait for the device in each
+step: losses are read a few times a second.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +22,17 @@ from torch.nn import Parameter
 from tqdm import tqdm
 
 from common.checkpoint import load_tensors, save_tensors
-from common.devices import make_accelerator
+from common.devices import make_accelerator, pick_device
 from common.ema import EMA
 from common.errors import InputError
 from common.files import atomic_write, make_folder, read_json, write_json
-from common.seeds import ImageGenerators, derive_seed, derive_seeds
+from common.optimizers import NamedOptimizer, OptimizerName, make_optimizers
+from common.seeds import BatchDraws, Draws, derive_seed
 
 Batch = dict[str, Tensor]
+COOL_DOWN = 0.2  # the part of a run in which the learning rate falls, with the schedule "constant"
+SECONDS_BETWEEN_READINGS = 0.5  # of the losses, and of whether another process was told to stop
+STEPS_BETWEEN_READINGS = 50  # at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +45,16 @@ class TrainingConfig:
     """Images in one optimiser step, over all processes and micro-batches."""
     accumulation: int = 1
     """Micro-batches that one step of one process is cut into, to save memory."""
+    optimizer: OptimizerName = "adamw"
+    """AdamW for all weights, or Muon for the matrices of hidden layers and AdamW for the rest."""
     lr: float = 1e-3
-    """Peak learning rate; it falls to 0 along a cosine."""
+    """Peak learning rate."""
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up the rate falls to 0 along a cosine, or stays constant until it falls to 0 in a line over the last fifth."""
     warmup: int = 200
     """Optimiser steps over which the learning rate rises from 0."""
     weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay."""
     beta2: float = 0.99
     """AdamW's decay of squared gradients."""
     clip_norm: float = 1.0
@@ -64,6 +73,10 @@ class TrainingConfig:
     """Optimiser steps between checkpoints."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast: on CUDA, or bf16 on a CPU that multiplies matrices of it (AMX)."""
+    channels_last: bool = True
+    """Lay images and convolutions out with channels last, which most devices multiply faster."""
+    compile: bool = False
+    """Compile the network (torch.compile): minutes at the start, faster steps on a GPU."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; auto takes CUDA if present."""
     tensorboard: bool = False
@@ -79,24 +92,26 @@ class _Progress:
     best: float = math.inf
     loss_sum: float = 0.0
     loss_count: int = 0
+    looked: bool = True
+    """Whether this step's validation, preview and metrics are done (no, if a signal broke them off)."""
 
 
 class _Objective(nn.Module):
     """The loss as a module over the trained parameters, which is the form in which data parallelism synchronises gradients."""
 
-    def __init__(self, params: Mapping[str, Parameter], loss_fn: Callable[[Batch, ImageGenerators], Tensor]) -> None:
+    def __init__(self, params: Mapping[str, Parameter], loss_fn: Callable[[Batch, Draws], Tensor]) -> None:
         super().__init__()
         self.params = nn.ParameterList(params.values())
         self.loss_fn = loss_fn
 
-    def forward(self, batch: Batch, generators: ImageGenerators) -> Tensor:
-        return self.loss_fn(batch, generators)
+    def forward(self, batch: Batch, draws: Draws) -> Tensor:
+        return self.loss_fn(batch, draws)
 
 
 def fit(
     params: Mapping[str, Parameter],
-    loss_fn: Callable[[Batch, ImageGenerators], Tensor],
-    draw: Callable[[int], Batch],
+    loss_fn: Callable[[Batch, Draws], Tensor],
+    get_batch: Callable[[int, torch.Generator], Batch],
     config: TrainingConfig,
     run_dir: Path,
     *,
@@ -105,26 +120,27 @@ def fit(
     validate: Callable[[], dict[str, float]] | None = None,
     preview: Callable[[Path], None] | None = None,
 ) -> None:
-    """Minimises `loss_fn` over `params` (and nothing else) with AdamW, and resumes if `run_dir` holds a checkpoint.
+    """Minimises `loss_fn` over `params` (and nothing else), and resumes if `run_dir` holds a checkpoint.
 
-    - `draw(step)` gives the step's global batch, a dict of tensors [N, ...]; it must depend on `step` alone. A tensor "index",
-      if there is one, names the batch in the message about a non-finite loss.
-    - `loss_fn(batch, generators)` gives the mean loss of the slice that this process and micro-batch got, on its device;
-      `generators` has one generator for each of the slice's images.
+    - `get_batch(step, generator)` gives the step's global batch, a dict of tensors [N, ...] on any device; it must depend on
+      its arguments alone, and the generator, on the training device, on the step. A tensor "index", if there is one, names the
+      batch in the message about a non-finite loss.
+    - `loss_fn(batch, draws)` gives the mean loss of the slice that this process and micro-batch got, on its device; `draws`
+      gives the random numbers of that slice.
     - `validate()` gives numbers, of which "loss" (lower is better) chooses the best checkpoint.
     - `save(folder)` writes the model as inference reads it, into `last` and `best` of the run folder; `preview(path)` writes a
       picture. These three run on the main process and see the averaged parameters.
 
     `settings` is saved beside `config` in the run folder; resuming with other ones is refused, but for `steps`: a run may be
-    made longer or shorter, and its learning rate goes on along the new cosine. The run folder gets
+    made longer or shorter, and its learning rate goes on along the new schedule. The run folder gets
     `config.json`, `metrics.jsonl`, `state.safetensors`, `last/`, `best/` and `samples/`. Raises InputError on a non-finite
-    loss, on a device that is not there, and on a run folder of another run or past `steps`; KeyboardInterrupt after Ctrl-C, with
-    the state saved.
+    loss, on a device that is not there, and on a run folder of another run or past `steps`; KeyboardInterrupt after Ctrl-C or
+    SIGTERM, which break off what is going on, with the state saved.
     """
     _check_config(config)
     accelerator = make_accelerator(config.device, config.mixed_precision)
-    main = accelerator.is_main_process
-    shards = accelerator.num_processes * config.accumulation
+    main, processes, device = accelerator.is_main_process, accelerator.num_processes, accelerator.device
+    shards = processes * config.accumulation
     if config.batch_size % shards:
         raise InputError(
             f"the batch size {config.batch_size} is not a multiple of processes times accumulation, {shards}"
@@ -134,111 +150,141 @@ def fit(
         _claim_run_folder(run_dir, {**dataclasses.asdict(config), **(settings or {})})
     accelerator.wait_for_everyone()
 
-    # The optimiser sees the named parameters alone; the moving average starts where they start.
-    optimizer = torch.optim.AdamW(
-        params.values(), lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
+    # The optimisers see the named parameters alone; the moving average starts where they start.
+    for param in params.values():
+        param.data = param.data.to(device)
+    optimizers = make_optimizers(
+        params, config.optimizer, lr=config.lr, beta2=config.beta2, weight_decay=config.weight_decay
     )
     ema = EMA(params, config.ema_decay)
-    progress = _load_state(run_dir / "state.safetensors", params, ema, optimizer, accelerator.device)
+    progress = _load_state(run_dir / "state.safetensors", params, ema, optimizers)
     if progress.step > config.steps:
         raise InputError(f"{run_dir} has come to step {progress.step} already, past --steps {config.steps}")
     if main:
-        _cut_metrics(run_dir / "metrics.jsonl", progress.step)
+        _cut_metrics(run_dir / "metrics.jsonl", progress.step - (not progress.looked))
         _set_steps(run_dir, progress.step, config.steps)
-    objective, prepared = accelerator.prepare(_Objective(params, loss_fn), optimizer)
+    objective, *prepared = accelerator.prepare(_Objective(params, loss_fn), *[each for each, _ in optimizers])
     writer = _tensorboard_writer(run_dir) if config.tensorboard and main else None
-
-    # Ctrl-C and SIGTERM end the run at the next step's end, with everything saved.
-    interrupted = []
-    handlers = {
-        s: signal.signal(s, lambda number, _: interrupted.append(number)) for s in (signal.SIGINT, signal.SIGTERM)
-    }
     bar = tqdm(total=config.steps, initial=progress.step, disable=not main, unit="step", dynamic_ncols=True)
     if main:
-        bar.write(
-            f"training on {accelerator.device}, processes: {accelerator.num_processes}, from step {progress.step}"
-        )
+        bar.write(f"training on {device}, processes: {processes}, from step {progress.step}")
     started, started_at = time.monotonic(), progress.step
-    try:
-        stop = False
-        while progress.step < config.steps and not stop:
-            step = progress.step
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * lr_factor(step, config.warmup, config.steps)
+    unread: list[Tensor] = []  # losses, on the device
+    next_reading, read_at = progress.step + 1, time.monotonic()
 
-            # Layers that draw for themselves, like dropout, use the global generator.
-            torch.manual_seed(derive_seed(config.seed, step, 2, accelerator.process_index))
+    def batch_of(step: int) -> Batch:
+        return get_batch(step, torch.Generator(device).manual_seed(derive_seed(config.seed, step, 1)))
 
-            # One global batch, of which each process and micro-batch takes an equal, contiguous slice.
-            batch = draw(step)
-            seeds = derive_seeds(config.seed, step, count=config.batch_size)
-            size = config.batch_size // shards
-            loss_value = torch.zeros((), device=accelerator.device)
+    def take_step(step: int) -> None:
+        """One step of the optimisers on one global batch, of which each micro-batch takes an equal, contiguous slice."""
+        # Layers that draw for themselves, like dropout, use the global generator.
+        torch.manual_seed(derive_seed(config.seed, step, 2, accelerator.process_index))
+        size = config.batch_size // shards
+        loss_value = torch.zeros((), device=device)
+        # One process alone may break a step off: nothing has changed before the optimisers move.
+        with interrupts.at_once() if processes == 1 else contextlib.nullcontext():
+            batch, draws = batch_of(step), BatchDraws(derive_seed(config.seed, step), config.batch_size, device)
             for micro in range(config.accumulation):
-                shard = micro * accelerator.num_processes + accelerator.process_index
+                shard = micro * processes + accelerator.process_index
                 part = slice(shard * size, (shard + 1) * size)
-                inputs = {name: value[part].to(accelerator.device) for name, value in batch.items()}
+                inputs = {name: value[part].to(device, non_blocking=True) for name, value in batch.items()}
                 last_micro = micro == config.accumulation - 1
                 with contextlib.nullcontext() if last_micro else accelerator.no_sync(objective):
                     with accelerator.autocast():
-                        loss = objective(inputs, ImageGenerators(seeds[part], accelerator.device))
+                        loss = objective(inputs, draws.part(part))
                     accelerator.backward(loss / config.accumulation)
                 loss_value += loss.detach() / config.accumulation
-            # Processes agree on the loss, and on stopping: a signal may reach one of them a step before another.
-            flag = torch.tensor(float(bool(interrupted)), device=accelerator.device)
-            loss_value, stop = accelerator.reduce(torch.stack([loss_value, flag]), "mean").tolist()
-            if not math.isfinite(loss_value):
+        unread.append(loss_value)
+        accelerator.clip_grad_norm_(objective.parameters(), config.clip_norm)
+        for optimizer in prepared:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        ema.update(params)
+        progress.step += 1
+        progress.ema_updates = ema.updates
+        progress.looked = False
+
+    def read_losses() -> bool:
+        """Waits for the device, takes in the losses since the last time, and says whether any process was told to stop."""
+        nonlocal next_reading, read_at
+        flags = [float(interrupts.received), time.monotonic() - read_at]
+        numbers = torch.stack([*unread, *torch.tensor(flags, device=device)])
+        *losses, stop, seconds = accelerator.reduce(numbers, "mean").tolist()
+        first = progress.step - len(losses)
+        unread.clear()
+        for step, loss in enumerate(losses, first):
+            if not math.isfinite(loss):
+                batch = batch_of(step)
                 images = batch["index"].tolist() if "index" in batch else "unknown"
                 raise InputError(
-                    f"the loss is {loss_value} at step {step}, on the batch of images {images}; the last checkpoint is kept"
+                    f"the loss is {loss} at step {step}, on the batch of images {images}; the last checkpoint is kept"
                 )
-
-            accelerator.clip_grad_norm_(objective.parameters(), config.clip_norm)
-            prepared.step()
-            optimizer.zero_grad(set_to_none=True)
-            ema.update(params)
-            progress.step += 1
-            progress.ema_updates = ema.updates
-            progress.loss_sum += loss_value
+            progress.loss_sum += loss
             progress.loss_count += 1
-            if not main:
-                continue
+        if losses:
+            pace = max(seconds / len(losses), 1e-6)
+            between = min(max(int(SECONDS_BETWEEN_READINGS / pace), 1), STEPS_BETWEEN_READINGS)
+            next_reading, read_at = progress.step + between, time.monotonic()
+        return stop > 0.0
 
-            # What is looked at from time to time, on the averaged parameters.
-            bar.update()
-            line: dict[str, Any] = {}
-            if _due(progress.step, config.log_every, config.steps):
-                line |= {"loss": progress.loss_sum / progress.loss_count, "lr": optimizer.param_groups[0]["lr"]}
-                progress.loss_sum, progress.loss_count = 0.0, 0
-                rate = config.batch_size * (progress.step - started_at) / (time.monotonic() - started)
-                bar.set_postfix_str(f"loss {line['loss']:.4f}, {rate:.0f} images/s")
-            with ema.applied_to(params) if _looks(config, progress.step) else contextlib.nullcontext():
-                if validate and _due(progress.step, config.validate_every, config.steps):
+    def look() -> None:
+        """What is looked at from time to time, on the averaged parameters."""
+        step, line = progress.step, {}
+        logs = _logs(config, step)
+        if logs:
+            line |= {"loss": progress.loss_sum / progress.loss_count, "lr": learning_rate(config, step - 1)}
+            rate = config.batch_size * (step - started_at) / (time.monotonic() - started)
+            bar.set_postfix_str(f"loss {line['loss']:.4f}, {rate:.0f} images/s")
+        with ema.applied_to(params) if _looks(config, step) else contextlib.nullcontext():
+            if validate and _due(step, config.validate_every, config.steps):
+                with interrupts.at_once():
                     numbers = validate()
-                    line |= {f"validation_{name}": value for name, value in numbers.items()}
-                    if numbers["loss"] < progress.best:
-                        progress.best = numbers["loss"]
-                        if save:
-                            save(run_dir / "best")
-                if preview and _due(progress.step, config.preview_every, config.steps):
-                    preview(make_folder(run_dir / "samples") / f"{progress.step:07d}.png")
-                if save and _due(progress.step, config.checkpoint_every, config.steps):
-                    save(run_dir / "last")
-            if line:
-                _append_metrics(run_dir / "metrics.jsonl", progress.step, line, writer)
-            if _due(progress.step, config.checkpoint_every, config.steps):
-                _save_state(run_dir / "state.safetensors", params, ema, optimizer, progress)
-        if stop:
-            if main:
-                _save_state(run_dir / "state.safetensors", params, ema, optimizer, progress)
-                bar.write(f"stopped at step {progress.step} of {config.steps}; run the same command again to go on")
-            raise KeyboardInterrupt
+                line |= {f"validation_{name}": value for name, value in numbers.items()}
+                if numbers["loss"] < progress.best:
+                    if save:
+                        save(run_dir / "best")
+                    progress.best = numbers["loss"]
+            if preview and _due(step, config.preview_every, config.steps):
+                with interrupts.at_once():
+                    preview(make_folder(run_dir / "samples") / f"{step:07d}.png")
+            if save and _due(step, config.checkpoint_every, config.steps):
+                save(run_dir / "last")
+        if line:
+            _append_metrics(run_dir / "metrics.jsonl", step, line, writer)
+        if logs:
+            progress.loss_sum, progress.loss_count = 0.0, 0
+        progress.looked = True
+        if _due(step, config.checkpoint_every, config.steps):
+            _save_state(run_dir / "state.safetensors", params, ema, optimizers, progress)
+
+    try:
+        with _Interrupts() as interrupts:
+            stop = False
+            while not stop:
+                due = not progress.looked and (_looks(config, progress.step) or _logs(config, progress.step))
+                if due or progress.step >= next_reading or (interrupts.received and processes == 1):
+                    stop = read_losses()
+                if due and not stop:
+                    with contextlib.suppress(_Interrupted):
+                        if main:
+                            look()
+                    stop = read_losses()
+                if stop or progress.step == config.steps:
+                    break
+                with contextlib.suppress(_Interrupted):
+                    take_step(progress.step)
+                    bar.update()
+            if stop:
+                if main:
+                    _save_state(run_dir / "state.safetensors", params, ema, optimizers, progress)
+                    bar.write(f"stopped at step {progress.step} of {config.steps}; run the same command again to go on")
+                raise KeyboardInterrupt
     finally:
         bar.close()
         if writer:
             writer.close()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     accelerator.wait_for_everyone()
 
 
@@ -249,11 +295,24 @@ def settings_of(config: Any, *left_out: str, **more: Any) -> dict[str, Any]:
     return {key: values[key] for key in values if key not in ("training", "run_dir", *left_out)} | more
 
 
-def lr_factor(step: int, warmup: int, steps: int) -> float:
-    """The learning rate at `step` as a part of its peak: a linear rise, then half a cosine down to 0 (arXiv:1608.03983)."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """The learning rate at `step`: a linear rise, then half a cosine down to 0 (arXiv:1608.03983), or a constant that falls to 0
+    in a line over the last part COOL_DOWN of the run (arXiv:2405.18392), which can thus begin at any checkpoint.
+    """
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.lr_schedule == "constant":
+        return config.lr * min(1.0, (config.steps - step) / max(COOL_DOWN * config.steps, 1.0))
+    through = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.lr * 0.5 * (1.0 + math.cos(math.pi * through))
+
+
+def prepare_network(model: nn.Module, config: TrainingConfig) -> Callable[..., Tensor]:
+    """Moves the model to where it trains and lays it out, in place; returns what the loss calls: it, compiled if asked for."""
+    model.to(pick_device(config.device))
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return torch.compile(model) if config.compile else model
 
 
 def _check_config(config: TrainingConfig) -> None:
@@ -271,6 +330,10 @@ def _check_config(config: TrainingConfig) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
 
 
+def _logs(config: TrainingConfig, step: int) -> bool:
+    return _due(step, config.log_every, config.steps)
+
+
 def _due(step: int, every: int, steps: int) -> bool:
     return step % every == 0 or step == steps
 
@@ -280,6 +343,42 @@ def _looks(config: TrainingConfig, step: int) -> bool:
         _due(step, every, config.steps)
         for every in (config.validate_every, config.preview_every, config.checkpoint_every)
     )
+
+
+class _Interrupted(BaseException):
+    """A signal broke off what was going on."""
+
+
+class _Interrupts:
+    """Inside the block, Ctrl-C and SIGTERM do not end the process: they are noted, and break off what runs `at_once`."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._breaks = False
+
+    def __enter__(self) -> "_Interrupts":
+        self._handlers = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _receive(self, *_: object) -> None:
+        self.received = True
+        if self._breaks:
+            raise _Interrupted
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside the block a signal raises _Interrupted."""
+        self._breaks = True
+        try:
+            if self.received:
+                raise _Interrupted
+            yield
+        finally:
+            self._breaks = False
 
 
 # ----------------------------------------------------------------------------
@@ -314,24 +413,19 @@ def _set_steps(run_dir: Path, step: int, steps: int) -> None:
 
 
 def _save_state(
-    path: Path, params: Mapping[str, Parameter], ema: EMA, optimizer: torch.optim.AdamW, progress: _Progress
+    path: Path, params: Mapping[str, Parameter], ema: EMA, optimizers: list[NamedOptimizer], progress: _Progress
 ) -> None:
-    tensors = {}
-    for name, param in params.items():
-        tensors[f"param/{name}"] = param
-        tensors[f"ema/{name}"] = ema.average[name]
-        tensors |= {f"{key}/{name}": value for key, value in optimizer.state[param].items()}
+    tensors = {f"param/{name}": param for name, param in params.items()}
+    tensors |= {f"ema/{name}": ema.average[name] for name in params}
+    for optimizer, own in optimizers:
+        for name, param in own.items():
+            tensors |= {f"{key}/{name}": value for key, value in optimizer.state[param].items()}
     # JSON has no infinity; a run that never validated has no best.
     values = dataclasses.asdict(progress)
     save_tensors(path, tensors, values | {"best": None if math.isinf(progress.best) else progress.best})
 
 
-def _load_state(
-    path: Path, params: Mapping[str, Parameter], ema: EMA, optimizer: torch.optim.AdamW, device: torch.device
-) -> _Progress:
-    for param in params.values():
-        param.data = param.data.to(device)
-    ema.average = {name: value.to(device) for name, value in ema.average.items()}
+def _load_state(path: Path, params: Mapping[str, Parameter], ema: EMA, optimizers: list[NamedOptimizer]) -> _Progress:
     if not path.exists():
         return _Progress()
     tensors, values = load_tensors(path)
@@ -339,11 +433,13 @@ def _load_state(
         for name, param in params.items():
             param.copy_(tensors[f"param/{name}"])
             ema.average[name].copy_(tensors[f"ema/{name}"])
-            for key in ("exp_avg", "exp_avg_sq", "step"):
+    for optimizer, own in optimizers:
+        for name, param in own.items():
+            for key in ("exp_avg", "exp_avg_sq", "step", "momentum_buffer"):
                 # A parameter that never got a gradient has no optimiser state.
                 if (value := tensors.get(f"{key}/{name}")) is not None:
                     # The fused step walks raw memory: moments must be laid out as their parameter is (channels_last or not).
-                    moment = torch.empty_like(param) if key != "step" else torch.empty((), device=device)
+                    moment = torch.empty((), device=param.device) if key == "step" else torch.empty_like(param.detach())
                     optimizer.state[param][key] = moment.copy_(value)
     progress = _Progress(**(values | {"best": math.inf if values["best"] is None else values["best"]}))
     ema.updates = progress.ema_updates

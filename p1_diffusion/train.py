@@ -8,21 +8,23 @@ The same command again resumes. The averaged weights are in RUN_DIR/last, ready 
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
 
 from common import cli
 from common.data.digits import DATASETS, NUM_DIGITS, BalancedDraw, Digits, load_digits
-from common.diffusion import diffusion_loss, drop_context
+from common.diffusion import LossWeight, LossWeighting, TimestepDistribution, diffusion_loss, drop_context
+from common.errors import InputError
 from common.files import ROOT
 from common.grid import labelled_grid
 from common.images import to_model_range, write_png
 from common.schedule import make_schedule
-from common.seeds import ImageGenerators, derive_seed
-from common.training import Batch, TrainingConfig, fit, settings_of
+from common.seeds import Draws
+from common.training import Batch, TrainingConfig, fit, prepare_network, settings_of
 from common.validation import held_out_loss
+from p1_diffusion.augment import AUGMENTATION, augment
 from p1_diffusion.inference import SamplingConfig, sample_digits
 from p1_diffusion.model import NULL_DIGIT, ContextUNet, ContextUNetConfig
 
@@ -41,48 +43,57 @@ class Config:
     """Model folder to start from, instead of random weights."""
     drop_digit: float = 0.1
     """Probability that an image's digit is hidden from the network, for classifier-free guidance."""
-    min_snr_gamma: float | None = 5.0
-    """Gamma of the loss weight min(SNR + offset, gamma) on the x0 error; None for the plain loss."""
-    snr_offset: float = 1.0
-    """Offset of that weight; 0 is the published min-SNR, 1 keeps v prediction's weight at high noise."""
+    loss_weight: LossWeight = "learned"
+    """How noise levels weigh: by a learned log-variance, by min(SNR + 1, 5) on the x0 error, or all alike in v."""
+    timesteps: TimestepDistribution = "uniform"
+    """How the timesteps of training images are distributed."""
+    augment: float = 0.3
+    """Probability of each kind of augmentation (colours, shift and scale), of which the network is told; 0 is none."""
     model: ContextUNetConfig = ContextUNetConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=9000, batch_size=32, preview_every=1500, validate_every=1500
+        steps=20_000, batch_size=128, optimizer="muon", preview_every=1000, validate_every=1000
     )
 
 
 def main(config: Config) -> None:
     """Trains, or resumes."""
     torch.manual_seed(config.training.seed)
-    model = ContextUNet.load(config.init_from).train() if config.init_from else ContextUNet(config.model)
-    model.to(memory_format=torch.channels_last)
+    if config.init_from:
+        model = ContextUNet.load(config.init_from).train()
+    else:
+        model = ContextUNet(dataclasses.replace(config.model, augmentation=AUGMENTATION if config.augment else 0))
+    if config.augment and model.config.augmentation != AUGMENTATION:
+        raise InputError(f"{config.init_from} was trained without augmentation: give --augment 0")
+    network = prepare_network(model, config.training)
+    device = next(model.parameters()).device
+    weighting = LossWeighting(config.loss_weight, model.config.parameterization, config.timesteps).to(device)
     schedule = make_schedule(model.config.schedule)
-    data = load_digits(config.data, "train")
-    held_out = load_digits(config.data, "held_out")
+    data, held_out = load_digits(config.data, "train").to(device), load_digits(config.data, "held_out").to(device)
     balanced = BalancedDraw(data)
 
-    def loss_of(batch: Batch, generators: ImageGenerators, drop: float) -> torch.Tensor:
-        digit = drop_context(batch["digit"], NULL_DIGIT, drop, generators)
-        context = torch.stack([digit, batch["dataset"]], dim=1)
+    def loss_of(batch: Batch, draws: Draws, drop: float, probability: float, **options: Any) -> torch.Tensor:
+        digit = drop_context(batch["digit"], NULL_DIGIT, drop, draws)
+        images, told = to_model_range(batch["image"]), None
+        if probability:
+            images, told = augment(images, probability, draws)
         return diffusion_loss(
-            model,
+            lambda x_t, t, context: network(x_t, t, context, told),
             schedule,
-            to_model_range(batch["image"]),
-            context,
-            generators,
+            images,
+            torch.stack([digit, batch["dataset"]], dim=1),
+            draws,
             parameterization=model.config.parameterization,
-            min_snr_gamma=config.min_snr_gamma,
-            snr_offset=config.snr_offset,
+            **options,
         )
 
-    def draw(step: int) -> Batch:
-        generator = torch.Generator().manual_seed(derive_seed(config.training.seed, step, 1))
-        return _batch(data, balanced(config.training.batch_size, generator))
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
+        return batch_of(data, balanced(config.training.batch_size, generator))
 
     def validate() -> dict[str, float]:
-        """The loss on the same held-out images each time, none of their digits hidden."""
-        images = _batch(held_out, BalancedDraw(held_out)(VALIDATION_IMAGES, torch.Generator().manual_seed(0)))
-        return {"loss": held_out_loss(model, lambda batch, generators: loss_of(batch, generators, 0.0), images)}
+        """The plain error of v on the same held-out images each time, none of their digits hidden, all as they are."""
+        drawn = BalancedDraw(held_out)(VALIDATION_IMAGES, torch.Generator(device).manual_seed(0))
+        loss = held_out_loss(model, lambda batch, draws: loss_of(batch, draws, 0.0, 0.0), batch_of(held_out, drawn))
+        return {"loss": loss}
 
     def preview(path: Path) -> None:
         """A picture from the same noise each time: rows are digits, the left columns MNIST-M, the right SVHN."""
@@ -91,9 +102,9 @@ def main(config: Config) -> None:
         write_png(path, labelled_grid(images, columns=6, row_labels=[str(d) for d in range(NUM_DIGITS)], scale=2))
 
     fit(
-        dict(model.named_parameters()),
-        lambda batch, generators: loss_of(batch, generators, config.drop_digit),
-        draw,
+        {**dict(model.named_parameters()), **{f"weighting.{name}": p for name, p in weighting.named_parameters()}},
+        lambda batch, draws: loss_of(batch, draws, config.drop_digit, config.augment, **weighting.options),
+        get_batch,
         config.training,
         config.run_dir,
         settings=settings_of(config, "data"),
@@ -103,7 +114,8 @@ def main(config: Config) -> None:
     )
 
 
-def _batch(data: Digits, indices: torch.Tensor) -> Batch:
+def batch_of(data: Digits, indices: torch.Tensor) -> Batch:
+    """These digits as a batch."""
     return {
         "index": indices,
         "image": data.images[indices],

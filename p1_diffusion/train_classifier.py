@@ -21,8 +21,8 @@ from common.data.digits import DATASETS, BalancedDraw, Digits, load_digits
 from common.files import ROOT
 from common.images import to_model_range
 from common.metrics.classifier import DigitClassifier, classify
-from common.seeds import ImageGenerators, derive_seed
-from common.training import Batch, TrainingConfig, fit
+from common.seeds import Draws
+from common.training import Batch, TrainingConfig, fit, prepare_network
 from p1_diffusion.evaluate import make_reference
 
 CALIBRATION_IMAGES = 2000
@@ -46,21 +46,21 @@ class Config:
 def main(config: Config) -> None:
     """Trains, or resumes, and prints the accuracy on held-out digits."""
     torch.manual_seed(config.training.seed)
-    data, held_out = load_digits(config.data, "train"), load_digits(config.data, "held_out")
-    balanced = BalancedDraw(data)
     model = DigitClassifier.load(config.init_from).train() if config.init_from else DigitClassifier()
-    model.to(memory_format=torch.channels_last)
+    network = prepare_network(model, config.training)
+    device = next(model.parameters()).device
+    data, held_out = load_digits(config.data, "train").to(device), load_digits(config.data, "held_out").to(device)
+    balanced = BalancedDraw(data)
 
-    def draw(step: int) -> Batch:
-        generator = torch.Generator().manual_seed(derive_seed(config.training.seed, step, 1))
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
         indices = balanced(config.training.batch_size, generator)
         return {"index": indices, "image": data.images[indices], "digit": data.digits[indices]}
 
-    def loss_fn(batch: Batch, generators: ImageGenerators) -> Tensor:
-        images = augment(to_model_range(batch["image"]), generators)
-        return F.cross_entropy(model(images), batch["digit"], label_smoothing=0.05)
+    def loss_fn(batch: Batch, draws: Draws) -> Tensor:
+        images = augment(to_model_range(batch["image"]), draws)
+        return F.cross_entropy(network(images), batch["digit"], label_smoothing=0.05)
 
-    typical = data.images[balanced(CALIBRATION_IMAGES, torch.Generator().manual_seed(0))]
+    typical = data.images[balanced(CALIBRATION_IMAGES, torch.Generator(device).manual_seed(0))]
 
     def save(folder: Path) -> None:
         model.recalibrate(typical)
@@ -76,7 +76,7 @@ def main(config: Config) -> None:
     fit(
         dict(model.named_parameters()),
         loss_fn,
-        draw,
+        get_batch,
         config.training,
         config.run_dir,
         settings={"init_from": config.init_from},
@@ -95,12 +95,12 @@ def accuracy_by_dataset(model: DigitClassifier, data: Digits) -> dict[str, float
     return {name: correct[data.datasets == i].double().mean().item() for i, name in enumerate(DATASETS)}
 
 
-def augment(images: Tensor, generators: ImageGenerators) -> Tensor:
+def augment(images: Tensor, draws: Draws) -> Tensor:
     """Moves, turns, stretches and recolours each image [N, 3, H, W] in [-1, 1] at random, and blots out a square."""
     n, _, height, width = images.shape
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * generators.rand()
+        return low + (high - low) * draws.rand()
 
     # Geometry: turn by up to 12 degrees, scale each axis, shear, shift by up to 7 % (2 pixels).
     angle, shear = uniform(-math.pi / 15, math.pi / 15), uniform(-0.15, 0.15)
@@ -114,18 +114,16 @@ def augment(images: Tensor, generators: ImageGenerators) -> Tensor:
 
     # Colour: half of the images get their channels in another order, or become negative; all get another contrast and
     # brightness. A digit stays what it is under all of them.
-    order = torch.where(
-        (generators.rand() < 0.5)[:, None], generators.randn(3).argsort(1), torch.arange(3, device=images.device)
-    )
+    order = torch.where((draws.rand() < 0.5)[:, None], draws.randn(3).argsort(1), torch.arange(3, device=images.device))
     images = images.gather(1, order[:, :, None, None].expand_as(images))
-    sign = torch.where(generators.rand() < 0.25, -1.0, 1.0)
+    sign = torch.where(draws.rand() < 0.25, -1.0, 1.0)
     images = images * (sign * uniform(0.6, 1.3)).view(n, 1, 1, 1) + uniform(-0.25, 0.25).view(n, 1, 1, 1)
 
     # A square of 8 pixels is blotted out in three images of ten (arXiv:1708.04552).
     rows, columns = uniform(0, height), uniform(0, width)
     inside_rows = (torch.arange(height, device=images.device) - rows[:, None]).abs() < 4
     inside_columns = (torch.arange(width, device=images.device) - columns[:, None]).abs() < 4
-    blot = inside_rows[:, :, None] & inside_columns[:, None, :] & (generators.rand() < 0.3)[:, None, None]
+    blot = inside_rows[:, :, None] & inside_columns[:, None, :] & (draws.rand() < 0.3)[:, None, None]
     return images.masked_fill(blot[:, None], 0.0)
 
 

@@ -17,7 +17,7 @@ from common.checkpoint import load_config, load_weights, save_model
 from common.files import ROOT, shown
 from common.images import to_model_range
 from common.metrics.small_resnet import SmallResNet
-from common.seeds import ImageGenerators
+from common.seeds import Draws
 
 Features = Callable[[Tensor], Tensor]
 """uint8 images [N, 3, H, W] -> features [N, D]."""
@@ -64,15 +64,15 @@ class FaceFeatures(SmallResNet):
         return model.eval()
 
 
-def random_views(images: Tensor, generators: ImageGenerators) -> Tensor:
+def random_views(images: Tensor, draws: Draws) -> Tensor:
     """Each image [N, 3, H, W] in [-1, 1] cropped (60 to 100 % of its sides), mirrored, turned a little and recoloured at random."""
     n = len(images)
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * generators.rand()
+        return low + (high - low) * draws.rand()
 
     scale, angle = uniform(0.6, 1.0), uniform(-math.pi / 18, math.pi / 18)
-    mirror = torch.where(generators.rand() < 0.5, -1.0, 1.0)
+    mirror = torch.where(draws.rand() < 0.5, -1.0, 1.0)
     theta = torch.zeros(n, 2, 3, device=images.device)
     theta[:, 0, 0], theta[:, 0, 1] = mirror * scale * angle.cos(), -scale * angle.sin()
     theta[:, 1, 0], theta[:, 1, 1] = mirror * scale * angle.sin(), scale * angle.cos()
@@ -81,16 +81,16 @@ def random_views(images: Tensor, generators: ImageGenerators) -> Tensor:
     views = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
     # Contrast, brightness and tint, and in one of five no colour at all.
-    gain = uniform(0.7, 1.3).view(n, 1, 1, 1) * (1.0 + 0.1 * generators.randn(3).view(n, 3, 1, 1))
+    gain = uniform(0.7, 1.3).view(n, 1, 1, 1) * (1.0 + 0.1 * draws.randn(3).view(n, 3, 1, 1))
     views = views * gain + uniform(-0.2, 0.2).view(n, 1, 1, 1)
-    grey = (generators.rand() < 0.2).view(n, 1, 1, 1)
+    grey = (draws.rand() < 0.2).view(n, 1, 1, 1)
     return torch.where(grey, views.mean(1, keepdim=True).expand_as(views), views)
 
 
-def view_cosines(model: FaceFeatures, images: Tensor, generators: ImageGenerators) -> Tensor:
+def view_cosines(model: FaceFeatures, images: Tensor, draws: Draws) -> Tensor:
     """The cosines of a random view of each image, uint8 [N, 3, H, W], with a second view of each: [N, N], its own on the diagonal."""
     x = to_model_range(images)
-    first, second = model(torch.cat([random_views(x, generators), random_views(x, generators)])).chunk(2)
+    first, second = model(torch.cat([random_views(x, draws), random_views(x, draws)])).chunk(2)
     return first @ second.T
 
 

@@ -4,7 +4,6 @@ The default configuration has exactly the keys and shapes of the homework's `UNe
 model folders and a diffusers `UNet2DModel`.
 """
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.attention import attend
 from common.checkpoint import load_model, load_pickle, load_strict, load_tensors, save_model
 from common.diffusion import Parameterization
 from common.embedding import SinusoidalEmbedding
@@ -122,11 +122,8 @@ class FaceUNet(nn.Module):
         return F.pixel_shuffle(self.out(h), self.config.patch)  # [N, 3, H, W]
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Writes the model folder, its parameters in `dtype` (the table of frequencies stays float32: t multiplies it)."""
-        stored = copy.deepcopy(self)
-        for param in stored.parameters():
-            param.data = param.data.to(dtype)
-        save_model(folder, stored, KIND, dataclasses.asdict(self.config))
+        """Writes the model folder, its parameters in `dtype`."""
+        save_model(folder, self, KIND, dataclasses.asdict(self.config), dtype)
 
     @classmethod
     def load(cls, folder: Path) -> "FaceUNet":
@@ -201,7 +198,7 @@ class Attention(nn.Module):
         q, k, v = qkv.unflatten(-1, (3, self.heads, c // self.heads)).permute(
             2, 0, 3, 1, 4
         )  # [N, heads, HW, C / heads]
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # [N, HW, C]
+        mixed = attend(q, k, v).transpose(1, 2).flatten(2)  # [N, HW, C]
         return x + self.out(mixed.transpose(1, 2).unflatten(2, (height, width)))
 
 

@@ -8,21 +8,21 @@ The same command again resumes. The averaged weights are in RUN_DIR/last, stored
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
 
 from common import cli
 from common.data.faces import Faces, load_faces
-from common.diffusion import diffusion_loss
+from common.diffusion import LossWeight, LossWeighting, TimestepDistribution, diffusion_loss
 from common.errors import InputError
 from common.files import ROOT
 from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
 from common.schedule import linear_schedule
-from common.seeds import ImageGenerators, derive_seed, derive_seeds
-from common.training import Batch, TrainingConfig, fit, settings_of
+from common.seeds import Draws, ImageGenerators, derive_seeds, random_indices
+from common.training import Batch, TrainingConfig, fit, prepare_network, settings_of
 from common.validation import held_out_loss
 from p2_ddim.inference import Convention, SamplingConfig, sample_faces
 from p2_ddim.model import FaceUNet, FaceUNetConfig
@@ -45,10 +45,10 @@ class Config:
     """Model folder to start from, instead of random weights."""
     flip: bool = True
     """Mirror half of the photos."""
-    min_snr_gamma: float | None = 5.0
-    """Gamma of the loss weight min(SNR + offset, gamma) on the x0 error; None for the plain loss."""
-    snr_offset: float = 1.0
-    """Offset of that weight; 0 is the published min-SNR (and what eps prediction needs), 1 keeps v's weight at high noise."""
+    loss_weight: LossWeight = "learned"
+    """How noise levels weigh: by a learned log-variance, by min(SNR + 1, 5) on the x0 error, or all alike in v."""
+    timesteps: TimestepDistribution = "uniform"
+    """How the timesteps of training images are distributed."""
     model: FaceUNetConfig = FaceUNetConfig(
         channels=(128, 160, 192), blocks=1, attention=(1, 2), heads=4, embedding=256, patch=4, parameterization="v"
     )
@@ -62,32 +62,31 @@ def main(config: Config) -> None:
     torch.manual_seed(config.training.seed)
     schedule = linear_schedule()
     model = FaceUNet.load(config.init_from).train() if config.init_from else FaceUNet(config.model)
-    model.to(memory_format=torch.channels_last)
-    if model.parameterization == "eps" and config.min_snr_gamma is not None and config.snr_offset:
-        raise InputError(f"with eps prediction --snr-offset must be 0, not {config.snr_offset}")
-    data, held_out = load_faces(config.data, "train"), load_faces(config.data, "held_out")
+    network = prepare_network(model, config.training)
+    device = next(model.parameters()).device
+    weighting = LossWeighting(config.loss_weight, model.parameterization, config.timesteps).to(device)
+    data, held_out = load_faces(config.data, "train").to(device), load_faces(config.data, "held_out").to(device)
     side = data.images.shape[-1]
     if side % model.side_multiple:
         raise InputError(f"the photos are {side}x{side}, but this network needs a multiple of {model.side_multiple}")
 
-    def loss_fn(batch: Batch, generators: ImageGenerators) -> torch.Tensor:
+    def loss_of(batch: Batch, draws: Draws, **options: Any) -> torch.Tensor:
         return diffusion_loss(
-            lambda x_t, t, _: model(x_t, t),
+            lambda x_t, t, _: network(x_t, t),
             schedule,
             to_model_range(batch["image"]),
             {},
-            generators,
+            draws,
             parameterization=model.parameterization,
-            min_snr_gamma=config.min_snr_gamma,
-            snr_offset=config.snr_offset,
+            **options,
         )
 
-    def draw(step: int) -> Batch:
-        return draw_faces(data, config.training.batch_size, derive_seed(config.training.seed, step, 1), config.flip)
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
+        return draw_faces(data, config.training.batch_size, generator, config.flip)
 
     def validate() -> dict[str, float]:
-        """The loss on all held-out photos."""
-        return {"loss": held_out_loss(model, loss_fn, {"image": held_out.images})}
+        """The plain error of the network's output on all held-out photos."""
+        return {"loss": held_out_loss(model, loss_of, {"image": held_out.images})}
 
     def preview(path: Path) -> None:
         """Faces from the same noises each time."""
@@ -100,9 +99,9 @@ def main(config: Config) -> None:
         write_png(path, labelled_grid(to_uint8(x0), PREVIEW_COLUMNS))
 
     fit(
-        dict(model.named_parameters()),
-        loss_fn,
-        draw,
+        {**dict(model.named_parameters()), **{f"weighting.{name}": p for name, p in weighting.named_parameters()}},
+        lambda batch, draws: loss_of(batch, draws, **weighting.options),
+        get_batch,
         config.training,
         config.run_dir,
         settings=settings_of(config, "data"),
@@ -112,11 +111,10 @@ def main(config: Config) -> None:
     )
 
 
-def draw_faces(data: Faces, count: int, seed: int, flip: bool) -> Batch:
-    """`count` photos with replacement, each mirrored with probability one half if asked; a function of the seed."""
-    generator = torch.Generator().manual_seed(seed)
-    index = torch.randint(len(data), (count,), generator=generator)
-    mirrored = torch.rand(count, generator=generator) < 0.5
+def draw_faces(data: Faces, count: int, generator: torch.Generator, flip: bool) -> Batch:
+    """`count` photos with replacement, each mirrored with probability one half if asked; on the generator's and data's device."""
+    index = random_indices(len(data), count, generator)
+    mirrored = torch.rand(count, generator=generator, device=generator.device) < 0.5
     images = data.images[index]
     if flip:
         images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)

@@ -20,8 +20,8 @@ from common.contrastive import contrastive_loss
 from common.data.faces import load_faces
 from common.errors import InputError
 from common.files import ROOT
-from common.seeds import ImageGenerators, derive_seed, derive_seeds
-from common.training import Batch, TrainingConfig, fit
+from common.seeds import Draws, ImageGenerators, derive_seeds
+from common.training import Batch, TrainingConfig, fit, prepare_network
 from p2_ddim.features import FaceFeatures, recognised, view_cosines
 
 CALIBRATION_IMAGES = 2000
@@ -54,25 +54,26 @@ def main(config: Config) -> None:
     if config.temperature <= 0.0:
         raise InputError(f"--temperature must be positive, not {config.temperature}")
     torch.manual_seed(config.training.seed)
-    data, held_out = load_faces(config.data, "train"), load_faces(config.data, "held_out")
     model = FaceFeatures.load(config.init_from).train() if config.init_from else FaceFeatures()
+    prepare_network(model, config.training)
+    device = next(model.parameters()).device
+    data, held_out = load_faces(config.data, "train").to(device), load_faces(config.data, "held_out").to(device)
     typical = data.images[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]]
 
-    def draw(step: int) -> Batch:
-        generator = torch.Generator().manual_seed(derive_seed(config.training.seed, step, 1))
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
         # Without replacement: a photo must not meet itself among the others.
-        index = torch.randperm(len(data), generator=generator)[: config.training.batch_size]
+        index = torch.randperm(len(data), generator=generator, device=device)[: config.training.batch_size]
         return {"index": index, "image": data.images[index]}
 
-    def loss_fn(batch: Batch, generators: ImageGenerators) -> Tensor:
-        return contrastive_loss(view_cosines(model, batch["image"], generators) / config.temperature)
+    def loss_fn(batch: Batch, draws: Draws) -> Tensor:
+        return contrastive_loss(view_cosines(model, batch["image"], draws) / config.temperature)
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
         """The loss on held-out photos, and the part of them recognised among the others."""
         model.recalibrate(typical)
         model.eval()
-        images = held_out.images[:VALIDATION_IMAGES].to(next(model.parameters()).device)
+        images = held_out.images[:VALIDATION_IMAGES]
         similar = view_cosines(model, images, ImageGenerators(derive_seeds(0, count=len(images)), images.device))
         model.train()
         return {"loss": contrastive_loss(similar / config.temperature).item(), "recognised": recognised(similar)}
@@ -84,7 +85,7 @@ def main(config: Config) -> None:
     fit(
         dict(model.named_parameters()),
         loss_fn,
-        draw,
+        get_batch,
         config.training,
         config.run_dir,
         settings={"init_from": config.init_from, "temperature": config.temperature},

@@ -41,7 +41,7 @@ from common.errors import InputError
 from common.files import read_json
 from common.grid import labelled_grid
 from common.images import to_model_range, write_png
-from common.seeds import ImageGenerators, derive_seed
+from common.seeds import Draws, derive_seed
 from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_clip.model import DATA, read_templates, zero_shot_classifier
 
@@ -124,10 +124,10 @@ def main(config: Config) -> None:
         logits = network.logit_scale.exp().clamp(max=MAX_SCALE) * images @ texts.T  # [N, N]
         return contrastive_loss(logits), (logits.argmax(1) == torch.arange(len(logits), device=logits.device)).float()
 
-    def loss_fn(batch: Batch, generators: ImageGenerators) -> Tensor:
+    def loss_fn(batch: Batch, draws: Draws) -> Tensor:
         return loss_of(batch)[0]
 
-    def draw(step: int) -> Batch:
+    def batch_of(step: int) -> Batch:
         images, texts = captions.batch(step)
         return {"index": torch.arange(len(images)), "image": images, "ids": tokenize(texts)}
 
@@ -139,7 +139,7 @@ def main(config: Config) -> None:
         device = network.logit_scale.device
         results = []
         for i in range(VALIDATION_BATCHES):
-            batch = {name: value.to(device) for name, value in draw(VALIDATION_STEP + i).items()}
+            batch = {name: value.to(device) for name, value in batch_of(VALIDATION_STEP + i).items()}
             results.append(loss_of(batch))
         watched_accuracy = zero_shot_accuracy(as_clip(), *watched)
         network.train()
@@ -160,7 +160,7 @@ def main(config: Config) -> None:
     fit(
         dict(network.named_parameters()),
         loss_fn,
-        draw,
+        lambda step, generator: batch_of(step),
         config.training,
         config.run_dir,
         settings=settings_of(config, fill50k=bool(config.fill50k), model=model_cfg),

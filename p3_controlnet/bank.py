@@ -41,6 +41,7 @@ class Bank:
 
     def take(self, index: Tensor) -> Batch:
         """The examples `index` as a batch: "index", "latent", "context" and, where there are any, "hint" (uint8)."""
+        index = index.to(self.latents.device)
         batch = {"index": index, "latent": self.latents[index], "context": self.contexts[self.caption[index]]}
         return batch if self.hints is None else batch | {"hint": self.hints[index]}
 

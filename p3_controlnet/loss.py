@@ -5,7 +5,7 @@ from torch import Tensor
 from common.diffusion import diffusion_loss, drop_context
 from common.images import to_hint
 from common.latent_diffusion import LatentCondition, LatentDiffusion
-from common.seeds import ImageGenerators
+from common.seeds import Draws
 from common.training import Batch
 
 
@@ -13,7 +13,7 @@ def latent_loss(
     model: LatentDiffusion,
     batch: Batch,
     null: Tensor,
-    generators: ImageGenerators,
+    draws: Draws,
     *,
     drop_text: float,
     min_snr_gamma: float | None,
@@ -24,14 +24,14 @@ def latent_loss(
     A caption gives way to `null` [L, D], the empty prompt's features, with the probability `drop_text`; the hint, where the batch
     has one, stays.
     """
-    context = drop_context(batch["context"].float(), null.float(), drop_text, generators)
+    context = drop_context(batch["context"].float(), null.float(), drop_text, draws)
     hint = to_hint(batch["hint"]).expand(-1, 3, -1, -1) if "hint" in batch else None
     return diffusion_loss(
         model.apply_model,
         model.schedule,
         batch["latent"].float(),
         LatentCondition(context, hint),
-        generators,
+        draws,
         parameterization=model.parameterization,
         min_snr_gamma=min_snr_gamma,
         snr_offset=snr_offset,

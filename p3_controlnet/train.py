@@ -30,7 +30,7 @@ from common.grid import labelled_grid
 from common.images import to_uint8, write_png
 from common.latent_diffusion import LatentDiffusion
 from common.metrics.segmentation import NO_OBJECT_ERROR, inner_region, iou, median_colour, object_mask
-from common.seeds import ImageGenerators, derive_seed, derive_seeds
+from common.seeds import Draws, derive_seeds, random_indices
 from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_controlnet.bank import Bank, make_bank
 from p3_controlnet.formats import load_controlnet
@@ -109,17 +109,16 @@ def main(config: Config) -> None:
         bank = Bank.cached(config.run_dir / "bank.safetensors", made_from, lambda: make_bank(model, examples()))
     held_out = drawn_circles(VALIDATION_EXAMPLES, size, config.training.seed + VALIDATION_SEED)
 
-    def draw(step: int) -> Batch:
-        generator = torch.Generator().manual_seed(derive_seed(config.training.seed, step, 1))
-        return bank.take(torch.randint(len(bank), (config.training.batch_size,), generator=generator))
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
+        return bank.take(random_indices(len(bank), config.training.batch_size, generator))
 
-    def loss_fn(batch: Batch, generators: ImageGenerators) -> Tensor:
+    def loss_fn(batch: Batch, draws: Draws) -> Tensor:
         plain = model.parameterization == "eps"
         return latent_loss(
             model,
             batch,
             bank.null,
-            generators,
+            draws,
             drop_text=config.drop_text,
             min_snr_gamma=None if plain else config.min_snr_gamma,
             snr_offset=0.0 if plain else config.snr_offset,
@@ -153,7 +152,7 @@ def main(config: Config) -> None:
     fit(
         dict(control.named_parameters()),
         loss_fn,
-        draw,
+        get_batch,
         config.training,
         config.run_dir,
         settings=settings_of(

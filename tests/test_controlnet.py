@@ -31,7 +31,7 @@ from common.diffusion import diffusion_loss
 from common.errors import InputError
 from common.images import to_hint
 from common.latent_diffusion import LatentDiffusion
-from common.seeds import ImageGenerators
+from common.seeds import Draws, ImageGenerators
 from common.training import TrainingConfig, fit
 from p3_controlnet.model import CONFIG_FILE, ControlNet
 
@@ -279,12 +279,12 @@ def test_training_changes_the_control_alone(tmp_path: Path) -> None:
     frozen = (model.unet, model.autoencoder, model.text_encoder)
     before, control_before = [state_hash(part) for part in frozen], state_hash(model.controlnet)
 
-    def loss(batch: dict[str, Tensor], generators: ImageGenerators) -> Tensor:
+    def loss(batch: dict[str, Tensor], draws: Draws) -> Tensor:
         cond = condition(len(batch["x0"]))
-        return diffusion_loss(model.apply_model, SCHEDULE, batch["x0"], cond, generators, parameterization="eps")
+        return diffusion_loss(model.apply_model, SCHEDULE, batch["x0"], cond, draws, parameterization="eps")
 
     config = TrainingConfig(steps=3, batch_size=2, warmup=1, weight_decay=0.1, device="cpu")
-    fit(params, loss, lambda step: {"x0": inputs()[0]}, config, tmp_path, save=model.controlnet.save)
+    fit(params, loss, lambda step, generator: {"x0": inputs()[0]}, config, tmp_path, save=model.controlnet.save)
     assert [state_hash(part) for part in frozen] == before
     assert state_hash(model.controlnet) != control_before
     assert state_hash(ControlNet.load(tmp_path / "last")) != control_before

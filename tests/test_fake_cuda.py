@@ -35,7 +35,9 @@ def cuda() -> Iterator[torch.device]:
 
 def network(device: torch.device, **config: object) -> ContextUNet:
     with device:
-        return ContextUNet(ContextUNetConfig(channels=(16, 32), embedding=32, **config))
+        return ContextUNet(
+            ContextUNetConfig(channels=(16, 32), blocks=(1, 1), attention=(1,), embedding=32, heads=2, **config)
+        )
 
 
 def context(device: torch.device, digit: int = 3) -> Tensor:

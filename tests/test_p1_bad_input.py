@@ -18,7 +18,22 @@ from common.files import ROOT
 from common.metrics.classifier import DigitClassifier
 from p1_diffusion import evaluate, figures, inference, train, train_classifier
 
-SMALL = ["--model.channels", "16", "32", "--model.embedding", "32", "--model.heads", "2", "--batch-size", "4"]
+SMALL = [
+    "--model.channels",
+    "16",
+    "32",
+    "--model.blocks",
+    "1",
+    "1",
+    "--model.attention",
+    "1",
+    "--model.embedding",
+    "32",
+    "--model.heads",
+    "2",
+    "--batch-size",
+    "4",
+]
 
 
 @pytest.fixture(scope="module")

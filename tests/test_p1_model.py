@@ -1,5 +1,6 @@
 """The network of Problem 1: its shape, what it depends on, and its folder."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -21,17 +22,18 @@ def inputs(count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     return x_t, torch.arange(count) * 100, context
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
-@pytest.mark.parametrize("channels", [(16, 32), (32, 32)])
-def test_the_output_is_like_the_input(blocks: int, channels: tuple[int, int]) -> None:
-    network = ContextUNet(dataclasses.replace(CONFIG, blocks=blocks, channels=channels))
+@pytest.mark.parametrize(
+    "change", [{}, {"blocks": (2, 1)}, {"channels": (8, 16, 32), "blocks": (1, 1, 2)}, {"attention": (0, 1)}]
+)
+def test_the_output_is_like_the_input(change: dict) -> None:
+    network = ContextUNet(dataclasses.replace(CONFIG, **change))
     x_t, t, context = inputs()
     assert network(x_t, t, context).shape == x_t.shape
 
 
 def test_parameter_count_is_that_of_the_layers() -> None:
     """Counted by hand from the layers of the default network: convolution k k a b + b, linear a b + b, norm 2 a."""
-    high, low, width = 80, 160, 256
+    fine, middle, coarse, width = 32, 96, 192, 256
 
     def conv(a: int, b: int, k: int = 3) -> int:
         return k * k * a * b + b
@@ -43,13 +45,24 @@ def test_parameter_count_is_that_of_the_layers() -> None:
         skip = conv(a, b, 1) if a != b else 0
         return 2 * a + conv(a, b) + linear(width, 2 * b) + 2 * b + conv(b, b) + skip
 
-    expected = linear(high, width) + linear(width, width) + (11 + 2) * width  # time, digits and null, datasets
-    expected += conv(12, high) + block(high, high) + conv(high, low) + block(low, low)
-    expected += 2 * low + linear(low, 3 * low) + linear(low, low)  # attention
-    expected += block(2 * low, low) + conv(low, high, 2) + block(2 * high, high) + 2 * high + conv(high, 12)
+    attention = 2 * coarse + linear(coarse, 3 * coarse) + linear(coarse, coarse)
+    expected = linear(2 * fine, width) + linear(width, width) + (11 + 2) * width  # time, digits and null, datasets
+    expected += conv(3, fine) + sum(block(c, c) + block(2 * c, c) for c in (fine, middle, coarse)) + 2 * attention
+    expected += conv(fine, middle, 2) + conv(middle, coarse, 2) + conv(coarse, middle, 2) + conv(middle, fine, 2)
+    expected += 2 * fine + conv(fine, 3)
     count = sum(param.numel() for param in ContextUNet(ContextUNetConfig()).parameters())
     assert count == expected
-    assert 4 * count < 15e6  # bytes of the shipped weights
+    assert 2 * count < 20e6  # bytes of the shipped weights
+
+
+@torch.no_grad()
+def test_augmentation_is_told_and_silent_where_nothing_was_done() -> None:
+    network = ContextUNet(dataclasses.replace(CONFIG, augmentation=4))
+    for param in network.parameters():
+        nn.init.normal_(param, std=0.1)
+    told = torch.zeros(4, 4)
+    assert torch.equal(network(*inputs(), told), network(*inputs()))
+    assert not torch.equal(network(*inputs(), told + 1.0), network(*inputs()))
 
 
 def test_a_new_network_predicts_zero() -> None:
@@ -121,21 +134,33 @@ def test_dropout_acts_in_training_alone() -> None:
 
 @torch.no_grad()
 def test_the_network_comes_back_from_its_folder(tmp_path: Path) -> None:
-    network = ContextUNet(dataclasses.replace(CONFIG, blocks=2, parameterization="eps", schedule="linear"))
+    network = ContextUNet(dataclasses.replace(CONFIG, blocks=(2, 1), parameterization="eps", schedule="linear"))
     for param in network.parameters():
         param.normal_(std=0.1)
     network.save(tmp_path / "model")
     loaded = ContextUNet.load(tmp_path / "model")
     assert loaded.config == network.config
     assert not loaded.training
-    torch.testing.assert_close(loaded(*inputs()), network.eval()(*inputs()))
+    stored = copy.deepcopy(network).half().float().eval()  # as float16
+    torch.testing.assert_close(loaded(*inputs()), stored(*inputs()), rtol=1e-3, atol=1e-3)
     loaded.save(tmp_path / "again")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
-    "change", [{"channels": [10, 20]}, {"channels": 3}, {"colour": "red"}, {"embedding": "wide"}, {"channels": None}]
+    "change",
+    [
+        {"channels": [10, 20]},
+        {"channels": 3},
+        {"blocks": [1]},
+        {"blocks": [0, 1]},
+        {"attention": [2]},
+        {"heads": 0},
+        {"colour": "red"},
+        {"embedding": "wide"},
+        {"channels": None},
+    ],
 )
 def test_a_configuration_that_builds_no_network_is_refused(tmp_path: Path, change: dict) -> None:
     tiny_network().save(tmp_path)
@@ -148,6 +173,6 @@ def test_a_configuration_that_builds_no_network_is_refused(tmp_path: Path, chang
 def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
     tiny_network().save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"blocks": 2}))
-    with pytest.raises(InputError, match=r"do not fit the model: \d+ missing \(down_high\.1\."):
+    (tmp_path / "config.json").write_text(json.dumps(config | {"blocks": [1, 2]}))
+    with pytest.raises(InputError, match=r"do not fit the model: \d+ missing \(down\.1\.1\."):
         ContextUNet.load(tmp_path)

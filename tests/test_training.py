@@ -22,8 +22,8 @@ from common.checkpoint import load_tensors, save_tensors
 from common.ema import EMA
 from common.errors import InputError
 from common.files import ROOT
-from common.seeds import ImageGenerators, derive_seed
-from common.training import Batch, TrainingConfig, fit, lr_factor
+from common.seeds import Draws, derive_seed
+from common.training import Batch, TrainingConfig, fit, learning_rate
 from p1_diffusion import inference, train
 
 SMALL = TrainingConfig(
@@ -49,14 +49,14 @@ class Line:
         self.path: list[Tensor] = []  # the weights at each call of the loss
         self.seen: list[Tensor] = []  # the weights that validate and save met
 
-    def draw(self, step: int) -> Batch:
+    def get_batch(self, step: int, generator: torch.Generator) -> Batch:
         x = torch.randn(SMALL.batch_size, 3, generator=torch.Generator().manual_seed(step))
         return {"index": torch.arange(SMALL.batch_size) + 10 * step, "x": x}
 
-    def loss(self, batch: Batch, generators: ImageGenerators) -> Tensor:
+    def loss(self, batch: Batch, draws: Draws) -> Tensor:
         self.path.append(self.weight.detach().clone())
         kept = torch.rand(3) < 0.9  # like a dropout layer, by the global generator
-        noise = 0.1 * generators.randn()
+        noise = 0.1 * draws.randn()
         return (batch["x"] @ (self.weight * kept) - self.bystander + noise).square().mean()
 
     def validate(self) -> dict[str, float]:
@@ -68,11 +68,11 @@ class Line:
         folder.mkdir(exist_ok=True)
         save_tensors(folder / "model.safetensors", {"weight": self.weight})
 
-    def fit(self, run_dir: Path, config: TrainingConfig = SMALL, draw: Callable[[int], Batch] | None = None) -> None:
+    def fit(self, run_dir: Path, config: TrainingConfig = SMALL, get_batch: Callable[..., Batch] | None = None) -> None:
         fit(
             {"weight": self.weight},
             self.loss,
-            draw or self.draw,
+            get_batch or self.get_batch,
             config,
             run_dir,
             save=self.save,
@@ -124,13 +124,13 @@ def test_a_crash_at_any_file_operation_loses_nothing(tmp_path: Path, monkeypatch
 def test_metrics_after_the_checkpoint_and_a_torn_line_are_cut_back(tmp_path: Path) -> None:
     Line().fit(tmp_path / "whole")
 
-    def broken_draw(step: int) -> Batch:
+    def broken(step: int, generator: torch.Generator) -> Batch:
         if step == 5:
             raise PowerCut
-        return Line().draw(step)
+        return Line().get_batch(step, generator)
 
     with pytest.raises(PowerCut):
-        Line().fit(tmp_path / "torn", draw=broken_draw)
+        Line().fit(tmp_path / "torn", get_batch=broken)
     metrics = tmp_path / "torn" / "metrics.jsonl"
     assert len(metrics.read_text().splitlines()) == 5  # the checkpoint is that of step 4
     metrics.write_text(metrics.read_text() + '{"step": 6, "lo')
@@ -154,16 +154,16 @@ def test_a_parameter_without_gradient_so_far_survives_resumption(tmp_path: Path)
         early, late = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
         step_now = [0]
 
-        def draw(step: int) -> Batch:
+        def get_batch(step: int, generator: torch.Generator) -> Batch:
             if step == stop:
                 raise PowerCut
             step_now[0] = step
             return {"x": torch.ones(4, 2)}
 
-        def loss(batch: Batch, generators: ImageGenerators) -> Tensor:
+        def loss(batch: Batch, draws: Draws) -> Tensor:
             return (batch["x"] * early).square().mean() + ((late - 3.0).square().sum() if step_now[0] >= 3 else 0.0)
 
-        fit({"early": early, "late": late}, loss, draw, SMALL, folder)
+        fit({"early": early, "late": late}, loss, get_batch, SMALL, folder)
         return late.detach()
 
     expected = run(tmp_path / "whole", None)
@@ -182,6 +182,8 @@ def tiny_arguments(data: Path, run_dir: Path, **flags: object) -> list[str]:
         "data": data,
         "run-dir": run_dir,
         "model.channels": "16 32",
+        "model.blocks": "1 1",
+        "model.attention": "1",
         "model.embedding": 32,
         "model.heads": 2,
         "model.dropout": 0.1,
@@ -256,8 +258,8 @@ def test_killed_then_interrupted_then_continued_gives_the_same_bits(
         assert exit_code(train.main, train.Config, *arguments) == 130
     printed = capsys.readouterr().out
     assert f"from step {killed_at}" in printed
-    assert f"stopped at step {stop_at + 1} of {STEPS}; run the same command again to go on" in printed
-    assert load_tensors(tmp_path / "state.safetensors")[1]["step"] == stop_at + 1
+    assert f"stopped at step {stop_at} of {STEPS}; run the same command again to go on" in printed
+    assert load_tensors(tmp_path / "state.safetensors")[1]["step"] == stop_at
 
     assert exit_code(train.main, train.Config, *arguments) == 0
     # What the killed process left half-written is swept, unless another process has got its number by now.
@@ -287,7 +289,7 @@ def test_a_run_can_be_made_longer_and_says_where(tmp_path: Path) -> None:
     rates = {line["step"]: line["lr"] for line in lines if "lr" in line}
     for step in range(1, long.steps + 1):
         length = SMALL.steps if step <= SMALL.steps else long.steps
-        assert rates[step] == pytest.approx(SMALL.lr * lr_factor(step - 1, SMALL.warmup, length))
+        assert rates[step] == pytest.approx(learning_rate(dataclasses.replace(SMALL, steps=length), step - 1))
     assert json.loads((tmp_path / "stretched" / "config.json").read_text())["steps"] == long.steps
 
     # It cannot be made shorter than it is, and nothing changes then.
@@ -307,18 +309,43 @@ def test_the_run_folder_explains_itself(whole: Path) -> None:
     assert not list(whole.rglob("*.partial"))
 
 
-def test_ctrl_c_ends_at_the_next_step_and_gives_the_signals_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["validate", "preview"])
+def test_a_signal_breaks_off_a_validation_or_drawing_which_the_next_run_repeats(place: str, tmp_path: Path) -> None:
+    Line().fit(tmp_path / "whole")
+    line, reached = Line(), []
+
+    def broken_off(*arguments: Path) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        reached.append("the end")
+        return line.validate()
+
+    looks = {
+        "validate": line.validate,
+        "preview": lambda path: path.write_bytes(line.weight.detach().numpy().tobytes()),
+    }
+    looks[place] = broken_off
+    folder = tmp_path / "halves"
+    with pytest.raises(KeyboardInterrupt):
+        fit({"weight": line.weight}, line.loss, line.get_batch, SMALL, folder, save=line.save, **looks)
+    assert not reached
+    state = load_tensors(folder / "state.safetensors")[1]
+    assert state["step"] == 3 and not state["looked"]
+    Line().fit(folder)
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_ctrl_c_breaks_off_the_step_and_gives_the_signals_back(tmp_path: Path) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     line = Line()
 
-    def draw(step: int) -> Batch:
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
         if step == 2:
             signal.raise_signal(signal.SIGTERM)
-        return line.draw(step)
+        return line.get_batch(step, generator)
 
     with pytest.raises(KeyboardInterrupt):
-        line.fit(tmp_path, draw=draw)
-    assert load_tensors(tmp_path / "state.safetensors")[1]["step"] == 3
+        line.fit(tmp_path, get_batch=get_batch)
+    assert load_tensors(tmp_path / "state.safetensors")[1]["step"] == 2  # the step was broken off
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
@@ -326,14 +353,28 @@ def test_ctrl_c_ends_at_the_next_step_and_gives_the_signals_back(tmp_path: Path)
 # Optimisation.
 
 
-def test_lr_factor_rises_in_a_line_and_falls_along_half_a_cosine() -> None:
-    assert [lr_factor(step, 4, 100) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert lr_factor(4, 4, 100) == 1.0
-    assert lr_factor(52, 4, 100) == pytest.approx(0.5)  # half-way between 4 and 100
-    assert lr_factor(100, 4, 100) == pytest.approx(0.0, abs=1e-12)
-    assert lr_factor(0, 0, 1) == 1.0
-    factors = [lr_factor(step, 10, 50) for step in range(50)]
+def rate(step: int, warmup: int, steps: int, schedule: str = "cosine") -> float:
+    """The learning rate of a peak of 1."""
+    return learning_rate(TrainingConfig(lr=1.0, warmup=warmup, steps=steps, lr_schedule=schedule), step)
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_along_half_a_cosine() -> None:
+    assert [rate(step, 4, 100) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert rate(4, 4, 100) == 1.0
+    assert rate(52, 4, 100) == pytest.approx(0.5)  # half-way between 4 and 100
+    assert rate(100, 4, 100) == pytest.approx(0.0, abs=1e-12)
+    assert rate(0, 0, 1) == 1.0
+    factors = [rate(step, 10, 50) for step in range(50)]
     assert factors[9:] == sorted(factors[9:], reverse=True) and factors[:10] == sorted(factors[:10])
+
+
+def test_a_constant_learning_rate_falls_in_a_line_over_the_last_fifth() -> None:
+    rates = [rate(step, 4, 100, "constant") for step in range(101)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and set(rates[4:81]) == {1.0}
+    assert rates[80:] == pytest.approx([1.0 - k / 20 for k in range(21)])
+    # A run that has come to step 400 cools down at once if its length becomes 500: at 400 nothing jumps.
+    assert rate(399, 4, 10_000, "constant") == rate(400, 4, 500, "constant") == 1.0
+    assert rate(0, 0, 1, "constant") == 1.0
 
 
 def test_a_batch_that_does_not_split_evenly_is_refused(tmp_path: Path) -> None:
@@ -409,7 +450,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(tmp_path: Pat
     fit(
         {"weight": line.weight},
         line.loss,
-        line.draw,
+        line.get_batch,
         dataclasses.replace(SMALL, validate_every=2, checkpoint_every=6),
         tmp_path,
         save=lambda folder: saved.append((folder.name, len(line.path))),
@@ -422,15 +463,30 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(tmp_path: Pat
 def test_a_non_finite_loss_stops_with_step_and_images(tmp_path: Path) -> None:
     line = Line()
 
-    def draw(step: int) -> Batch:
-        batch = line.draw(step)
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
+        batch = line.get_batch(step, generator)
         return batch | {"x": batch["x"] * math.inf} if step == 3 else batch
 
     with pytest.raises(InputError, match=r"step 3, on the batch of images \[30, 31, 32, 33\]; the last checkpoint is"):
-        line.fit(tmp_path, draw=draw)
+        line.fit(tmp_path, get_batch=get_batch)
     tensors, values = load_tensors(tmp_path / "state.safetensors")
     assert values["step"] == 2 and bool(tensors["param/weight"].isfinite().all())
-    assert bool(line.weight.isfinite().all())
+
+
+def test_a_non_finite_loss_between_two_readings_is_named_and_never_saved(tmp_path: Path) -> None:
+    """Losses are read a few times a second: nothing that came after the bad step may reach the disk."""
+    line = Line()
+
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
+        batch = line.get_batch(step, generator)
+        return batch | {"x": batch["x"] * math.nan} if step >= 13 else batch
+
+    config = dataclasses.replace(
+        SMALL, steps=100, log_every=100, validate_every=100, preview_every=100, checkpoint_every=10
+    )
+    with pytest.raises(InputError, match=r"the loss is nan at step 13, on the batch of images \[130, 131, 132, 133\]"):
+        line.fit(tmp_path, config, get_batch)
+    assert load_tensors(tmp_path / "state.safetensors")[1]["step"] == 10
 
 
 def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) -> None:
@@ -438,7 +494,13 @@ def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) 
     network = tiny_network()
     network.save(tmp_path / "start")
     arguments = tiny_arguments(
-        digits_root, tmp_path / "run", init_from=tmp_path / "start", steps=2, lr=0.0, **{"model.embedding": 48}
+        digits_root,
+        tmp_path / "run",
+        init_from=tmp_path / "start",
+        steps=2,
+        lr=0.0,
+        augment=0.0,
+        **{"model.embedding": 48},
     )
     assert exit_code(train.main, train.Config, *arguments) == 0
     assert contents(tmp_path / "run" / "last") == contents(tmp_path / "start")

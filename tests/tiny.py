@@ -15,7 +15,7 @@ from common import cli
 from common.files import ROOT
 from p1_diffusion.model import ContextUNet, ContextUNetConfig
 
-CONFIG = ContextUNetConfig(channels=(16, 32), embedding=32, heads=2)
+CONFIG = ContextUNetConfig(channels=(16, 32), blocks=(1, 1), attention=(1,), embedding=32, heads=2)
 
 
 class Malice:
@@ -85,13 +85,13 @@ def exit_code(program: Callable[[Any], None], config: type, *argv: Any) -> int:
 def stop_after(fit: Callable[..., None], steps: int) -> Callable[..., None]:
     """`common.training.fit` that is interrupted after so many steps, as by Ctrl-C."""
 
-    def stopping(params: Any, loss_fn: Any, draw: Callable[[int], Any], *rest: Any, **options: Any) -> None:
-        def interrupted_draw(step: int) -> Any:
-            if step == steps - 1:
+    def stopping(params: Any, loss_fn: Any, get_batch: Callable[..., Any], *rest: Any, **options: Any) -> None:
+        def interrupted(step: int, generator: Any) -> Any:
+            if step == steps:
                 os.kill(os.getpid(), signal.SIGINT)
-            return draw(step)
+            return get_batch(step, generator)
 
-        fit(params, loss_fn, interrupted_draw, *rest, **options)
+        fit(params, loss_fn, interrupted, *rest, **options)
 
     return stopping
 

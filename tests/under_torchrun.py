@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 
 from common import cli
-from common.seeds import ImageGenerators
+from common.seeds import Draws
 from common.training import Batch, TrainingConfig, fit
 from p1_diffusion import inference, train
 
@@ -25,23 +25,24 @@ def line_fit(run_dir: Path, config: TrainingConfig, interrupt_at: int | None = N
     weight = torch.nn.Parameter(torch.randn(3))
     seen = []
 
-    def draw(step: int) -> Batch:
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
         if step == interrupt_at:
             signal.raise_signal(signal.SIGINT)
         x = torch.randn(config.batch_size, 3, generator=torch.Generator().manual_seed(step))
         return {"index": torch.arange(config.batch_size), "x": x}
 
-    def loss_fn(batch: Batch, generators: ImageGenerators) -> torch.Tensor:
+    def loss_fn(batch: Batch, draws: Draws) -> torch.Tensor:
         seen.append(batch["index"].tolist())
-        return (batch["x"] @ weight - 1.0 + 0.1 * generators.randn()).square().mean()
+        return (batch["x"] @ weight - 1.0 + 0.1 * draws.randn()).square().mean()
 
-    fit({"weight": weight}, loss_fn, draw, config, run_dir)
+    fit({"weight": weight}, loss_fn, get_batch, config, run_dir)
     return seen
 
 
 def train_arguments(run_dir: Path, data: Path) -> list[str]:
     """Twenty steps of the digit model, small."""
-    flags = "--model.channels 16 32 --model.embedding 32 --model.heads 2 --steps 20 --batch-size 8 --log-every 1"
+    small = "--model.channels 16 32 --model.blocks 1 1 --model.attention 1 --model.embedding 32 --model.heads 2"
+    flags = f"{small} --optimizer adamw --steps 20 --batch-size 8 --log-every 1"
     return [*flags.split(" "), "--data", str(data), "--run-dir", str(run_dir), "--device", "cpu"]
 
 

@@ -31,6 +31,10 @@ class Digits:
     def __len__(self) -> int:
         return len(self.names)
 
+    def to(self, device: torch.device) -> "Digits":
+        """The same digits with their tensors on a device."""
+        return Digits(self.images.to(device), self.digits.to(device), self.datasets.to(device), self.names)
+
     def select(self, keep: Tensor) -> "Digits":
         """The digits where the mask, bool [N], is true."""
         names = [name for name, kept in zip(self.names, keep.tolist(), strict=True) if kept]
@@ -77,18 +81,16 @@ class BalancedDraw:
 
     def __init__(self, data: Digits) -> None:
         classes = data.datasets * NUM_DIGITS + data.digits
-        self._members = [torch.nonzero(classes == c).flatten() for c in classes.unique()]
+        self._members = classes.argsort(stable=True)  # class by class
+        self._counts = classes.unique(return_counts=True)[1]
+        self._starts = self._counts.cumsum(0) - self._counts
 
     def __call__(self, count: int, generator: torch.Generator) -> Tensor:
-        """Long [count] indices, with replacement."""
-        chosen = torch.randint(len(self._members), (count,), generator=generator)
-        uniform = torch.rand(count, generator=generator, dtype=torch.float64)
-        return torch.stack(
-            [
-                self._members[c][int(u * len(self._members[c]))]
-                for c, u in zip(chosen.tolist(), uniform.tolist(), strict=True)
-            ]
-        )
+        """Long [count] indices, with replacement, on the generator's device, which is that of the digits."""
+        options = {"generator": generator, "device": generator.device}
+        chosen = torch.randint(len(self._counts), (count,), **options)
+        uniform = torch.rand(count, dtype=torch.float64, **options)
+        return self._members[self._starts[chosen] + (uniform * self._counts[chosen]).long()]
 
 
 def _read_table(root: Path, dataset: str) -> pd.DataFrame:

@@ -23,6 +23,10 @@ class Faces:
     def __len__(self) -> int:
         return len(self.names)
 
+    def to(self, device: torch.device) -> "Faces":
+        """The same photos on a device."""
+        return Faces(self.images.to(device), self.names)
+
 
 def load_faces(root: Path, split: Split = "train") -> Faces:
     """Reads the photos below `root`/photos in the order of file names; a tenth is held out, by a hash of the name.

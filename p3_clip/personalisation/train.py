@@ -35,7 +35,7 @@ from common.grid import labelled_grid
 from common.images import to_uint8, write_png
 from common.latent_diffusion import LatentCondition, LatentDiffusion
 from common.metrics.clip_scores import FORMS, TEXT_WEIGHT, image_cosines, text_cosines
-from common.seeds import ImageGenerators, derive_seed, derive_seeds
+from common.seeds import Draws, derive_seed, derive_seeds
 from common.training import Batch, TrainingConfig, fit, settings_of
 from common.validation import held_out_loss
 from p3_clip.personalisation import templates
@@ -183,18 +183,16 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         param.requires_grad_(True)
     pool = make_pool(config, lessons, mixed, concepts, model, regular, base)
 
-    def draw(step: int) -> Batch:
-        return pool.draw(
-            config.training.batch_size, torch.Generator().manual_seed(derive_seed(config.training.seed, step, 1))
-        )
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
+        return pool.draw(config.training.batch_size, torch.Generator().manual_seed(generator.initial_seed()))
 
-    def loss_fn(batch: Batch, generators: ImageGenerators) -> Tensor:
+    def loss_fn(batch: Batch, draws: Draws) -> Tensor:
         return diffusion_loss(
             model.apply_model,
             model.schedule,
             batch["latent"].float(),
             LatentCondition(model.encode_tokens(batch["ids"])),
-            generators,
+            draws,
             parameterization=model.parameterization,
             weight=batch["weight"].float(),
         )
@@ -233,7 +231,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     fit(
         params,
         loss_fn,
-        draw,
+        get_batch,
         config.training,
         config.run_dir,
         settings=settings | about(config, lessons, base),

@@ -18,7 +18,7 @@ from common.data.examples import drawn_examples, real_examples
 from common.errors import InputError
 from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
-from common.seeds import ImageGenerators, derive_seed
+from common.seeds import Draws, random_indices
 from common.small_diffusion import (
     SIDE,
     AutoencoderConfig,
@@ -69,15 +69,14 @@ def main(config: Config) -> None:
         images = torch.cat([images, real_examples(config.fill50k, SIDE).images])
     held_out = drawn_examples(VALIDATION_IMAGES, SIDE, VALIDATION_SEED + config.training.seed).images
 
-    def draw(step: int) -> Batch:
-        generator = torch.Generator().manual_seed(derive_seed(config.training.seed, step, 1))
-        index = torch.randint(len(images), (config.training.batch_size,), generator=generator)
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
+        index = random_indices(len(images), config.training.batch_size, generator).cpu()
         return {"index": index, "image": images[index]}
 
-    def loss_fn(batch: Batch, generators: ImageGenerators) -> Tensor:
+    def loss_fn(batch: Batch, draws: Draws) -> Tensor:
         x = to_model_range(batch["image"])
         mean = model.encode(x).latent
-        z = mean + config.posterior_std * generators.randn(*mean.shape[1:])
+        z = mean + config.posterior_std * draws.randn(*mean.shape[1:])
         reconstruction = (model.decode(z).sample - x).square().mean()
         # The divergence of N(mean, std^2) from a standard normal (Appendix B of Kingma and Welling 2013, arXiv:1312.6114),
         # without its constant part.
@@ -101,7 +100,7 @@ def main(config: Config) -> None:
     fit(
         dict(model.named_parameters()),
         loss_fn,
-        draw,
+        get_batch,
         config.training,
         config.run_dir,
         settings=settings_of(config, fill50k=bool(config.fill50k)),

@@ -24,7 +24,7 @@ from common.data.examples import describe, described_scenes
 from common.data.shapes import KINDS, Scene
 from common.errors import InputError
 from common.files import ROOT
-from common.seeds import ImageGenerators, derive_seed
+from common.seeds import Draws, random_indices
 from common.text import load_text_tower, save_text_encoder
 from common.training import Batch, TrainingConfig, fit, settings_of
 
@@ -89,15 +89,14 @@ def main(config: Config) -> None:
     captions = read(config.captions, config.training.seed)
     held_out = read(VALIDATION_CAPTIONS, VALIDATION_SEED + config.training.seed)
 
-    def draw(step: int) -> Batch:
-        generator = torch.Generator().manual_seed(derive_seed(config.training.seed, step, 1))
-        index = torch.randint(config.captions, (config.training.batch_size,), generator=generator)
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
+        index = random_indices(config.captions, config.training.batch_size, generator).cpu()
         return {"index": index, **{name: values[index] for name, values in captions.items()}}
 
     def readout(batch: Batch) -> Readout:
         return model["reader"](model["tower"](batch["ids"]).last_hidden_state)
 
-    def loss_fn(batch: Batch, generators: ImageGenerators) -> Tensor:
+    def loss_fn(batch: Batch, draws: Draws) -> Tensor:
         return readout_loss(readout(batch), batch, tokenizer.eos_token_id)
 
     @torch.no_grad()
@@ -111,7 +110,7 @@ def main(config: Config) -> None:
     fit(
         dict(model.named_parameters()),
         loss_fn,
-        draw,
+        get_batch,
         config.training,
         config.run_dir,
         settings=settings_of(config, "clip"),

@@ -26,7 +26,7 @@ from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
 from common.latent_diffusion import LatentDiffusion
 from common.schedule import make_schedule
-from common.seeds import ImageGenerators, derive_seed, derive_seeds
+from common.seeds import Draws, derive_seeds, random_indices
 from common.small_diffusion import (
     SIDE,
     USUAL_GUIDANCE,
@@ -122,18 +122,17 @@ def main(config: Config) -> None:
         bank = Bank.cached(config.run_dir / "bank.safetensors", made_from, lambda: make_bank(model, examples()))
     held_out = make_bank(model, drawn_examples(VALIDATION_EXAMPLES, SIDE, VALIDATION_SEED + config.training.seed))
 
-    def draw(step: int) -> Batch:
-        generator = torch.Generator().manual_seed(derive_seed(config.training.seed, step, 1))
-        return bank.take(torch.randint(len(bank), (config.training.batch_size,), generator=generator))
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
+        return bank.take(random_indices(len(bank), config.training.batch_size, generator))
 
-    def loss_of(batch: Batch, generators: ImageGenerators, drop_text: float) -> Tensor:
+    def loss_of(batch: Batch, draws: Draws, drop_text: float) -> Tensor:
         weight = {"min_snr_gamma": config.min_snr_gamma, "snr_offset": config.snr_offset}
-        return latent_loss(model, batch, bank.null, generators, drop_text=drop_text, **weight)
+        return latent_loss(model, batch, bank.null, draws, drop_text=drop_text, **weight)
 
     def validate() -> dict[str, float]:
         """The loss on the same held-out pictures each time, none of their captions hidden."""
         images = held_out.take(torch.arange(len(held_out)))
-        return {"loss": held_out_loss(network, lambda batch, generators: loss_of(batch, generators, 0.0), images)}
+        return {"loss": held_out_loss(network, lambda batch, draws: loss_of(batch, draws, 0.0), images)}
 
     def preview(path: Path) -> None:
         prompts = [prompt for prompt in PREVIEW_PROMPTS for _ in range(PREVIEW_COLUMNS)]
@@ -145,8 +144,8 @@ def main(config: Config) -> None:
 
     fit(
         dict(network.named_parameters()),
-        lambda batch, generators: loss_of(batch, generators, config.drop_text),
-        draw,
+        lambda batch, draws: loss_of(batch, draws, config.drop_text),
+        get_batch,
         config.training,
         config.run_dir,
         settings=settings_of(config, "autoencoder", "text_encoder", fill50k=bool(config.fill50k), frozen=frozen),

@@ -1,0 +1,104 @@
+"""Muon over convolutions, beside AdamW: what it moves, by how much, and that a run with it resumes bit for bit."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import contents
+from torch import Tensor, nn
+
+from common.optimizers import Muon, is_hidden_matrix, make_optimizers
+from common.seeds import Draws
+from common.training import Batch, TrainingConfig, fit
+
+CONFIG = TrainingConfig(
+    steps=6, batch_size=4, optimizer="muon", lr=0.01, warmup=2, log_every=1, checkpoint_every=3, device="cpu"
+)
+
+
+def test_hidden_matrices_are_those_of_layers_between_features() -> None:
+    network = nn.ModuleDict(
+        {
+            "conv_in": nn.Conv2d(3, 32, 3),
+            "hidden": nn.Conv2d(32, 16, 3),
+            "linear": nn.Linear(16, 64),
+            "embedding": nn.Embedding(100, 64),
+            "norm": nn.GroupNorm(2, 32),
+            "conv_out": nn.Conv2d(32, 3, 3),
+        }
+    )
+    hidden = {name for name, param in network.named_parameters() if is_hidden_matrix(name, param)}
+    assert hidden == {"hidden.weight", "linear.weight"}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_moves_along_the_nearest_orthogonal_matrix(memory_format: torch.memory_format) -> None:
+    """From zero momentum the update is 0.2 sqrt(max(A, B)) lr times U V^T of the gradient's singular value decomposition, up to
+    the Newton-Schulz iteration's singular values, which lie in 0.6 to 1.3 instead of at 1."""
+    generator = torch.Generator().manual_seed(0)
+    conv = nn.Conv2d(16, 32, 3, bias=False).to(memory_format=memory_format)
+    before = conv.weight.detach().clone()
+    gradient = torch.randn(conv.weight.shape, generator=generator)
+    conv.weight.grad = gradient.to(memory_format=memory_format)
+    muon = Muon([conv.weight], lr=0.1, weight_decay=0.0)
+    muon.step()
+    update = (before - conv.weight.detach()).flatten(1) / (0.1 * 0.2 * math.sqrt(144))
+    assert torch.linalg.svdvals(update).min() > 0.6 and torch.linalg.svdvals(update).max() < 1.3
+    u, _, v = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
+    inner = (update * (u @ v)).sum() / (update.norm() * (u @ v).norm())
+    assert inner > 0.97
+    muon.zero_grad()
+    assert conv.weight.grad is None
+
+
+def test_every_parameter_has_one_optimiser() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3))
+    params = dict(network.named_parameters())
+    for name, count in (("adamw", 1), ("muon", 2)):
+        optimizers = make_optimizers(params, name, lr=1e-3, beta2=0.99, weight_decay=0.0)
+        assert len(optimizers) == count
+        assert sorted(key for _, own in optimizers for key in own) == sorted(params)
+
+
+def run(folder: Path, steps: int, memory_format: torch.memory_format) -> Tensor:
+    """Fits a small network of two convolutions; returns the weights of the hidden one."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1))
+    network.to(memory_format=memory_format)
+
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
+        return {"x": torch.randn(4, 3, 6, 6, generator=generator)}
+
+    def loss(batch: Batch, draws: Draws) -> Tensor:
+        return (network(batch["x"]) - draws.randn(16, 6, 6)).square().mean()
+
+    fit(dict(network.named_parameters()), loss, get_batch, dataclasses.replace(CONFIG, steps=steps), folder)
+    return network[1].weight.detach()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_run_with_muon_resumes_bit_for_bit(memory_format: torch.memory_format, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, lr_schedule="constant")
+    assert config.steps == 6
+    whole = run(tmp_path / "whole", 6, memory_format)
+    assert not torch.equal(whole, run(tmp_path / "start", 1, memory_format))
+    # The learning rate depends on the length: the run is cut by an interruption, not by --steps.
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)).to(
+        memory_format=memory_format
+    )
+
+    def stopping(step: int, generator: torch.Generator) -> Batch:
+        if step == 4:
+            raise OSError("power cut")
+        return {"x": torch.randn(4, 3, 6, 6, generator=generator)}
+
+    def loss(batch: Batch, draws: Draws) -> Tensor:
+        return (network(batch["x"]) - draws.randn(16, 6, 6)).square().mean()
+
+    with pytest.raises(OSError, match="power cut"):
+        fit(dict(network.named_parameters()), loss, stopping, CONFIG, tmp_path / "halves")
+    assert torch.equal(run(tmp_path / "halves", 6, memory_format), whole)
+    assert contents(tmp_path / "halves") == contents(tmp_path / "whole")
