@@ -11,7 +11,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     On a CPU in half precision it is two matrix products and a softmax: the backward pass of PyTorch's fused function takes five
     times as long there.
     """
-    half = torch.is_autocast_enabled(q.device.type) or q.dtype in (torch.bfloat16, torch.float16)
-    if half and q.device.type == "cpu" and q.requires_grad:
+    if q.dtype in (torch.bfloat16, torch.float16) and q.device.type == "cpu" and q.requires_grad:
         return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v)

@@ -30,8 +30,9 @@ from common.metrics.classifier import (
     load_lenet,
     load_published_svhn,
 )
+from common.metrics.detail import mean_difference
 from common.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
-from common.seeds import ImageGenerators, derive_seeds
+from common.seeds import BatchDraws, derive_seed
 from p1_diffusion.inference import edition_jobs, file_name
 from p1_diffusion.model import NULL_DIGIT
 
@@ -53,7 +54,7 @@ class Config:
     svhn_classifier: Path | None = None
     """Weight file of the published SVHN ResNet-34 (edadaltocg/resnet34_svhn), to judge SVHN; found by itself in the hub cache."""
     data: Path | None = None
-    """The real digits; adds nearest-training distances and the judges' own accuracy on held-out digits."""
+    """The real digits; adds detail, nearest-training distances and the judges' own accuracy on held-out digits."""
     result: Path | None = None
     """JSON file to write."""
 
@@ -71,6 +72,7 @@ def main(config: Config) -> None:
         real = load_digits(config.data, "train")
         held_out = load_digits(config.data, "held_out")
         result["nearest_training"] = nearest_training(images, digits, datasets, real, held_out)
+        result["detail"] = detail(images, datasets, real)
         judged = grade(held_out.images, held_out.digits, held_out.datasets, judges)["datasets"]
         result["judge_accuracy"] = {dataset: part["accuracy"] for dataset, part in judged.items()}
     _print(result)
@@ -278,12 +280,22 @@ def nearest_training(
     return result
 
 
+def detail(images: Tensor, datasets: Tensor, real: Digits) -> dict[str, dict[str, float]]:
+    """For each dataset the mean absolute difference of neighbouring pixels in grey levels, of generated and of real digits."""
+    found = {}
+    for i, dataset in enumerate(DATASETS):
+        generated = mean_difference(images[datasets == i])
+        of_real = mean_difference(real.images[real.datasets == i])
+        found[dataset] = {"generated": generated, "real": of_real, "ratio": generated / of_real}
+    return found
+
+
 def dropped_context_rate(probability: float = 0.1, seed: int = 0, steps: int = 500, batch_size: int = 32) -> float:
     """How often training really hides the digit, counted over the draws of its first steps."""
     dropped = 0
     for step in range(steps):
-        generators = ImageGenerators(derive_seeds(seed, step, count=batch_size))
-        digits = drop_context(torch.zeros(batch_size, dtype=torch.long), NULL_DIGIT, probability, generators)
+        draws = BatchDraws(derive_seed(seed, step), batch_size).part(slice(None))
+        digits = drop_context(torch.zeros(batch_size, dtype=torch.long), NULL_DIGIT, probability, draws)
         dropped += int((digits == NULL_DIGIT).sum())
     return dropped / (steps * batch_size)
 
@@ -307,6 +319,9 @@ def _print(result: dict[str, Any]) -> None:
                 **{
                     f"nearest training, {key.replace('_', ' ')}": f"{value:.1f}"
                     for key, value in result.get("nearest_training", {}).get(dataset, {}).items()
+                },
+                **{
+                    f"detail, {key}": f"{value:.3f}" for key, value in result.get("detail", {}).get(dataset, {}).items()
                 },
             }
             for dataset, part in result["datasets"].items()

@@ -1,7 +1,8 @@
-"""The studies of Problem 1: a guidance sweep and a table of samplers, as results/*.json and a plot.
+"""The studies of Problem 1: a guidance sweep, a table of samplers, and the model as a classifier, as results/*.json and a plot.
 
     python3 -m p1_diffusion.study guidance
     python3 -m p1_diffusion.study samplers
+    python3 -m p1_diffusion.study classifier --data hw2_data/digits
 
 They take minutes to an hour on two CPU cores. Each finished row is saved, and a second call goes on with the missing ones.
 """
@@ -17,13 +18,14 @@ import torch
 import tyro
 
 from common import cli
-from common.data.digits import DATASETS, pairing
+from common.data.digits import DATASETS, load_digits, pairing
 from common.devices import DeviceName, pick_device
-from common.files import ROOT, make_folder
+from common.files import ROOT, make_folder, write_json
 from common.metrics.classifier import DigitClassifier
 from common.samplers import count_evaluations
 from common.schedule import SPACINGS, make_schedule
 from common.study import measured_rows
+from p1_diffusion.classify import TIMESTEPS, classify_by_error
 from p1_diffusion.evaluate import GRADER, grade, load_reference, quality
 from p1_diffusion.inference import DEFAULT_GUIDE_W, IMAGES_PER_CLASS, SamplingConfig, sample_digits
 from p1_diffusion.model import ContextUNet
@@ -47,14 +49,16 @@ SAMPLER_TABLE = (
 class Config:
     """Runs a study of Problem 1 on the 2024 classes, by the project's classifier."""
 
-    study: tyro.conf.Positional[Literal["guidance", "samplers"]]
+    study: tyro.conf.Positional[Literal["guidance", "samplers", "classifier"]]
     """Which study."""
     checkpoint: Path = ROOT / "checkpoints" / "p1_digits"
     """Model folder."""
     grader: Path = GRADER
     """Classifier folder."""
+    data: Path = ROOT / "hw2_data" / "digits"
+    """The real digits, whose held-out tenth the study "classifier" recognises."""
     results: Path = ROOT / "results"
-    """Folder of p1_guidance.json or p1_samplers.json."""
+    """Folder of p1_guidance.json, p1_samplers.json or p1_classifier.json."""
     device: DeviceName = "auto"
     """Where to compute."""
 
@@ -62,6 +66,9 @@ class Config:
 def main(config: Config) -> None:
     """Adds the missing rows to the study's file."""
     model = ContextUNet.load(config.checkpoint).to(pick_device(config.device))
+    if config.study == "classifier":
+        recognise(config, model)
+        return
     network, reference = DigitClassifier.load(config.grader), load_reference(config.grader)
     default = SamplingConfig()
     if config.study == "guidance":
@@ -82,6 +89,20 @@ def main(config: Config) -> None:
     rows = measured_rows(path, command, plan, ("evaluations", "accuracy", "frechet_ratio", "spread_ratio", "seconds"))
     if config.study == "guidance":
         plot_guidance(rows, make_folder(config.results / "figures" / "p1") / "guidance.png")
+
+
+def recognise(config: Config, model: ContextUNet) -> None:
+    """Writes and prints how many of the held-out digits the model recognises by its error."""
+    held_out = load_digits(config.data, "held_out")
+    right = classify_by_error(model, held_out.images, held_out.datasets) == held_out.digits
+    rows = {name: right[held_out.datasets == i].double().mean().item() for i, name in enumerate(DATASETS)}
+    command = "python3 -m p1_diffusion.study classifier --data hw2_data/digits"
+    write_json(
+        config.results / "p1_classifier.json",
+        {"command": command, "timesteps": TIMESTEPS, "images": len(right), **rows},
+    )
+    for name, value in rows.items():
+        print(f"{name}: {value:.2%} of the held-out digits recognised")
 
 
 def measure(

@@ -53,6 +53,8 @@ class FaceUNetConfig:
     """Dropout inside the residual blocks."""
     patch: int = 1
     """Side of the pixel squares that are folded into channels at the entrance and unfolded at the exit; 1 is none."""
+    refine: int = 0
+    """Channels of a last residual block at full resolution, which takes away the grain that patches leave; 0 is none."""
     parameterization: Parameterization = "eps"
     """What the network's output means."""
 
@@ -100,11 +102,20 @@ class FaceUNet(nn.Module):
                 up.append(nn.Sequential(nn.Upsample(scale_factor=2.0), nn.Conv2d(channels, channels, 3, padding=1)))
         self._up = self._name("up", up)
 
-        self.out = nn.Sequential(
-            nn.GroupNorm(GROUPS, first), nn.SiLU(), nn.Conv2d(first, 3 * config.patch**2, 3, padding=1)
+        # Out: to pixels at once, or to features of each pixel, beside those of the noisy image, and from these to pixels.
+        fine, groups = config.refine, max(config.refine // 16, 1)
+        self.unfold = (
+            nn.Sequential(nn.GroupNorm(GROUPS, first), nn.SiLU(), nn.Conv2d(first, fine * config.patch**2, 1))
+            if fine
+            else None
         )
-        nn.init.zeros_(self.out[2].weight)
-        nn.init.zeros_(self.out[2].bias)
+        self.fine = nn.Conv2d(3, fine, 3, padding=1) if fine else None
+        self.refine = ResBlock(fine, fine, width, config.dropout, groups) if fine else None
+        last_norm = nn.GroupNorm(groups, fine) if fine else nn.GroupNorm(GROUPS, first)
+        last_conv = nn.Conv2d(fine, 3, 3, padding=1) if fine else nn.Conv2d(first, 3 * config.patch**2, 3, padding=1)
+        self.out = nn.Sequential(last_norm, nn.SiLU(), last_conv)
+        nn.init.zeros_(last_conv.weight)
+        nn.init.zeros_(last_conv.bias)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         emb = F.silu(self.time(t))  # [N, E]
@@ -119,7 +130,10 @@ class FaceUNet(nn.Module):
             if isinstance(part, Block):
                 h = torch.cat([h, skips.pop()], dim=1)
             h = run_part(part, h, emb)
-        return F.pixel_shuffle(self.out(h), self.config.patch)  # [N, 3, H, W]
+        if not self.config.refine:
+            return F.pixel_shuffle(self.out(h), self.config.patch)  # [N, 3, H, W]
+        h = F.pixel_shuffle(self.unfold(h), self.config.patch) + self.fine(x_t)  # [N, C, H, W]
+        return self.out(self.refine(h, emb))  # [N, 3, H, W]
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Writes the model folder, its parameters in `dtype`."""
@@ -161,12 +175,12 @@ class ResBlock(nn.Module):
     `emb` arrives with the SiLU applied, which is the same for every block; the keys keep its place (`time.1`).
     """
 
-    def __init__(self, channels_in: int, channels: int, embedding: int, dropout: float) -> None:
+    def __init__(self, channels_in: int, channels: int, embedding: int, dropout: float, groups: int = GROUPS) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(GROUPS, channels_in)
+        self.norm1 = nn.GroupNorm(groups, channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
         self.time = nn.Sequential(nn.Identity(), nn.Linear(embedding, channels))
-        self.norm2 = nn.GroupNorm(GROUPS, channels)
+        self.norm2 = nn.GroupNorm(groups, channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()

@@ -24,6 +24,7 @@ from common.devices import DeviceName, pick_device
 from common.errors import InputError
 from common.files import ROOT, make_folder, shown, write_json
 from common.images import to_uint8
+from common.metrics.detail import rms_difference
 from common.metrics.frechet import feature_statistics, frechet_distance
 from common.samplers import count_evaluations
 from common.seeds import ImageGenerators, derive_seeds
@@ -213,12 +214,7 @@ def measure_real(photos: Photos | None, count: int, measure: Measure) -> dict[st
 def look(images: Tensor) -> dict[str, float]:
     """Two plain numbers of uint8 images [N, 3, H, W], in grey levels: `contrast`, the standard deviation within an image, and
     `detail`, the root mean square difference of neighbouring pixels."""
-    images = images.float()
-    differences = [(images[..., 1:, :] - images[..., :-1, :]), (images[..., 1:] - images[..., :-1])]
-    return {
-        "contrast": images.flatten(1).std(1).mean().item(),
-        "detail": sum(d.square().flatten(1).mean(1).sqrt().mean().item() for d in differences) / 2,
-    }
+    return {"contrast": images.float().flatten(1).std(1).mean().item(), "detail": rms_difference(images)}
 
 
 # ----------------------------------------------------------------------------

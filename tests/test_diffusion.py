@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from common.diffusion import (
+    LogVariance,
+    LossWeighting,
     denoiser,
     diffusion_loss,
+    draw_timesteps,
     drop_context,
     guide,
     guided,
@@ -196,6 +199,57 @@ def test_min_snr_gamma_weights_each_image() -> None:
     loss = diffusion_loss(network, SCHEDULE, x0, x0, generators, parameterization="v", min_snr_gamma=5.0)
     snr = SCHEDULE.alphas_cumprod[network.t] / (1 - SCHEDULE.alphas_cumprod[network.t])
     assert loss.item() == pytest.approx((snr.clamp(max=5.0) / (snr + 1)).mean().item(), rel=1e-5)
+
+
+def test_the_best_log_variance_is_the_log_of_the_error() -> None:
+    """e / exp(u) + u is least at u = log e, where every noise level's error counts as 1 and its own size no longer matters."""
+    x0 = torch.zeros(8, 1, 4, 4)
+
+    def loss(u: Tensor) -> Tensor:
+        return diffusion_loss(
+            lambda x_t, t, c: x_t.new_full(x_t.shape, 3.0),
+            SCHEDULE,
+            x0,
+            x0,
+            ImageGenerators(range(8)),
+            parameterization="x0",
+            log_variance=lambda t: u.expand(len(t)),
+        )
+
+    u = torch.tensor(math.log(9.0), requires_grad=True)
+    loss(u).backward()
+    assert loss(u).item() == pytest.approx(1.0 + math.log(9.0), rel=1e-5)
+    assert u.grad.item() == pytest.approx(0.0, abs=1e-5)
+    assert loss(u.detach() + 0.1) > loss(u.detach()) < loss(u.detach() - 0.1)
+
+
+def test_a_new_log_variance_leaves_the_loss_as_it_is() -> None:
+    t = torch.arange(0, 1000, 100)
+    assert not LogVariance()(t).any() and LogVariance()(t).shape == t.shape
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameterization", "expected"),
+    [
+        ("none", "v", {"timesteps": "uniform"}),
+        ("min_snr", "v", {"timesteps": "uniform", "min_snr_gamma": 5.0, "snr_offset": 1.0}),
+        ("min_snr", "eps", {"timesteps": "uniform", "min_snr_gamma": 5.0, "snr_offset": 0.0}),
+    ],
+)
+def test_loss_weightings(kind: str, parameterization: str, expected: dict) -> None:
+    weighting = LossWeighting(kind, parameterization, "uniform")
+    assert weighting.options == expected and not list(weighting.parameters())
+    learned = LossWeighting("learned", parameterization, "logit_normal")
+    assert learned.options.keys() == {"timesteps", "log_variance"}
+    assert all(name.startswith("log_variance.") for name, _ in learned.named_parameters())
+
+
+def test_logit_normal_timesteps_are_those_of_a_normal_variable() -> None:
+    """T sigmoid(n) is below T / 2 for half of all n and below T sigmoid(-1) for 15.9 % of them."""
+    t = draw_timesteps(1000, "logit_normal", ImageGenerators(range(4000)))
+    assert t.dtype == torch.long and int(t.min()) >= 0 and int(t.max()) < 1000
+    assert (t < 500).float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert (t < 1000 / (1 + math.e)).float().mean().item() == pytest.approx(0.1587, abs=0.02)
 
 
 def test_drop_context_rate() -> None:

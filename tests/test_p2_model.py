@@ -1,6 +1,7 @@
 """The face U-Net: the keys of UNet.pt, every form that a network may come in, and a trusted second implementation."""
 
 import ast
+import dataclasses
 import json
 from pathlib import Path
 
@@ -62,6 +63,22 @@ def test_the_trained_model_is_small_enough_to_ship() -> None:
         network = FaceUNet(TrainConfig(Path("unused")).model)
     assert network.side_multiple == 16
     assert 2 * sum(param.numel() for param in network.parameters()) < 24e6
+
+
+def test_a_patch_is_refined_at_full_resolution() -> None:
+    """The last block sees the noisy pixels themselves: with nothing but its own path, a pixel depends on those near it alone."""
+    network = tiny_faces(dataclasses.replace(CONFIG, patch=2, refine=16))
+    assert network.side_multiple == 4 and run(network, torch.zeros(2, 3, 8, 12), 5).shape == (2, 3, 8, 12)
+    with torch.no_grad():
+        network.unfold[2].weight.zero_()
+        network.refine.norm1.weight.zero_()  # normalisation spans the image
+        network.refine.norm2.weight.zero_()
+    network.out[0] = nn.Identity()
+    x = torch.zeros(1, 3, 16, 16)
+    x[0, :, 7, 6] = 1.0
+    changed = (run(network, x, 5) - run(network, torch.zeros_like(x), 5)).abs().sum((0, 1)) > 1e-7
+    rows, columns = torch.nonzero(changed, as_tuple=True)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 9, 4, 8)  # two 3x3 convolutions
 
 
 def test_the_time_embedding_is_the_homeworks() -> None:

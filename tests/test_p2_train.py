@@ -20,14 +20,14 @@ LOOKS = ["--validate-every", "10", "--preview-every", "30", "--checkpoint-every"
 
 def test_a_draw_is_a_function_of_its_seed(photos: Path) -> None:
     data = load_faces(photos)
-    first, again, other = (draw_faces(data, 16, seed, True) for seed in (5, 5, 6))
+    first, again, other = (draw_faces(data, 16, torch.Generator().manual_seed(seed), True) for seed in (5, 5, 6))
     assert torch.equal(first["image"], again["image"]) and torch.equal(first["index"], again["index"])
     assert not torch.equal(first["index"], other["index"])
 
 
 def test_half_of_the_photos_are_mirrored_if_asked(photos: Path) -> None:
     data = load_faces(photos)
-    batch, plain = draw_faces(data, 400, 0, True), draw_faces(data, 400, 0, False)
+    batch, plain = (draw_faces(data, 400, torch.Generator().manual_seed(0), flip) for flip in (True, False))
     originals = data.images[batch["index"]]
     same = (batch["image"] == originals).flatten(1).all(1)
     mirrored = (batch["image"] == originals.flip(-1)).flatten(1).all(1)

@@ -11,7 +11,7 @@ from common.diffusion import denoiser
 from common.errors import InputError
 from common.samplers import SAMPLERS, sample
 from common.schedule import linear_schedule, trailing_pairs
-from common.seeds import ImageGenerators, derive_seed, derive_seeds, padded_chunks
+from common.seeds import BatchDraws, ImageGenerators, derive_seed, derive_seeds, padded_chunks
 from p1_diffusion.inference import SamplingConfig, image_noise, sample_digits
 
 SEEDS = [11, 22, 33, 44, 55, 66, 77]
@@ -153,3 +153,20 @@ def test_keys_of_different_lengths_give_different_seeds() -> None:
 def test_a_seed_out_of_range_is_refused(word: int) -> None:
     with pytest.raises(InputError, match="a seed must lie between 0 and 4294967295"):
         derive_seed(0, word)
+
+
+def test_parts_of_a_step_draw_what_the_whole_draws() -> None:
+    """Micro-batches and processes see slices of one global batch; a part's draws do not depend on how the batch is cut."""
+
+    def drawn(parts: list[slice]) -> list[torch.Tensor]:
+        draws = BatchDraws(5, 6)
+        rows = [(d.randn(3, 2), d.rand(), d.randint(1000)) for d in map(draws.part, parts)]
+        return [torch.cat(values) for values in zip(*rows, strict=True)]
+
+    whole = drawn([slice(None)])
+    for parts in ([slice(0, 3), slice(3, 6)], [slice(k, k + 1) for k in range(6)]):
+        for a, b in zip(drawn(parts), whole, strict=True):
+            assert torch.equal(a, b)
+    assert not torch.equal(whole[1], BatchDraws(6, 6).part(slice(None)).rand())
+    assert whole[0].shape == (6, 3, 2) and whole[1].shape == whole[2].shape == (6,)
+    assert bool(((whole[1] >= 0) & (whole[1] < 1)).all()) and whole[2].dtype == torch.long

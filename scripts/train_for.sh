@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Trains for a given time instead of a number of steps: scripts/train_for.sh p1|p2 MINUTES [flags of the trainer].
+# Four fifths of the time at a constant learning rate, then the rate falls to 0 over the rest; the same command resumes.
+set -euo pipefail
+if [ $# -lt 2 ] || [ ! -f "$(dirname "${BASH_SOURCE[0]}")/train_$1.sh" ] || ! [[ "$2" =~ ^[0-9]+([.][0-9]+)?$ ]]; then
+  echo "usage: scripts/train_for.sh p1|p2 MINUTES [flags of the trainer, --run-dir among them]" >&2
+  exit 2
+fi
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+problem="$1" minutes="$2"
+shift 2
+run_dir="${RUNS_DIR:-$ROOT/runs}/$problem"
+train=(bash "$ROOT/scripts/train_$problem.sh" --run-dir "$run_dir" --lr-schedule constant "$@")
+if [ ! -f "$run_dir/cooling" ]; then
+  seconds="$("$PYTHON" -c 'import sys; print(float(sys.argv[1]) * 48)' "$minutes")"
+  code=0
+  timeout --foreground --signal=TERM "$seconds" "${train[@]}" --steps 100000000 || code=$?
+  [ "$code" -eq 124 ] || exit "$code"
+  "$PYTHON" - "$run_dir/state.safetensors" > "$run_dir/cooling" <<'PYTHON'
+import sys
+from pathlib import Path
+
+from common.checkpoint import load_tensors
+
+print(load_tensors(Path(sys.argv[1]))[1]["step"] * 5 // 4)
+PYTHON
+fi
+exec "${train[@]}" --steps "$(cat "$run_dir/cooling")"
