@@ -1,9 +1,11 @@
 """Where to compute: device names and accelerate's view of the processes."""
 
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import Tensor
 
 from common.errors import InputError
 
@@ -24,6 +26,13 @@ def pick_device(name: DeviceName) -> torch.device:
         raise InputError(f"--device {name} was asked for, but no {name.upper()} device is present")
     rank = os.environ.get("LOCAL_RANK")
     return torch.device(kind, int(rank)) if kind == "cuda" and rank else torch.device(kind)
+
+
+def has_room(device: torch.device, tensors: Iterable[Tensor]) -> bool:
+    """Whether training data of this size may stay on the device: it takes at most a quarter of what is free there."""
+    if device.type != "cuda":
+        return True
+    return sum(tensor.nbytes for tensor in tensors) <= torch.cuda.mem_get_info(device)[0] / 4
 
 
 def make_accelerator(device: DeviceName, mixed_precision: str = "no") -> "Accelerator":

@@ -3,12 +3,14 @@
     python3 -m p1_diffusion.study guidance
     python3 -m p1_diffusion.study samplers
     python3 -m p1_diffusion.study classifier --data hw2_data/digits
+    python3 -m p1_diffusion.study recipes --data hw2_data/digits --runs runs/recipes/*
 
 They take minutes to an hour on two CPU cores. Each finished row is saved, and a second call goes on with the missing ones.
 """
 
 import dataclasses
 import functools
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +20,9 @@ import torch
 import tyro
 
 from common import cli
-from common.data.digits import DATASETS, load_digits, pairing
+from common.data.digits import DATASETS, Digits, load_digits, pairing
 from common.devices import DeviceName, pick_device
-from common.files import ROOT, make_folder, write_json
+from common.files import ROOT, make_folder, read_json, write_json
 from common.metrics.classifier import DigitClassifier
 from common.samplers import count_evaluations
 from common.schedule import SPACINGS, make_schedule
@@ -45,18 +47,23 @@ SAMPLER_TABLE = (
 )
 
 
+RECIPE_IMAGES, RECIPE_DIGITS = 25, 400  # drawn of each class, and recognised of each dataset, for a recipe
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Runs a study of Problem 1 on the 2024 classes, by the project's classifier."""
 
-    study: tyro.conf.Positional[Literal["guidance", "samplers", "classifier"]]
+    study: tyro.conf.Positional[Literal["guidance", "samplers", "classifier", "recipes"]]
     """Which study."""
     checkpoint: Path = ROOT / "checkpoints" / "p1_digits"
     """Model folder."""
     grader: Path = GRADER
     """Classifier folder."""
     data: Path = ROOT / "hw2_data" / "digits"
-    """The real digits, whose held-out tenth the study "classifier" recognises."""
+    """The real digits, whose held-out tenth the studies "classifier" and "recipes" recognise."""
+    runs: tuple[Path, ...] = ()
+    """Run folders of trainings that the study "recipes" compares, without guidance."""
     results: Path = ROOT / "results"
     """Folder of p1_guidance.json, p1_samplers.json or p1_classifier.json."""
     device: DeviceName = "auto"
@@ -65,9 +72,12 @@ class Config:
 
 def main(config: Config) -> None:
     """Adds the missing rows to the study's file."""
+    if config.study == "recipes":
+        compare_recipes(config)
+        return
     model = ContextUNet.load(config.checkpoint).to(pick_device(config.device))
     if config.study == "classifier":
-        recognise(config, model)
+        write_recognised(config, model)
         return
     network, reference = DigitClassifier.load(config.grader), load_reference(config.grader)
     default = SamplingConfig()
@@ -91,15 +101,48 @@ def main(config: Config) -> None:
         plot_guidance(rows, make_folder(config.results / "figures" / "p1") / "guidance.png")
 
 
-def recognise(config: Config, model: ContextUNet) -> None:
+def compare_recipes(config: Config) -> None:
+    """A row for each run: what it was trained with and on how many images, and what its last weights do without guidance."""
+    network, reference = DigitClassifier.load(config.grader), load_reference(config.grader)
+    held_out = load_digits(config.data, "held_out")
+    sampling, device = dataclasses.replace(SamplingConfig(), guide_w=0.0), pick_device(config.device)
+
+    def measure_run(run: Path) -> dict[str, Any]:
+        model = ContextUNet.load(run / "last").to(device)
+        losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        found = measure(model, sampling, RECIPE_IMAGES, network, reference)
+        recognised = recognise(model, held_out, RECIPE_DIGITS)
+        validation = [line["validation_loss"] for line in losses if "validation_loss" in line][-1]
+        return found | {"validation_loss": validation, "recognised": recognised}
+
+    plan = []
+    for run in config.runs:
+        settings = read_json(run / "config.json")
+        key = {"name": run.name, "images": settings["steps"] * settings["batch_size"], "settings": settings}
+        plan.append((key, functools.partial(measure_run, run)))
+    command = "python3 -m p1_diffusion.study recipes --data hw2_data/digits --runs runs/recipes/*"
+    shown = ("name", "validation_loss", "accuracy", "frechet_ratio", "recognised")
+    measured_rows(config.results / "p1_recipes.json", command, plan, shown)
+
+
+def recognise(model: ContextUNet, held_out: Digits, count: int | None = None) -> dict[str, float]:
+    """The share of the held-out digits, or the first `count` of each dataset, that the model recognises by its error."""
+    found = {}
+    for i, name in enumerate(DATASETS):
+        mine = torch.nonzero(held_out.datasets == i).flatten()[:count]
+        right = classify_by_error(model, held_out.images[mine], held_out.datasets[mine]) == held_out.digits[mine]
+        found[name] = right.double().mean().item()
+    return found
+
+
+def write_recognised(config: Config, model: ContextUNet) -> None:
     """Writes and prints how many of the held-out digits the model recognises by its error."""
     held_out = load_digits(config.data, "held_out")
-    right = classify_by_error(model, held_out.images, held_out.datasets) == held_out.digits
-    rows = {name: right[held_out.datasets == i].double().mean().item() for i, name in enumerate(DATASETS)}
+    rows = recognise(model, held_out)
     command = "python3 -m p1_diffusion.study classifier --data hw2_data/digits"
     write_json(
         config.results / "p1_classifier.json",
-        {"command": command, "timesteps": TIMESTEPS, "images": len(right), **rows},
+        {"command": command, "timesteps": TIMESTEPS, "images": len(held_out), **rows},
     )
     for name, value in rows.items():
         print(f"{name}: {value:.2%} of the held-out digits recognised")

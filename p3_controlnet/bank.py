@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from common.checkpoint import cached_tensors
 from common.data.examples import Examples
+from common.devices import has_room
 from common.images import to_model_range
 from common.latent_diffusion import LatentDiffusion
 from common.training import Batch
@@ -44,6 +45,13 @@ class Bank:
         index = index.to(self.latents.device)
         batch = {"index": index, "latent": self.latents[index], "context": self.contexts[self.caption[index]]}
         return batch if self.hints is None else batch | {"hint": self.hints[index]}
+
+    def resident(self, device: torch.device) -> "Bank":
+        """The bank on the device, if there is room for it; else itself."""
+        tensors = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if not has_room(device, [value for value in tensors.values() if value is not None]):
+            return self
+        return Bank(**{name: None if value is None else value.to(device) for name, value in tensors.items()})
 
     @classmethod
     def cached(cls, path: Path, made_from: Mapping[str, Any], make: Callable[[], "Bank"]) -> "Bank":

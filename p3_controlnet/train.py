@@ -107,6 +107,7 @@ def main(config: Config) -> None:
     }
     with accelerator.main_process_first():
         bank = Bank.cached(config.run_dir / "bank.safetensors", made_from, lambda: make_bank(model, examples()))
+    bank = bank.resident(accelerator.device)
     held_out = drawn_circles(VALIDATION_EXAMPLES, size, config.training.seed + VALIDATION_SEED)
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:

@@ -120,6 +120,7 @@ def main(config: Config) -> None:
     }
     with accelerator.main_process_first():
         bank = Bank.cached(config.run_dir / "bank.safetensors", made_from, lambda: make_bank(model, examples()))
+    bank = bank.resident(accelerator.device)
     held_out = make_bank(model, drawn_examples(VALIDATION_EXAMPLES, SIDE, VALIDATION_SEED + config.training.seed))
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
