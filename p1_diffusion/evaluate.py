@@ -18,7 +18,7 @@ from torch import Tensor
 from common import cli
 from common.checkpoint import load_tensors, save_tensors
 from common.data.digits import DATASETS, NUM_DIGITS, SIZE, Digits, Edition, load_digits, pairing
-from common.diffusion import drop_context
+from common.diffusion.guidance import drop_context
 from common.errors import InputError
 from common.files import ROOT, write_json
 from common.images import read_rgb, to_model_range

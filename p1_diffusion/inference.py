@@ -20,12 +20,13 @@ from tqdm import tqdm
 from common import cli
 from common.data.digits import DATASETS, SIZE, Edition, pairing
 from common.devices import DeviceName, pick_device
-from common.diffusion import denoiser, guided
+from common.diffusion.guidance import guided
+from common.diffusion.process import denoiser
+from common.diffusion.samplers import Callback, SamplerName, sample
+from common.diffusion.schedule import SPACINGS, make_schedule
 from common.errors import InputError
 from common.files import ROOT, make_folder
 from common.images import to_uint8, write_png
-from common.samplers import Callback, SamplerName, sample
-from common.schedule import SPACINGS, make_schedule
 from common.seeds import ImageGenerators, derive_seed, padded_chunks
 from p1_diffusion.model import NULL_DIGIT, ContextUNet
 

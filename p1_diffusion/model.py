@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from common.attention import attend
 from common.checkpoint import load_model, save_model
 from common.data.digits import DATASETS, NUM_DIGITS, SIZE
-from common.diffusion import Parameterization
+from common.diffusion.process import Parameterization
+from common.diffusion.schedule import SCHEDULES, ScheduleName
 from common.embedding import SinusoidalEmbedding
 from common.errors import InputError
-from common.schedule import SCHEDULES, ScheduleName
 
 KIND = "p1_diffusion.ContextUNet"
 NULL_DIGIT = NUM_DIGITS

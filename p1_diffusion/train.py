@@ -15,12 +15,13 @@ import tyro
 
 from common import cli
 from common.data.digits import DATASETS, NUM_DIGITS, BalancedDraw, Digits, load_digits
-from common.diffusion import LossWeight, LossWeighting, TimestepDistribution, diffusion_loss, drop_context
+from common.diffusion.guidance import drop_context
+from common.diffusion.loss import LossWeight, LossWeighting, TimestepDistribution, diffusion_loss
+from common.diffusion.schedule import make_schedule
 from common.errors import InputError
 from common.files import ROOT
 from common.grid import labelled_grid
 from common.images import to_model_range, write_png
-from common.schedule import make_schedule
 from common.seeds import Draws
 from common.training import Batch, TrainingConfig, fit, prepare_network, settings_of
 from common.validation import held_out_loss

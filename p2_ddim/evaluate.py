@@ -20,7 +20,7 @@ from common.errors import InputError
 from common.files import write_json
 from common.images import image_files, read_rgb
 from common.metrics.frechet import feature_statistics, frechet_distance
-from p2_ddim.features import SHIPPED, Features, choose_features
+from p2_ddim.study.features import SHIPPED, Features, choose_features
 
 PASS_BELOW = 20.0
 REAL_DRAWS = 5

@@ -23,12 +23,12 @@ from tqdm import tqdm
 from common import cli
 from common.checkpoint import load_pickle
 from common.devices import DeviceName, pick_device
-from common.diffusion import Denoise, denoiser
+from common.diffusion.process import Denoise, denoiser
+from common.diffusion.samplers import Callback, SamplerName, sample
+from common.diffusion.schedule import SPACINGS, NoiseSchedule, Pairs, linear_schedule
 from common.errors import InputError
 from common.files import make_folder
 from common.images import to_uint8, write_png
-from common.samplers import Callback, SamplerName, sample
-from common.schedule import SPACINGS, NoiseSchedule, Pairs, linear_schedule
 from common.seeds import ImageGenerators, derive_seed, padded_chunks
 from p2_ddim.model import FACES, FaceNetwork, load_network
 
@@ -62,7 +62,7 @@ CONVENTIONS = {
     "trailing": Convention(spacing="trailing", last_abar="one"),
     "linspace": Convention(spacing="linspace", last_abar="one"),
 }
-"""The conventions that `p2_ddim.calibrate` tries."""
+"""The conventions that `p2_ddim.study.calibrate` tries."""
 
 
 @dataclasses.dataclass(frozen=True)

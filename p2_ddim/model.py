@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from common.attention import attend
 from common.checkpoint import load_model, load_pickle, load_strict, load_tensors, save_model
-from common.diffusion import Parameterization
+from common.diffusion.process import Parameterization
 from common.embedding import SinusoidalEmbedding
 from common.errors import InputError
 from common.files import ROOT, read_json, shown

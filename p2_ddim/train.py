@@ -15,12 +15,12 @@ import tyro
 
 from common import cli
 from common.data.faces import Faces, load_faces
-from common.diffusion import LossWeight, LossWeighting, TimestepDistribution, diffusion_loss
+from common.diffusion.loss import LossWeight, LossWeighting, TimestepDistribution, diffusion_loss
+from common.diffusion.schedule import linear_schedule
 from common.errors import InputError
 from common.files import ROOT
 from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
-from common.schedule import linear_schedule
 from common.seeds import Draws, ImageGenerators, derive_seeds, random_indices
 from common.training import Batch, TrainingConfig, fit, prepare_network, settings_of
 from common.validation import held_out_loss

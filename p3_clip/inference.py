@@ -5,7 +5,7 @@
     python3 -m p3_clip.inference ... --model checkpoints/clip_shapes
 
 Pictures are named {class_id}_{image_id}.png. OUT gets results.json (CLIP_benchmark's schema), predictions.csv and
-cosines.safetensors, from which p3_clip.evaluate and p3_clip.figures make the report. Image features are kept by content, so
+cosines.safetensors, from which p3_clip.evaluate and p3_clip.study.figures make the report. Image features are kept by content, so
 that other labels and templates on the same pictures take seconds.
 """
 

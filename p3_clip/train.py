@@ -8,7 +8,8 @@ The 50 classes of common.data.shapes.held_out_classes never occur. On one free C
 
 Sizes (p3_clip/data/clip_shapes.json) are chosen for the CPU: 48x48 pictures in patches of 8, and 32 token positions instead of
 77, since the longest caption has 24 tokens with start and end; CLIPTextModel takes any number, and a diffusion model conditioned
-on it gets its tokens from `common.text.clip_tokenizer(32)`. Training reads no position after the longest caption of the batch.
+on it gets its tokens from `clip_tokenizer(32)` of `common.latent.text_encoder`. Training reads no position after the longest
+caption of the batch.
 
 A contrastive loss compares every picture of a batch with every caption of it, so a batch cannot be cut: accumulation must be 1
 and the run is of one process (one GPU).

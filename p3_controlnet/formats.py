@@ -13,9 +13,16 @@ import torch
 
 from common.errors import InputError
 from common.files import read_json
-from common.stable_diffusion.naming import CONFIG_FILE, CONTROL, CONTROL_CLASS, HINT_COMPVIS, HINT_DIFFUSERS, unet_names
-from common.stable_diffusion.sd14 import SD14, check_config, defaults_of
-from common.stable_diffusion.weights import Part, fill, own_names, read_folder, read_weights
+from common.latent.stable_diffusion.naming import (
+    CONFIG_FILE,
+    CONTROL,
+    CONTROL_CLASS,
+    HINT_COMPVIS,
+    HINT_DIFFUSERS,
+    unet_names,
+)
+from common.latent.stable_diffusion.sd14 import SD14, check_config, defaults_of
+from common.latent.stable_diffusion.weights import Part, fill, own_names, read_folder, read_weights
 from p3_controlnet.model import ENCODER_KEYS, ControlNet
 
 if TYPE_CHECKING:

@@ -19,15 +19,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import cli
-from common.base_models import holds_base, kind_of, load_base
 from common.data.fill50k import SIZE, read_prompts
 from common.devices import DeviceName, pick_device
 from common.errors import InputError
 from common.files import ROOT
-from common.generate import GenerationConfig, Request, check_generation, residual_scales
 from common.images import read_rgb
-from common.latent_diffusion import LatentDiffusion
-from common.pictures import Picture, draw_missing
+from common.latent.generate import GenerationConfig, Request, check_generation, residual_scales
+from common.latent.load import holds_base, kind_of, load_base
+from common.latent.model import LatentDiffusion
+from common.latent.save_pictures import Picture, draw_missing
 from common.seeds import derive_seed
 from p3_controlnet.formats import is_small, load_controlnet
 from p3_controlnet.patches import patched

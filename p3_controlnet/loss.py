@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from common.diffusion import diffusion_loss, drop_context
+from common.diffusion.guidance import drop_context
+from common.diffusion.loss import diffusion_loss
 from common.images import to_hint
-from common.latent_diffusion import LatentCondition, LatentDiffusion
+from common.latent.model import LatentCondition, LatentDiffusion
 from common.seeds import Draws
 from common.training import Batch
 
@@ -19,7 +20,7 @@ def latent_loss(
     min_snr_gamma: float | None,
     snr_offset: float,
 ) -> Tensor:
-    """`common.diffusion.diffusion_loss` of a batch of `Bank.take`, a scalar.
+    """`common.diffusion.loss.diffusion_loss` of a batch of `Bank.take`, a scalar.
 
     A caption gives way to `null` [L, D], the empty prompt's features, with the probability `drop_text`; the hint, where the batch
     has one, stays.

@@ -1,6 +1,6 @@
 """ControlNet (Zhang et al. 2023, arXiv:2302.05543): a trained copy of a U-Net's encoder that steers the frozen U-Net by a hint.
 
-The frozen U-Net and the addition of the residuals are in `common/latent_diffusion.py`. Keys of the state dict, and the folder
+The frozen U-Net and the addition of the residuals are in `common/latent/model.py`. Keys of the state dict, and the folder
 that `save` writes, are those of diffusers' `ControlNetModel`.
 """
 
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from common.checkpoint import load_strict, load_tensors, save_tensors
 from common.errors import InputError
 from common.files import make_folder, read_json, write_json
-from common.stable_diffusion.naming import CONFIG_FILE, CONTROL_CLASS, WEIGHTS_FILE
+from common.latent.stable_diffusion.naming import CONFIG_FILE, CONTROL_CLASS, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

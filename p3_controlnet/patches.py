@@ -5,9 +5,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from common.diffusion import Network
+from common.diffusion.process import Network
 from common.errors import InputError
-from common.latent_diffusion import LatentCondition
+from common.latent.model import LatentCondition
 
 
 def patched(network: Network, size: int, stride: int, downscale: int) -> Network:

@@ -19,21 +19,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import cli
-from common.base_models import base_hash, load_base
 from common.colour import colour_difference
 from common.data.examples import Examples, drawn_circles, real_examples
 from common.devices import make_accelerator
 from common.errors import InputError
 from common.files import ROOT
-from common.generate import GenerationConfig, Request, generate
 from common.grid import labelled_grid
 from common.images import to_uint8, write_png
-from common.latent_diffusion import LatentDiffusion
+from common.latent.generate import GenerationConfig, Request, generate
+from common.latent.load import base_hash, load_base
+from common.latent.model import LatentDiffusion
 from common.metrics.segmentation import NO_OBJECT_ERROR, inner_region, iou, median_colour, object_mask
 from common.seeds import Draws, derive_seeds, random_indices
 from common.training import Batch, TrainingConfig, fit, settings_of
-from p3_controlnet.bank import Bank, make_bank
 from p3_controlnet.formats import load_controlnet
+from p3_controlnet.latent_cache import Bank, make_bank
 from p3_controlnet.loss import latent_loss
 from p3_controlnet.model import SD_HINT_CHANNELS, ControlNet
 

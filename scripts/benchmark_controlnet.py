@@ -29,14 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from common import cli
 from common.devices import DeviceName, pick_device
+from common.diffusion.schedule import make_schedule
 from common.ema import EMA
 from common.errors import InputError
 from common.files import ROOT, read_json, write_json
-from common.latent_diffusion import LatentDiffusion, downscale_of
-from common.schedule import make_schedule
+from common.latent.model import LatentDiffusion, downscale_of
+from common.latent.small import AutoencoderConfig, UNetConfig, build_autoencoder, build_unet
+from common.latent.stable_diffusion.sd14 import empty_networks
 from common.seeds import ImageGenerators, derive_seeds
-from common.small_diffusion import AutoencoderConfig, UNetConfig, build_autoencoder, build_unet
-from common.stable_diffusion.sd14 import empty_networks
 from p3_controlnet.loss import latent_loss
 from p3_controlnet.model import SD_HINT_CHANNELS, ControlNet
 from p3_controlnet.train import SMALL_HINT_CHANNELS

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from common import cli
 from common.devices import DeviceName, pick_device
+from common.diffusion.samplers import sample_ddim
 from common.errors import InputError
 from common.files import ROOT, write_json
-from common.samplers import sample_ddim
 from p2_ddim.inference import SamplingConfig, face_denoiser, plan
 from p2_ddim.model import FaceUNet, FaceUNetConfig, fold_upsampling
 

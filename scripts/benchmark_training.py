@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from common import cli
 from common.data.digits import DATASETS, NUM_DIGITS, SIZE, BalancedDraw, Digits
 from common.devices import DeviceName, pick_device
-from common.diffusion import drop_context
+from common.diffusion.guidance import drop_context
+from common.diffusion.schedule import make_schedule
 from common.files import ROOT, write_json
 from common.images import to_model_range
-from common.schedule import make_schedule
 from common.seeds import Draws, random_indices
 from common.training import Batch, TrainingConfig, fit
 from p1_diffusion.model import NULL_DIGIT

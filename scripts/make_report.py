@@ -12,22 +12,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
-import p1_diffusion.report
-import p2_ddim.report
-import p3_clip.personalisation.report
-import p3_clip.report
-import p3_controlnet.report
+import p1_diffusion.study.report
+import p2_ddim.study.report
+import p3_clip.personalisation.study.report
+import p3_clip.study.report
+import p3_controlnet.study.report
 from common import cli
 from common.errors import InputError
 from common.files import ROOT, atomic_write
 from common.report import README_HEADER, table
 
 PROBLEMS = (
-    p1_diffusion.report,
-    p2_ddim.report,
-    p3_controlnet.report,
-    p3_clip.report,
-    p3_clip.personalisation.report,
+    p1_diffusion.study.report,
+    p2_ddim.study.report,
+    p3_controlnet.study.report,
+    p3_clip.study.report,
+    p3_clip.personalisation.study.report,
 )
 MARKS = ("<!-- results: written by scripts/make_report.py -->", "<!-- end of results -->")
 HEADER = """# Report

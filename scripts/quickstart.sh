@@ -26,7 +26,7 @@ run_p1() {
   echo "Problem 1: 500 digits in the grader's layout, graded by the project's classifier, and the report's figures."
   bash "$ROOT/hw2_1.sh" "$out/p1"
   bash "$ROOT/scripts/grade.sh" "$out/p1" || [ $? -eq 1 ]  # 1 is a grade below the bar, not a failure to grade
-  "$PYTHON" -m p1_diffusion.figures --images "$out/p1" --output-dir "$out/p1_figures"
+  "$PYTHON" -m p1_diffusion.study.figures --images "$out/p1" --output-dir "$out/p1_figures"
   echo "Look at $out/p1_figures/grid_mixed.png and $out/p1_figures/reverse_2025.png; the digits are in $out/p1."
 }
 
@@ -34,7 +34,7 @@ run_p2() {
   echo "Problem 2: ten faces from fixed noises by DDIM, what fresh noise does to four of them, and the paths between two."
   "$PYTHON" "$ROOT/scripts/make_noise.py" --output-dir "$out/p2_noise"
   bash "$ROOT/hw2_2.sh" "$out/p2_noise" "$out/p2"
-  "$PYTHON" -m p2_ddim.figures --noises "$out/p2_noise" --output-dir "$out/p2_figures" --images "$out/p2"
+  "$PYTHON" -m p2_ddim.study.figures --noises "$out/p2_noise" --output-dir "$out/p2_figures" --images "$out/p2"
   echo "Look at faces.png, eta.png, slerp.png and lerp.png in $out/p2_figures; the faces are in $out/p2."
 }
 
@@ -44,7 +44,7 @@ run_clip() {
   [ -d "$data" ] || "$PYTHON" "$ROOT/scripts/make_clip_testset.py" --output-dir "$data"
   bash "$ROOT/scripts/inference_clip.sh" "$data/val" "$data/id2label.json" "$out/clip" --model "$ROOT/checkpoints/clip_shapes"
   "$PYTHON" -m p3_clip.evaluate zero-shot --run "$out/clip"
-  "$PYTHON" -m p3_clip.figures --run "$out/clip" --images "$data/val" --output-dir "$out/clip_figures"
+  "$PYTHON" -m p3_clip.study.figures --run "$out/clip" --images "$data/val" --output-dir "$out/clip_figures"
   echo "Look at $out/clip_figures/examples.png: five successes and five failures; every prediction is in $out/clip/predictions.csv."
 }
 
@@ -55,7 +55,7 @@ run_controlnet() {
   bash "$ROOT/hw2_3.sh" "$data/prompt.json" "$data/source" "$out/controlnet" "$ROOT/checkpoints/ldm_shapes"
   bash "$ROOT/scripts/grade.sh" "$out/controlnet" "$data/prompt.json" "$data/source" "$data/target" --resolution 64 --clip none \
     --iou-bar 0.9 || [ $? -eq 1 ]
-  "$PYTHON" -m p3_controlnet.figures --output-dir "$out/controlnet_figures" --data "$data" --images "$out/controlnet" \
+  "$PYTHON" -m p3_controlnet.study.figures --output-dir "$out/controlnet_figures" --data "$data" --images "$out/controlnet" \
     --rows 45 --only circles failures
   echo "Look at $out/controlnet_figures/circles.png and $out/controlnet_figures/failures.png; the pictures are in $out/controlnet."
 }
@@ -63,10 +63,10 @@ run_controlnet() {
 run_personalisation() {
   echo "Problem 3, 2024: four learned concepts without a name, each by itself and two in one picture, beside untrained words."
   local pictures="$out/personalisation" figures="$out/personalisation_figures"
-  "$PYTHON" -m p3_clip.personalisation.study --base "$ROOT/checkpoints/ldm_shapes" \
+  "$PYTHON" -m p3_clip.personalisation.study.sweeps --base "$ROOT/checkpoints/ldm_shapes" \
     --joint-cut-mix "$ROOT/checkpoints/concepts_shapes" --images 20 --clip none --output-dir "$pictures" \
     --result "$pictures/results.json"
-  "$PYTHON" -m p3_clip.personalisation.figures --pictures "$pictures" --results "$pictures/results.json" --output-dir "$figures"
+  "$PYTHON" -m p3_clip.personalisation.study.figures --pictures "$pictures" --results "$pictures/results.json" --output-dir "$figures"
   echo "Look at $figures/single.png (photos and learned concepts) and $figures/beside.png (two in one picture); the pictures are in $pictures."
 }
 

@@ -19,13 +19,13 @@ study() { # NAME DATA FLAGS...
 }
 study shapes "$test_set" --model "$ROOT/checkpoints/clip_shapes"
 "$PYTHON" -m p3_clip.evaluate zero-shot --run "$work/shapes" --colours --result "$ROOT/results/p3_clip_shapes_evaluation.json"
-"$PYTHON" -m p3_clip.figures --run "$work/shapes" --images "$test_set/val" --output-dir "$ROOT/results/figures/p3_clip/shapes"
+"$PYTHON" -m p3_clip.study.figures --run "$work/shapes" --images "$test_set/val" --output-dir "$ROOT/results/figures/p3_clip/shapes"
 cp "$work/shapes/results.json" "$ROOT/results/p3_clip_shapes.json"
 if [ -d "$ROOT/hw2_data/clip_zeroshot/val" ]; then
   course="$ROOT/hw2_data/clip_zeroshot"
   if study course "$course" --model ViT-B-32-quickgelu --pretrained openai; then
     "$PYTHON" -m p3_clip.evaluate zero-shot --run "$work/course" --result "$ROOT/results/p3_clip_course_evaluation.json"
-    "$PYTHON" -m p3_clip.figures --run "$work/course" --images "$course/val" --output-dir "$ROOT/results/figures/p3_clip/course"
+    "$PYTHON" -m p3_clip.study.figures --run "$work/course" --images "$course/val" --output-dir "$ROOT/results/figures/p3_clip/course"
     cp "$work/course/results.json" "$ROOT/results/p3_clip_course.json"
   else
     echo "the course's pictures are left out, for the reason above" >&2

@@ -12,12 +12,12 @@ if [ -d "$data/testing" ]; then
   pairs=(--fill50k "$data")
   figures=("${pairs[@]}")
 fi
-for study in base two_circles canvas; do "$PYTHON" -m p3_controlnet.study "$study" "$@"; done
+for study in base two_circles canvas; do "$PYTHON" -m p3_controlnet.study.sweeps "$study" "$@"; done
 if [ ${#pairs[@]} -gt 0 ]; then
-  for study in autoencoder circles; do "$PYTHON" -m p3_controlnet.study "$study" "${pairs[@]}" "$@"; done
+  for study in autoencoder circles; do "$PYTHON" -m p3_controlnet.study.sweeps "$study" "${pairs[@]}" "$@"; done
   bash "$ROOT/hw2_3.sh" "$data/testing/prompt.json" "$data/testing/source" "$work/out" "$ROOT/checkpoints/ldm_shapes"
   bash "$ROOT/scripts/grade.sh" "$work/out" "$data/testing/prompt.json" "$data/testing/source" "$data/testing/target" \
     --resolution 64 --result "$ROOT/results/p3_controlnet_evaluation.json" || [ $? -eq 1 ]  # 1 is a grade below the bar
 fi
-"$PYTHON" -m p3_controlnet.figures --output-dir "$ROOT/results/figures/p3_controlnet" "${figures[@]}"
+"$PYTHON" -m p3_controlnet.study.figures --output-dir "$ROOT/results/figures/p3_controlnet" "${figures[@]}"
 "$PYTHON" "$ROOT/scripts/make_report.py"

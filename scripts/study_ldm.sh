@@ -11,7 +11,7 @@ train() { # NAME FLAGS...
   shift
   "$PYTHON" -m p3_controlnet.base.train_unet --run-dir "$runs/$name" --autoencoder "$base/vae" --text-encoder "$base/text_encoder" \
     --pictures 20000 --steps 1500 --warmup 100 "$@"
-  "$PYTHON" -m p3_controlnet.study base --checkpoint "$runs/$name/last" --default-only
+  "$PYTHON" -m p3_controlnet.study.sweeps base --checkpoint "$runs/$name/last" --default-only
 }
 train usual "$@"
 train plain_schedule --no-zero-terminal "$@"

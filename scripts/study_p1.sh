@@ -11,7 +11,7 @@ for edition in 2025 2024; do
   "$PYTHON" -m p1_diffusion.evaluate --images "$work/$edition" --data "$data" \
     --result "$ROOT/results/p1_evaluation_$edition.json" || [ $? -eq 1 ]
 done
-"$PYTHON" -m p1_diffusion.figures --images "$work/2024" --output-dir "$ROOT/results/figures/p1"
-"$PYTHON" -m p1_diffusion.study guidance
-"$PYTHON" -m p1_diffusion.study samplers
+"$PYTHON" -m p1_diffusion.study.figures --images "$work/2024" --output-dir "$ROOT/results/figures/p1"
+"$PYTHON" -m p1_diffusion.study.sweeps guidance
+"$PYTHON" -m p1_diffusion.study.sweeps samplers
 "$PYTHON" "$ROOT/scripts/make_report.py"

@@ -29,8 +29,8 @@ for concept in "wine <new1>" "mauve <new2>" "slate_triangle <new3>" "ring <new4>
   apart+=("$runs/$name/last")
 done
 "$PYTHON" -m p3_clip.personalisation.merge --base "$base" --results "${apart[@]}" --output-dir "$runs/merged"
-"$PYTHON" -m p3_clip.personalisation.study --base "$base" --inversion "$runs/inversion/last" \
+"$PYTHON" -m p3_clip.personalisation.study.sweeps --base "$base" --inversion "$runs/inversion/last" \
   --inversion-cut-mix "$runs/inversion_cut_mix/last" --joint "$runs/joint/last" --joint-cut-mix "$runs/joint_cut_mix/last" \
   --merged "$runs/merged" --output-dir "$runs/pictures" --clip "$clip"
-"$PYTHON" -m p3_clip.personalisation.figures --pictures "$runs/pictures"
+"$PYTHON" -m p3_clip.personalisation.study.figures --pictures "$runs/pictures"
 "$PYTHON" "$ROOT/scripts/make_report.py"

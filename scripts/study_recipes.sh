@@ -22,4 +22,4 @@ train muon_none "${muon[@]}" --loss-weight none
 train muon_learned_logit_normal "${muon[@]}" --loss-weight learned --timesteps logit_normal
 train muon_learned_augment "${muon[@]}" --loss-weight learned --augment 0.15
 train muon_learned_x0 "${muon[@]}" --loss-weight learned --model.parameterization x0
-"$PYTHON" -m p1_diffusion.study recipes --data "$data" --runs "$runs"/*
+"$PYTHON" -m p1_diffusion.study.sweeps recipes --data "$data" --runs "$runs"/*

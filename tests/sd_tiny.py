@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from common.checkpoint import load_strict
 from common.files import read_json, write_json
-from common.stable_diffusion.files import compvis_state
-from common.stable_diffusion.naming import TEXT, UNET, to_compvis, unet_names
-from common.stable_diffusion.sd14 import SD14, empty_networks, noise_schedule
+from common.latent.stable_diffusion.load import compvis_state
+from common.latent.stable_diffusion.naming import TEXT, UNET, to_compvis, unet_names
+from common.latent.stable_diffusion.sd14 import SD14, empty_networks, noise_schedule
 
 TINY = {
     "unet/config.json": {

@@ -62,8 +62,8 @@ def names(source: str) -> set[str]:
 def outside_its_room(path: str, source: str) -> list[str]:
     """Ideas that the file uses though they live in another."""
     rooms = {
-        "cumprod": "common/schedule.py",
-        "torch.cumprod": "common/schedule.py",
+        "cumprod": "common/diffusion/schedule.py",
+        "torch.cumprod": "common/diffusion/schedule.py",
         "torch.load": "common/checkpoint.py",
         "pickle.load": "common/checkpoint.py",
         "pickle.loads": "common/checkpoint.py",
@@ -131,10 +131,10 @@ def test_common_imports_a_heavy_library_only_where_it_is_needed(path: str) -> No
 
 def test_the_program_was_found() -> None:
     """So that the tests above look at something."""
-    assert {"common/schedule.py", "common/checkpoint.py", "p1_diffusion/train.py"} <= PROGRAM.keys()
-    assert outside_its_room("elsewhere.py", PROGRAM["common/schedule.py"]) == ["cumprod", "torch.cumprod"]
+    assert {"common/diffusion/schedule.py", "common/checkpoint.py", "p1_diffusion/train.py"} <= PROGRAM.keys()
+    assert outside_its_room("elsewhere.py", PROGRAM["common/diffusion/schedule.py"]) == ["cumprod", "torch.cumprod"]
     assert outside_its_room("elsewhere.py", PROGRAM["common/checkpoint.py"]) == ["torch.load"]
-    assert {"common/schedule.py", "common/diffusion.py"} <= reachable("p1_diffusion", PROGRAM)
+    assert {"common/diffusion/schedule.py", "common/diffusion/process.py"} <= reachable("p1_diffusion", PROGRAM)
     assert {"common/clip/__init__.py", "common/clip/formats.py"} <= reachable("p3_clip", PROGRAM)
     assert heavy_imports("p3_clip", PROGRAM)["common/clip/__init__.py"] == {"open_clip"}
 
@@ -165,7 +165,7 @@ def test_an_idea_outside_its_room_is_caught(source: str) -> None:
         ("scripts/make_report.py", "import argparse", True),
         ("p3_clip/personalisation/train.py", "from p3_clip.model import classify", False),
         ("p3_clip/personalisation/train.py", "from .model import words", False),
-        ("scripts/make_report.py", "from p2_ddim import figures", False),
+        ("scripts/make_report.py", "from p2_ddim.study import figures", False),
     ],
 )
 def test_a_forbidden_import_is_caught(path: str, source: str, caught: bool) -> None:
@@ -175,14 +175,14 @@ def test_a_forbidden_import_is_caught(path: str, source: str, caught: bool) -> N
 def test_a_heavy_library_is_caught() -> None:
     """Behind common, inside a function, and in an adapter that imports it before it is needed."""
     program = {
-        "p2_ddim/train.py": "from common import text\nfrom p2_ddim.model import f",
+        "p2_ddim/train.py": "from common.latent import text_encoder\nfrom p2_ddim.model import f",
         "p2_ddim/model.py": "def f():\n    import diffusers",
-        "common/text.py": "def f():\n    import transformers",
+        "common/latent/text_encoder.py": "def f():\n    import transformers",
         "common/other.py": "import diffusers",
     }
     assert reachable("p2_ddim", program) == program.keys() - {"common/other.py"}
-    assert heavy_imports("p2_ddim", program) == {"common/text.py": {"transformers"}}
-    program["common/text.py"] = "if TYPE_CHECKING:\n    import transformers\ndef f():\n    pass"
-    assert list(eager_imports("common/text.py", program["common/text.py"])) == []
-    program |= {"p2_ddim/model.py": "import diffusers", "common/text.py": ""}
+    assert heavy_imports("p2_ddim", program) == {"common/latent/text_encoder.py": {"transformers"}}
+    program["common/latent/text_encoder.py"] = "if TYPE_CHECKING:\n    import transformers\ndef f():\n    pass"
+    assert list(eager_imports("common/latent/text_encoder.py", program["common/latent/text_encoder.py"])) == []
+    program |= {"p2_ddim/model.py": "import diffusers", "common/latent/text_encoder.py": ""}
     assert heavy_imports("p2_ddim", program) == {"p2_ddim/model.py": {"diffusers"}}

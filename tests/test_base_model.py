@@ -14,17 +14,16 @@ from tiny_latent import seeded
 from tiny_pairs import write_pairs
 from torch.nn import functional as F
 
-from common.base_models import holds_base, kind_of, load_base
 from common.checkpoint import load_tensors, state_hash
 from common.data.examples import drawn_circles, drawn_examples
 from common.data.shapes import KINDS, Scene, Shape
-from common.diffusion import min_snr_weight
+from common.diffusion.loss import min_snr_weight
 from common.errors import InputError
 from common.files import read_json, write_json
 from common.images import to_model_range
-from common.latent_diffusion import LatentCondition, LatentDiffusion
-from common.seeds import ImageGenerators
-from common.small_diffusion import (
+from common.latent.load import holds_base, kind_of, load_base
+from common.latent.model import LatentCondition, LatentDiffusion
+from common.latent.small import (
     AutoencoderConfig,
     UNetConfig,
     build_autoencoder,
@@ -36,10 +35,11 @@ from common.small_diffusion import (
     save_model,
     save_network,
 )
-from common.text import clip_tokenizer, load_text_encoder, load_text_tower
-from p3_controlnet.bank import Bank, make_bank
+from common.latent.text_encoder import clip_tokenizer, load_text_encoder, load_text_tower
+from common.seeds import ImageGenerators
 from p3_controlnet.base import train_autoencoder, train_text, train_unet
 from p3_controlnet.formats import is_small, load_controlnet
+from p3_controlnet.latent_cache import Bank, make_bank
 from p3_controlnet.loss import latent_loss
 
 FEW = ("--pictures", 12, "--batch-size", 4, "--warmup", 1, "--device", "cpu", "--log-every", 1, "--checkpoint-every", 2)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from common.files import ROOT
 from common.images import read_rgb
-from p3_clip import evaluate, figures, inference
+from p3_clip import evaluate, inference
 from p3_clip.evaluate import (
     calibration,
     class_table,
@@ -25,6 +25,7 @@ from p3_clip.evaluate import (
     wilson_interval,
 )
 from p3_clip.inference import Run
+from p3_clip.study import figures
 
 
 @pytest.fixture(scope="module")

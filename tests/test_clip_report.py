@@ -7,7 +7,8 @@ import pytest
 from tiny import exit_code
 
 from common.files import read_json, write_json
-from p3_clip import evaluate, inference, report
+from p3_clip import evaluate, inference
+from p3_clip.study import report
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from tiny_latent import WIDTH, tiny_model
 from torch import nn
 
 from common.errors import InputError
-from common.latent_diffusion import LatentDiffusion
+from common.latent.model import LatentDiffusion
 from p3_clip.personalisation.concepts import (
     Concept,
     expand,

@@ -27,10 +27,10 @@ from tiny_latent import (
 from torch import Tensor, nn
 
 from common.checkpoint import state_hash
-from common.diffusion import diffusion_loss
+from common.diffusion.loss import diffusion_loss
 from common.errors import InputError
 from common.images import to_hint
-from common.latent_diffusion import LatentDiffusion
+from common.latent.model import LatentDiffusion
 from common.seeds import Draws, ImageGenerators
 from common.training import TrainingConfig, fit
 from p3_controlnet.model import CONFIG_FILE, ControlNet

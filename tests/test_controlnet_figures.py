@@ -11,9 +11,9 @@ from tiny_pairs import write_pairs
 
 from common.grid import GAP, MARGIN
 from common.images import read_rgb
-from p3_controlnet import figures
-from p3_controlnet.figures import FIGURES, badness, main, small, verdict
-from p3_controlnet.tasks import real_tasks
+from p3_controlnet.study import figures
+from p3_controlnet.study.figures import FIGURES, badness, main, small, verdict
+from p3_controlnet.study.tasks import real_tasks
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from common.checkpoint import save_tensors
 from common.errors import InputError
 from common.files import ROOT
 from common.images import read_rgb, write_png
-from common.latent_diffusion import LatentDiffusion
+from common.latent.model import LatentDiffusion
 from p3_controlnet import inference
 from p3_controlnet.inference import Config, ModelConfig, find_base, load_model, main, resize_hint
 
@@ -311,7 +311,7 @@ def test_memory_that_runs_out(
     world: Path, quickly: None, data: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     """A smaller batch is tried, then said; what was finished stays, and a rerun continues."""
-    from common import generate
+    from common.latent import generate
 
     expected = draw(world, data, tmp_path / "whole")
     original, held = generate._generate_chunk, []

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from common.files import ROOT, write_json
-from common.generate import GenerationConfig
-from common.small_diffusion import USUAL_GUIDANCE
-from p3_controlnet import report
+from common.latent.generate import GenerationConfig
+from common.latent.small import USUAL_GUIDANCE
+from p3_controlnet.study import report
 
 DEFAULT = {
     name: value

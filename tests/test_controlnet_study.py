@@ -14,14 +14,15 @@ from torch import Tensor
 from common.colour import CSS_COLOURS, NAMES, colour_difference
 from common.data.shapes import Scene, Shape, render
 from common.files import ROOT, read_json
-from common.generate import GenerationConfig
 from common.images import read_rgb
-from common.pictures import enlarge
-from common.small_diffusion import USUAL_GUIDANCE, save_model
-from p3_controlnet import inference, study
+from common.latent.generate import GenerationConfig
+from common.latent.save_pictures import enlarge
+from common.latent.small import USUAL_GUIDANCE, save_model
+from p3_controlnet import inference
 from p3_controlnet.inference import ModelConfig, load_model
-from p3_controlnet.study import failures, main, measure_colours, prompt_scenes
-from p3_controlnet.tasks import draw_tasks, layout_tasks, measure_tasks, real_tasks
+from p3_controlnet.study import sweeps as study
+from p3_controlnet.study.sweeps import failures, main, measure_colours, prompt_scenes
+from p3_controlnet.study.tasks import draw_tasks, layout_tasks, measure_tasks, real_tasks
 
 PAIR = Scene("teal", (Shape("circle", "peru", 0.3, 0.3, 0.2), Shape("star", "old lace", 0.7, 0.7, 0.24)))
 

@@ -10,13 +10,13 @@ from tiny import exit_code, refused, stop_after
 from tiny_base import tiny_base
 from tiny_pairs import write_pairs
 
-from common.base_models import kind_of, load_base
 from common.checkpoint import load_tensors, state_hash
 from common.data.examples import drawn_circles
-from common.generate import GenerationConfig
+from common.diffusion.schedule import make_schedule
+from common.latent.generate import GenerationConfig
+from common.latent.load import kind_of, load_base
+from common.latent.small import save_model
 from common.metrics.segmentation import NO_OBJECT_ERROR
-from common.schedule import make_schedule
-from common.small_diffusion import save_model
 from p3_controlnet import train
 from p3_controlnet.formats import load_controlnet
 from p3_controlnet.model import WEIGHTS_FILE, ControlNet

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.checkpoint import save_tensors
 from common.errors import InputError
-from common.latent_diffusion import LatentCondition
+from common.latent.model import LatentCondition
 from p3_clip.personalisation.concepts import Concept
 from p3_clip.personalisation.custom_diffusion import (
     Customised,

@@ -6,23 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.diffusion import (
-    LogVariance,
-    LossWeighting,
-    denoiser,
-    diffusion_loss,
-    draw_timesteps,
-    drop_context,
-    guide,
-    guided,
-    min_snr_weight,
-    output_target,
-    predict_eps,
-    predict_x0,
-    q_sample,
-    rescale_guidance,
-)
-from common.schedule import NoiseSchedule, linear_schedule, zero_terminal_snr
+from common.diffusion.guidance import drop_context, guide, guided, rescale_guidance
+from common.diffusion.loss import LogVariance, LossWeighting, diffusion_loss, draw_timesteps, min_snr_weight
+from common.diffusion.process import denoiser, output_target, predict_eps, predict_x0, q_sample
+from common.diffusion.schedule import NoiseSchedule, linear_schedule, zero_terminal_snr
 from common.seeds import ImageGenerators
 
 PARAMETERIZATIONS = ["eps", "x0", "v"]

@@ -148,12 +148,12 @@ def test_hw2_2_without_a_network_takes_the_shipped_faces(clone: Path, noises: Pa
         ("train_p2.sh", ["-m", "p2_ddim.train", "--run-dir", "RUNS/p2_faces", "a b", "--steps", "3"]),
         (
             "train_p2_features.sh",
-            ["-m", "p2_ddim.train_features", "--run-dir", "RUNS/p2_features", "a b", "--steps", "3"],
+            ["-m", "p2_ddim.study.train_features", "--run-dir", "RUNS/p2_features", "a b", "--steps", "3"],
         ),
         ("train_p1.sh", ["-m", "p1_diffusion.train", "--run-dir", "RUNS/p1_digits", "a b", "--steps", "3"]),
         (
             "train_p1_classifier.sh",
-            ["-m", "p1_diffusion.train_classifier", "--run-dir", "RUNS/p1_classifier", "a b", "--steps", "3"],
+            ["-m", "p1_diffusion.study.train_classifier", "--run-dir", "RUNS/p1_classifier", "a b", "--steps", "3"],
         ),
     ],
 )
@@ -214,11 +214,11 @@ def test_quickstart_says_which_weights_are_not_there(job: str, folder: str, clon
     assert not (clone / ".venv").exists()
 
 
-DIGITS = ["p1_diffusion.inference", "p1_diffusion.evaluate", "p1_diffusion.figures"]
-FACES = ["make_noise", "p2_ddim.inference", "p2_ddim.figures"]
-SHAPES = ["make_clip_testset", "p3_clip.inference", "p3_clip.evaluate", "p3_clip.figures"]
-CIRCLES = ["make_circles", "p3_controlnet.inference", "p3_controlnet.evaluate", "p3_controlnet.figures"]
-CONCEPTS = ["p3_clip.personalisation.study", "p3_clip.personalisation.figures"]
+DIGITS = ["p1_diffusion.inference", "p1_diffusion.evaluate", "p1_diffusion.study.figures"]
+FACES = ["make_noise", "p2_ddim.inference", "p2_ddim.study.figures"]
+SHAPES = ["make_clip_testset", "p3_clip.inference", "p3_clip.evaluate", "p3_clip.study.figures"]
+CIRCLES = ["make_circles", "p3_controlnet.inference", "p3_controlnet.evaluate", "p3_controlnet.study.figures"]
+CONCEPTS = ["p3_clip.personalisation.study.sweeps", "p3_clip.personalisation.study.figures"]
 EVERYTHING = ["p1_digits", "p2_faces", "clip_shapes", "ldm_shapes", "concepts_shapes"]
 
 

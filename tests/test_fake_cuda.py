@@ -11,15 +11,17 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from common.devices import pick_device
-from common.diffusion import denoiser, diffusion_loss, drop_context, guided, q_sample
+from common.diffusion.guidance import drop_context, guided
+from common.diffusion.loss import diffusion_loss
+from common.diffusion.process import denoiser, q_sample
+from common.diffusion.samplers import SAMPLERS, sample
+from common.diffusion.schedule import NoiseSchedule, make_schedule, trailing_pairs
 from common.embedding import SinusoidalEmbedding
 from common.metrics.classifier import DigitClassifier, LeNet
-from common.samplers import SAMPLERS, sample
-from common.schedule import NoiseSchedule, make_schedule, trailing_pairs
 from common.seeds import ImageGenerators
 from p1_diffusion.inference import SamplingConfig, sample_digits
 from p1_diffusion.model import NULL_DIGIT, ContextUNet, ContextUNetConfig
-from p1_diffusion.train_classifier import augment
+from p1_diffusion.study.train_classifier import augment
 
 PARAMETERIZATIONS = ["eps", "x0", "v"]
 # Real tables, made before the fake tensors: a schedule looks at its numbers.

@@ -25,15 +25,16 @@ from sd_tiny import (
 from tiny import Malice
 from torch import nn
 
-from common import small_diffusion
-from common.base_models import kind_of
 from common.checkpoint import load_strict, save_tensors
 from common.errors import InputError
 from common.files import ROOT, read_json, write_json
-from common.latent_diffusion import LatentDiffusion
-from common.stable_diffusion import files, sd14
-from common.stable_diffusion.files import compvis_state, load_stable_diffusion
-from common.stable_diffusion.naming import (
+from common.latent import small as small_diffusion
+from common.latent.load import kind_of
+from common.latent.model import LatentDiffusion
+from common.latent.stable_diffusion import load as files
+from common.latent.stable_diffusion import sd14
+from common.latent.stable_diffusion.load import compvis_state, load_stable_diffusion
+from common.latent.stable_diffusion.naming import (
     CONTROL,
     TEXT,
     UNET,
@@ -44,8 +45,8 @@ from common.stable_diffusion.naming import (
     unet_names,
     vae_names,
 )
-from common.stable_diffusion.sd14 import SD14, empty_networks
-from common.text import clip_tokenizer
+from common.latent.stable_diffusion.sd14 import SD14, empty_networks
+from common.latent.text_encoder import clip_tokenizer
 from p3_controlnet.formats import load_controlnet
 from p3_controlnet.model import ControlNet
 

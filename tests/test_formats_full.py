@@ -10,9 +10,9 @@ import pytest
 import torch
 from sd_tiny import lightning_installed, published_form, random_networks
 
-from common.base_models import kind_of
-from common.stable_diffusion.files import compvis_state, load_stable_diffusion
-from common.stable_diffusion.sd14 import SD14
+from common.latent.load import kind_of
+from common.latent.stable_diffusion.load import compvis_state, load_stable_diffusion
+from common.latent.stable_diffusion.sd14 import SD14
 
 TOKENS = [49406, 736, 7117, 593, 2866, 5994]  # start of text and five words
 

@@ -9,11 +9,11 @@ import torch
 from tiny_latent import WIDTH, condition, controlled_model, tiny_model
 from torch import Tensor
 
-from common import generate as generate_module
 from common.errors import InputError
-from common.generate import GenerationConfig, Request, check_generation, generate, residual_scales, settled
-from common.latent_diffusion import LatentCondition, LatentDiffusion, guess_mode_scales
-from common.pictures import too_long
+from common.latent import generate as generate_module
+from common.latent.generate import GenerationConfig, Request, check_generation, generate, residual_scales, settled
+from common.latent.model import LatentCondition, LatentDiffusion, guess_mode_scales
+from common.latent.save_pictures import too_long
 from p3_controlnet.patches import patched, pyramid, starts
 
 QUICK = GenerationConfig(steps=3, chunk_size=2, guidance_scale=2.0)

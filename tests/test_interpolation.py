@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.interpolation import lerp, slerp
+from common.diffusion.interpolation import lerp, slerp
 
 ALPHAS = [i / 10 for i in range(11)]
 

@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from common.checkpoint import state_hash
-from common.diffusion import denoiser, diffusion_loss, guide
+from common.diffusion.guidance import guide
+from common.diffusion.loss import diffusion_loss
+from common.diffusion.process import denoiser
+from common.diffusion.samplers import sample, sample_ddim
+from common.diffusion.schedule import trailing_pairs
 from common.errors import InputError
-from common.latent_diffusion import (
+from common.latent.model import (
     SD_SCALE_FACTOR,
     LatentCondition,
     LatentDiffusion,
     control_interval,
     guess_mode_scales,
 )
-from common.samplers import sample, sample_ddim
-from common.schedule import trailing_pairs
 from common.seeds import ImageGenerators
 
 PER_CHANNEL = {"latent_mean": (0.1, -0.2, 0.3, 0.0), "latent_std": (0.5, 1.0, 2.0, 0.25)}

@@ -16,7 +16,8 @@ from tiny import Malice, contents, environment, exit_code, refusal, refused, run
 from common import cli
 from common.files import ROOT
 from common.metrics.classifier import DigitClassifier
-from p1_diffusion import evaluate, figures, inference, train, train_classifier
+from p1_diffusion import evaluate, inference, train
+from p1_diffusion.study import figures, train_classifier
 
 SMALL = [
     "--model.channels",

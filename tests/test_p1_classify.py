@@ -7,8 +7,8 @@ from tiny import tiny_network
 from torch import Tensor
 
 from common.data.digits import DATASETS
-from common.schedule import make_schedule
-from p1_diffusion.classify import classify_by_error
+from common.diffusion.schedule import make_schedule
+from p1_diffusion.study.classify import classify_by_error
 
 
 class Knowing:

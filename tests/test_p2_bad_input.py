@@ -11,8 +11,10 @@ from tiny import Malice, contents, refused
 from tiny_faces import CONFIG, save_noises, save_photos, tiny_faces
 
 from common.images import write_png
-from p2_ddim import calibrate, evaluate, figures, inference, study, train
+from p2_ddim import evaluate, inference, train
 from p2_ddim import model as model_module
+from p2_ddim.study import calibrate, figures
+from p2_ddim.study import sweeps as study
 
 
 @pytest.fixture

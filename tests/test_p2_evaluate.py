@@ -15,10 +15,12 @@ from common.data.faces import load_faces
 from common.data.split import is_held_out
 from common.images import read_rgb, write_png
 from common.metrics.frechet import feature_statistics, frechet_distance
-from p2_ddim import calibrate, evaluate, figures, inference, study
+from p2_ddim import evaluate, inference
 from p2_ddim.evaluate import compare, nearest_photo, quality
-from p2_ddim.features import colours
 from p2_ddim.inference import CONVENTIONS, SamplingConfig
+from p2_ddim.study import calibrate, figures
+from p2_ddim.study import sweeps as study
+from p2_ddim.study.features import colours
 
 
 def random_images(count: int, seed: int = 0) -> dict[str, Tensor]:
@@ -293,7 +295,7 @@ def test_studies_write_numbers_and_plots(
     plots = [] if name == "eta" else [f"figures/p2/{name}.png"]
     assert sorted(contents(tmp_path)) == [*plots, f"p2_{name}.json"]
     result = json.loads((tmp_path / f"p2_{name}.json").read_text())
-    assert result["command"] == f"python3 -m p2_ddim.study {name}" and len(result["rows"]) == rows
+    assert result["command"] == f"python3 -m p2_ddim.study.sweeps {name}" and len(result["rows"]) == rows
     for plot in plots:
         with Image.open(tmp_path / plot) as image:
             assert image.width > 400

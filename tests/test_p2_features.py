@@ -12,8 +12,8 @@ from common.errors import InputError
 from common.files import read_json
 from common.images import to_model_range
 from common.seeds import ImageGenerators
-from p2_ddim import evaluate_features, train_features
-from p2_ddim.features import SHIPPED, FaceFeatures, choose_features, colours, random_views, recognised
+from p2_ddim.study import evaluate_features, train_features
+from p2_ddim.study.features import SHIPPED, FaceFeatures, choose_features, colours, random_views, recognised
 
 
 @pytest.fixture(scope="module")

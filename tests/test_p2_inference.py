@@ -13,9 +13,9 @@ from tiny import contents, exit_code, run_process
 from tiny_faces import noise, save_noises, tiny_faces
 from torch import Tensor
 
+from common.diffusion.schedule import linear_schedule
 from common.files import ROOT
 from common.images import read_rgb
-from common.schedule import linear_schedule
 from p2_ddim import inference
 from p2_ddim.inference import (
     CONVENTIONS,

@@ -13,9 +13,11 @@ from tiny_faces import CONFIG
 
 from common.files import ROOT, read_json, write_json
 from common.images import write_png
-from p2_ddim import evaluate, evaluate_features, report, study
-from p2_ddim.features import FaceFeatures, colours
+from p2_ddim import evaluate
 from p2_ddim.inference import SamplingConfig
+from p2_ddim.study import evaluate_features, report
+from p2_ddim.study import sweeps as study
+from p2_ddim.study.features import FaceFeatures, colours
 
 STEPS = [("ddim", "homework", 5), ("ddim", "trailing", 5), ("dpmpp_2m", "trailing", 5)]
 

@@ -13,10 +13,10 @@ from tiny_concepts import make_world
 from tiny_latent import seeded
 from torch import nn
 
-from common.base_models import load_base
 from common.checkpoint import save_tensors
 from common.files import ROOT
-from common.latent_diffusion import LatentDiffusion
+from common.latent.load import load_base
+from common.latent.model import LatentDiffusion
 from p3_clip.personalisation import inference
 from p3_clip.personalisation.concepts import Concept
 from p3_clip.personalisation.custom_diffusion import Customised, projections

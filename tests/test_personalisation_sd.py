@@ -10,8 +10,8 @@ from sd_tiny import random_networks, save_published, tiny_configs
 from tiny import contents, exit_code
 from tiny_concepts import FEW, make_world, quick
 
-from common.latent_diffusion import LatentDiffusion
-from common.stable_diffusion.files import load_stable_diffusion
+from common.latent.model import LatentDiffusion
+from common.latent.stable_diffusion.load import load_stable_diffusion
 from p3_clip.personalisation import inference, templates, train
 from p3_clip.personalisation.formats import load_concepts, save_concepts
 from p3_clip.personalisation.model import load_learned

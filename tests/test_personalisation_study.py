@@ -13,15 +13,17 @@ from tiny import contents, exit_code, refused
 from tiny_concepts import make_world
 from torch import Tensor
 
-from common.base_models import load_base
 from common.colour import CSS_COLOURS
 from common.data.concepts import DRAWN, GOLD, HOLE, MAUVE, SLATE, WINE, draw_photo
 from common.data.shapes import Shape, render_mask
 from common.files import ROOT
-from p3_clip.personalisation import figures, measure, study
+from common.latent.load import load_base
 from p3_clip.personalisation.concepts import Concept
 from p3_clip.personalisation.custom_diffusion import Customised, projections
-from p3_clip.personalisation.measure import (
+from p3_clip.personalisation.model import save_learned
+from p3_clip.personalisation.study import figures, measure
+from p3_clip.personalisation.study import sweeps as study
+from p3_clip.personalisation.study.measure import (
     PAIRS,
     Judgement,
     colour_error,
@@ -32,7 +34,6 @@ from p3_clip.personalisation.measure import (
     look,
     rates,
 )
-from p3_clip.personalisation.model import save_learned
 
 RED, WHITE = CSS_COLOURS["red"], CSS_COLOURS["white"]
 MIXED, BETWEEN, GILDED = (

@@ -13,17 +13,17 @@ from tiny_base import tiny_base
 from tiny_concepts import FEW, make_world, photos, quick
 from torch import distributed
 
-from common.base_models import load_base
 from common.checkpoint import load_tensors, state_hash
-from common.generate import GenerationConfig
-from common.latent_diffusion import LatentDiffusion
+from common.latent.generate import GenerationConfig
+from common.latent.load import load_base
+from common.latent.model import LatentDiffusion
 from p3_clip.personalisation import merge, templates, train
 from p3_clip.personalisation.concepts import initial_vectors
 from p3_clip.personalisation.custom_diffusion import PROJECTIONS, projections
 from p3_clip.personalisation.formats import load_concepts
 from p3_clip.personalisation.model import load_learned
 from p3_clip.personalisation.photos import Encoded, Pool, _latent_weights, cut_mix_views, make_views
-from p3_clip.personalisation.regular import regular_pictures
+from p3_clip.personalisation.regularisation import regular_pictures
 
 
 @pytest.fixture(scope="module")

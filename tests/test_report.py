@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import InputError
 from common.files import ROOT, write_json
-from p3_clip.personalisation import report
+from p3_clip.personalisation.study import report
 
 
 @pytest.fixture(scope="module")

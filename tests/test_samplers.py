@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.diffusion import Denoise, denoiser, output_target, q_sample
-from common.samplers import (
+from common.diffusion.process import Denoise, denoiser, output_target, q_sample
+from common.diffusion.samplers import (
     SAMPLERS,
     count_evaluations,
     ddim_sigma,
@@ -21,7 +21,7 @@ from common.samplers import (
     sample_dpmpp_2m,
     sample_heun,
 )
-from common.schedule import (
+from common.diffusion.schedule import (
     SPACINGS,
     NoiseSchedule,
     Pairs,

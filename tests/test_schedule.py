@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from common.schedule import (
+from common.diffusion.schedule import (
     SPACINGS,
     NoiseSchedule,
     chain,

@@ -7,10 +7,10 @@ import torch
 from tiny import tiny_network
 from torch import Tensor
 
-from common.diffusion import denoiser
+from common.diffusion.process import denoiser
+from common.diffusion.samplers import SAMPLERS, sample
+from common.diffusion.schedule import linear_schedule, trailing_pairs
 from common.errors import InputError
-from common.samplers import SAMPLERS, sample
-from common.schedule import linear_schedule, trailing_pairs
 from common.seeds import BatchDraws, ImageGenerators, derive_seed, derive_seeds, padded_chunks
 from p1_diffusion.inference import SamplingConfig, image_noise, sample_digits
 

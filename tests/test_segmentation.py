@@ -15,6 +15,7 @@ from torch import Tensor
 from common.colour import CSS_COLOURS, colour_difference
 from common.data.fill50k import SIZE
 from common.errors import InputError
+from common.latent.save_pictures import enlarge
 from common.metrics.circles import Circle, disc, fit_circles
 from common.metrics.segmentation import (
     centre_mask,
@@ -27,7 +28,6 @@ from common.metrics.segmentation import (
     segment,
     separate,
 )
-from common.pictures import enlarge
 
 MIDDLE, AWAY, CUT = Circle(260.5, 240.0, 90.0), Circle(120.0, 130.5, 70.0), Circle(490.0, 300.0, 110.0)
 

@@ -12,7 +12,7 @@ from common.checkpoint import save_tensors
 from common.clip import Clip
 from common.errors import InputError
 from common.files import write_json
-from common.text import clip_tokenizer, load_text_encoder, load_text_tower, text_tower
+from common.latent.text_encoder import clip_tokenizer, load_text_encoder, load_text_tower, text_tower
 
 END = 49407
 

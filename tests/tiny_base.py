@@ -6,9 +6,9 @@ import torch
 from clip_tiny import tiny_clip
 from tiny_latent import awake, seeded
 
-from common.latent_diffusion import LatentDiffusion
-from common.schedule import make_schedule
-from common.small_diffusion import (
+from common.diffusion.schedule import make_schedule
+from common.latent.model import LatentDiffusion
+from common.latent.small import (
     USUAL_GUIDANCE,
     AutoencoderConfig,
     UNetConfig,
@@ -16,7 +16,7 @@ from common.small_diffusion import (
     build_unet,
     save_model,
 )
-from common.text import clip_tokenizer, text_tower
+from common.latent.text_encoder import clip_tokenizer, text_tower
 from p3_controlnet.model import ControlNet
 
 AUTOENCODER = AutoencoderConfig(channels=(8, 16))

@@ -10,8 +10,8 @@ from clip_tiny import tiny_folder
 from PIL import Image
 from tiny_base import tiny_base
 
-from common.generate import GenerationConfig
-from common.small_diffusion import save_model
+from common.latent.generate import GenerationConfig
+from common.latent.small import save_model
 from p3_clip.personalisation import train
 
 FEW = (

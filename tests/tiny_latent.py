@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from common.latent_diffusion import LatentCondition, LatentDiffusion
-from common.schedule import scaled_linear_schedule
+from common.diffusion.schedule import scaled_linear_schedule
+from common.latent.model import LatentCondition, LatentDiffusion
 from p3_controlnet.model import ControlNet
 
 WIDTH = 16  # of the text features

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Literal
 
 from common import cli
-from common.base_models import kind_of, load_base
 from common.devices import DeviceName, pick_device
+from common.diffusion.samplers import SamplerName
 from common.errors import InputError
 from common.files import ROOT
-from common.generate import GenerationConfig, Request, check_generation
 from common.images import image_files
-from common.pictures import Picture, draw_missing
-from common.samplers import SamplerName
+from common.latent.generate import GenerationConfig, Request, check_generation
+from common.latent.load import kind_of, load_base
+from common.latent.save_pictures import Picture, draw_missing
 from common.seeds import derive_seed
 from p3_clip.personalisation.concepts import Concept, expand, unused
 from p3_clip.personalisation.model import load_learned, personalise

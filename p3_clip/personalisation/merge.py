@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from common import cli
-from common.base_models import kind_of, load_base
 from common.checkpoint import load_config
 from common.errors import InputError
 from common.files import ROOT
-from common.latent_diffusion import LatentDiffusion
+from common.latent.load import kind_of, load_base
+from common.latent.model import LatentDiffusion
 from p3_clip.personalisation import templates
 from p3_clip.personalisation.concepts import check_tokens, expand, with_concepts
 from p3_clip.personalisation.custom_diffusion import Customised, merge, projections
 from p3_clip.personalisation.model import KIND, load_learned, save_learned
-from p3_clip.personalisation.regular import regular_prompts
+from p3_clip.personalisation.regularisation import regular_prompts
 
 SENTENCES = ("photo of a {}",)  # the paper's; a small model was trained on other ones
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from common.base_models import base_hash
 from common.checkpoint import tensor_names
 from common.data.examples import VOCABULARY
 from common.errors import InputError
 from common.files import make_folder, read_json, write_json
-from common.latent_diffusion import LatentDiffusion
+from common.latent.load import base_hash
+from common.latent.model import LatentDiffusion
 from p3_clip.personalisation.concepts import Concept, with_concepts
 from p3_clip.personalisation.custom_diffusion import (
     Customised,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from common.checkpoint import cached_tensors
 from common.images import to_model_range
-from common.latent_diffusion import LatentDiffusion
+from common.latent.model import LatentDiffusion
 from common.training import Batch
 
 Augmentation = Literal["none", "flip", "resize"]

@@ -24,16 +24,16 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from common import cli
-from common.base_models import base_hash, kind_of, load_base
 from common.data.concepts import DRAWN, PHOTOS, draw_photo, read_photos
 from common.devices import DeviceName, make_accelerator
-from common.diffusion import diffusion_loss
+from common.diffusion.loss import diffusion_loss
 from common.errors import InputError
 from common.files import ROOT
-from common.generate import GenerationConfig, Request, generate
 from common.grid import labelled_grid
 from common.images import to_uint8, write_png
-from common.latent_diffusion import LatentCondition, LatentDiffusion
+from common.latent.generate import GenerationConfig, Request, generate
+from common.latent.load import base_hash, kind_of, load_base
+from common.latent.model import LatentCondition, LatentDiffusion
 from common.metrics.clip_scores import FORMS, TEXT_WEIGHT, image_cosines, text_cosines
 from common.seeds import Draws, derive_seed, derive_seeds
 from common.training import Batch, TrainingConfig, fit, settings_of
@@ -43,7 +43,7 @@ from p3_clip.personalisation.concepts import Concept, check_tokens, expand, init
 from p3_clip.personalisation.custom_diffusion import Customised, projections
 from p3_clip.personalisation.model import load_learned, personalise, save_learned, usual_words
 from p3_clip.personalisation.photos import Augmentation, Encoded, Pool, View, cut_mix_views, encode_views, make_views
-from p3_clip.personalisation.regular import Regular, regular_pictures, regular_prompts
+from p3_clip.personalisation.regularisation import Regular, regular_pictures, regular_prompts
 
 if TYPE_CHECKING:
     from common.clip import Clip

@@ -24,8 +24,8 @@ from common.data.examples import describe, described_scenes
 from common.data.shapes import KINDS, Scene
 from common.errors import InputError
 from common.files import ROOT
+from common.latent.text_encoder import load_text_tower, save_text_encoder
 from common.seeds import Draws, random_indices
-from common.text import load_text_tower, save_text_encoder
 from common.training import Batch, TrainingConfig, fit, settings_of
 
 VALIDATION_SEED, VALIDATION_CAPTIONS = 1, 500

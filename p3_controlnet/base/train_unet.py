@@ -19,15 +19,14 @@ from common import cli
 from common.checkpoint import state_hash
 from common.data.examples import Examples, drawn_examples, real_examples
 from common.devices import make_accelerator
-from common.diffusion import Parameterization
+from common.diffusion.process import Parameterization
+from common.diffusion.schedule import make_schedule
 from common.errors import InputError
-from common.generate import GenerationConfig, Request, generate
 from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
-from common.latent_diffusion import LatentDiffusion
-from common.schedule import make_schedule
-from common.seeds import Draws, derive_seeds, random_indices
-from common.small_diffusion import (
+from common.latent.generate import GenerationConfig, Request, generate
+from common.latent.model import LatentDiffusion
+from common.latent.small import (
     SIDE,
     USUAL_GUIDANCE,
     UNetConfig,
@@ -36,10 +35,11 @@ from common.small_diffusion import (
     load_network,
     save_model,
 )
-from common.text import load_text_encoder
+from common.latent.text_encoder import load_text_encoder
+from common.seeds import Draws, derive_seeds, random_indices
 from common.training import Batch, TrainingConfig, fit, settings_of
 from common.validation import held_out_loss
-from p3_controlnet.bank import Bank, make_bank
+from p3_controlnet.latent_cache import Bank, make_bank
 from p3_controlnet.loss import latent_loss
 
 VALIDATION_SEED, VALIDATION_EXAMPLES = 1, 256

@@ -1,0 +1,105 @@
+"""The training loss: the mean squared error of the network's output at random t, and how noise levels are weighted."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from common.diffusion.process import Condition, Network, Parameterization, output_target, q_sample
+from common.diffusion.schedule import NoiseSchedule
+from common.embedding import SinusoidalEmbedding
+from common.seeds import Draws
+
+TimestepDistribution = Literal["uniform", "logit_normal"]
+LossWeight = Literal["learned", "min_snr", "none"]
+
+
+def diffusion_loss(
+    network: Network,
+    schedule: NoiseSchedule,
+    x0: Tensor,
+    condition: Condition,
+    draws: Draws,
+    *,
+    parameterization: Parameterization,
+    min_snr_gamma: float | None = None,
+    snr_offset: float = 0.0,
+    weight: Tensor | None = None,
+    log_variance: Callable[[Tensor], Tensor] | None = None,
+    timesteps: TimestepDistribution = "uniform",
+) -> Tensor:
+    """The mean squared error of the network's output at random t, a scalar (Equation 14 of DDPM, arXiv:2006.11239).
+
+    `x0` [N, ...] on the network's device; t and eps are drawn from `draws`.
+    `min_snr_gamma` and `snr_offset` weight each image by `min_snr_weight`; `weight` [N, 1, ...], of mean 1 over an image, weights
+    its pixels, for example by a mask of what is valid. `log_variance` is a learned u(t): the error e of an image becomes
+    e / exp(u) + u, which at the best u, log e, lets every noise level count equally (Equation 21 of EDM2, arXiv:2312.02696).
+    """
+    t = draw_timesteps(schedule.num_timesteps, timesteps, draws)
+    eps = draws.randn(*x0.shape[1:])
+    signal, noise = schedule.rates_like(t, x0)
+    output = network(q_sample(schedule, x0, t, eps), t, condition)
+    target = output_target(parameterization, x0, eps, signal, noise)
+    error = (output.float() - target.float()).square()
+    per_image = (error if weight is None else error * weight).flatten(1).mean(1)
+    if min_snr_gamma is not None:
+        per_image = per_image * min_snr_weight(schedule.snr(t), min_snr_gamma, parameterization, snr_offset)
+    if log_variance is not None:
+        u = log_variance(t).float()
+        per_image = per_image / u.exp() + u
+    return per_image.mean()
+
+
+def draw_timesteps(num_timesteps: int, distribution: TimestepDistribution, draws: Draws) -> Tensor:
+    """Timesteps long [N]: uniform, or T sigmoid(n) for normal n, which is denser in the middle (Equation 19 of arXiv:2403.03206)."""
+    if distribution == "uniform":
+        return draws.randint(num_timesteps)
+    return (draws.randn().sigmoid() * num_timesteps).long().clamp(max=num_timesteps - 1)
+
+
+class LossWeighting(nn.Module):
+    """How noise levels count in training: `options` are arguments of `diffusion_loss`, and the parameters are trained beside
+    the network's and not kept.
+
+    "learned" is a learned log-variance, "min_snr" the weight min(SNR + 1, 5) on the x0 error (min(SNR, 5) with eps prediction,
+    where an offset is undefined), "none" the plain error of the output.
+    """
+
+    def __init__(self, kind: LossWeight, parameterization: Parameterization, timesteps: TimestepDistribution) -> None:
+        super().__init__()
+        self.options: dict[str, Any] = {"timesteps": timesteps}
+        if kind == "learned":
+            self.log_variance = LogVariance()
+            self.options["log_variance"] = self.log_variance
+        if kind == "min_snr":
+            self.options |= {"min_snr_gamma": 5.0, "snr_offset": 0.0 if parameterization == "eps" else 1.0}
+
+
+class LogVariance(nn.Module):
+    """A learned u(t) for `diffusion_loss`: one linear layer on sines and cosines of t, 0 at first; used in training alone."""
+
+    def __init__(self, channels: int = 128) -> None:
+        super().__init__()
+        self.embed = SinusoidalEmbedding(channels)
+        self.linear = nn.Linear(channels, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.linear(self.embed(t)).squeeze(-1)  # [N]
+
+
+def min_snr_weight(snr: Tensor, gamma: float, parameterization: Parameterization, offset: float = 0.0) -> Tensor:
+    """The weight min(SNR + offset, gamma) on the x0 error, for the error of the given output.
+
+    Offset 0 is min-SNR (Hang et al. 2023, arXiv:2303.09556, Section 3.4): for eps min(SNR, gamma) / SNR, written as
+    min(1, gamma / SNR) to be finite (1) at SNR 0; for v min(SNR, gamma) / (SNR + 1). Offset 1 clips the weight SNR + 1 that
+    v prediction has by itself (Appendix D of arXiv:2202.00512), and so keeps it at high noise, where an image's coarse
+    structure is decided; with eps prediction it would be infinite at SNR 0 and raises ValueError.
+    """
+    if parameterization == "eps":
+        if offset:
+            raise ValueError("an offset to the SNR weight needs x0 or v prediction")
+        return (gamma / snr).clamp(max=1.0)
+    weight = (snr + offset).clamp(max=gamma)
+    return weight if parameterization == "x0" else weight / (snr + 1.0)

@@ -1,0 +1,90 @@
+"""The maths of diffusion between images and networks: noising, parameterizations, and from a network to (x0, eps).
+
+Conventions (which index, which alpha, which rates) are those of `common/diffusion/schedule.py`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from common.diffusion.schedule import NoiseSchedule
+
+Parameterization = Literal["eps", "x0", "v"]
+Rate = float | Tensor  # a number, or [N, 1, ...] for a batch of different t
+
+
+class Stackable(Protocol):
+    """A condition of its own type, which knows how two of them become one batch."""
+
+    def stack(self, other: Any) -> Any: ...
+
+
+Condition = Tensor | Mapping[str, Tensor] | Stackable
+Network = Callable[[Tensor, Tensor, Condition], Tensor]  # (x_t [N, ...], t long [N], condition) -> output [N, ...]
+Predict = Callable[[Tensor, int], Tensor]  # (x_t, t) -> a network's output under a fixed condition
+Denoise = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (x_t, t) -> (x0, eps)
+
+
+def q_sample(schedule: NoiseSchedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """x_t of the forward process for `x0` and `eps` [N, ...] and `t` long [N] (Equation 4 of DDPM, arXiv:2006.11239)."""
+    signal, noise = schedule.rates_like(t, x0)
+    return signal * x0 + noise * eps
+
+
+def output_target(parameterization: Parameterization, x0: Tensor, eps: Tensor, signal: Rate, noise: Rate) -> Tensor:
+    """What a network of this parameterization should put out; v is that of Salimans and Ho 2022 (arXiv:2202.00512)."""
+    if parameterization == "eps":
+        return eps
+    if parameterization == "x0":
+        return x0
+    return signal * eps - noise * x0
+
+
+def predict_x0(parameterization: Parameterization, output: Tensor, x_t: Tensor, signal: Rate, noise: Rate) -> Tensor:
+    """The clean image that a network's output implies; with eps prediction `signal` must not be 0."""
+    if parameterization == "eps":
+        return (x_t - noise * output) / signal
+    if parameterization == "x0":
+        return output
+    return signal * x_t - noise * output
+
+
+def predict_eps(parameterization: Parameterization, output: Tensor, x_t: Tensor, signal: Rate, noise: Rate) -> Tensor:
+    """The noise that a network's output implies; with x0 prediction `noise` must not be 0."""
+    if parameterization == "eps":
+        return output
+    if parameterization == "x0":
+        return (x_t - signal * output) / noise
+    return noise * x_t + signal * output
+
+
+def denoiser(
+    predict: Predict,
+    schedule: NoiseSchedule,
+    parameterization: Parameterization,
+    *,
+    clip_x0: bool,
+    eps_of_clipped: bool = False,
+) -> Denoise:
+    """Turns a network's output into `(x0, eps)` for the samplers.
+
+    `clip_x0` clamps x0 to [-1, 1]: on for pixels, off for latents. It comes after guidance. eps stays the network's own, which
+    the homework's faces need, or with `eps_of_clipped` is what x_t holds beside the clamped x0 (as in the code of Dhariwal and
+    Nichol 2021, arXiv:2105.05233): under strong guidance, where much is clamped, DDIM loses the image otherwise.
+    """
+
+    def denoise(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        signal, noise = schedule.rates(t)
+        if signal == 0.0 and parameterization == "eps":
+            raise ValueError("eps prediction is undefined at a signal-to-noise ratio of 0: use v or x0 prediction")
+        output = predict(x_t, t)
+        x0 = predict_x0(parameterization, output, x_t, signal, noise)
+        if not clip_x0:
+            return x0, predict_eps(parameterization, output, x_t, signal, noise)
+        clamped = x0.clamp(-1.0, 1.0)
+        if eps_of_clipped:
+            return clamped, (x_t - signal * clamped) / noise
+        return clamped, predict_eps(parameterization, output, x_t, signal, noise)
+
+    return denoise

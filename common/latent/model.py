@@ -1,0 +1,292 @@
+"""Latent diffusion (Rombach et al. 2022, arXiv:2112.10752) with a slot for a control network (arXiv:2302.05543).
+
+One class for Stable Diffusion and for the small model: images to latents and back, prompts to context, and `apply_model`, which
+is the network that `common.diffusion.process` and `common.diffusion.samplers` take.
+
+    predict = model.predictor(model.condition(prompts, hint), model.condition([""] * N, hint), scale=7.5)
+    denoise = denoiser(predict, model.schedule, model.parameterization, clip_x0=False)
+    images = model.decode(sample("dpmpp_2m", denoise, model.schedule, x_T, pairs, noise=noise))
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from common.diffusion.guidance import guided, switched
+from common.diffusion.process import Network, Parameterization, Predict
+from common.diffusion.schedule import NoiseSchedule, Pairs
+from common.errors import InputError
+from common.seeds import ImageGenerators
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+SD_SCALE_FACTOR = 0.18215
+"""Stable Diffusion v1 multiplies the autoencoder's latents by this."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentCondition:
+    """What the network is told beside x_t and t."""
+
+    context: Tensor
+    """Text features [N, L, D]."""
+    hint: Tensor | None = None
+    """Control image [N, 3, H, W] in [0, 1] (not [-1, 1]: see `common.images.to_hint`); None: no control."""
+    control_scales: tuple[float, ...] | None = None
+    """A factor for each control residual, the middle's last; None: 1 each."""
+    controlled: int | None = None
+    """How many images, from the first on, the hint covers; None: all. Set by `stack`."""
+
+    def stack(self, other: "LatentCondition") -> "LatentCondition":
+        """Both conditions as one batch, this one first; where only this one has a hint, the other half stays without control.
+
+        Raises ValueError if only the other has a hint, or if the scales differ where both have one.
+        """
+        context = torch.cat([self.context, other.context])
+        if other.hint is None:
+            controlled = None if self.hint is None else len(self.hint)
+            return dataclasses.replace(self, context=context, controlled=controlled)
+        if self.hint is None or self.control_scales != other.control_scales:
+            raise ValueError("control on the second condition needs the same control scales on the first")
+        return dataclasses.replace(self, context=context, hint=torch.cat([self.hint, other.hint]))
+
+    def without_control(self) -> "LatentCondition":
+        """The same text alone."""
+        return LatentCondition(self.context)
+
+
+class LatentDiffusion(nn.Module):
+    """Frozen networks and what joins them; `controlnet` alone is trained.
+
+    - `autoencoder` is diffusers' AutoencoderKL or AutoencoderDC, `text_encoder` and `tokenizer` are transformers', `unet` is diffusers'.
+      All three networks are frozen here and stay in evaluation mode whatever `train()` says.
+    - `schedule` and `parameterization` say what the U-Net was trained on.
+    - Latents are (z - latent_mean) / latent_std, each one number or one for each channel; the defaults are Stable Diffusion's.
+    - `usual_guidance` is the guidance scale to draw with where none is asked for; 7.5 is Stable Diffusion's.
+    - `controlnet(x_t, hint, t, context)` gives the residuals of the decoder skips and then the middle's.
+
+    Only frozen work that no gradient passes is under `no_grad`: the gradient reaches `controlnet` through the frozen decoder.
+    """
+
+    def __init__(
+        self,
+        autoencoder: "AutoencoderKL | AutoencoderDC",
+        text_encoder: "CLIPTextModel",
+        tokenizer: "CLIPTokenizer",
+        unet: "UNet2DConditionModel",
+        schedule: NoiseSchedule,
+        *,
+        parameterization: Parameterization = "eps",
+        latent_mean: float | Sequence[float] = 0.0,
+        latent_std: float | Sequence[float] = 1.0 / SD_SCALE_FACTOR,
+        usual_guidance: float = 7.5,
+        controlnet: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.autoencoder, self.text_encoder, self.unet = autoencoder, text_encoder, unet
+        self.controlnet, self.usual_guidance = controlnet, usual_guidance
+        self.tokenizer, self.schedule, self.parameterization = tokenizer, schedule, parameterization
+        # Not persistent: they belong to the configuration, and a control-only state dict needs none of them.
+        for name, value in (("latent_mean", latent_mean), ("latent_std", latent_std)):
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        for frozen in self._frozen():
+            frozen.requires_grad_(False).eval()
+
+    @property
+    def downscale(self) -> int:
+        """How many pixels one latent spans, along each side."""
+        return downscale_of(self.autoencoder)
+
+    @property
+    def latent_side(self) -> int:
+        """The side of the latents that the U-Net was trained on."""
+        return self.unet.config.sample_size
+
+    @property
+    def side(self) -> int:
+        """The side of its own pictures."""
+        return self.latent_side * self.downscale
+
+    def train(self, mode: bool = True) -> "LatentDiffusion":
+        """Switches `controlnet` alone: dropout in a frozen network would be noise."""
+        super().train(mode)
+        for frozen in self._frozen():
+            frozen.eval()
+        return self
+
+    def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Saves memory in training: the control network and the frozen decoder compute their activations again.
+
+        Not the frozen encoder and middle: they have nothing to save, and a checkpoint would keep their inputs.
+        """
+        if enabled:
+            self.unet.enable_gradient_checkpointing()
+            for module in (*self.unet.down_blocks.modules(), *self.unet.mid_block.modules()):
+                if hasattr(module, "gradient_checkpointing"):
+                    module.gradient_checkpointing = False
+        else:
+            self.unet.disable_gradient_checkpointing()
+        if self.controlnet is not None:
+            self.controlnet.enable_gradient_checkpointing(enabled)
+
+    def choose_attention(self, mixed_precision: str) -> None:
+        """Takes the attention that trains faster: in bf16 on a CPU two matrix products and a softmax, since the backward pass of
+        PyTorch's fused function takes several times as long there; else diffusers' own choice."""
+        from diffusers.models.attention_processor import Attention, AttnProcessor
+
+        if mixed_precision != "bf16" or self.unet.device.type != "cpu":
+            return
+        for network in (self.unet, self.controlnet):
+            for module in network.modules() if network is not None else ():
+                if isinstance(module, Attention):
+                    module.set_processor(AttnProcessor())
+
+    # ------------------------------------------------------------------------
+    # Images and text.
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, generators: ImageGenerators | None = None) -> Tensor:
+        """Latents [N, C, h, w] of images [N, 3, H, W] in [-1, 1]: the posterior's mean, or a draw from it with `generators`.
+
+        AutoencoderDC has no posterior, just the latents.
+        """
+        encoded = self.autoencoder.encode(images.to(self.autoencoder.dtype))
+        posterior = encoded.get("latent_dist")
+        z = posterior.mean.float() if posterior else encoded.latent.float()
+        if posterior and generators is not None:
+            z = z + posterior.std.float() * generators.randn(*z.shape[1:])
+        return (z - self.latent_mean) / self.latent_std
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images float32 [N, 3, H, W] of latents [N, C, h, w]; about [-1, 1], not clamped."""
+        z = latents * self.latent_std + self.latent_mean
+        return self.autoencoder.decode(z.to(self.autoencoder.dtype)).sample.float()
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Context [N, 77, D] of prompts: the text encoder's last hidden state, normalised, at every position, padding included.
+
+        A longer prompt is cut, as Stable Diffusion does.
+        """
+        return self.encode_tokens(self.tokenize(prompts))
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids, long [N, 77], of prompts, padded or cut."""
+        length = self.tokenizer.model_max_length
+        return self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+
+    def encode_tokens(self, ids: Tensor) -> Tensor:
+        """Context [N, 77, D] of token ids; the gradient reaches what is trained of the text encoder, such as a learned word."""
+        return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state
+
+    def condition(
+        self, prompts: Sequence[str], hint: Tensor | None = None, control_scales: Sequence[float] | None = None
+    ) -> LatentCondition:
+        """The condition of prompts and hints [N, 3, H, W] in [0, 1]."""
+        scales = None if control_scales is None else tuple(control_scales)
+        return LatentCondition(self.encode_text(prompts), hint, scales)
+
+    # ------------------------------------------------------------------------
+    # The network.
+
+    def apply_model(self, x_t: Tensor, t: Tensor, cond: LatentCondition) -> Tensor:
+        """The U-Net's output for x_t [N, C, h, w] and t long [N], like x_t; what it means is `parameterization`.
+
+        With a hint, each control residual, times its scale, is added to its decoder skip, and the last one to the middle
+        (Equation 2 and Figure 3 of arXiv:2302.05543). The frozen encoder sees none of them.
+        """
+        dtype = self.unet.dtype
+        skips = middle = None
+        if cond.hint is not None:
+            *skips, middle = (residual.to(dtype) for residual in self._control(x_t, t, cond))
+        output = self.unet(
+            x_t.to(dtype),
+            t,
+            cond.context.to(dtype),
+            down_block_additional_residuals=skips,
+            mid_block_additional_residual=middle,
+            return_dict=False,
+        )[0]
+        return output.to(x_t.dtype)
+
+    def predictor(
+        self,
+        condition: LatentCondition,
+        null: LatentCondition,
+        scale: float,
+        *,
+        control: tuple[int, int] | None = None,
+        interval: tuple[int, int] | None = None,
+        rescale: float = 0.0,
+        network: Network | None = None,
+    ) -> Predict:
+        """`common.diffusion.guidance.guided` of this model, with control only at t in `control` = (lowest, highest); None: always.
+
+        `control_interval` makes it from fractions of the trajectory. Guess mode is a `null` without a hint and
+        `guess_mode_scales` on `condition`. `network` takes the place of `apply_model`.
+        """
+        guidance: dict[str, Any] = {"interval": interval, "rescale": rescale}
+        network = network or self.apply_model
+        predict = guided(network, condition, null, scale, **guidance)
+        if control is None or condition.hint is None:
+            return predict
+        free = guided(network, condition.without_control(), null.without_control(), scale, **guidance)
+        return switched(predict, free, control)
+
+    def _control(self, x_t: Tensor, t: Tensor, cond: LatentCondition) -> list[Tensor]:
+        """The scaled residuals; zero for the images that the hint does not cover."""
+        if self.controlnet is None:
+            raise InputError("there is a hint, but the model has no ControlNet")
+        n = len(x_t) if cond.controlled is None else cond.controlled
+        dtype = next(self.controlnet.parameters()).dtype
+        residuals = self.controlnet(x_t[:n].to(dtype), cond.hint.to(dtype), t[:n], cond.context[:n].to(dtype))
+        if cond.control_scales is not None:
+            if len(cond.control_scales) != len(residuals):
+                raise InputError(f"the model takes {len(residuals)} control scales, not {len(cond.control_scales)}")
+            residuals = [r * scale for r, scale in zip(residuals, cond.control_scales, strict=True)]
+        if n == len(x_t):
+            return residuals
+        return [torch.cat([r, r.new_zeros(len(x_t) - n, *r.shape[1:])]) for r in residuals]
+
+    def _frozen(self) -> tuple[nn.Module, ...]:
+        return self.autoencoder, self.text_encoder, self.unet
+
+
+def downscale_of(autoencoder: "AutoencoderKL | AutoencoderDC") -> int:
+    """How many pixels one latent spans, along each side."""
+    config = autoencoder.config
+    return 2 ** (len(config.get("block_out_channels") or config.encoder_block_out_channels) - 1)
+
+
+# ----------------------------------------------------------------------------
+# How control acts.
+
+
+def guess_mode_scales(count: int = 13, strength: float = 1.0, decay: float = 0.825) -> tuple[float, ...]:
+    """Control scales that fall from the middle outwards, strength 0.825^(12 - i) for Stable Diffusion's 13 residuals.
+
+    Those of the authors' code for arXiv:2302.05543; with the hint on the conditional half alone it is their guess mode.
+    """
+    return tuple(strength * decay ** (count - 1 - i) for i in range(count))
+
+
+def control_interval(pairs: Pairs, start: float = 0.0, end: float = 1.0) -> tuple[int, int]:
+    """The lowest and highest t of the steps that lie between the fractions `start` and `end` of the trajectory.
+
+    Step i of S covers i/S to (i + 1)/S. An interval without any step is (0, -1), which no t is in. Raises InputError if not
+    0 <= start <= end <= 1.
+    """
+    if not 0.0 <= start <= end <= 1.0:
+        raise InputError(f"control must start and end at fractions 0 <= start <= end <= 1, not {start} and {end}")
+    first, last = math.ceil(start * len(pairs) - 1e-9), math.floor(end * len(pairs) + 1e-9)
+    inside = [t for t, _ in pairs[first:last]]
+    return (min(inside), max(inside)) if inside else (0, -1)

@@ -1,0 +1,95 @@
+"""Stable Diffusion v1.4 from the files that are in circulation, without a network.
+
+    model = load_stable_diffusion("sd-v1-4.ckpt")  # or a .safetensors, or a diffusers folder
+
+A single file holds weights alone, so its configuration is v1.4's; a folder brings its own, which must be the same (`sd14.py`).
+CompVis' names of the weights are in `naming.py`, the reading of files in `weights.py`.
+"""
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.errors import InputError
+from common.latent.model import LatentDiffusion
+from common.latent.stable_diffusion.naming import (
+    CONTROL,
+    EMA,
+    TEXT,
+    UNET,
+    VAE,
+    State,
+    ema_names,
+    old_vae_names,
+    text_encoder_names,
+    to_compvis,
+    unet_names,
+    vae_names,
+)
+from common.latent.stable_diffusion.sd14 import SD14, check_folder, check_table, empty_networks, noise_schedule
+from common.latent.stable_diffusion.weights import Part, fill, own_names, read_folder, read_weights
+from common.latent.text_encoder import clip_tokenizer
+
+
+def load_stable_diffusion(
+    path: Path, *, ema: bool = False, dtype: torch.dtype = torch.float32, configs: Path = SD14
+) -> LatentDiffusion:
+    """Stable Diffusion v1.4 (v1.1 to v1.5 are the same networks) from a CompVis file or a diffusers folder, on the CPU.
+
+    `ema` takes the averaged U-Net that some files carry beside the last one. `configs` is the folder that says what is expected;
+    only tests have another than v1.4's. Raises InputError if a file is missing, truncated or would run code, on weights that
+    do not fit (named as in the file), on another noise schedule, and on a folder whose configuration differs.
+    """
+    path = Path(path)
+    if path.is_dir() and ema:
+        raise InputError(f"{path} is a folder, which holds no averaged U-Net beside its own")
+    parts = _parts_of_folder(path, configs) if path.is_dir() else _parts_of_file(path, configs, ema)
+    unet, vae, text_encoder = networks = empty_networks(configs)
+    for network, part in zip(networks, parts, strict=True):
+        fill(network, part, dtype)
+    std = 1.0 / vae.config.scaling_factor
+    return LatentDiffusion(vae, text_encoder, clip_tokenizer(), unet, noise_schedule(configs), latent_std=std)
+
+
+def compvis_state(unet: nn.Module, autoencoder: nn.Module, text_encoder: nn.Module) -> State:
+    """The three networks' weights as a CompVis file has them under `state_dict`; the inverse of `load_stable_diffusion`."""
+    parts = ((unet, unet_names), (autoencoder, vae_names), (text_encoder, text_encoder_names))
+    states = [(network.state_dict(), names) for network, names in parts]
+    return {key: value for own, names in states for key, value in to_compvis(own, names(own)).items()}
+
+
+def _parts_of_file(path: Path, configs: Path, ema: bool) -> tuple[Part, Part, Part]:
+    state = read_weights(path)
+    by_prefix = {prefix: {k: v for k, v in state.items() if k.startswith(prefix)} for prefix in (UNET, VAE, TEXT, EMA)}
+    # Names without a full stop are tables of the noise schedule; a whole cldm file holds a ControlNet as well.
+    strange = [key for key in state if "." in key and not key.startswith((*by_prefix, CONTROL))]
+    if strange or not by_prefix[UNET]:
+        found = ", ".join(strange[:3]) if strange else f"no {UNET}*"
+        raise InputError(f"{path} is not a Stable Diffusion v1 file: it holds {found}")
+    check_table(state.get("alphas_cumprod"), configs, path)
+    unet = Part(by_prefix[UNET], path, unet_names)
+    if ema:
+        counters = {f"{EMA}decay", f"{EMA}num_updates"}
+        unet = Part({k: v for k, v in by_prefix[EMA].items() if k not in counters}, path, ema_names)
+    return unet, Part(by_prefix[VAE], path, vae_names), _text_part(by_prefix[TEXT], path, TEXT)
+
+
+def _parts_of_folder(folder: Path, configs: Path) -> tuple[Part, Part, Part]:
+    check_folder(folder, configs)
+    vae, file = read_folder(folder / "vae")
+    old = any(".query." in key for key in vae)
+    return (
+        Part(*read_folder(folder / "unet"), own_names),
+        Part(vae, file, old_vae_names if old else own_names),
+        _text_part(*read_folder(folder / "text_encoder"), ""),
+    )
+
+
+def _text_part(state: State, source: Path, prefix: str) -> Part:
+    """transformers 4 wrote `text_model.` before each name and a table of positions; 5 writes neither."""
+    state = {key: value for key, value in state.items() if not key.endswith("embeddings.position_ids")}
+    if any(key.startswith(f"{prefix}text_model.") for key in state):
+        prefix += "text_model."
+    return Part(state, source, functools.partial(text_encoder_names, prefix=prefix))

@@ -1,0 +1,93 @@
+"""The figures of Problem 1's report, from a folder that `p1_diffusion.inference` wrote.
+
+    python3 -m p1_diffusion.study.figures --images OUT --output-dir results/figures/p1
+
+A 2025 folder gives the mixed grid and the reverse process of the first 0 and the first 1; a 2024 folder gives these as well,
+the grid of each dataset, and the reverse process of the first 0 of each dataset.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+
+from common import cli
+from common.data.digits import DATASETS, NUM_DIGITS, pairing
+from common.errors import InputError
+from common.files import ROOT, make_folder
+from common.grid import labelled_grid
+from common.images import read_rgb, to_uint8, write_png
+from p1_diffusion.inference import Job, SamplingConfig, check_sampling, file_name, sample_digits
+from p1_diffusion.model import ContextUNet
+
+COLUMNS = 10
+REVERSE_IMAGES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Makes the grids and the pictures of the reverse process."""
+
+    images: Path
+    """Folder with mnistm/ and svhn/, written with the same sampling flags."""
+    output_dir: Path
+    """Folder of the figures."""
+    checkpoint: Path = ROOT / "checkpoints" / "p1_digits"
+    """Model folder, for the reverse process."""
+    sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig()
+
+
+def main(config: Config) -> None:
+    """Writes the figures that the folder has images for."""
+    check_sampling(config.sampling)
+    model = ContextUNet.load(config.checkpoint)
+    folder = make_folder(config.output_dir)
+    rows = {dataset: [(dataset, digit) for digit in range(NUM_DIGITS)] for dataset in DATASETS}
+    rows["mixed"] = sorted(pairing("2025"), key=lambda pair: pair[1])
+    made = []
+    for name, classes in rows.items():
+        if all((config.images / file_name((*pair, COLUMNS))).is_file() for pair in classes):
+            made.append(folder / f"grid_{name}.png")
+            write_png(made[-1], grid(config.images, classes))
+    if not made:
+        raise InputError(f"{config.images} holds no complete set of digits: write it with p1_diffusion.inference first")
+    full = (config.images / file_name(("svhn", 0, 1))).is_file()
+    editions = {"2025": [("mnistm", 0, 1), ("svhn", 1, 1)]} | (
+        {"2024": [("mnistm", 0, 1), ("svhn", 0, 1)]} if full else {}
+    )
+    for edition, jobs in editions.items():
+        made.append(folder / f"reverse_{edition}.png")
+        write_png(made[-1], reverse_process(model, jobs, config.sampling))
+    print("\n".join(str(path) for path in made))
+
+
+def grid(folder: Path, classes: list[tuple[str, int]]) -> Tensor:
+    """Rows are classes labelled by digit, columns the first ten noises."""
+    images = [read_rgb(folder / file_name((*pair, n))) for pair in classes for n in range(1, COLUMNS + 1)]
+    labels = [str(digit) for _, digit in classes]
+    return labelled_grid(torch.stack(images), COLUMNS, row_labels=labels, scale=2)
+
+
+def reverse_process(model: ContextUNet, jobs: list[Job], sampling: SamplingConfig) -> Tensor:
+    """One row for each job: x_t from pure noise to the finished image at six moments equally far apart, labelled by t."""
+    states: list[tuple[int, Tensor]] = []
+    (_, final), *_ = sample_digits(
+        model,
+        jobs,
+        sampling,
+        callback=lambda i, t, x_t, x0: states.append((t, x_t[: len(jobs)].cpu())),
+        show_progress=False,
+    )
+    chosen = torch.linspace(0, len(states), REVERSE_IMAGES).round().long().tolist()
+    frames = [to_uint8(states[i][1]) if i < len(states) else final for i in chosen]
+    labels = [f"t = {states[i][0]}" if i < len(states) else "image" for i in chosen]
+    rows = [f"{dataset} {digit}" for dataset, digit, _ in jobs]
+    images = torch.stack([frame[row] for row in range(len(jobs)) for frame in frames])
+    return labelled_grid(images, REVERSE_IMAGES, row_labels=rows, column_labels=labels, scale=3)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,211 @@
+"""The studies of Problem 1: a guidance sweep, a table of samplers, and the model as a classifier, as results/*.json and a plot.
+
+    python3 -m p1_diffusion.study.sweeps guidance
+    python3 -m p1_diffusion.study.sweeps samplers
+    python3 -m p1_diffusion.study.sweeps classifier --data hw2_data/digits
+    python3 -m p1_diffusion.study.sweeps recipes --data hw2_data/digits --runs runs/recipes/*
+
+They take minutes to an hour on two CPU cores. Each finished row is saved, and a second call goes on with the missing ones.
+"""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from common import cli
+from common.data.digits import DATASETS, Digits, load_digits, pairing
+from common.devices import DeviceName, pick_device
+from common.diffusion.samplers import count_evaluations
+from common.diffusion.schedule import SPACINGS, make_schedule
+from common.files import ROOT, make_folder, read_json, write_json
+from common.metrics.classifier import DigitClassifier
+from common.study import measured_rows
+from p1_diffusion.evaluate import GRADER, grade, load_reference, quality
+from p1_diffusion.inference import DEFAULT_GUIDE_W, IMAGES_PER_CLASS, SamplingConfig, sample_digits
+from p1_diffusion.model import ContextUNet
+from p1_diffusion.study.classify import TIMESTEPS, classify_by_error
+
+# (w, interval of t in which it acts): along the whole trajectory, and in the default's part of it.
+ALWAYS = (0, 999)
+GUIDANCE_SWEEP = (
+    *((w, ALWAYS) for w in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)),
+    *((w, SamplingConfig().guidance_interval) for w in (4.0, DEFAULT_GUIDE_W, 8.0)),
+)
+# (sampler, steps, images for each class); Heun's steps are (evaluations + 1) / 2.
+SAMPLER_TABLE = (
+    *((name, steps, 25) for name in ("ddim", "dpmpp_2m") for steps in (10, 15, 20, 25)),
+    *(("heun", steps, 25) for steps in (5, 8, 10, 13)),
+    ("ddim", 50, 25),
+    ("ddpm", 1000, 10),
+)
+
+
+RECIPE_IMAGES, RECIPE_DIGITS = 25, 400  # drawn of each class, and recognised of each dataset, for a recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Runs a study of Problem 1 on the 2024 classes, by the project's classifier."""
+
+    study: tyro.conf.Positional[Literal["guidance", "samplers", "classifier", "recipes"]]
+    """Which study."""
+    checkpoint: Path = ROOT / "checkpoints" / "p1_digits"
+    """Model folder."""
+    grader: Path = GRADER
+    """Classifier folder."""
+    data: Path = ROOT / "hw2_data" / "digits"
+    """The real digits, whose held-out tenth the studies "classifier" and "recipes" recognise."""
+    runs: tuple[Path, ...] = ()
+    """Run folders of trainings that the study "recipes" compares, without guidance."""
+    results: Path = ROOT / "results"
+    """Folder of p1_guidance.json, p1_samplers.json or p1_classifier.json."""
+    device: DeviceName = "auto"
+    """Where to compute."""
+
+
+def main(config: Config) -> None:
+    """Adds the missing rows to the study's file."""
+    if config.study == "recipes":
+        compare_recipes(config)
+        return
+    model = ContextUNet.load(config.checkpoint).to(pick_device(config.device))
+    if config.study == "classifier":
+        write_recognised(config, model)
+        return
+    network, reference = DigitClassifier.load(config.grader), load_reference(config.grader)
+    default = SamplingConfig()
+    if config.study == "guidance":
+        settings = [
+            (dataclasses.replace(default, guide_w=w, guidance_interval=interval), IMAGES_PER_CLASS)
+            for w, interval in GUIDANCE_SWEEP
+        ]
+    else:
+        settings = [(dataclasses.replace(default, sampler=name, steps=s), n) for name, s, n in SAMPLER_TABLE]
+    plan = [
+        (
+            {"sampling": dataclasses.asdict(sampling) | {"guide_w": sampling.scale() - 1.0}, "images": 20 * per_class},
+            functools.partial(measure, model, sampling, per_class, network, reference),
+        )
+        for sampling, per_class in settings
+    ]
+    path, command = config.results / f"p1_{config.study}.json", f"python3 -m p1_diffusion.study.sweeps {config.study}"
+    rows = measured_rows(path, command, plan, ("evaluations", "accuracy", "frechet_ratio", "spread_ratio", "seconds"))
+    if config.study == "guidance":
+        plot_guidance(rows, make_folder(config.results / "figures" / "p1") / "guidance.png")
+
+
+def compare_recipes(config: Config) -> None:
+    """A row for each run: what it was trained with and on how many images, and what its last weights do without guidance."""
+    network, reference = DigitClassifier.load(config.grader), load_reference(config.grader)
+    held_out = load_digits(config.data, "held_out")
+    sampling, device = dataclasses.replace(SamplingConfig(), guide_w=0.0), pick_device(config.device)
+
+    def measure_run(run: Path) -> dict[str, Any]:
+        model = ContextUNet.load(run / "last").to(device)
+        losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        found = measure(model, sampling, RECIPE_IMAGES, network, reference)
+        recognised = recognise(model, held_out, RECIPE_DIGITS)
+        validation = [line["validation_loss"] for line in losses if "validation_loss" in line][-1]
+        return found | {"validation_loss": validation, "recognised": recognised}
+
+    plan = []
+    for run in config.runs:
+        settings = read_json(run / "config.json")
+        key = {"name": run.name, "images": settings["steps"] * settings["batch_size"], "settings": settings}
+        plan.append((key, functools.partial(measure_run, run)))
+    command = "python3 -m p1_diffusion.study.sweeps recipes --data hw2_data/digits --runs runs/recipes/*"
+    shown = ("name", "validation_loss", "accuracy", "frechet_ratio", "recognised")
+    measured_rows(config.results / "p1_recipes.json", command, plan, shown)
+
+
+def recognise(model: ContextUNet, held_out: Digits, count: int | None = None) -> dict[str, float]:
+    """The share of the held-out digits, or the first `count` of each dataset, that the model recognises by its error."""
+    found = {}
+    for i, name in enumerate(DATASETS):
+        mine = torch.nonzero(held_out.datasets == i).flatten()[:count]
+        right = classify_by_error(model, held_out.images[mine], held_out.datasets[mine]) == held_out.digits[mine]
+        found[name] = right.double().mean().item()
+    return found
+
+
+def write_recognised(config: Config, model: ContextUNet) -> None:
+    """Writes and prints how many of the held-out digits the model recognises by its error."""
+    held_out = load_digits(config.data, "held_out")
+    rows = recognise(model, held_out)
+    command = "python3 -m p1_diffusion.study.sweeps classifier --data hw2_data/digits"
+    write_json(
+        config.results / "p1_classifier.json",
+        {"command": command, "timesteps": TIMESTEPS, "images": len(held_out), **rows},
+    )
+    for name, value in rows.items():
+        print(f"{name}: {value:.2%} of the held-out digits recognised")
+
+
+def measure(
+    model: ContextUNet, sampling: SamplingConfig, per_class: int, network: DigitClassifier, reference: Any
+) -> dict[str, Any]:
+    """Accuracy, distance, spread and seconds of one way to sample, means of both datasets and each of them."""
+    jobs = [(dataset, digit, n) for dataset, digit in pairing("2024") for n in range(1, per_class + 1)]
+    started = time.monotonic()
+    images = torch.cat([images for _, images in sample_digits(model, jobs, sampling)])
+    seconds = time.monotonic() - started
+    digits = torch.tensor([digit for _, digit, _ in jobs])
+    datasets = torch.tensor([DATASETS.index(dataset) for dataset, _, _ in jobs])
+    graded = grade(images, digits, datasets, dict.fromkeys(DATASETS, ("project", network)))
+    numbers = {
+        dataset: {"accuracy": graded["datasets"][dataset]["accuracy"], **values}
+        for dataset, values in quality(images, digits, datasets, network, reference).items()
+    }
+    schedule = make_schedule(model.config.schedule)
+    pairs = SPACINGS[sampling.spacing](schedule.num_timesteps, sampling.steps)
+    return {
+        "evaluations": count_evaluations(sampling.sampler, schedule, pairs),
+        **{name: _mean([numbers[dataset][name] for dataset in DATASETS]) for name in numbers[DATASETS[0]]},
+        "datasets": numbers,
+        "seconds": seconds,
+    }
+
+
+def plot_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy, Frechet ratio and spread over w: a colour for each dataset, a dashed line where guidance acts in an interval."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    rows = sorted(rows, key=lambda row: row["sampling"]["guide_w"])
+    intervals = sorted({tuple(row["sampling"]["guidance_interval"]) for row in rows})
+    titles = {"accuracy": "accuracy", "frechet_ratio": "Frechet distance / real", "spread_ratio": "spread / real"}
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        for colour, dataset in enumerate(DATASETS):
+            for interval in intervals:
+                part = [row for row in rows if tuple(row["sampling"]["guidance_interval"]) == interval]
+                where = "always" if interval == ALWAYS else f"t in {interval[0]}..{interval[1]}"
+                axis.plot(
+                    [row["sampling"]["guide_w"] for row in part],
+                    [row["datasets"][dataset][name] for row in part],
+                    "o-" if interval == ALWAYS else "s--",
+                    color=f"C{colour}",
+                    label=f"{dataset}, {where}",
+                )
+        axis.set(xlabel="guidance w", title=title)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,78 @@
+"""Finds the DDIM convention behind given reference images: samples a noise under each one and prints the MSEs, best first.
+
+python3 -m p2_ddim.study.calibrate --noises hw2_data/face/noise --references hw2_data/face/GT --checkpoint hw2_data/face/UNet.pt
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from common import cli
+from common.devices import DeviceName, pick_device
+from common.errors import InputError
+from common.files import write_json
+from p2_ddim.evaluate import compare, read_images
+from p2_ddim.inference import (
+    CONVENTIONS,
+    SamplingConfig,
+    check_sampling,
+    check_side,
+    minmax_to_uint8,
+    read_noises,
+    sample_faces,
+)
+from p2_ddim.model import FACES, load_network
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Tries the conventions on noises whose images are known."""
+
+    noises: Path
+    """Folder of the noise files, NAME.pt."""
+    references: Path
+    """Folder of the reference images, NAME.png."""
+    checkpoint: Path = FACES
+    """The network that made the references."""
+    count: int = 1
+    """Images to try, the first ones by name."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA if present."""
+    result: Path | None = None
+    """JSON file to write."""
+    sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig()
+
+
+def main(config: Config) -> None:
+    """Prints the table, best first."""
+    device = pick_device(config.device)
+    for convention in CONVENTIONS.values():
+        check_sampling(dataclasses.replace(config.sampling, convention=convention), device)
+    references = read_images(config.references)
+    jobs = [job for job in read_noises(config.noises) if job[0] in references][: config.count]
+    if not jobs:
+        raise InputError(f"no noise in {config.noises} has its image in {config.references}, or --count is below 1")
+    network = load_network(config.checkpoint).to(device)
+    check_side(network, jobs[0][1], config.noises)
+    wanted = {name: references[name] for name, _ in jobs}
+    rows = []
+    for convention_name, convention in CONVENTIONS.items():
+        sampling = dataclasses.replace(config.sampling, convention=convention)
+        images = {}
+        for part, x0 in sample_faces(network, jobs, sampling, device):
+            images |= {name: image for (name, _), image in zip(part, minmax_to_uint8(x0), strict=True)}
+        result = compare(images, wanted)
+        rows.append(
+            {"convention": convention_name, "mse": result["mean_mse"], "max_difference": result["max_difference"]}
+        )
+    rows.sort(key=lambda row: row["mse"])
+    for row in rows:
+        print(f"{row['convention']:<22} MSE {row['mse']:9.4f}, largest difference {row['max_difference']}")
+    if config.result:
+        write_json(config.result, {"images": [name for name, _ in jobs], "conventions": rows})
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

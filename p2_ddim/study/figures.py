@@ -1,0 +1,119 @@
+"""The figures of Problem 2's report: the eta grid, the interpolation strips, and faces that were sampled before.
+
+    python3 -m p2_ddim.study.figures --noises NOISE_DIR --output-dir results/figures/p2 [--checkpoint UNet.pt] [--images OUT]
+
+- `eta.png`: rows are eta 0, 0.25, 0.5, 0.75, 1, columns the first four noises; the row of eta 0 is what hw2_2.sh writes.
+- `slerp.png`, `lerp.png`: from the first noise to the second, alpha = 0.0, 0.1, ..., 1.0.
+- `faces.png`: the first 32 images of OUT, by name.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+
+from common import cli
+from common.devices import DeviceName, pick_device
+from common.diffusion.interpolation import lerp, slerp
+from common.errors import InputError
+from common.files import make_folder
+from common.grid import labelled_grid
+from common.images import write_png
+from p2_ddim.evaluate import read_images
+from p2_ddim.inference import (
+    Job,
+    SamplingConfig,
+    check_sampling,
+    check_side,
+    minmax_to_uint8,
+    read_noises,
+    sample_faces,
+)
+from p2_ddim.model import FACES, FaceNetwork, load_network
+
+ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+COLUMNS = 4
+FACES_SHOWN, FACES_IN_A_ROW = 32, 8
+ALPHAS = tuple(i / 10 for i in range(11))
+PATHS = {"slerp": slerp, "lerp": lerp}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Makes the eta grid, the interpolation strips and a grid of faces."""
+
+    noises: Path
+    """Folder of the noise files; the first four by name are used."""
+    output_dir: Path
+    """Folder of the figures."""
+    checkpoint: Path = FACES
+    """The homework's UNet.pt, a model folder of this project, or a folder of a diffusers UNet2DModel."""
+    images: Path | None = None
+    """Folder of faces for faces.png."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA if present."""
+    sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig()
+
+
+def main(config: Config) -> None:
+    """Writes the figures."""
+    device = pick_device(config.device)
+    check_sampling(config.sampling, device)
+    jobs = read_noises(config.noises)
+    if len(jobs) < 2:
+        raise InputError(f"{config.noises} holds one noise, but the strips need two")
+    figures = {"faces": face_grid(config.images)} if config.images else {}
+    network = load_network(config.checkpoint).to(device)
+    check_side(network, jobs[0][1], config.noises)
+    folder = make_folder(config.output_dir)
+    figures["eta"] = eta_grid(network, jobs[:COLUMNS], config.sampling, device)
+    for name in PATHS:
+        figures[name] = strip(network, jobs[0], jobs[1], name, config.sampling, device)
+    for name, figure in figures.items():
+        write_png(folder / f"{name}.png", figure)
+        print(folder / f"{name}.png")
+
+
+def eta_grid(network: FaceNetwork, jobs: list[Job], sampling: SamplingConfig, device: torch.device) -> Tensor:
+    """Rows are etas, columns noises. Down a column the fresh noise is the same but for its strength."""
+    rows = [faces(network, jobs, dataclasses.replace(sampling, eta=eta), device) for eta in ETAS]
+    labels = [f"eta {eta:g}" for eta in ETAS]
+    names = [name for name, _ in jobs]
+    return labelled_grid(torch.cat(rows), len(jobs), row_labels=labels, column_labels=names, scale=_scale(rows[0]))
+
+
+def strip(
+    network: FaceNetwork, start: Job, end: Job, path: str, sampling: SamplingConfig, device: torch.device
+) -> Tensor:
+    """The images along a path from one noise to another, in a row labelled by alpha."""
+    jobs = [(f"alpha {alpha:.1f}", PATHS[path](start[1], end[1], alpha)) for alpha in ALPHAS]
+    images = faces(network, jobs, sampling, device)
+    title = f"{path} from {start[0]} to {end[0]}"
+    labels = [f"{alpha:.1f}" for alpha in ALPHAS]
+    return labelled_grid(images, len(jobs), column_labels=labels, title=title, scale=_scale(images))
+
+
+def face_grid(folder: Path) -> Tensor:
+    """The first images of a folder, by name. Raises InputError if they are not of one size."""
+    chosen = sorted(read_images(folder).items())[:FACES_SHOWN]
+    images = [image for _, image in chosen]
+    if len({image.shape for image in images}) > 1:
+        raise InputError(f"the images in {folder} are not of one size")
+    return labelled_grid(torch.stack(images), min(FACES_IN_A_ROW, len(images)), scale=_scale(images[0]))
+
+
+def faces(network: FaceNetwork, jobs: list[Job], sampling: SamplingConfig, device: torch.device) -> Tensor:
+    """The images of the noises as hw2_2.sh writes them, uint8 [N, 3, H, W]."""
+    return minmax_to_uint8(torch.cat([x0 for _, x0 in sample_faces(network, jobs, sampling, device)]))
+
+
+def _scale(images: Tensor) -> int:
+    """Small images are shown at twice their size."""
+    return 2 if images.shape[-1] < 128 else 1
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

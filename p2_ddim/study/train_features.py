@@ -1,0 +1,98 @@
+"""Trains the network in whose features faces are compared (p2_ddim/study/features.py), on photos, without labels.
+
+    python3 -m p2_ddim.study.train_features --data hw2_data/face --run-dir runs/p2_features
+
+The same command again resumes. It never sees the held-out tenth of the photos. A contrastive loss compares every view of a batch
+with every other one, so a batch cannot be cut: accumulation must be 1 and the run is of one process.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+
+from common import cli
+from common.contrastive import contrastive_loss
+from common.data.faces import load_faces
+from common.errors import InputError
+from common.files import ROOT
+from common.seeds import Draws, ImageGenerators, derive_seeds
+from common.training import Batch, TrainingConfig, fit, prepare_network
+from p2_ddim.study.features import FaceFeatures, recognised, view_cosines
+
+CALIBRATION_IMAGES = 2000
+VALIDATION_IMAGES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains the network in whose features faces are compared."""
+
+    run_dir: Path
+    """Folder of the run."""
+    data: Path = ROOT / "hw2_data" / "face"
+    """Folder with photos/, square photos of one size."""
+    init_from: Path | None = None
+    """Folder to start from, instead of random weights."""
+    temperature: float = 0.1
+    """What cosines are divided by in the loss."""
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
+        steps=700, batch_size=128, lr=2e-3, weight_decay=0.05, beta2=0.999, validate_every=200, preview_every=10**9
+    )
+
+
+def main(config: Config) -> None:
+    """Trains, or resumes."""
+    if config.training.accumulation != 1 or int(os.environ.get("WORLD_SIZE", 1)) != 1:
+        raise InputError(
+            "a contrastive loss needs its whole batch at once: train in one process, without --accumulation"
+        )
+    if config.temperature <= 0.0:
+        raise InputError(f"--temperature must be positive, not {config.temperature}")
+    torch.manual_seed(config.training.seed)
+    model = FaceFeatures.load(config.init_from).train() if config.init_from else FaceFeatures()
+    prepare_network(model, config.training)
+    device = next(model.parameters()).device
+    data, held_out = load_faces(config.data, "train").to(device), load_faces(config.data, "held_out").to(device)
+    typical = data.images[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]]
+
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
+        # Without replacement: a photo must not meet itself among the others.
+        index = torch.randperm(len(data), generator=generator, device=device)[: config.training.batch_size]
+        return {"index": index, "image": data.images[index]}
+
+    def loss_fn(batch: Batch, draws: Draws) -> Tensor:
+        return contrastive_loss(view_cosines(model, batch["image"], draws) / config.temperature)
+
+    @torch.no_grad()
+    def validate() -> dict[str, float]:
+        """The loss on held-out photos, and the part of them recognised among the others."""
+        model.recalibrate(typical)
+        model.eval()
+        images = held_out.images[:VALIDATION_IMAGES]
+        similar = view_cosines(model, images, ImageGenerators(derive_seeds(0, count=len(images)), images.device))
+        model.train()
+        return {"loss": contrastive_loss(similar / config.temperature).item(), "recognised": recognised(similar)}
+
+    def save(folder: Path) -> None:
+        model.recalibrate(typical)
+        model.save(folder)
+
+    fit(
+        dict(model.named_parameters()),
+        loss_fn,
+        get_batch,
+        config.training,
+        config.run_dir,
+        settings={"init_from": config.init_from, "temperature": config.temperature},
+        save=save,
+        validate=validate,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,102 @@
+"""The figures of the study of personalisation, from its pictures and results.
+
+    python3 -m p3_clip.personalisation.study.figures --pictures outputs/personalisation --output-dir results/figures/p3_personalisation
+
+single.png: the photos of each drawn concept, and what textual inversion and joint Custom Diffusion (without both, the study's last
+method) draw of it. place.png, beside.png and place_ring.png: two concepts in one picture, for each method its first successes beside its
+first failures, by the study's own judgement.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common import cli
+from common.data.concepts import DRAWN, PHOTOS, draw_photo
+from common.errors import InputError
+from common.files import ROOT, make_folder, read_json
+from common.grid import labelled_grid
+from common.images import read_rgb, write_png
+from p3_clip.personalisation.study.measure import PAIRS
+from p3_clip.personalisation.study.sweeps import INVERSION, JOINT, JOINT_CUT_MIX, picture_paths
+
+EACH = 5
+WHITE = 255
+SHORT = {INVERSION: "inversion", JOINT: "Custom", JOINT_CUT_MIX: "Custom"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Makes the figures of the study of personalisation."""
+
+    pictures: Path = ROOT / "outputs" / "personalisation"
+    """Folder of the study's pictures."""
+    results: Path = ROOT / "results" / "p3_personalisation.json"
+    """The study's numbers."""
+    output_dir: Path = ROOT / "results" / "figures" / "p3_personalisation"
+    """Folder of the figures."""
+
+
+def main(config: Config) -> None:
+    """Writes the figures."""
+    results = read_json(config.results)
+    if not isinstance(results, dict) or not {"images", "methods"} <= results.keys():
+        raise InputError(f"{config.results} is not a result of p3_clip.personalisation.study.sweeps")
+    figures = {"single": single_figure(config.pictures, results)}
+    asked = {pair for found in results["methods"].values() for pair in found["pairs"]}
+    figures |= {pair: pair_figure(config.pictures, pair, results) for pair in PAIRS if pair in asked}
+    folder = make_folder(config.output_dir)
+    for name, figure in figures.items():
+        write_png(folder / f"{name}.png", figure)
+        print(folder / f"{name}.png")
+
+
+def single_figure(folder: Path, results: dict[str, Any]) -> Tensor:
+    """A row for each drawn concept: its photos, and the first pictures of textual inversion and of joint Custom Diffusion (the one with
+    cut-mix, if there are both), or else of the last method."""
+    methods = results["methods"]
+    joint = [method for method in (JOINT, JOINT_CUT_MIX) if method in methods]
+    shown = [method for method in (INVERSION, *joint[-1:]) if method in methods] or list(methods)[-1:]
+    names = [name for name in DRAWN if all(name in methods[method]["singles"] for method in shown)]
+    rows = []
+    for name in names:
+        learned = [
+            [read_rgb(path) for path in picture_paths(folder, method, name, results["images"])[:EACH]]
+            for method in shown
+        ]
+        side = learned[0][0].shape[-1]
+        rows += _filled([draw_photo(name, index, side=side) for index in range(PHOTOS)], side)
+        rows += [picture for pictures in learned for picture in _filled(pictures, side)]
+    labels = [label for label in ("photo", *(SHORT.get(method, "learned") for method in shown)) for _ in range(EACH)]
+    return labelled_grid(torch.stack(rows), len(labels), row_labels=names, column_labels=labels)
+
+
+def pair_figure(folder: Path, pair: str, results: dict[str, Any]) -> Tensor:
+    """A row for each method: the first pictures with both concepts in their places, and the first without."""
+    rows, labels = [], []
+    for method, found in results["methods"].items():
+        if pair not in found["pairs"]:
+            continue
+        bound: Sequence[bool] = found["pairs"][pair]["bound_images"]
+        paths = picture_paths(folder, method, pair, results["images"])
+        side = read_rgb(paths[0]).shape[-1]
+        for wanted in (True, False):
+            chosen = [path for path, is_bound in zip(paths, bound, strict=True) if is_bound == wanted][:EACH]
+            rows += _filled([read_rgb(path) for path in chosen], side)
+        labels.append(f"{method} ({sum(bound)} of {len(bound)})")
+    columns = ["in place"] * EACH + ["not"] * EACH
+    return labelled_grid(torch.stack(rows), 2 * EACH, row_labels=labels, column_labels=columns)
+
+
+def _filled(pictures: Sequence[Tensor], side: int) -> list[Tensor]:
+    """EACH pictures, white ones where there are too few."""
+    blank = torch.full((3, side, side), WHITE, dtype=torch.uint8)
+    return [*pictures, *[blank] * (EACH - len(pictures))]
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,253 @@
+"""What the methods learn, in numbers from pixels: results/p3_personalisation.json.
+
+    python3 -m p3_clip.personalisation.study.sweeps --inversion runs/inversion/last --joint runs/joint/last --merged runs/merged
+
+Each method draws every drawn concept that it learned by itself, and two of them in one picture in three ways (see `measure.py`), from
+the same seeds; so does the untrained placeholder, a word with the vectors that training starts from. What is not given is left out;
+--inversion-cut-mix and --joint-cut-mix name results of the same two methods that were trained on photos side by side too.
+Pictures are kept in --output-dir, so a second call goes on where the first stopped.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from common import cli
+from common.checkpoint import load_config
+from common.data.concepts import DRAWN, PHOTOS, draw_photo
+from common.devices import DeviceName, pick_device
+from common.errors import InputError
+from common.files import ROOT, write_json
+from common.images import read_rgb
+from common.latent.generate import GenerationConfig, Request, check_generation
+from common.latent.load import load_base
+from common.latent.model import LatentDiffusion
+from common.latent.save_pictures import Picture, draw_missing
+from common.latent.small import USUAL_GUIDANCE
+from common.metrics.clip_scores import FORMS, image_cosines, text_cosines
+from common.seeds import derive_seeds
+from p3_clip.personalisation.concepts import Concept, expand, initial_vectors, norms
+from p3_clip.personalisation.custom_diffusion import Customised
+from p3_clip.personalisation.model import KIND, load_learned, personalise, usual_words
+from p3_clip.personalisation.study.measure import PAIRS, colour_error, is_present, look, rates
+from p3_clip.personalisation.templates import HELD_OUT_SHAPES
+
+if TYPE_CHECKING:
+    from common.clip import Clip
+
+UNTRAINED = "untrained placeholder"
+INVERSION, INVERSION_CUT_MIX = "textual inversion", "textual inversion, cut-mix"
+JOINT, JOINT_CUT_MIX = "Custom Diffusion, joint", "Custom Diffusion, joint, cut-mix"
+MERGED = "Custom Diffusion, merged"
+HELD_OUT = HELD_OUT_SHAPES[0]
+SEED = 2024
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Measures what the methods learned."""
+
+    inversion: Path | None = None
+    """Result of textual inversion."""
+    inversion_cut_mix: Path | None = None
+    """The same, trained also on photos side by side (--cut-mix)."""
+    joint: Path | None = None
+    """Result of Custom Diffusion for several concepts, trained jointly."""
+    joint_cut_mix: Path | None = None
+    """The same, trained also on photos side by side (--cut-mix)."""
+    merged: Path | None = None
+    """Results of Custom Diffusion for single concepts, merged."""
+    base: Path = ROOT / "checkpoints" / "ldm_shapes"
+    """The small model."""
+    output_dir: Path = ROOT / "outputs" / "personalisation"
+    """Folder of the pictures."""
+    result: Path = ROOT / "results" / "p3_personalisation.json"
+    """JSON file to write."""
+    images: int = 100
+    """Pictures for each prompt."""
+    clip: str | None = None
+    """CLIP of the image and text scores: a model folder, a name of open_clip, or none; by default OpenAI's ViT-B/32 if it is to be
+    had."""
+    steps: int = 20
+    """Steps of the solver."""
+    chunk_size: int = 20
+    """Pictures in one network call."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA if present."""
+
+
+def main(config: Config) -> None:
+    """Draws, measures and writes."""
+    from common.clip import find_clip
+
+    if config.images < 1:
+        raise InputError(f"--images must be at least 1, not {config.images}")
+    generation = GenerationConfig(
+        steps=config.steps, guidance_scale=USUAL_GUIDANCE, seed=SEED, chunk_size=config.chunk_size
+    )
+    check_generation(generation)
+    device = pick_device(config.device)
+    # All are read before the first picture.
+    tokens = {path: tokens_of(path) for path in sources(config).values() if path is not None}
+    learned_by_any = [name for name in DRAWN if any(name in known for known in tokens.values())]
+    clip, note = find_clip(config.clip, config.device)
+    methods: dict[str, dict[str, Any]] = {}
+    for method, path in sources(config).items():
+        model = load_base(config.base)
+        known = tokens[path] if path else {name: f"<new{k + 1}>" for k, name in enumerate(learned_by_any)}
+        learned = learn(model, path, known, vectors_of(config))
+        usual = norms(learned.concepts, usual_words(model, small=True))
+        personalise(model, learned)
+        artist = Artist(config, model.to(device), learned.concepts, generation, method)
+        singles = {
+            name: {**measure_single(artist, name, token, clip), "norm": usual[token]} for name, token in known.items()
+        }
+        pairs = {
+            name: measure_pair(artist, name, known) for name, pair in PAIRS.items() if {*pair.names} <= known.keys()
+        }
+        methods[method] = {"singles": singles, "pairs": pairs}
+        print_method(method, methods[method])
+    write_json(
+        config.result,
+        {
+            "command": "bash scripts/study_personalisation.sh",
+            "images": config.images,
+            "sampling": {
+                "solver": generation.sampler,
+                "steps": config.steps,
+                "guidance_scale": generation.guidance_scale,
+            },
+            "clip": note if clip is not None else None,
+            "methods": methods,
+        },
+    )
+
+
+def sources(config: Config) -> dict[str, Path | None]:
+    """For each method, the result to load; None: vectors that training starts from. Raises InputError if there is none to load."""
+    results = {
+        INVERSION: config.inversion,
+        INVERSION_CUT_MIX: config.inversion_cut_mix,
+        JOINT: config.joint,
+        JOINT_CUT_MIX: config.joint_cut_mix,
+        MERGED: config.merged,
+    }
+    given = {method: path for method, path in results.items() if path is not None}
+    if not given:
+        raise InputError(
+            "there is nothing to measure: name a result with --inversion, --joint or --merged (see --help)"
+        )
+    return {UNTRAINED: None, **given}
+
+
+def tokens_of(path: Path) -> dict[str, str]:
+    """The placeholder of each drawn concept that a result learned; its own words and phrases say which is which.
+
+    Raises InputError if it learned none.
+    """
+    known = {(entry["word"], entry["phrase"]): entry["token"] for entry in load_config(path, KIND)["concepts"]}
+    tokens = {name: known.get((drawn.word, drawn.phrase)) for name, drawn in DRAWN.items()}
+    found = {name: token for name, token in tokens.items() if token}
+    if not found:
+        raise InputError(f"{path} learned none of the drawn concepts {', '.join(DRAWN)}")
+    return found
+
+
+def vectors_of(config: Config) -> int:
+    """How many vectors each concept of the first result has; the untrained placeholder gets as many."""
+    first = next(path for path in sources(config).values() if path is not None)
+    return int(load_config(first, KIND).get("vectors", 1))
+
+
+def learn(model: LatentDiffusion, path: Path | None, tokens: Mapping[str, str], vectors: int) -> Customised:
+    """What a result holds, or without one the words with the `vectors` vectors each that training starts from."""
+    if path is not None:
+        return load_learned([path], model)
+    return Customised(
+        {},
+        [
+            Concept(token, initial_vectors(DRAWN[name].word, vectors, model.text_encoder, model.tokenizer))
+            for name, token in tokens.items()
+        ],
+    )
+
+
+# ----------------------------------------------------------------------------
+# Drawing and measuring.
+
+
+@dataclasses.dataclass(frozen=True)
+class Artist:
+    """A model that has learned, and where it draws."""
+
+    config: Config
+    model: LatentDiffusion
+    concepts: Sequence[Concept]
+    generation: GenerationConfig
+    method: str
+
+    def draw(self, name: str, prompt: str) -> list[Tensor]:
+        """Pictures uint8 [3, S, S] for a prompt, kept below OUT/METHOD/NAME."""
+        paths = picture_paths(self.config.output_dir, self.method, name, self.config.images)
+        seeds = derive_seeds(SEED, count=self.config.images)
+        words = expand(prompt, self.concepts)
+        pictures = [Picture(path, Request(words, seed)) for path, seed in zip(paths, seeds, strict=True)]
+        draw_missing(self.model, pictures, self.generation, self.model.side)
+        return [read_rgb(path) for path in paths]
+
+
+def picture_paths(folder: Path, method: str, name: str, count: int) -> list[Path]:
+    """Where the pictures of a method for a single concept or a pair lie."""
+    place = folder / method.replace(", ", "_").replace(" ", "_").lower() / name
+    return [place / f"{number:03d}.png" for number in range(count)]
+
+
+def measure_single(artist: Artist, name: str, token: str, clip: "Clip | None") -> dict[str, Any]:
+    """One concept by itself: how often it is there, the error of its colour, its image score; and the text score of a prompt that
+    no training shows."""
+    drawn = DRAWN[name]
+    pictures = artist.draw(name, f"a {drawn.caption(0).format(token)}")
+    seen = [look(picture, 1) for picture in pictures]
+    result: dict[str, Any] = {"presence": _mean([is_present(name, each) for each in seen])}
+    if drawn.colour:
+        result["colour_error"] = _mean([colour_error(name, each) for each in seen])
+    if clip is not None:
+        from common.clip.features import encode_pictures
+
+        photos = [draw_photo(name, index) for index in range(PHOTOS)]
+        held_out = artist.draw(f"{name}_held_out", HELD_OUT.format(drawn.caption(0).format(token)))
+        image = image_cosines(encode_pictures(clip, pictures), encode_pictures(clip, photos))
+        words = HELD_OUT.format(drawn.caption(0).format(drawn.word))
+        text = text_cosines(clip, encode_pictures(clip, held_out), words)
+        score = FORMS["dlcv2024"]
+        result |= {"image_score": score(image).mean().item(), "text_score": score(text).mean().item()}
+    return result
+
+
+def measure_pair(artist: Artist, pair: str, tokens: Mapping[str, str]) -> dict[str, Any]:
+    """Two concepts in one picture."""
+    asked = PAIRS[pair]
+    pictures = artist.draw(pair, asked.prompt.format(*(tokens[name] for name in asked.names)))
+    judgements = [asked.judge(look(picture, asked.colours)) for picture in pictures]
+    prompt = asked.prompt.format(*(f"<{name}>" for name in asked.names))
+    return {"prompt": prompt, **rates(judgements), "bound_images": [judgement.bound for judgement in judgements]}
+
+
+def print_method(method: str, found: Mapping[str, Any]) -> None:
+    """What a method reaches, in a few lines."""
+    print(method)
+    for name, numbers in (*found["singles"].items(), *found["pairs"].items()):
+        shown = {key: round(value, 3) for key, value in numbers.items() if isinstance(value, float)}
+        print(f"  {name}: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items()))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).mean())
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

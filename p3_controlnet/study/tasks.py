@@ -1,0 +1,99 @@
+"""Pictures to draw and to measure: the real testing pairs, drawn ones like them, and layouts that no training shows."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.data.fill50k import Pair, load_fill50k
+from common.data.layouts import (
+    LAYOUT_COUNT,
+    LayoutKind,
+    Wording,
+    caption,
+    make_layouts,
+    parse_caption,
+    render_control,
+    render_target,
+)
+from common.data.shapes import Scene
+from common.latent.generate import GenerationConfig, Request
+from common.latent.model import LatentDiffusion
+from common.latent.save_pictures import draw
+from common.metrics.circles import Circle
+from common.metrics.segmentation import SIZE
+from p3_controlnet.evaluate import measure, read_scene
+from p3_controlnet.inference import image_seed, resize_hint
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A picture to draw: what it is told, and what it should show."""
+
+    name: str
+    """Its seed comes from this name, as that of a file of this name (`p3_controlnet.inference`)."""
+    prompt: str
+    source: Tensor
+    """Control picture, uint8 [3, 512, 512]."""
+    target: Tensor
+    """uint8 [3, 512, 512]."""
+    circles: tuple[Circle, ...]
+    """The true circles, in pixels of 512."""
+
+
+def real_tasks(root: Path) -> list[Task]:
+    """The testing pairs of fill50k in `root`; the same pictures as `hw2_3.sh` draws. Raises InputError if they are not there."""
+    return [read_task(pair) for pair in load_fill50k(root, "testing")]
+
+
+def read_task(pair: Pair) -> Task:
+    """A pair on disk. Raises InputError as `p3_controlnet.evaluate.read_scene` does."""
+    circles = tuple(read_scene(pair)[0])
+    return Task(pair.target.name, pair.prompt, pair.read_source(), pair.read_target(), circles)
+
+
+def layout_tasks(kind: LayoutKind, wording: Wording = "each", count: int = LAYOUT_COUNT) -> list[Task]:
+    """Layouts of a kind (`common.data.layouts.make_layouts`), described in that wording."""
+    return scene_tasks(make_layouts(kind, count), kind, wording)
+
+
+def scene_tasks(scenes: Sequence[Scene], folder: str, wording: Wording = "each") -> list[Task]:
+    """Scenes of circles as tasks named folder/0.png and so on."""
+    return [
+        Task(
+            f"{folder}/{index}.png",
+            caption(scene, wording),
+            render_control(scene),
+            render_target(scene),
+            true_circles(scene),
+        )
+        for index, scene in enumerate(scenes)
+    ]
+
+
+def true_circles(scene: Scene) -> tuple[Circle, ...]:
+    """The circles of a scene, in pixels of 512."""
+    return tuple(Circle(SIZE * shape.x, SIZE * shape.y, SIZE * shape.radius) for shape in scene.shapes)
+
+
+def draw_tasks(
+    model: LatentDiffusion, tasks: Sequence[Task], generation: GenerationConfig, *, show_progress: bool = True
+) -> Tensor:
+    """The model's pictures, uint8 [N, 3, 512, 512]."""
+    jobs = [
+        Request(task.prompt, image_seed(task.name, generation.seed), resize_hint(task.source, model.side))
+        for task in tasks
+    ]
+    return torch.cat([pictures for _, pictures in draw(model, jobs, generation, SIZE, show_progress=show_progress)])
+
+
+def measure_tasks(tasks: Sequence[Task], pictures: Tensor, resolution: int) -> list[dict[str, Any]]:
+    """`p3_controlnet.evaluate.measure` of each picture [N, 3, 512, 512] of a model that works at this resolution."""
+    return [
+        {"name": task.name, "prompt": task.prompt}
+        | measure(picture, task.target, task.circles, parse_caption(task.prompt), resolution)
+        for task, picture in zip(tasks, pictures, strict=True)
+    ]
