@@ -7,9 +7,7 @@ step: losses are read a few times a second.
 
 import contextlib
 import dataclasses
-import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,12 +19,20 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from tqdm import tqdm
 
-from common.checkpoint import load_tensors, save_tensors
 from common.devices import make_accelerator, pick_device
 from common.ema import EMA
 from common.errors import InputError
-from common.files import atomic_write, make_folder, read_json, write_json
-from common.optimizers import NamedOptimizer, OptimizerName, make_optimizers
+from common.files import make_folder
+from common.optimizers import OptimizerName, make_optimizers
+from common.run_folder import (
+    _append_metrics,
+    _claim_run_folder,
+    _cut_metrics,
+    _load_state,
+    _save_state,
+    _set_steps,
+    _tensorboard_writer,
+)
 from common.seeds import BatchDraws, Draws, derive_seed
 
 Batch = dict[str, Tensor]
@@ -81,19 +87,6 @@ class TrainingConfig:
     """Where to train; auto takes CUDA if present."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run folder (needs the package tensorboard)."""
-
-
-@dataclasses.dataclass
-class _Progress:
-    """What a run remembers beside its tensors; stored in the checkpoint."""
-
-    step: int = 0
-    ema_updates: int = 0
-    best: float = math.inf
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    looked: bool = True
-    """Whether this step's validation, preview and metrics are done (no, if a signal broke them off)."""
 
 
 class _Objective(nn.Module):
@@ -379,101 +372,3 @@ class _Interrupts:
             yield
         finally:
             self._breaks = False
-
-
-# ----------------------------------------------------------------------------
-# The run folder.
-
-
-def _claim_run_folder(run_dir: Path, settings: dict[str, Any]) -> None:
-    """Writes config.json into a new run folder, or checks that an old one belongs to the same run."""
-    settings = json.loads(json.dumps(settings, default=str))
-    path = make_folder(run_dir) / "config.json"
-    if not path.exists():
-        write_json(path, settings)
-        return
-    before = read_json(path)
-    changed = sorted(
-        name for name in before.keys() | settings.keys() if name != "steps" and before.get(name) != settings.get(name)
-    )
-    if changed:
-        name = changed[0]
-        raise InputError(
-            f"{run_dir} holds a run with {name} = {before.get(name)}, not {settings.get(name)}: resume it with the same settings, "
-            "or choose another run folder (and --init-from to start from its weights)"
-        )
-
-
-def _set_steps(run_dir: Path, step: int, steps: int) -> None:
-    """Notes in config.json and, with the step at which it happened, in metrics.jsonl that the run has another length now."""
-    settings = read_json(run_dir / "config.json")
-    if settings["steps"] != steps:
-        write_json(run_dir / "config.json", settings | {"steps": steps})
-        _append_metrics(run_dir / "metrics.jsonl", step, {"steps": steps}, None)
-
-
-def _save_state(
-    path: Path, params: Mapping[str, Parameter], ema: EMA, optimizers: list[NamedOptimizer], progress: _Progress
-) -> None:
-    tensors = {f"param/{name}": param for name, param in params.items()}
-    tensors |= {f"ema/{name}": ema.average[name] for name in params}
-    for optimizer, own in optimizers:
-        for name, param in own.items():
-            tensors |= {f"{key}/{name}": value for key, value in optimizer.state[param].items()}
-    # JSON has no infinity; a run that never validated has no best.
-    values = dataclasses.asdict(progress)
-    save_tensors(path, tensors, values | {"best": None if math.isinf(progress.best) else progress.best})
-
-
-def _load_state(path: Path, params: Mapping[str, Parameter], ema: EMA, optimizers: list[NamedOptimizer]) -> _Progress:
-    if not path.exists():
-        return _Progress()
-    tensors, values = load_tensors(path)
-    with torch.no_grad():
-        for name, param in params.items():
-            param.copy_(tensors[f"param/{name}"])
-            ema.average[name].copy_(tensors[f"ema/{name}"])
-    for optimizer, own in optimizers:
-        for name, param in own.items():
-            for key in ("exp_avg", "exp_avg_sq", "step", "momentum_buffer"):
-                # A parameter that never got a gradient has no optimiser state.
-                if (value := tensors.get(f"{key}/{name}")) is not None:
-                    # The fused step walks raw memory: moments must be laid out as their parameter is (channels_last or not).
-                    moment = torch.empty((), device=param.device) if key == "step" else torch.empty_like(param.detach())
-                    optimizer.state[param][key] = moment.copy_(value)
-    progress = _Progress(**(values | {"best": math.inf if values["best"] is None else values["best"]}))
-    ema.updates = progress.ema_updates
-    return progress
-
-
-def _append_metrics(path: Path, step: int, line: dict[str, Any], writer: Any) -> None:
-    with open(path, "a") as file:
-        file.write(json.dumps({"step": step, **line}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    if writer:
-        for name, value in line.items():
-            writer.add_scalar(name, value, step)
-
-
-def _cut_metrics(path: Path, step: int) -> None:
-    """Drops the lines that were written after the checkpoint that the run resumes from, a torn last line included."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] > step:
-                break
-        except json.JSONDecodeError:
-            break
-        kept.append(line + "\n")
-    atomic_write(path, "".join(kept).encode())
-
-
-def _tensorboard_writer(run_dir: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
-    return SummaryWriter(run_dir)

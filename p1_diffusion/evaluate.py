@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from common import cli
-from common.checkpoint import load_tensors, save_tensors
-from common.data.digits import DATASETS, NUM_DIGITS, SIZE, Digits, Edition, load_digits, pairing
-from common.diffusion.guidance import drop_context
+from common.data.digits import DATASETS, NUM_DIGITS, SIZE, Edition, load_digits, pairing
 from common.errors import InputError
 from common.files import ROOT, write_json
-from common.images import read_rgb, to_model_range
+from common.images import read_rgb
 from common.metrics.classifier import (
     Classifier,
     DigitClassifier,
@@ -30,15 +28,11 @@ from common.metrics.classifier import (
     load_lenet,
     load_published_svhn,
 )
-from common.metrics.detail import mean_difference
-from common.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
-from common.seeds import BatchDraws, derive_seed
-from p1_diffusion.inference import edition_jobs, file_name
-from p1_diffusion.model import NULL_DIGIT
+from p1_diffusion.quality import detail, dropped_context_rate, load_reference, nearest_training, quality
+from p1_diffusion.sampling import edition_jobs, file_name
 
 GRADER = ROOT / "checkpoints" / "p1_grader"
 BASELINES = {"simple": 0.90, "strong": 0.95}  # on the mean of the two accuracies
-REAL_DRAWS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,158 +140,6 @@ def grade(
             "confusion": confusion.tolist(),
         }
     return {"datasets": parts, "mean_accuracy": sum(part["accuracy"] for part in parts.values()) / len(parts)}
-
-
-# ----------------------------------------------------------------------------
-# What the grader does not see: distance to the real distribution, and variety.
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """What is known of real digits: moments of the training features by class, and the held-out digits' features."""
-
-    mean: Tensor  # [20, D]
-    second_moment: Tensor  # [20, D, D]
-    features: Tensor  # [M, D], held-out
-    classes: Tensor  # [M]
-    pixel_spread: Tensor  # [20], held-out
-
-    def statistics(self, classes: list[int]) -> FeatureStatistics:
-        """Mean and covariance of the training digits, the given classes weighing equally."""
-        mean = self.mean[classes].double().mean(0)
-        return FeatureStatistics(mean, self.second_moment[classes].double().mean(0) - torch.outer(mean, mean))
-
-
-def make_reference(network: DigitClassifier, train: Digits, held_out: Digits, path: Path) -> None:
-    """Writes the reference statistics of real digits beside the classifier."""
-    features, classes = extract_features(network, train.images), class_index(train.digits, train.datasets)
-    means, moments = [], []
-    for c in range(len(DATASETS) * NUM_DIGITS):
-        mine = features[classes == c].double()
-        means.append(mine.mean(0))
-        moments.append(mine.T @ mine / len(mine))
-    held_out_classes = class_index(held_out.digits, held_out.datasets)
-    pixels = held_out.images.flatten(1).double()
-    tensors = {
-        "mean": torch.stack(means).float(),
-        "second_moment": torch.stack(moments).float(),
-        "features": extract_features(network, held_out.images),
-        "classes": held_out_classes,
-        "pixel_spread": torch.stack([_spread(pixels[held_out_classes == c]) for c in range(len(means))]),
-    }
-    save_tensors(path, tensors)
-
-
-def load_reference(folder: Path) -> Reference:
-    """The reference statistics beside the classifier."""
-    path = Path(folder) / "reference.safetensors"
-    tensors = load_tensors(path)[0]
-    if tensors.keys() != {field.name for field in dataclasses.fields(Reference)}:
-        raise InputError(f"{path} does not hold the reference statistics of real digits")
-    return Reference(**tensors)
-
-
-@torch.no_grad()
-def extract_features(network: DigitClassifier, images: Tensor) -> Tensor:
-    """The classifier's features [N, D] of uint8 images."""
-    return torch.cat([network.features(to_model_range(part)) for part in images.split(200)])
-
-
-def class_index(digits: Tensor, datasets: Tensor) -> Tensor:
-    """One number for each (dataset, digit) class, 0..19."""
-    return datasets * NUM_DIGITS + digits
-
-
-def quality(
-    images: Tensor, digits: Tensor, datasets: Tensor, network: DigitClassifier, reference: Reference
-) -> dict[str, Any]:
-    """For each dataset: Frechet distance to the real training digits, beside that of as many real held-out digits drawn
-    class by class in the same numbers (mean of several draws); within-class spread over that of held-out digits,
-    in features and in pixels.
-
-    Spread is the root mean square distance from the class mean; its ratio is averaged over classes.
-    """
-    features, classes = extract_features(network, images), class_index(digits, datasets)
-    result = {}
-    for i, dataset in enumerate(DATASETS):
-        present = classes[datasets == i].unique().tolist()
-        target = reference.statistics(present)
-        distance = frechet_distance(feature_statistics(features[datasets == i]), target)
-        counts = {c: int((classes == c).sum()) for c in present}
-        real = [
-            frechet_distance(feature_statistics(_draw_real(reference, counts, draw)), target)
-            for draw in range(REAL_DRAWS)
-        ]
-        real_distance = sum(real) / len(real)
-        spreads, pixel_spreads = [], []
-        for c in present:
-            spreads.append(_spread(features[classes == c]) / _spread(reference.features[reference.classes == c]))
-            pixel_spreads.append(_spread(images[classes == c].flatten(1).double()) / reference.pixel_spread[c])
-        result[dataset] = {
-            "frechet_distance": distance,
-            "frechet_distance_real": real_distance,
-            "frechet_ratio": distance / real_distance,
-            "spread_ratio": torch.stack(spreads).mean().item(),
-            "pixel_spread_ratio": torch.stack(pixel_spreads).mean().item(),
-        }
-    return result
-
-
-def _draw_real(reference: Reference, counts: dict[int, int], draw: int) -> Tensor:
-    generator = torch.Generator().manual_seed(draw)
-    rows = []
-    for c, count in counts.items():
-        members = torch.nonzero(reference.classes == c).flatten()
-        rows.append(members[torch.randperm(len(members), generator=generator)[:count]])
-    return reference.features[torch.cat(rows)]
-
-
-def _spread(rows: Tensor) -> Tensor:
-    return rows.var(0).sum().sqrt()
-
-
-def nearest_training(
-    images: Tensor, digits: Tensor, datasets: Tensor, train: Digits, held_out: Digits
-) -> dict[str, dict[str, float]]:
-    """Median and smallest distance (root mean square over pixels, 0..255) to the nearest training image of the same class,
-    of the generated images and of held-out real ones. A copying model would lie far below the held-out ones.
-    """
-    train_classes = class_index(train.digits, train.datasets)
-    result: dict[str, dict[str, float]] = {}
-    for what, rows, classes, kinds in (
-        ("generated", images, class_index(digits, datasets), datasets),
-        ("held_out", held_out.images, class_index(held_out.digits, held_out.datasets), held_out.datasets),
-    ):
-        distances = torch.empty(len(rows))
-        for c in classes.unique().tolist():
-            own, pool = rows[classes == c].flatten(1).float(), train.images[train_classes == c].flatten(1).float()
-            distances[classes == c] = torch.cdist(own, pool).amin(1) / own.shape[1] ** 0.5
-        for i, dataset in enumerate(DATASETS):
-            mine = distances[kinds == i]
-            result.setdefault(dataset, {}).update(
-                {f"{what}_median": mine.median().item(), f"{what}_min": mine.min().item()}
-            )
-    return result
-
-
-def detail(images: Tensor, datasets: Tensor, real: Digits) -> dict[str, dict[str, float]]:
-    """For each dataset the mean absolute difference of neighbouring pixels in grey levels, of generated and of real digits."""
-    found = {}
-    for i, dataset in enumerate(DATASETS):
-        generated = mean_difference(images[datasets == i])
-        of_real = mean_difference(real.images[real.datasets == i])
-        found[dataset] = {"generated": generated, "real": of_real, "ratio": generated / of_real}
-    return found
-
-
-def dropped_context_rate(probability: float = 0.1, seed: int = 0, steps: int = 500, batch_size: int = 32) -> float:
-    """How often training really hides the digit, counted over the draws of its first steps."""
-    dropped = 0
-    for step in range(steps):
-        draws = BatchDraws(derive_seed(seed, step), batch_size).part(slice(None))
-        digits = drop_context(torch.zeros(batch_size, dtype=torch.long), NULL_DIGIT, probability, draws)
-        dropped += int((digits == NULL_DIGIT).sum())
-    return dropped / (steps * batch_size)
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -26,8 +26,8 @@ from common.seeds import Draws
 from common.training import Batch, TrainingConfig, fit, prepare_network, settings_of
 from common.validation import held_out_loss
 from p1_diffusion.augment import AUGMENTATION, augment
-from p1_diffusion.inference import SamplingConfig, sample_digits
 from p1_diffusion.model import NULL_DIGIT, ContextUNet, ContextUNetConfig
+from p1_diffusion.sampling import SamplingConfig, sample_digits
 
 VALIDATION_IMAGES = 1000
 

@@ -11,19 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from common import cli
-from common.data.faces import Faces, load_faces
+from common.data.faces import load_faces
 from common.errors import InputError
 from common.files import write_json
 from common.images import image_files, read_rgb
-from common.metrics.frechet import feature_statistics, frechet_distance
-from p2_ddim.study.features import SHIPPED, Features, choose_features
+from p2_ddim.study.features import SHIPPED, choose_features
+from p2_ddim.study.quality import nearest_photo, quality, stack_like
 
 PASS_BELOW = 20.0
-REAL_DRAWS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,62 +118,6 @@ def print_comparison(result: dict[str, Any]) -> None:
         f"{'PASS' if result['passes'] else 'FAIL'}: mean MSE {result['mean_mse']:.4f} (below {PASS_BELOW:g} passes), "
         f"sum {result['sum_mse']:.4f}, largest difference {result['max_difference']}"
     )
-
-
-# ----------------------------------------------------------------------------
-# Faces without references: distance to the real distribution, and to single photos.
-
-
-def stack_like(images: Mapping[str, Tensor], photos: Faces) -> Tensor:
-    """The images as one tensor [N, 3, S, S]. Raises InputError if one is not of the photos' size."""
-    for name, image in images.items():
-        if image.shape != photos.images.shape[1:]:
-            raise InputError(
-                f"the image {name} is {tuple(image.shape)}, the photos are {tuple(photos.images.shape[1:])}"
-            )
-    return torch.stack(list(images.values()))
-
-
-def quality(images: Tensor, train: Faces, held_out: Faces, features: Features) -> dict[str, float]:
-    """The Frechet distance of images to the training photos, beside that of as many held-out photos (mean of several draws)."""
-    target = feature_statistics(features(train.images))
-    count = min(len(images), len(held_out))
-    pool = features(held_out.images)
-    real = []
-    for draw in range(REAL_DRAWS):
-        chosen = torch.randperm(len(pool), generator=torch.Generator().manual_seed(draw))[:count]
-        real.append(frechet_distance(feature_statistics(pool[chosen]), target))
-    distance = frechet_distance(feature_statistics(features(images[:count])), target)
-    real_distance = sum(real) / len(real)
-    return {
-        "count": count,
-        "frechet_distance": distance,
-        "frechet_distance_real": real_distance,
-        "frechet_ratio": distance / real_distance,
-    }
-
-
-def nearest_photo(images: Tensor, train: Faces, held_out: Faces) -> dict[str, float]:
-    """Median and smallest distance (root mean square over pixels, 0..255) to the nearest photo or its mirror image.
-
-    - `generated` and `held_out`: of the images and of held-out photos to the training photos. A copying model would lie far
-      below the held-out ones.
-    - `generated_to_held_out` and `generated_to_seen`: of the images to the held-out photos and to as many training photos.
-      A copying model would lie closer to those it has seen.
-    """
-    pool = torch.cat([train.images, train.images.flip(-1)]).flatten(1).float()
-    unseen = torch.cat([held_out.images, held_out.images.flip(-1)]).flatten(1).float()
-    seen = torch.cat([train.images[: len(held_out)], train.images[: len(held_out)].flip(-1)]).flatten(1).float()
-    result = {}
-    for what, rows, others in (
-        ("generated", images, pool),
-        ("held_out", held_out.images, pool),
-        ("generated_to_held_out", images, unseen),
-        ("generated_to_seen", images, seen),
-    ):
-        distances = torch.cdist(rows.flatten(1).float(), others).amin(1) / rows[0].numel() ** 0.5
-        result |= {f"{what}_median": distances.median().item(), f"{what}_min": distances.min().item()}
-    return result
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from common.images import to_model_range, to_uint8, write_png
 from common.seeds import Draws, ImageGenerators, derive_seeds, random_indices
 from common.training import Batch, TrainingConfig, fit, prepare_network, settings_of
 from common.validation import held_out_loss
-from p2_ddim.inference import Convention, SamplingConfig, sample_faces
 from p2_ddim.model import FaceUNet, FaceUNetConfig
+from p2_ddim.sampling import Convention, SamplingConfig, sample_faces
 
 PREVIEW_IMAGES, PREVIEW_COLUMNS = 32, 8
 PREVIEW_SAMPLING = SamplingConfig(

@@ -1,7 +1,6 @@
 """The numbers behind the zero-shot report, and the 2024 grader's rule for personalised pictures.
 
     python3 -m p3_clip.evaluate zero-shot --run OUT                       (OUT as written by p3_clip.inference)
-    python3 -m p3_clip.evaluate zero-shot --run OUT --colours             (adds the study of colours, for coloured shapes)
     python3 -m p3_clip.evaluate personalised --images OUT --input input.json --references hw2_data/textual_inversion
 
 The first writes OUT/evaluation.json: top-1 and top-5 with Wilson intervals, a table of classes, the most confused pairs and the
@@ -10,11 +9,9 @@ calibration. The second answers by exit code: 0 if every prompt reaches its base
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 import tyro
@@ -22,17 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import cli
-from common.clip import DEFAULT_MODEL, Clip, ClipConfig, load_clip
-from common.clip.features import extract_features
-from common.colour import CSS_COLOURS, NAMES, colour_difference
-from common.data.shapes import KINDS
-from common.errors import InputError
-from common.files import ROOT, read_json, write_json
-from common.images import image_files
-from common.metrics.clip_scores import grade_personalised, image_cosines, text_cosines
+from common.files import write_json
 from p3_clip.inference import Run, accuracy
-from p3_clip.model import zero_shot_classifier
-from p3_clip.personalisation.task import Task, read_tasks
+from p3_clip.personalisation.evaluate import Personalised, grade
 
 BINS = 15
 SCALES = (0.1, 1e4)  # within which inverse temperatures are fitted
@@ -47,30 +36,8 @@ class ZeroShot:
     """Folder that p3_clip.inference wrote."""
     prompts: Prompts = "single"
     """Which prompts to report on."""
-    colours: bool = False
-    """Also classify among all colours and shapes, by colour distance; the class names must be COLOUR SHAPE."""
-    cache: Path = ROOT / "outputs" / "clip_features"
-    """Folder in which image features are kept by content (for --colours)."""
     result: Path | None = None
     """JSON file to write; by default RUN/evaluation.json."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Personalised:
-    """The 2024 grader's rule: the best five of each prompt's 25 pictures against the baselines, by the grader's own CLIP, OpenAI's
-    ViT-B/32, unless another one is named."""
-
-    images: Path
-    """Folder with CONCEPT/PROMPT_INDEX/*.png."""
-    input: Path
-    """The input.json that the pictures were made from."""
-    references: Path
-    """Folder with CONCEPT/*.jpg, the photos that the concepts were learned from."""
-    clip: Annotated[ClipConfig, tyro.conf.arg(name="")] = ClipConfig()
-    count: int = 25
-    """Pictures that each prompt must have."""
-    result: Path | None = None
-    """JSON file to write."""
 
 
 Config = (
@@ -105,8 +72,6 @@ def report(config: ZeroShot) -> None:
     result["per_class"] = table.to_dict("records")
     result["confused"] = confused_pairs(run, config.prompts)
     result["calibration"] = calibration(cosines, labels, run.scale)
-    if config.colours:
-        result["colours"] = colour_study(config, run)
     write_json(config.result or config.run / "evaluation.json", result)
     print(table.to_string(index=False))
     for pair in result["confused"]:
@@ -119,14 +84,6 @@ def report(config: ZeroShot) -> None:
         f"{fitted['ece_fitted']:.3f} with the scale fitted to one half, {fitted['fitted_scale']:.1f}, and "
         f"{fitted['ece_unfitted']:.3f} without"
     )
-    if config.colours:
-        print(pd.DataFrame(result["colours"]["by_distance"]).to_string(index=False))
-        harder = result["colours"]["open"]
-        print(
-            f"among all {harder['classes']} colours and shapes: top-1 {harder['acc1']:.2%}, the shape {harder['kind_right']:.2%}, the "
-            f"shape and a colour within 5 (CIEDE2000) {harder['within_5']:.2%}"
-        )
-        print(pd.DataFrame(harder["by_distance"]).to_string(index=False))
 
 
 def wilson_interval(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
@@ -235,149 +192,6 @@ def calibration(cosines: Tensor, labels: Tensor, scale: float) -> dict[str, Any]
         "ece_fitted": error(other, fitted),
         "bins": BINS,
     }
-
-
-# ----------------------------------------------------------------------------
-# Colours: how far apart must two be to be told apart?
-
-DISTANCES = (0.0, 5.0, 7.5, 10.0, 15.0, 1000.0)
-
-
-def parse_shape(name: str) -> tuple[str, str]:
-    """(colour, kind) of a class name. Raises InputError if it is not COLOUR SHAPE."""
-    colour, _, kind = name.rpartition(" ")
-    if colour not in CSS_COLOURS or kind not in KINDS:
-        raise InputError(f"--colours needs class names of the form COLOUR SHAPE, and {name!r} is none")
-    return colour, kind
-
-
-def colour_study(config: ZeroShot, run: Run) -> dict[str, Any]:
-    """Accuracy by the CIEDE2000 distance to the nearest other class of the same kind, and the harder task with every colour of
-    every kind as a class, neighbours included: accuracy by distance to the nearest colour, and how far off wrong colours are.
-    """
-    shapes = [parse_shape(name) for name in run.names]
-    right = run.cosines[config.prompts].argmax(1) == run.labels
-    nearest = [_nearest(shape, shapes) for shape in shapes]
-    known = read_json(config.run / "results.json")
-    try:
-        settings = known["settings"]
-        model, pretrained = (_from_root(settings[name]) for name in ("model", "pretrained"))
-        folder, device = ROOT / settings["images"], settings["device"]
-        templates = known["templates"] if config.prompts == "single" else known["ensemble"]["templates"]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{config.run}/results.json was not written by p3_clip.inference: it lacks {error}") from None
-    clip, _ = load_clip(model, pretrained, device)
-    files = [folder / name for name in run.files]
-    if missing := [file for file in files if not file.is_file()]:
-        raise InputError(f"the image {missing[0]} of the run does not exist any more")
-    everything = [(colour, kind) for colour in NAMES for kind in KINDS]
-    matrix = zero_shot_classifier(clip, [" ".join(shape) for shape in everything], templates)
-    guesses = [everything[i] for i in (extract_features(clip, files, cache=config.cache) @ matrix).argmax(1)]
-    truths = [shapes[label] for label in run.labels]
-    exact = torch.tensor([guess == truth for guess, truth in zip(guesses, truths, strict=True)])
-    kinds = [guess[1] == truth[1] for guess, truth in zip(guesses, truths, strict=True)]
-    off = colour_difference(*(np.array([CSS_COLOURS[c] for c, _ in what]) for what in (guesses, truths)))
-    neighbour = [_nearest(shape, everything) for shape in shapes]
-    return {
-        "by_distance": _by_distance(right, run.labels, nearest, "nearest other class of the kind"),
-        "open": {
-            "classes": len(everything),
-            "acc1": exact.float().mean().item(),
-            "kind_right": float(np.mean(kinds)),
-            "mean_colour_distance": float(np.mean(off)),
-            "within_5": float(np.mean(np.array(kinds) & (off < 5.0))),
-            "by_distance": _by_distance(exact, run.labels, neighbour, "nearest CSS colour"),
-        },
-    }
-
-
-def _from_root(name: str | None) -> str | None:
-    """A model or its weights as the settings show them: a name, or a path that may be relative to the checkout."""
-    return str(ROOT / name) if name and (ROOT / name).exists() else name
-
-
-def _nearest(shape: tuple[str, str], others: Sequence[tuple[str, str]]) -> float:
-    colours = [CSS_COLOURS[colour] for colour, kind in others if kind == shape[1] and colour != shape[0]]
-    return float(colour_difference(np.array([CSS_COLOURS[shape[0]]]), np.array(colours)).min()) if colours else math.inf
-
-
-def _by_distance(right: Tensor, labels: Tensor, distance: Sequence[float], what: str) -> list[dict[str, Any]]:
-    mine = torch.tensor(distance)[labels].clamp(max=DISTANCES[-1] - 1.0)
-    rows = []
-    for low, high in zip(DISTANCES, DISTANCES[1:], strict=False):
-        part = right[(mine >= low) & (mine < high)]
-        if len(part):
-            name = f"{low:g} to {high:g}" if high < DISTANCES[-1] else f"{low:g} and more"
-            rows.append({what: name, "images": len(part), "acc1": round(part.float().mean().item(), 4)})
-    return rows
-
-
-# ----------------------------------------------------------------------------
-# Personalised pictures.
-
-
-def grade(config: Personalised) -> None:
-    """Grades every prompt of every concept."""
-    tasks = read_tasks(config.input)
-    wrong = [
-        f"{folder} holds {found} images"
-        for folder in _folders(config, tasks)
-        if (found := len(image_files(folder))) != config.count
-    ]
-    if wrong:
-        raise InputError(f"{'; '.join(wrong)}; {config.count} are expected")
-    for task in tasks:
-        _references(config, task)
-    clip, note = load_judge(config.clip)
-    print(note, flush=True)
-    rows = []
-    for task in tasks:
-        references = extract_features(clip, _references(config, task), show_progress=False)
-        for index, (text, baseline) in enumerate(zip(task.texts, task.baselines, strict=True)):
-            files = image_files(config.images / task.key / str(index))
-            images = extract_features(clip, files, show_progress=False)
-            cosines = image_cosines(images, references), text_cosines(clip, images, text)
-            verdict = grade_personalised(*cosines, baseline)
-            rows.append(
-                {
-                    "concept": task.key,
-                    "prompt": index,
-                    "image": round(verdict.image, 2),
-                    "text": round(verdict.text, 2),
-                    "image_baseline": baseline[0],
-                    "text_baseline": baseline[1],
-                    "passed": verdict.passed,
-                    "kept": [files[i].name for i in verdict.kept],
-                    "cosines": {  # common.metrics.clip_scores.FORMS makes every other form of them
-                        file.name: {"image": image, "text": text}
-                        for file, image, text in zip(files, *(values.tolist() for values in cosines), strict=True)
-                    },
-                }
-            )
-    print(pd.DataFrame(rows).drop(columns=["kept", "cosines"]).to_string(index=False))
-    if config.result:
-        write_json(
-            config.result, {"model": clip.name, "pretrained": clip.pretrained, "identity": clip.identity, "rows": rows}
-        )
-    if not all(row["passed"] for row in rows):
-        raise SystemExit(1)
-
-
-def load_judge(config: ClipConfig) -> tuple[Clip, str]:
-    """The CLIP that was named, else OpenAI's ViT-B/32, which the baselines were made with, and never the project's small CLIP in its
-    place. Raises InputError if it is not to be had."""
-    return load_clip(config.model or DEFAULT_MODEL, config.pretrained, config.device)
-
-
-def _folders(config: Personalised, tasks: Sequence[Task]) -> list[Path]:
-    return [config.images / task.key / str(index) for task in tasks for index in range(len(task.prompts))]
-
-
-def _references(config: Personalised, task: Task) -> list[Path]:
-    files = image_files(config.references / task.key)
-    if not files:
-        raise InputError(f"{config.references / task.key} holds no image")
-    return files
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from common import cli
 from common.checkpoint import load_tensors, save_tensors
-from common.clip import ClipConfig
 from common.clip.features import extract_features
+from common.clip.loading import ClipConfig
 from common.errors import InputError
 from common.files import ROOT, atomic_write, check_folder, make_folder, read_json, shown, write_json
 from common.images import SUFFIXES, image_files

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.clip import Clip
+from common.clip.model import Clip
 from common.errors import InputError
 
 DATA = Path(__file__).resolve().parent / "data"

@@ -31,7 +31,8 @@ from tqdm import tqdm
 
 from common import cli
 from common.checkpoint import load_strict
-from common.clip import Clip, encode_tokens, load_folder, save_folder
+from common.clip.loading import load_folder, save_folder
+from common.clip.model import Clip, encode_tokens
 from common.clip.weights import check_model_name
 from common.colour import NAMES
 from common.contrastive import contrastive_loss

@@ -40,7 +40,7 @@ from common.metrics.segmentation import (
 )
 
 if TYPE_CHECKING:
-    from common.clip import Clip
+    from common.clip.model import Clip
 
 BEST = 10
 MEASURES = ("iou", "iou_target", "circle_error", "background_error", "circle_right", "background_right")
@@ -160,7 +160,7 @@ def load_judge(weights: str) -> tuple["Clip | None", str]:
     """
     if weights == "none":
         return None, "left out as asked for"
-    from common.clip import DEFAULT_MODEL, DEFAULT_TAG, load_clip
+    from common.clip.loading import DEFAULT_MODEL, DEFAULT_TAG, load_clip
 
     if weights != "auto":
         return load_clip(DEFAULT_MODEL, weights)

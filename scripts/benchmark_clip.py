@@ -29,8 +29,9 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
 from common import cli
-from common.clip import Clip, ClipConfig
 from common.clip.features import extract_features
+from common.clip.loading import ClipConfig
+from common.clip.model import Clip
 from common.clip.weights import check_model_name
 from common.devices import pick_device
 from common.errors import InputError

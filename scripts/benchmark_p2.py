@@ -24,8 +24,8 @@ from common.devices import DeviceName, pick_device
 from common.diffusion.samplers import sample_ddim
 from common.errors import InputError
 from common.files import ROOT, write_json
-from p2_ddim.inference import SamplingConfig, face_denoiser, plan
 from p2_ddim.model import FaceUNet, FaceUNetConfig, fold_upsampling
+from p2_ddim.sampling import SamplingConfig, face_denoiser, plan
 
 # (channels in, channels out, the part of the image's side) of convolutions that the network is made of.
 CONVOLUTIONS = ((128, 128, 1), (256, 128, 1), (256, 256, 2), (256, 256, 4), (512, 512, 8))

@@ -18,7 +18,8 @@ study() { # NAME DATA FLAGS...
   "$PYTHON" -m p3_clip.inference --images "$data/val" --labels "$data/id2label.json" --output-dir "$work/$name" "$@"
 }
 study shapes "$test_set" --model "$ROOT/checkpoints/clip_shapes"
-"$PYTHON" -m p3_clip.evaluate zero-shot --run "$work/shapes" --colours --result "$ROOT/results/p3_clip_shapes_evaluation.json"
+"$PYTHON" -m p3_clip.evaluate zero-shot --run "$work/shapes" --result "$ROOT/results/p3_clip_shapes_evaluation.json"
+"$PYTHON" -m p3_clip.study.colours --run "$work/shapes" --result "$ROOT/results/p3_clip_shapes_evaluation.json"
 "$PYTHON" -m p3_clip.study.figures --run "$work/shapes" --images "$test_set/val" --output-dir "$ROOT/results/figures/p3_clip/shapes"
 cp "$work/shapes/results.json" "$ROOT/results/p3_clip_shapes.json"
 if [ -d "$ROOT/hw2_data/clip_zeroshot/val" ]; then

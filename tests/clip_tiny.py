@@ -8,7 +8,7 @@ import open_clip
 import torch
 from PIL import Image
 
-from common.clip import save_folder
+from common.clip.loading import save_folder
 from common.data.shapes import KINDS
 from p3_clip.model import DATA
 

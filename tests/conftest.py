@@ -14,7 +14,7 @@ from tiny_faces import save_noises, save_photos, tiny_faces
 from common.data.digits import DATASETS, NUM_DIGITS, SIZE
 
 if TYPE_CHECKING:
-    from common.clip import Clip
+    from common.clip.model import Clip
 
 IMAGES_PER_CLASS = 6
 
@@ -77,7 +77,7 @@ def clip_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def clip(clip_world: Path) -> "Clip":
     """That CLIP, loaded."""
-    from common.clip import load_clip
+    from common.clip.loading import load_clip
 
     return load_clip(str(clip_world / "model"), device="cpu")[0]
 

@@ -20,11 +20,14 @@ from tiny import Malice
 from torch import nn
 from torch.nn import functional as F
 
-from common import clip as clip_module
-from common.checkpoint import load_torchscript, save_tensors
-from common.clip import Clip, encode_tokens, find_clip, load_clip, save_folder, weights
+from common.checkpoint import save_tensors
+from common.clip import loading as clip_module
+from common.clip import weights
 from common.clip.fingerprint import check_activation, uses_quick_gelu
 from common.clip.formats import from_transformers, to_transformers, transformers_model
+from common.clip.loading import find_clip, load_clip, save_folder
+from common.clip.model import Clip, encode_tokens
+from common.clip.torchscript import load_torchscript
 from common.clip.weights import find_weights, hub_files, network_reachable, preprocessing
 from common.errors import InputError
 from common.files import read_json, shown, write_json

@@ -25,7 +25,7 @@ from p3_clip.evaluate import (
     wilson_interval,
 )
 from p3_clip.inference import Run
-from p3_clip.study import figures
+from p3_clip.study import colours, figures
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,9 @@ def test_the_fitted_scale_is_the_one_that_labels_were_drawn_with() -> None:
 
 
 def test_the_report_of_a_run(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["zero-shot", "--run", finished, "--colours", "--cache", finished / "cache"]
-    assert exit_code(evaluate.main, evaluate.Config, *flags, "--result", tmp_path / "evaluation.json") == 0
+    flags = ["--run", finished, "--result", tmp_path / "evaluation.json"]
+    assert exit_code(evaluate.main, evaluate.Config, "zero-shot", *flags) == 0
+    assert exit_code(colours.main, colours.Config, *flags, "--cache", finished / "cache") == 0
     printed = capsys.readouterr().out
     assert "95 % interval" in printed and "expected calibration error" in printed and "among all 556" in printed
     result = json.loads((tmp_path / "evaluation.json").read_text())
@@ -99,12 +100,13 @@ def test_colours_need_names_of_shapes(finished: Path, tmp_path: Path, capsys: py
     run = Run.load(tmp_path / "out")
     run.names[0] = "bicycle"
     run.save(tmp_path / "out")
-    flags = ["zero-shot", "--run", tmp_path / "out", "--colours"]
-    assert "'bicycle' is none" in refused(capsys, evaluate.main, evaluate.Config, *flags)
+    flags = ["--run", tmp_path / "out"]
+    (tmp_path / "out" / "evaluation.json").write_text("{}")
+    assert "'bicycle' is none" in refused(capsys, colours.main, colours.Config, *flags)
     shutil.copy(finished / "cosines.safetensors", tmp_path / "out")
     (tmp_path / "out" / "results.json").write_text("{}")
     assert "was not written by p3_clip.inference: it lacks 'settings'" in refused(
-        capsys, evaluate.main, evaluate.Config, *flags
+        capsys, colours.main, colours.Config, *flags
     )
     flags = ["zero-shot", "--run", tmp_path / "nothing"]
     assert "write" in refused(capsys, evaluate.main, evaluate.Config, *flags)

@@ -16,8 +16,8 @@ from tiny import exit_code, refused
 from torch.nn import functional as F
 
 from common.checkpoint import load_tensors
-from common.clip import Clip
 from common.clip.features import extract_features
+from common.clip.model import Clip
 from common.errors import InputError
 from p3_clip import inference
 from p3_clip.inference import Run, accuracy, predictions
@@ -115,7 +115,7 @@ def test_the_first_line_says_that_the_small_model_steps_in(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("common.clip.SHIPPED", clip_world / "model")
+    monkeypatch.setattr("common.clip.loading.SHIPPED", clip_world / "model")
     at = arguments.index("--model")
     assert exit_code(inference.main, inference.Config, *arguments[:at], *arguments[at + 2 :]) == 0
     first = capsys.readouterr().out.splitlines()[0]
@@ -143,7 +143,7 @@ def test_an_output_folder_that_cannot_be_is_refused_before_loading(
     arguments: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out").write_text("")
-    monkeypatch.setattr("common.clip.ClipConfig.load", None)
+    monkeypatch.setattr("common.clip.loading.ClipConfig.load", None)
     assert "out is a regular file" in refused(capsys, inference.main, inference.Config, *arguments)
 
 

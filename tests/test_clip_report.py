@@ -8,7 +8,7 @@ from tiny import exit_code
 
 from common.files import read_json, write_json
 from p3_clip import evaluate, inference
-from p3_clip.study import report
+from p3_clip.study import colours, report
 
 
 @pytest.fixture
@@ -19,16 +19,9 @@ def results(clip_world: Path, tmp_path: Path) -> Path:
     paths = ["--images", clip_world / "val", "--labels", clip_world / "id2label.json", "--model", clip_world / "model"]
     arguments = [*paths, "--output-dir", run, "--no-use-cache", "--device", "cpu"]
     assert exit_code(inference.main, inference.Config, *arguments) == 0
-    more = [
-        "--run",
-        run,
-        "--colours",
-        "--cache",
-        tmp_path / "cache",
-        "--result",
-        folder / "p3_clip_shapes_evaluation.json",
-    ]
+    more = ["--run", run, "--result", folder / "p3_clip_shapes_evaluation.json"]
     assert exit_code(evaluate.main, evaluate.Config, "zero-shot", *more) == 0
+    assert exit_code(colours.main, colours.Config, *more, "--cache", tmp_path / "cache") == 0
     shutil.copy(run / "results.json", folder / "p3_clip_shapes.json")
     return folder
 

@@ -17,7 +17,7 @@ from tiny import contents, exit_code, refused
 from torch.nn import functional as F
 
 from common.checkpoint import load_tensors
-from common.clip import load_clip, save_folder
+from common.clip.loading import load_clip, save_folder
 from common.colour import CSS_COLOURS, colour_difference
 from common.data.shapes import Scene, draw_scene, held_out_classes, held_out_scene, render
 from common.files import ROOT, read_json

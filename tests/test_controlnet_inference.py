@@ -20,7 +20,9 @@ from common.files import ROOT
 from common.images import read_rgb, write_png
 from common.latent.model import LatentDiffusion
 from p3_controlnet import inference
-from p3_controlnet.inference import Config, ModelConfig, find_base, load_model, main, resize_hint
+from p3_controlnet.hints import resize_hint
+from p3_controlnet.inference import Config, main
+from p3_controlnet.loading import ModelConfig, find_base, load_model
 
 QUICK = ("--steps", 2, "--chunk-size", 2, "--device", "cpu")
 

@@ -19,9 +19,11 @@ from common.latent.generate import GenerationConfig
 from common.latent.save_pictures import enlarge
 from common.latent.small import USUAL_GUIDANCE, save_model
 from p3_controlnet import inference
-from p3_controlnet.inference import ModelConfig, load_model
+from p3_controlnet.loading import ModelConfig, load_model
 from p3_controlnet.study import sweeps as study
-from p3_controlnet.study.sweeps import failures, main, measure_colours, prompt_scenes
+from p3_controlnet.study.failures import failures
+from p3_controlnet.study.prompts import measure_colours, prompt_scenes
+from p3_controlnet.study.sweeps import main
 from p3_controlnet.study.tasks import draw_tasks, layout_tasks, measure_tasks, real_tasks
 
 PAIR = Scene("teal", (Shape("circle", "peru", 0.3, 0.3, 0.2), Shape("star", "old lace", 0.7, 0.7, 0.24)))

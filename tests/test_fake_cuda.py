@@ -19,8 +19,8 @@ from common.diffusion.schedule import NoiseSchedule, make_schedule, trailing_pai
 from common.embedding import SinusoidalEmbedding
 from common.metrics.classifier import DigitClassifier, LeNet
 from common.seeds import ImageGenerators
-from p1_diffusion.inference import SamplingConfig, sample_digits
 from p1_diffusion.model import NULL_DIGIT, ContextUNet, ContextUNetConfig
+from p1_diffusion.sampling import SamplingConfig, sample_digits
 from p1_diffusion.study.train_classifier import augment
 
 PARAMETERIZATIONS = ["eps", "x0", "v"]

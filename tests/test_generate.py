@@ -11,8 +11,9 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.latent import generate as generate_module
+from common.latent.control import guess_mode_scales
 from common.latent.generate import GenerationConfig, Request, check_generation, generate, residual_scales, settled
-from common.latent.model import LatentCondition, LatentDiffusion, guess_mode_scales
+from common.latent.model import LatentCondition, LatentDiffusion
 from common.latent.save_pictures import too_long
 from p3_controlnet.patches import patched, pyramid, starts
 

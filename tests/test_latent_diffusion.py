@@ -18,13 +18,8 @@ from common.diffusion.process import denoiser
 from common.diffusion.samplers import sample, sample_ddim
 from common.diffusion.schedule import trailing_pairs
 from common.errors import InputError
-from common.latent.model import (
-    SD_SCALE_FACTOR,
-    LatentCondition,
-    LatentDiffusion,
-    control_interval,
-    guess_mode_scales,
-)
+from common.latent.control import control_interval, guess_mode_scales
+from common.latent.model import SD_SCALE_FACTOR, LatentCondition, LatentDiffusion
 from common.seeds import ImageGenerators
 
 PER_CHANNEL = {"latent_mean": (0.1, -0.2, 0.3, 0.0), "latent_std": (0.5, 1.0, 2.0, 0.25)}

@@ -16,17 +16,8 @@ from common.files import ROOT
 from common.images import write_png
 from common.metrics.classifier import DigitClassifier, LeNet
 from p1_diffusion import evaluate
-from p1_diffusion.evaluate import (
-    Config,
-    dropped_context_rate,
-    grade,
-    load_reference,
-    main,
-    make_reference,
-    nearest_training,
-    quality,
-    read_output,
-)
+from p1_diffusion.evaluate import Config, grade, main, read_output
+from p1_diffusion.quality import dropped_context_rate, load_reference, make_reference, nearest_training, quality
 
 
 def random_digits(per_class: int, seed: int) -> Digits:

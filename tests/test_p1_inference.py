@@ -10,8 +10,9 @@ from tiny import contents, exit_code, refused
 
 from common.errors import InputError
 from p1_diffusion import inference
-from p1_diffusion.inference import Config, Job, SamplingConfig, check_sampling, main, prepare_output, sample_digits
+from p1_diffusion.inference import Config, main, prepare_output
 from p1_diffusion.model import ContextUNet
+from p1_diffusion.sampling import Job, SamplingConfig, check_sampling, sample_digits
 
 QUICK = SamplingConfig(steps=2)
 NAMES_2025 = {f"mnistm/{d}_{n:03d}.png" for d in (0, 2, 4, 6, 8) for n in range(1, 51)} | {

@@ -16,11 +16,12 @@ from common.data.split import is_held_out
 from common.images import read_rgb, write_png
 from common.metrics.frechet import feature_statistics, frechet_distance
 from p2_ddim import evaluate, inference
-from p2_ddim.evaluate import compare, nearest_photo, quality
-from p2_ddim.inference import CONVENTIONS, SamplingConfig
+from p2_ddim.evaluate import compare
+from p2_ddim.sampling import CONVENTIONS, SamplingConfig
 from p2_ddim.study import calibrate, figures
 from p2_ddim.study import sweeps as study
 from p2_ddim.study.features import colours
+from p2_ddim.study.quality import nearest_photo, quality
 
 
 def random_images(count: int, seed: int = 0) -> dict[str, Tensor]:

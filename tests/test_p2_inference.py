@@ -17,7 +17,8 @@ from common.diffusion.schedule import linear_schedule
 from common.files import ROOT
 from common.images import read_rgb
 from p2_ddim import inference
-from p2_ddim.inference import (
+from p2_ddim.model import FaceUNet
+from p2_ddim.sampling import (
     CONVENTIONS,
     Convention,
     SamplingConfig,
@@ -27,7 +28,6 @@ from p2_ddim.inference import (
     read_noises,
     sample_faces,
 )
-from p2_ddim.model import FaceUNet
 
 
 def run(noises: Path, out: Path, checkpoint: Path, *flags: object) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from tiny_faces import CONFIG
 from common.files import ROOT, read_json, write_json
 from common.images import write_png
 from p2_ddim import evaluate
-from p2_ddim.inference import SamplingConfig
+from p2_ddim.sampling import SamplingConfig
 from p2_ddim.study import evaluate_features, report
 from p2_ddim.study import sweeps as study
 from p2_ddim.study.features import FaceFeatures, colours

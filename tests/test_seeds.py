@@ -12,7 +12,7 @@ from common.diffusion.samplers import SAMPLERS, sample
 from common.diffusion.schedule import linear_schedule, trailing_pairs
 from common.errors import InputError
 from common.seeds import BatchDraws, ImageGenerators, derive_seed, derive_seeds, padded_chunks
-from p1_diffusion.inference import SamplingConfig, image_noise, sample_digits
+from p1_diffusion.sampling import SamplingConfig, image_noise, sample_digits
 
 SEEDS = [11, 22, 33, 44, 55, 66, 77]
 ORDERS = {

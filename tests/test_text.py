@@ -9,7 +9,7 @@ import torch
 from clip_tiny import TEXTS
 
 from common.checkpoint import save_tensors
-from common.clip import Clip
+from common.clip.model import Clip
 from common.errors import InputError
 from common.files import write_json
 from common.latent.text_encoder import clip_tokenizer, load_text_encoder, load_text_tower, text_tower

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.checkpoint import load_tensors, save_tensors
-from common.clip import Clip
+from common.clip.model import Clip
 from common.errors import InputError
 from common.files import make_folder
 

@@ -18,7 +18,7 @@ from common.errors import InputError
 from common.files import read_json
 
 if TYPE_CHECKING:
-    from common.clip import Clip
+    from common.clip.model import Clip
 
 FINGERPRINT_TEXT = "red circle next to lime star with blue background"
 KNOWN: tuple[Mapping[str, Any], ...] = (

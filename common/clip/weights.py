@@ -19,8 +19,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from common.checkpoint import is_torchscript, load_pickle, load_tensors, load_torchscript
+from common.checkpoint import load_pickle, load_tensors
 from common.clip.formats import State, from_transformers
+from common.clip.torchscript import is_torchscript, load_torchscript
 from common.errors import InputError
 
 NETWORK_TIMEOUT = 5.0  # seconds to find out whether there is a network

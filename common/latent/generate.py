@@ -14,7 +14,8 @@ from common.diffusion.samplers import SamplerName, sample
 from common.diffusion.schedule import SPACINGS
 from common.errors import InputError
 from common.images import to_hint
-from common.latent.model import LatentCondition, LatentDiffusion, control_interval, guess_mode_scales
+from common.latent.control import control_interval, guess_mode_scales
+from common.latent.model import LatentCondition, LatentDiffusion
 from common.seeds import ImageGenerators, derive_seed, padded_chunks
 
 

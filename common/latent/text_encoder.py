@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint import load_strict, load_tensors, save_tensors
-from common.clip import load_folder
 from common.clip.formats import to_transformers, transformers_config
+from common.clip.loading import load_folder
 from common.errors import InputError
 from common.files import make_folder, read_json, write_json
 

@@ -20,8 +20,8 @@ from common.errors import InputError
 from common.files import ROOT, make_folder
 from common.grid import labelled_grid
 from common.images import read_rgb, to_uint8, write_png
-from p1_diffusion.inference import Job, SamplingConfig, check_sampling, file_name, sample_digits
 from p1_diffusion.model import ContextUNet
+from p1_diffusion.sampling import Job, SamplingConfig, check_sampling, file_name, sample_digits
 
 COLUMNS = 10
 REVERSE_IMAGES = 6

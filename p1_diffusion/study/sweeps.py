@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -27,9 +28,10 @@ from common.diffusion.schedule import SPACINGS, make_schedule
 from common.files import ROOT, make_folder, read_json, write_json
 from common.metrics.classifier import DigitClassifier
 from common.study import measured_rows
-from p1_diffusion.evaluate import GRADER, grade, load_reference, quality
-from p1_diffusion.inference import DEFAULT_GUIDE_W, IMAGES_PER_CLASS, SamplingConfig, sample_digits
+from p1_diffusion.evaluate import GRADER, grade
 from p1_diffusion.model import ContextUNet
+from p1_diffusion.quality import load_reference, quality
+from p1_diffusion.sampling import DEFAULT_GUIDE_W, IMAGES_PER_CLASS, SamplingConfig, sample_digits
 from p1_diffusion.study.classify import TIMESTEPS, classify_by_error
 
 # (w, interval of t in which it acts): along the whole trajectory, and in the default's part of it.
@@ -167,7 +169,7 @@ def measure(
     pairs = SPACINGS[sampling.spacing](schedule.num_timesteps, sampling.steps)
     return {
         "evaluations": count_evaluations(sampling.sampler, schedule, pairs),
-        **{name: _mean([numbers[dataset][name] for dataset in DATASETS]) for name in numbers[DATASETS[0]]},
+        **{name: fmean([numbers[dataset][name] for dataset in DATASETS]) for name in numbers[DATASETS[0]]},
         "datasets": numbers,
         "seconds": seconds,
     }
@@ -201,10 +203,6 @@ def plot_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes[0].legend(fontsize="small")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from common.images import to_model_range
 from common.metrics.classifier import DigitClassifier, classify
 from common.seeds import Draws
 from common.training import Batch, TrainingConfig, fit, prepare_network
-from p1_diffusion.evaluate import make_reference
+from p1_diffusion.quality import make_reference
 
 CALIBRATION_IMAGES = 2000
 

@@ -14,7 +14,8 @@ from common.devices import DeviceName, pick_device
 from common.errors import InputError
 from common.files import write_json
 from p2_ddim.evaluate import compare, read_images
-from p2_ddim.inference import (
+from p2_ddim.model import FACES, load_network
+from p2_ddim.sampling import (
     CONVENTIONS,
     SamplingConfig,
     check_sampling,
@@ -23,7 +24,6 @@ from p2_ddim.inference import (
     read_noises,
     sample_faces,
 )
-from p2_ddim.model import FACES, load_network
 
 
 @dataclasses.dataclass(frozen=True)

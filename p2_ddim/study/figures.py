@@ -23,16 +23,8 @@ from common.files import make_folder
 from common.grid import labelled_grid
 from common.images import write_png
 from p2_ddim.evaluate import read_images
-from p2_ddim.inference import (
-    Job,
-    SamplingConfig,
-    check_sampling,
-    check_side,
-    minmax_to_uint8,
-    read_noises,
-    sample_faces,
-)
 from p2_ddim.model import FACES, FaceNetwork, load_network
+from p2_ddim.sampling import Job, SamplingConfig, check_sampling, check_side, minmax_to_uint8, read_noises, sample_faces
 
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLUMNS = 4

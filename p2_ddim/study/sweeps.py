@@ -28,8 +28,8 @@ from common.images import to_uint8
 from common.metrics.detail import rms_difference
 from common.metrics.frechet import feature_statistics, frechet_distance
 from common.seeds import ImageGenerators, derive_seeds
-from p2_ddim.inference import Convention, Job, SamplingConfig, check_side, plan, sample_faces
 from p2_ddim.model import FACES, FaceNetwork, load_network
+from p2_ddim.sampling import Convention, Job, SamplingConfig, check_side, plan, sample_faces
 from p2_ddim.study.features import SHIPPED, Features, choose_features, colours
 from p2_ddim.study.figures import ALPHAS, ETAS, PATHS
 

@@ -11,9 +11,6 @@ image + 2.5 text: the 2024 grader's sum of CLIP scores, here of pictures for pro
 with the least loss on fixed noise.
 """
 
-import dataclasses
-import hashlib
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,11 +21,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from common import cli
-from common.data.concepts import DRAWN, PHOTOS, draw_photo, read_photos
 from common.devices import DeviceName, make_accelerator
 from common.diffusion.loss import diffusion_loss
 from common.errors import InputError
-from common.files import ROOT
 from common.grid import labelled_grid
 from common.images import to_uint8, write_png
 from common.latent.generate import GenerationConfig, Request, generate
@@ -36,120 +31,36 @@ from common.latent.load import base_hash, kind_of, load_base
 from common.latent.model import LatentCondition, LatentDiffusion
 from common.metrics.clip_scores import FORMS, TEXT_WEIGHT, image_cosines, text_cosines
 from common.seeds import Draws, derive_seed, derive_seeds
-from common.training import Batch, TrainingConfig, fit, settings_of
+from common.training import Batch, fit, settings_of
 from common.validation import held_out_loss
-from p3_clip.personalisation import templates
 from p3_clip.personalisation.concepts import Concept, check_tokens, expand, initial_vectors, norms
+from p3_clip.personalisation.config import CustomDiffusion, TextualInversion
 from p3_clip.personalisation.custom_diffusion import Customised, projections
+from p3_clip.personalisation.lessons import (
+    Lesson,
+    _digest,
+    held_out_prompts,
+    pairs_to_mix,
+    photos_hash,
+    read_lessons,
+    sentences,
+)
 from p3_clip.personalisation.model import load_learned, personalise, save_learned, usual_words
-from p3_clip.personalisation.photos import Augmentation, Encoded, Pool, View, cut_mix_views, encode_views, make_views
+from p3_clip.personalisation.photos import Encoded, Pool, View, cut_mix_views, encode_views, make_views
 from p3_clip.personalisation.regularisation import Regular, regular_pictures, regular_prompts
 
 if TYPE_CHECKING:
-    from common.clip import Clip
+    from common.clip.model import Clip
 
 HELD_OUT_PICTURES, HELD_OUT_SEED, STEPS = 4, 1, 20
 VALIDATION_ROWS = 64  # of the loss that stands in where there is no CLIP
 RARE_WORD = "ktn"  # the word that Custom Diffusion's authors start from
 
 
-@dataclasses.dataclass(frozen=True)
-class _Common:
-    run_dir: Path
-    """Folder of the run: checkpoints, metrics, previews, and the photos' latents."""
-    photos: tuple[Path, ...] = ()
-    """A folder of photos for each concept; without any, the drawn concepts are learned (scripts/make_concepts.py)."""
-    words: tuple[str, ...] = ()
-    """A known word for each folder's concept that comes near, such as dog."""
-    drawn: tuple[str, ...] = tuple(DRAWN)
-    """Which drawn concepts."""
-    tokens: tuple[str, ...] = ()
-    """A placeholder for each concept; by default <new1>, <new2> and so on."""
-    phrases: tuple[str, ...] = ()
-    """How each folder's concept stands in a sentence, such as "{} circle"; by default "{}", for Custom Diffusion "{} WORD"."""
-    styles: tuple[str, ...] = ()
-    """The placeholders that are a style and no object: they are shown in other sentences."""
-    vectors: int = 1
-    """Vectors of each concept."""
-    start: str | None = None
-    """Word that the vectors start from; by default the concept's own, for Custom Diffusion on Stable Diffusion the rare word ktn."""
-    init_from: Path | None = None
-    """Result of textual inversion whose words to start from, by their placeholders, instead of known words."""
-    base: Path = ROOT / "checkpoints" / "ldm_shapes"
-    """The frozen model: a Stable Diffusion v1.4 file or folder, or the folder of a small model."""
-    views: int = 24
-    """Views of each photo that are encoded, where their augmentation is random."""
-    cut_mix: int = 0
-    """Views, for each two photos of two concepts and either order, that show them side by side (cut-mix); 0: none."""
-    held_out: tuple[str, ...] = ()
-    """Prompts with {} by which checkpoints are compared; by default two that no training shows."""
-    clip: str | None = None
-    """CLIP that compares them: a model folder, a name of open_clip, or none; by default OpenAI's ViT-B/32 if it is to be had."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TextualInversion(_Common):
-    """Learns words for concepts, and nothing else (textual inversion)."""
-
-    augmentation: Augmentation = "flip"
-    """What is done to photos."""
-    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=3000,
-        batch_size=8,
-        lr=5e-3,
-        warmup=100,
-        ema_decay=0.99,
-        validate_every=250,
-        preview_every=500,
-        checkpoint_every=250,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class CustomDiffusion(_Common):
-    """Learns words for concepts and the key and value matrices of the cross-attention (Custom Diffusion), jointly."""
-
-    augmentation: Augmentation = "resize"
-    """What is done to photos."""
-    regular: int = 200
-    """Regularisation pictures, which the base model draws."""
-    regular_dir: Path | None = None
-    """Folder in which they are kept; by default RUN_DIR/regular."""
-    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=500,
-        batch_size=16,
-        lr=8e-5,
-        warmup=20,
-        ema_decay=0.99,
-        validate_every=100,
-        preview_every=250,
-        checkpoint_every=100,
-    )
-
-
 Config = (
     Annotated[TextualInversion, tyro.conf.subcommand("textual-inversion")]
     | Annotated[CustomDiffusion, tyro.conf.subcommand("custom-diffusion")]
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Lesson:
-    """A concept that is to be learned."""
-
-    token: str
-    word: str
-    phrase: str
-    """How it stands in a sentence: "{}", "{} dog", "{} circle"."""
-    described: str
-    """The same in known words: "dog", "maroon circle"."""
-    style: bool
-    photos: list[Tensor]
-    """uint8 [3, H, W] each."""
-    captions: list[str]
-    """What each photo shows, in words; {} stands for the concept. Mostly the phrase alone."""
-    is_thing: bool = True
-    """Whether it can stand beside another; a style and a colour of backgrounds cannot."""
 
 
 def main(config: TextualInversion | CustomDiffusion) -> None:
@@ -245,62 +156,6 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
 # What is to be learned.
 
 
-def read_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
-    """The concepts with their photos. Raises InputError if the lists do not go together or photos are missing or unreadable."""
-    for phrase in (*config.phrases, *config.held_out):
-        if phrase.count("{}") != 1 or {*"{}"} & {*phrase.replace("{}", "")}:
-            raise InputError(f"{phrase!r} must hold {{}} once, which stands for the concept")
-    if config.views < 1:
-        raise InputError(f"--views must be at least 1, not {config.views}")
-    if config.cut_mix < 0:
-        raise InputError(f"--cut-mix must be at least 0, not {config.cut_mix}")
-    if isinstance(config, CustomDiffusion) and config.regular < 0:
-        raise InputError(f"--regular must be at least 0, not {config.regular}")
-    if not config.photos:
-        return _drawn_lessons(config)
-    count, tokens = len(config.photos), _tokens(config, len(config.photos))
-    usual = "{}" if isinstance(config, TextualInversion) else None
-    phrases = config.phrases or tuple(usual or f"{{}} {word}" for word in config.words)
-    if not count == len(tokens) == len(config.words) == len(phrases):
-        raise InputError(
-            f"--photos, --words, --tokens and --phrases must name equally many concepts, not {count}, {len(config.words)}, "
-            f"{len(tokens)} and {len(phrases)}"
-        )
-    if strange := [token for token in config.styles if token not in tokens]:
-        raise InputError(f"--styles names {strange[0]}, which is not among the tokens {', '.join(tokens)}")
-    described = [
-        phrase.format(word) if config.phrases else word for phrase, word in zip(phrases, config.words, strict=True)
-    ]
-    lessons = []
-    for k, folder in enumerate(config.photos):
-        photos = read_photos(folder)
-        style, captions = tokens[k] in config.styles, [phrases[k]] * len(photos)
-        lessons.append(Lesson(tokens[k], config.words[k], phrases[k], described[k], style, photos, captions, not style))
-    return lessons
-
-
-def _drawn_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
-    if config.words or config.phrases or config.styles:
-        raise InputError("--words, --phrases and --styles are for --photos: the drawn concepts have their own")
-    if strange := [name for name in config.drawn if name not in DRAWN]:
-        raise InputError(f"there is no drawn concept {strange[0]!r}, only {', '.join(DRAWN)}")
-    tokens = _tokens(config, len(config.drawn))
-    if not config.drawn or len(tokens) != len(config.drawn):
-        raise InputError(
-            f"--drawn and --tokens must name equally many concepts, not {len(config.drawn)} and {len(tokens)}"
-        )
-    lessons = []
-    for token, name in zip(tokens, config.drawn, strict=True):
-        drawn, photos = DRAWN[name], [draw_photo(name, index) for index in range(PHOTOS)]
-        described, captions = drawn.phrase.format(drawn.word), [drawn.caption(index) for index in range(PHOTOS)]
-        lessons.append(Lesson(token, drawn.word, drawn.phrase, described, False, photos, captions, drawn.is_thing))
-    return lessons
-
-
-def _tokens(config: TextualInversion | CustomDiffusion, count: int) -> tuple[str, ...]:
-    return config.tokens or tuple(f"<new{k + 1}>" for k in range(count))
-
-
 def new_concepts(
     config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], model: LatentDiffusion, small: bool
 ) -> list[Concept]:
@@ -332,26 +187,6 @@ def _learned_before(
         if found != config.vectors:
             raise InputError(f"{config.init_from} has {found} vectors for {lesson.token}, not {config.vectors}")
     return [known[lesson.token] for lesson in lessons]
-
-
-def sentences(lesson: Lesson, small: bool) -> tuple[str, ...]:
-    """The sentences in which a concept is shown."""
-    if small:
-        return templates.SHAPES
-    return templates.STYLE if lesson.style else templates.OBJECT
-
-
-def held_out_prompts(
-    config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], small: bool
-) -> list[tuple[int, str]]:
-    """(number of a concept, prompt with {}) that no training shows."""
-
-    def usual(lesson: Lesson) -> tuple[str, ...]:
-        if small:
-            return templates.HELD_OUT_SHAPES
-        return templates.HELD_OUT_STYLE if lesson.style else templates.HELD_OUT_OBJECT
-
-    return [(k, prompt) for k, lesson in enumerate(lessons) for prompt in config.held_out or usual(lesson)]
 
 
 def make_pool(
@@ -408,26 +243,6 @@ def make_pool(
     return Pool.make(model, encoded, groups, prompts)
 
 
-def pairs_to_mix(config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson]) -> list[tuple[Lesson, Lesson]]:
-    """The pairs of concepts that are shown side by side. Raises InputError if they are asked for and there are none."""
-    pairs = list(itertools.combinations([lesson for lesson in lessons if lesson.is_thing], 2))
-    if config.cut_mix and not pairs:
-        raise InputError("--cut-mix needs two concepts that can stand beside each other")
-    return pairs if config.cut_mix else []
-
-
-def photos_hash(lessons: Sequence[Lesson]) -> str:
-    """A hash of all photos."""
-    return _digest([photo for lesson in lessons for photo in lesson.photos])
-
-
-def _digest(images: Sequence[Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for image in images:
-        digest.update(str(list(image.shape)).encode() + image.numpy().tobytes())
-    return digest.hexdigest()
-
-
 def about(config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], base: str) -> dict[str, Any]:
     """What the folder of a result says of itself."""
     method: Literal["textual inversion", "Custom Diffusion"] = (
@@ -443,7 +258,7 @@ def about(config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson],
 
 def load_judge(model: str | None, device: DeviceName) -> "Clip | None":
     """The CLIP that compares checkpoints; None, which is said, where none was asked for and none is to be had."""
-    from common.clip import find_clip
+    from common.clip.loading import find_clip
 
     clip, note = find_clip(model, device)
     print(

@@ -34,8 +34,11 @@ from common.latent.save_pictures import enlarge
 from common.latent.small import SIDE
 from common.metrics.segmentation import NO_OBJECT_ERROR
 from p3_controlnet.evaluate import read_output
-from p3_controlnet.inference import ModelConfig, load_model, resize_hint
-from p3_controlnet.study.sweeps import canvas_task, draw_canvas, draw_prompts, failures, prompt_scenes
+from p3_controlnet.hints import resize_hint
+from p3_controlnet.loading import ModelConfig, load_model
+from p3_controlnet.study.canvas import canvas_task, draw_canvas
+from p3_controlnet.study.failures import failures
+from p3_controlnet.study.prompts import draw_prompts, prompt_scenes
 from p3_controlnet.study.tasks import (
     Task,
     draw_tasks,

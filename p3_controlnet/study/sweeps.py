@@ -14,52 +14,43 @@ import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import tyro
-from torch import Tensor
 
 from common import cli
 from common.checkpoint import state_hash
-from common.colour import CSS_COLOURS, NAMES, colour_difference
-from common.data.examples import FINER, shrink
+from common.data.examples import shrink
 from common.data.layouts import (
     LAYOUT_COUNT,
     LayoutKind,
     Wording,
-    caption,
-    make_canvas,
     make_layouts,
-    parse_caption,
-    render_control,
-    render_target,
 )
-from common.data.shapes import KINDS, OUTLINE, VISIBLE, Scene, draw_scene
+from common.data.shapes import Scene
 from common.devices import DeviceName, pick_device
 from common.diffusion.samplers import count_evaluations
 from common.diffusion.schedule import SPACINGS
 from common.errors import InputError
 from common.files import ROOT, shown, write_json
 from common.images import to_model_range, to_uint8
-from common.latent.generate import GenerationConfig, Request, check_generation, settled
+from common.latent.generate import GenerationConfig, check_generation, settled
 from common.latent.load import load_base
 from common.latent.model import LatentDiffusion
-from common.latent.save_pictures import draw, enlarge
+from common.latent.save_pictures import enlarge
 from common.latent.small import psnr
-from common.metrics.segmentation import SIZE, inner_region, judge_colour, median_colour, segment, separate
-from common.seeds import derive_seed, derive_seeds
+from common.metrics.segmentation import SIZE
 from common.study import measured_rows
-from p3_controlnet.evaluate import assign_colours, means
-from p3_controlnet.inference import SHIPPED_BASE, SHIPPED_CONTROL, ModelConfig, load_model, resize_hint
-from p3_controlnet.patches import patched
-from p3_controlnet.study.tasks import Task, draw_tasks, layout_tasks, measure_tasks, real_tasks, true_circles
+from p3_controlnet.evaluate import means
+from p3_controlnet.loading import SHIPPED_BASE, SHIPPED_CONTROL, ModelConfig, load_model
+from p3_controlnet.study.canvas import CANVAS_SEEDS, measure_canvas
+from p3_controlnet.study.failures import failures
+from p3_controlnet.study.prompts import PROMPT_COUNT, measure_base, prompt_scenes
+from p3_controlnet.study.tasks import Task, draw_tasks, layout_tasks, measure_tasks, real_tasks
 
 Study = Literal["base", "autoencoder", "circles", "two_circles", "canvas"]
-PROMPT_SEED, PROMPT_COUNT = 2025, 200
-IOU_BAR, COLOUR_BAR = 0.9, 8.0  # what a picture of several circles must reach
-SMALLEST_OBJECT = 0.005  # of the picture; a star of the smallest radius covers twice as much
 
 # What differs from the default generation. A guided pair is one evaluation, and all are within 25.
 BASE_SWEEP: tuple[dict[str, Any], ...] = (
@@ -87,7 +78,6 @@ SETS: tuple[tuple[LayoutKind, Wording], ...] = (
     ("cut", "each"),
 )
 SEEDS = (0, 1)
-CANVAS_PARTS, CANVAS_CIRCLES, CANVAS_SEEDS = 4, 7, 3
 STRIDES = (0.5, 1.0, None)  # as parts of a patch; None: the whole canvas at once
 
 
@@ -208,78 +198,6 @@ STUDIES = {
 
 
 # ----------------------------------------------------------------------------
-# Without control.
-
-
-def prompt_scenes(count: int = PROMPT_COUNT, seed: int = PROMPT_SEED) -> list[Scene]:
-    """Scenes to be named in prompts: one or two shapes of any kind, taking turns, the first shapes in every CSS colour in a
-    shuffled order; all colours of a scene visibly different, since nothing can tell a shape from a background of its colour.
-    """
-    order = np.random.default_rng(seed).permutation(len(NAMES))
-    return [
-        _prompt_scene(np.random.default_rng([seed, k]), NAMES[order[k % len(NAMES)]], 1 + k % 2) for k in range(count)
-    ]
-
-
-def _prompt_scene(random: np.random.Generator, colour: str, shapes: int) -> Scene:
-    while True:
-        scene = draw_scene(random, count=shapes, first=(colour, KINDS[random.integers(len(KINDS))]))
-        colours = [CSS_COLOURS[name] for name in (scene.background, *(shape.colour for shape in scene.shapes))]
-        if all(colour_difference(a, b) >= VISIBLE for i, a in enumerate(colours) for b in colours[:i]):
-            return scene
-
-
-def measure_base(model: LatentDiffusion, scenes: Sequence[Scene], generation: GenerationConfig) -> dict[str, Any]:
-    """Means over all regions of the pictures, and the five worst pictures; see `measure_colours`."""
-    started = time.monotonic()
-    pictures = draw_prompts(model, [scene.caption for scene in scenes], generation)
-    seconds = time.monotonic() - started
-    lines = [measure_colours(picture, scene, model.side) for picture, scene in zip(pictures, scenes, strict=True)]
-    parts = {part: [region for line in lines for region in line[part]] for part in ("objects", "background")}
-    regions = parts["objects"] + parts["background"]
-    worst = sorted(lines, key=lambda line: -_mean(region["error"] for region in line["objects"] + line["background"]))
-    return {
-        "regions": len(regions),
-        "error": _mean(region["error"] for region in regions),
-        "right": _mean(region["right"] for region in regions),
-        **{f"{part}_error": _mean(region["error"] for region in found) for part, found in parts.items()},
-        **{f"{part}_right": _mean(region["right"] for region in found) for part, found in parts.items()},
-        "without_object": sum(all(region["nearest"] is None for region in line["objects"]) for line in lines),
-        "missing_objects": sum(region["nearest"] is None for region in parts["objects"]),
-        "seconds": seconds,
-        "worst": worst[:5],
-    }
-
-
-def draw_prompts(model: LatentDiffusion, prompts: Sequence[str], generation: GenerationConfig) -> Tensor:
-    """Pictures uint8 [N, 3, 512, 512] of prompts, without control; picture k from the seed (run's seed, k)."""
-    seeds = derive_seeds(generation.seed, count=len(prompts))
-    jobs = [Request(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-    return torch.cat([pictures for _, pictures in draw(model, jobs, generation, SIZE)])
-
-
-def measure_colours(picture: Tensor, scene: Scene, resolution: int) -> dict[str, Any]:
-    """The median colours of a picture's objects and background, uint8 [3, 512, 512], at least 4 pixels of the model's
-    resolution inside their edges, against the names in the scene's caption.
-
-    Where the objects are is found without sight of the scene (`common.metrics.segmentation.segment`); each named one counts as
-    the region that suits it best. A missing one, and in a picture without any the background too, counts as error 50.
-    """
-    names = [shape.colour for shape in scene.shapes]
-    labels = segment(picture, len(set(names)))
-    found = [part for label in labels.unique().tolist() if label for part in separate(labels == label, SMALLEST_OBJECT)]
-    found = sorted(found, key=lambda part: -int(part.sum()))[: len(names)]
-    measured = [median_colour(picture, inner_region(part, resolution)) for part in found]
-    objects = assign_colours(measured + [None] * (len(names) - len(found)), names)
-    ground = median_colour(picture, inner_region(labels == 0, resolution)) if found else None
-    return {
-        "prompt": scene.caption,
-        "objects": [{"asked": name, **score._asdict()} for name, score in objects],
-        "background": [{"asked": scene.background, **judge_colour(ground, scene.background)._asdict()}],
-    }
-
-
-# ----------------------------------------------------------------------------
 # With control.
 
 
@@ -307,84 +225,10 @@ def measure_several(
         line["failures"] = failures(line)
     each = [value for line in lines for value in line["iou_circles"]]
     failed = sum(bool(line["failures"]) for line in lines)
-    found = {**means(lines), "iou_each": _mean(each), "iou_worst": min(each), "failed": failed}
+    found = {**means(lines), "iou_each": fmean(each), "iou_worst": min(each), "failed": failed}
     if scenes:
         found["uncontrolled_circle_error"] = measure_base(model, scenes, generation)["objects_error"]
     return found | {"lines": lines}
-
-
-def failures(line: dict[str, Any]) -> list[str]:
-    """What is wrong with a measured picture of circles, in words; circles are counted from the left."""
-    if line["iou"] == 0.0:
-        return ["no circle"]
-    words = []
-    each = zip(*(line[f"circle_{name}"] for name in ("errors", "asked", "nearest")), strict=True)
-    for k, (overlap, colour) in enumerate(zip(line["iou_circles"], each, strict=True), 1):
-        if overlap < 0.5:
-            words.append(f"circle {k} is missing")
-            continue
-        if overlap < IOU_BAR:
-            words.append(f"circle {k} is misshapen (IoU {overlap:.2f})")
-        words += _colour_failure(f"circle {k}", *colour)
-    asked = parse_caption(line["prompt"]).background
-    return words + _colour_failure("the background", line["background_error"], asked, line["background_nearest"])
-
-
-def _colour_failure(what: str, error: float, asked: str, nearest: str) -> list[str]:
-    if error <= COLOUR_BAR:
-        return []
-    return [f"{what} is {nearest}, not {asked}" if nearest != asked else f"{what} is {error:.0f} away from {asked}"]
-
-
-# ----------------------------------------------------------------------------
-# Larger canvases.
-
-
-def canvas_task(model: LatentDiffusion, seed: int, size: int = SIZE) -> tuple[Task, Tensor]:
-    """A scene on a canvas of 4 x 4 pictures, its pictures at 512, and its control picture at the canvas' size of the model."""
-    scene = make_canvas(CANVAS_CIRCLES, CANVAS_PARTS, PROMPT_SEED + seed)
-    side = CANVAS_PARTS * model.side
-    control = render_control(scene, FINER * side, OUTLINE / CANVAS_PARTS)
-    task = Task(
-        f"canvas/{seed}.png",
-        caption(scene, "single"),
-        resize_hint(control, size),
-        render_target(scene, size),
-        true_circles(scene),
-    )
-    return task, shrink(control, side)
-
-
-def draw_canvas(
-    model: LatentDiffusion, task: Task, hint: Tensor, stride: int | None, generation: GenerationConfig, size: int = SIZE
-) -> Tensor:
-    """The canvas, uint8 [3, size, size], in patches at that stride (in latents), or at once."""
-    network = patched(model.apply_model, model.latent_side, stride, model.downscale) if stride else None
-    job = Request(task.prompt, derive_seed(generation.seed, 0), hint)
-    generation = dataclasses.replace(generation, chunk_size=1)
-    chunks = draw(
-        model,
-        [job],
-        generation,
-        size,
-        latent_side=hint.shape[-1] // model.downscale,
-        network=network,
-        show_progress=False,
-    )
-    return next(chunks)[1][0]
-
-
-def measure_canvas(
-    model: LatentDiffusion, stride: int | None, count: int, generation: GenerationConfig
-) -> dict[str, Any]:
-    """The means over `count` canvases, measured at 512 like any picture."""
-    started = time.monotonic()
-    tasks, hints = zip(*(canvas_task(model, seed) for seed in range(count)), strict=True)
-    pictures = [draw_canvas(model, task, hint, stride, generation) for task, hint in zip(tasks, hints, strict=True)]
-    seconds = time.monotonic() - started
-    lines = measure_tasks(tasks, torch.stack(pictures), min(CANVAS_PARTS * model.side, SIZE))
-    each = [value for line in lines for value in line["iou_circles"]]
-    return {**means(lines), "iou_each": _mean(each), "seconds": seconds}
 
 
 # ----------------------------------------------------------------------------
@@ -413,11 +257,6 @@ def _file(config: Config) -> tuple[Path, str]:
         config.results / f"p3_controlnet_{config.study}.json",
         f"python3 -m p3_controlnet.study.sweeps {config.study}{data}",
     )
-
-
-def _mean(values: Any) -> float:
-    values = list(values)
-    return sum(values) / len(values)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from common.latent.save_pictures import draw
 from common.metrics.circles import Circle
 from common.metrics.segmentation import SIZE
 from p3_controlnet.evaluate import measure, read_scene
-from p3_controlnet.inference import image_seed, resize_hint
+from p3_controlnet.hints import image_seed, resize_hint
 
 
 @dataclasses.dataclass(frozen=True)

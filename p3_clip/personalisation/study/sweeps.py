@@ -11,9 +11,9 @@ Pictures are kept in --output-dir, so a second call goes on where the first stop
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from common import cli
@@ -37,7 +37,7 @@ from p3_clip.personalisation.study.measure import PAIRS, colour_error, is_presen
 from p3_clip.personalisation.templates import HELD_OUT_SHAPES
 
 if TYPE_CHECKING:
-    from common.clip import Clip
+    from common.clip.model import Clip
 
 UNTRAINED = "untrained placeholder"
 INVERSION, INVERSION_CUT_MIX = "textual inversion", "textual inversion, cut-mix"
@@ -82,7 +82,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Draws, measures and writes."""
-    from common.clip import find_clip
+    from common.clip.loading import find_clip
 
     if config.images < 1:
         raise InputError(f"--images must be at least 1, not {config.images}")
@@ -212,9 +212,9 @@ def measure_single(artist: Artist, name: str, token: str, clip: "Clip | None") -
     drawn = DRAWN[name]
     pictures = artist.draw(name, f"a {drawn.caption(0).format(token)}")
     seen = [look(picture, 1) for picture in pictures]
-    result: dict[str, Any] = {"presence": _mean([is_present(name, each) for each in seen])}
+    result: dict[str, Any] = {"presence": fmean([is_present(name, each) for each in seen])}
     if drawn.colour:
-        result["colour_error"] = _mean([colour_error(name, each) for each in seen])
+        result["colour_error"] = fmean([colour_error(name, each) for each in seen])
     if clip is not None:
         from common.clip.features import encode_pictures
 
@@ -243,10 +243,6 @@ def print_method(method: str, found: Mapping[str, Any]) -> None:
     for name, numbers in (*found["singles"].items(), *found["pairs"].items()):
         shown = {key: round(value, 3) for key, value in numbers.items() if isinstance(value, float)}
         print(f"  {name}: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items()))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(torch.tensor(values, dtype=torch.float64).mean())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,243 @@
+"""Finding and loading a CLIP: by name, from a folder of open_clip or transformers, or the shipped one."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.checkpoint import load_strict, save_tensors
+from common.clip.fingerprint import (
+    FINGERPRINT_TEXT,
+    check_activation,
+    check_own_fingerprint,
+    fingerprint,
+    require_activation,
+)
+from common.clip.formats import open_clip_config
+from common.clip.model import Clip, encode_tokens
+from common.clip.weights import (
+    find_weights,
+    fitted,
+    hub_files,
+    preprocessing,
+    read_state,
+    read_weights,
+    tag_entry,
+    weight_files,
+)
+from common.devices import DeviceName, pick_device
+from common.errors import InputError
+from common.files import ROOT, make_folder, read_json, shown, write_json
+
+SHIPPED = ROOT / "checkpoints" / "clip_shapes"
+DEFAULT_MODEL, DEFAULT_TAG = "ViT-B-32-quickgelu", "openai"
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+    """Which CLIP, and where."""
+
+    model: str | None = None
+    """A model of open_clip or a model folder; by default ViT-B-32-quickgelu, or the shipped small model without its weights."""
+    pretrained: str | None = None
+    """A tag of open_clip, a weight file or a transformers folder; by default openai."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA if present."""
+
+    def load(self) -> tuple[Clip, str]:
+        """The CLIP and a sentence that says what was loaded, see `load_clip`."""
+        return load_clip(self.model, self.pretrained, self.device)
+
+
+def load_clip(name: str | None = None, pretrained: str | None = None, device: DeviceName = "auto") -> tuple[Clip, str]:
+    """The CLIP asked for, and a sentence that says what was loaded.
+
+    `name` is a model of open_clip or a folder; `pretrained` is a tag, a file or a transformers folder (default: openai, for a
+    folder the weights in it). With neither, OpenAI's ViT-B/32 if it is in a cache or can be fetched, else the shipped small
+    model. Raises InputError on an unknown model or tag, on weights that do not fit and on weights that are not to be had.
+    """
+    target = pick_device(device)
+    if name is None and pretrained is None:
+        try:
+            weights = find_weights(DEFAULT_MODEL, DEFAULT_TAG)
+        except InputError as error:
+            if not (SHIPPED / "model.safetensors").is_file():
+                raise InputError(
+                    f"{error}; the small model of the project is not there either: {SHIPPED}/model.safetensors is missing "
+                    "(clone the repository again, or train it with scripts/train_clip.sh)"
+                ) from None
+            note = f"{DEFAULT_MODEL} with OpenAI's weights is not to be had here, so this is the small model of the project"
+            note += f", checkpoints/{SHIPPED.name}, which knows coloured shapes only: {error}."
+            return load_folder(SHIPPED, target), note
+        return _load_named(DEFAULT_MODEL, DEFAULT_TAG, weights, target)[0], f"{DEFAULT_MODEL} with OpenAI's weights."
+    name = name or DEFAULT_MODEL
+    if Path(name).is_dir():
+        if pretrained:
+            raise InputError(f"{name} is a model folder with its own weights: leave --pretrained away")
+        return load_folder(Path(name), target), f"The model in {shown(Path(name))}."
+    pretrained = pretrained or DEFAULT_TAG
+    clip, remark = _load_named(name, pretrained, find_weights(name, pretrained), target)
+    return clip, f"{name} with {clip.pretrained}{remark}."
+
+
+def find_clip(name: str | None = None, device: DeviceName = "auto") -> "tuple[Clip | None, str]":
+    """A judge of pictures and what it is: the model asked for, else OpenAI's ViT-B/32, else (or for "none") None and why. Never the
+    project's small CLIP in its place, which conditions the small diffusion model. Raises InputError if the model asked for is not to
+    be had."""
+    if name == "none":
+        return None, "left out as asked for"
+    try:
+        return load_clip(name or DEFAULT_MODEL, None, device)
+    except InputError as error:
+        if name is not None:
+            raise
+        return None, str(error)
+
+
+def _load_named(name: str, pretrained: str, weights: Path, device: torch.device) -> tuple[Clip, str]:
+    """A model of open_clip's list, and what had to be assumed of its weights. The tag openai always means QuickGELU, whatever the
+    name says; weights of no tag are checked for the activation that they need."""
+    import open_clip
+
+    tag = pretrained if pretrained != str(weights) else None
+    state, from_openai = read_weights(weights)
+    given, agreed = _given_preprocessing(weights) if weights.is_dir() else {}, True
+    if not given and not from_openai:  # OpenAI's is open_clip's default
+        given, agreed = preprocessing(name, tag)
+    entry = tag_entry(name, tag) if tag else {}
+    with hub_files(name):
+        network = _quietly(
+            open_clip.create_model,
+            name,
+            force_quick_gelu=tag == "openai" or bool(entry.get("quick_gelu")),
+            force_preprocess_cfg=given,
+            pretrained_text=False,
+        )
+        tokenize = open_clip.get_tokenizer(name)
+    load_strict(network, fitted(network, state), weights)
+    source = tag or shown(Path(pretrained))
+    clip = _ready(network, tokenize, name, source, device)
+    if not tag:
+        if from_openai:
+            require_activation(network, True, name, f"{source} holds weights of OpenAI's")
+        elif weights.is_dir() and (weights / "config.json").is_file():
+            quick_gelu = open_clip_config(_transformers_json(weights))["quick_gelu"]
+            require_activation(network, quick_gelu, name, f"{source} holds weights")
+        else:
+            check_activation(clip)
+    return clip, "" if agreed else ", taken to need OpenAI's preprocessing, which the file does not say"
+
+
+def load_folder(folder: Path, device: torch.device) -> Clip:
+    """The CLIP in a folder of open_clip (`open_clip_config.json`) or of transformers (`config.json` of a CLIPModel).
+
+    Raises InputError if the folder holds none, if a fingerprint lies in it that its weights do not have, and without one if they
+    are known to need another activation.
+    """
+    if not folder.is_dir():
+        raise InputError(f"the model folder {folder} does not exist")
+    if not (folder / "open_clip_config.json").is_file():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} holds neither open_clip_config.json nor transformers' config.json")
+        network, tokenize = _from_transformers_folder(folder)
+        clip = _ready(network, tokenize, shown(folder), "in the folder", device, folder)
+        check_activation(clip)
+        return clip
+    import open_clip
+
+    content = read_json(folder / "open_clip_config.json")
+    if not isinstance(content, dict) or not isinstance(content.get("model_cfg"), dict):
+        raise InputError(f"{folder}/open_clip_config.json has no model_cfg")
+    try:
+        network = _quietly(open_clip.create_model, f"local-dir:{folder}", load_weights=False)
+        tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
+    except (TypeError, KeyError, ValueError, RuntimeError, AssertionError, OSError) as error:
+        raise InputError(f"{folder}/open_clip_config.json does not describe a model of open_clip ({error})") from None
+    weights = next((path for path in weight_files(folder) if path.is_file()), folder / "model.safetensors")
+    load_strict(network, fitted(network, read_state(weights)), weights)
+    clip = _ready(network, tokenize, shown(folder), "in the folder", device, folder)
+    if (folder / "fingerprint.json").is_file():
+        check_own_fingerprint(clip, folder / "fingerprint.json")
+    else:
+        check_activation(clip)
+    return clip
+
+
+def _from_transformers_folder(folder: Path) -> tuple[nn.Module, Callable[[list[str]], Tensor]]:
+    import open_clip
+    from open_clip.model import set_model_preprocess_cfg
+
+    network = open_clip.CLIP(**open_clip_config(_transformers_json(folder))).eval()
+    load_strict(network, read_state(folder), folder)
+    preprocess = dataclasses.asdict(open_clip.transform.PreprocessCfg(size=network.visual.image_size))
+    set_model_preprocess_cfg(network, preprocess | _given_preprocessing(folder))
+    return network, open_clip.SimpleTokenizer(context_length=network.context_length)
+
+
+def _transformers_json(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or config.get("model_type") != "clip":
+        raise InputError(f"{folder}/config.json does not describe a CLIPModel")
+    return config
+
+
+def _given_preprocessing(folder: Path) -> dict[str, Any]:
+    """What a transformers folder says of the preprocessing."""
+    path = folder / "preprocessor_config.json"
+    given = read_json(path) if path.is_file() else {}
+    return {key: tuple(given[f"image_{key}"]) for key in ("mean", "std") if f"image_{key}" in given}
+
+
+def _ready(
+    network: nn.Module, tokenize: Any, name: str, pretrained: str, device: torch.device, folder: Path | None = None
+) -> Clip:
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    preprocess = image_transform_v2(PreprocessCfg(**network.visual.preprocess_cfg), is_train=False)
+    return Clip(network.eval().to(device), tokenize, preprocess, name, pretrained, folder)
+
+
+def _quietly(build: Callable[..., nn.Module], *args: Any, **options: Any) -> nn.Module:
+    """open_clip warns that a model without weights is random; here the weights come right after."""
+    with _silent_log():
+        return build(*args, **options)
+
+
+@contextlib.contextmanager
+def _silent_log() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def save_folder(
+    folder: Path, state: Mapping[str, Tensor], model_cfg: Mapping[str, Any], templates: str | None = None
+) -> None:
+    """Writes a model folder in float16 that `open_clip.create_model("local-dir:FOLDER")` loads: open_clip_config.json,
+    model.safetensors, fingerprint.json, and templates.txt if there are any. A model card beside them stays."""
+    import open_clip
+
+    folder = make_folder(folder)
+    half = {name: value.detach().to("cpu", torch.float16) for name, value in state.items()}
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    save_tensors(folder / "model.safetensors", half)
+    write_json(folder / "open_clip_config.json", {"model_cfg": dict(model_cfg), "preprocess_cfg": preprocess})
+    network = open_clip.CLIP(**json.loads(json.dumps(model_cfg))).eval()
+    load_strict(network, half, folder)
+    ids = open_clip.get_tokenizer(f"local-dir:{folder}")([FINGERPRINT_TEXT])
+    with torch.no_grad():
+        embedding = F.normalize(encode_tokens(network, ids), dim=-1)[0]
+    quick_gelu = bool(model_cfg.get("quick_gelu", False))
+    write_json(folder / "fingerprint.json", fingerprint(folder.name, embedding, quick_gelu))
+    if templates is not None:
+        (folder / "templates.txt").write_text(templates)

@@ -1,0 +1,86 @@
+"""A CLIP of open_clip with what feeds it: images and token ids in, unit vectors out."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.checkpoint import state_hash
+from common.clip.fingerprint import (
+    uses_quick_gelu,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A CLIP ready for use, on its device and in evaluation mode."""
+
+    network: nn.Module
+    """open_clip's network."""
+    tokenize: Callable[[list[str]], Tensor]
+    """Texts to token ids, long [N, context length]."""
+    preprocess: Callable[["Image.Image"], Tensor]
+    """A picture to the network's input, float32 [3, S, S]."""
+    name: str
+    """open_clip's name of the model, or its folder."""
+    pretrained: str
+    """The tag, file or folder of the weights."""
+    folder: Path | None = None
+    """The model folder, if it came from one."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def scale(self) -> float:
+        """What cosines are multiplied by before the softmax: the inverse of the learned temperature."""
+        return self.network.logit_scale.exp().item()
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Unit vectors float32 [N, D] on the CPU, of preprocessed pictures [N, 3, S, S]."""
+        return F.normalize(self.network.encode_image(pixels.to(self.device)).float(), dim=-1).cpu()
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Unit vectors float32 [N, D] on the CPU, of texts."""
+        ids = self.tokenize(list(texts)).to(self.device)
+        return F.normalize(
+            torch.cat([encode_tokens(self.network, part) for part in ids.split(batch_size)]).float(), dim=-1
+        ).cpu()
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A hash of the weights, the activation and the preprocessing, under which image features may be kept."""
+        parts = (state_hash(self.network), repr(self.preprocess), str(uses_quick_gelu(self.network)))
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def encode_tokens(network: nn.Module, ids: Tensor) -> Tensor:
+    """Text features [N, D] of token ids [N, context length], not normalised.
+
+    A causal tower pools at the end token, so what comes after the longest text of the batch changes nothing and is left out:
+    the same numbers, several times sooner.
+    """
+    import open_clip
+
+    if type(network) is not open_clip.CLIP or network.text_pool_type != "argmax" or network.attn_mask is None:
+        return network.encode_text(ids)
+    ends = ids.argmax(dim=1)
+    length = int(ends.max()) + 1
+    x = network.token_embedding(ids[:, :length]) + network.positional_embedding[:length]  # [N, L, W]
+    x = network.ln_final(network.transformer(x, attn_mask=network.attn_mask[:length, :length]))
+    pooled = x[torch.arange(len(x), device=x.device), ends]
+    projection = network.text_projection
+    return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection

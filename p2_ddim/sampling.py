@@ -1,0 +1,234 @@
+"""Sampling faces: the conventions of DDIM in circulation, noise files, and the images that come of them."""
+
+import dataclasses
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from common.checkpoint import load_pickle
+from common.diffusion.process import Denoise, denoiser
+from common.diffusion.samplers import Callback, SamplerName, sample
+from common.diffusion.schedule import SPACINGS, NoiseSchedule, Pairs, linear_schedule
+from common.errors import InputError
+from common.seeds import ImageGenerators, derive_seed, padded_chunks
+from p2_ddim.model import FaceNetwork
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Job = tuple[str, Tensor]  # (name, noise [3, H, W])
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """How DDIM is written down. The defaults made the homework's reference faces; the rest is in circulation as well."""
+
+    spacing: Literal["homework", "leading", "trailing", "linspace"] = "homework"
+    """Where the steps lie; for 50 steps, homework is t = 981, ..., 21, 1, leading 980, ..., 20, 0, trailing 999, ..., 39, 19."""
+    clip_x0: bool = True
+    """Clamp the predicted image to [-1, 1] at each step; eps is not recomputed."""
+    last_abar: Literal["first", "one"] = "first"
+    """Alpha-bar after the last step: the table's first entry (0.9999), or 1."""
+    table_length: int = 1000
+    """Betas in the table, from 0.0001 to 0.02."""
+    table_offset: int = 0
+    """The network at t goes with alphas_cumprod[t + offset]; -1 counts from a table that begins with an alpha-bar of 1."""
+
+
+CONVENTIONS = {
+    "homework": Convention(),
+    "no clamp": Convention(clip_x0=False),
+    "last alpha-bar 1": Convention(last_abar="one"),
+    "t = 0, 20, ..., 980": Convention(spacing="leading", last_abar="one"),
+    "table of 1001": Convention(table_length=1001),
+    "alpha-bar of t - 1": Convention(table_offset=-1),
+    "trailing": Convention(spacing="trailing", last_abar="one"),
+    "linspace": Convention(spacing="linspace", last_abar="one"),
+}
+"""The conventions that `p2_ddim.study.calibrate` tries."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How to sample. An image depends on these, on its noise and, where fresh noise is drawn, on the seed and its own name."""
+
+    sampler: SamplerName = "ddim"
+    """The solver."""
+    steps: int = 50
+    """Steps of the solver (network evaluations, but for Heun, which takes two a step)."""
+    eta: float = 0.0
+    """DDIM's fresh noise, in [0, 1]."""
+    convention: Annotated[Convention, tyro.conf.arg(name="")] = Convention()
+    seed: int = 0
+    """Seed of fresh noise."""
+    chunk_size: int = 1
+    """Images in one network call; files agree to the byte at the same size."""
+    precision: Precision = "fp32"
+    """Autocast on CUDA; only fp32 is exact."""
+
+
+def read_noises(folder: Path) -> list[Job]:
+    """The (name, noise float32 [3, H, W]) of every `.pt` file in the folder, in the order of names, all of one shape.
+
+    Raises InputError that names the folder or file that is missing, empty, unreadable, of a wrong shape or not finite.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"the noise folder {folder} does not exist")
+    jobs = [(path.stem, read_noise(path)) for path in sorted(folder.glob("*.pt"))]
+    if not jobs:
+        raise InputError(f"{folder} holds no noise file: NAME.pt is expected")
+    for name, noise in jobs:
+        if noise.shape != jobs[0][1].shape:
+            raise InputError(
+                f"{folder / name}.pt is {_size(noise)}, but {jobs[0][0]}.pt is {_size(jobs[0][1])}: one size is expected"
+            )
+    return jobs
+
+
+def read_noise(path: Path) -> Tensor:
+    """One noise, float32 [3, H, W] on the CPU, whatever device it was saved on. Raises InputError if the file holds none."""
+    noise = load_pickle(path)
+    if not isinstance(noise, Tensor):
+        raise InputError(f"{path} holds no tensor")
+    shape = list(noise.shape)
+    if len(shape) == 4 and shape[0] == 1:
+        noise = noise[0]
+    if noise.dim() != 3 or noise.shape[0] != 3 or not noise.is_floating_point():
+        raise InputError(
+            f"{path} holds a tensor {shape} of {noise.dtype}, but floats [1, 3, H, W] or [3, H, W] are expected"
+        )
+    if not bool(noise.isfinite().all()):
+        raise InputError(f"{path} holds numbers that are not finite")
+    return noise.float()
+
+
+def check_side(network: FaceNetwork, noise: Tensor, source: Path) -> None:
+    """Raises InputError if the network cannot work on images of the noise's size."""
+    height, width = noise.shape[-2:]
+    multiple = network.side_multiple
+    if height % multiple or width % multiple or not height or not width:
+        raise InputError(
+            f"the noises in {source} are {_size(noise)}, but this network needs sides that are multiples of {multiple}"
+        )
+
+
+def minmax_to_uint8(x0: Tensor) -> Tensor:
+    """Images [N, 3, H, W] to uint8, each stretched from its own smallest and largest value to 0 and 255.
+
+    This is what `torchvision.utils.save_image(image, normalize=True)` writes.
+    """
+    low, high = x0.amin((1, 2, 3), keepdim=True), x0.amax((1, 2, 3), keepdim=True)
+    return ((x0 - low) / (high - low).clamp(min=1e-5) * 255.0 + 0.5).to(torch.uint8)
+
+
+def _size(noise: Tensor) -> str:
+    return "x".join(str(side) for side in noise.shape)
+
+
+def check_sampling(config: SamplingConfig, device: torch.device) -> None:
+    """Raises InputError on numbers that make no sense, and on a precision that the device does not have."""
+    length = config.convention.table_length
+    if length < 2:
+        raise InputError(f"--table-length must be at least 2, not {length}")
+    if not 1 <= config.steps <= length:
+        raise InputError(f"--steps must be between 1 and {length}, not {config.steps}")
+    if not 0.0 <= config.eta <= 1.0:
+        raise InputError(f"--eta must lie in [0, 1], not {config.eta}")
+    if config.chunk_size < 1:
+        raise InputError(f"--chunk-size must be at least 1, not {config.chunk_size}")
+    derive_seed(config.seed)
+    if config.precision != "fp32" and device.type != "cuda":
+        raise InputError(f"--precision {config.precision} needs a CUDA device, not {device.type.upper()}")
+    _, pairs = plan(config.convention, config.steps)
+    offset = config.convention.table_offset
+    if min(t for t, _ in pairs) < 0 or max(t for t, _ in pairs) >= length or min(t - offset for t, _ in pairs) < 0:
+        raise InputError(f"--table-offset {offset} leads out of the table of {length} entries with these steps")
+
+
+def plan(convention: Convention, steps: int) -> tuple[NoiseSchedule, Pairs]:
+    """The schedule and the pairs (t, t_prev) of indices into it. The network is fed t - `table_offset`."""
+    schedule = linear_schedule(convention.table_length)
+    pairs = SPACINGS[convention.spacing](convention.table_length, steps)
+    pairs[-1] = (pairs[-1][0], 0 if convention.last_abar == "first" else -1)
+    offset = convention.table_offset
+    return schedule, [(t + offset, max(t_prev + offset, -1)) for t, t_prev in pairs]
+
+
+def face_denoiser(network: FaceNetwork, schedule: NoiseSchedule, config: SamplingConfig) -> Denoise:
+    """The network as the samplers want it, under the convention's offset and clamp."""
+
+    def predict(x_t: Tensor, t: int) -> Tensor:
+        timesteps = torch.full((len(x_t),), t - config.convention.table_offset, device=x_t.device)
+        return network(x_t, timesteps).to(x_t.dtype)
+
+    return denoiser(predict, schedule, network.parameterization, clip_x0=config.convention.clip_x0)
+
+
+@torch.inference_mode()
+def sample_faces(
+    network: FaceNetwork,
+    jobs: Sequence[Job],
+    config: SamplingConfig,
+    device: torch.device | str = "cpu",
+    *,
+    share: tuple[int, int] = (0, 1),
+    callback: Callback | None = None,
+    show_progress: bool = True,
+) -> Iterator[tuple[list[Job], Tensor]]:
+    """Yields (jobs, clean images float32 [n, 3, H, W] on the CPU) chunk by chunk.
+
+    `share` = (r, P) takes every P-th chunk, from the r-th on. `callback` is the samplers', on whole chunks, padding included.
+    Raises InputError if an image is not finite.
+    """
+    _use_exact_kernels()
+    device = torch.device(device)
+    schedule, pairs = plan(config.convention, config.steps)
+    denoise = face_denoiser(network, schedule, config)
+    chunks = list(padded_chunks(jobs, config.chunk_size))[share[0] :: share[1]]
+    hidden = not show_progress or share[0] > 0
+    with tqdm(total=len(chunks) * len(pairs), unit="step", disable=hidden, dynamic_ncols=True) as bar:
+
+        def step(i: int, t: int, x_t: Tensor, x0: Tensor) -> None:
+            bar.update()
+            if callback:
+                callback(i, t, x_t, x0)
+
+        for chunk, real in chunks:
+            x_T = torch.stack([noise for _, noise in chunk]).to(device)
+            seeds = [derive_seed(config.seed, zlib.crc32(name.encode())) for name, _ in chunk]
+            generators = ImageGenerators(seeds, device)
+            with _autocast(device, config.precision):
+                x0 = sample(
+                    config.sampler,
+                    denoise,
+                    schedule,
+                    x_T,
+                    pairs,
+                    eta=config.eta,
+                    noise=lambda generators=generators, shape=x_T.shape[1:]: generators.randn(*shape),
+                    callback=step,
+                )
+            if not bool(x0.isfinite().all()):
+                raise InputError(
+                    f"the image of {chunk[0][0]} is not finite: the checkpoint or --precision does not fit"
+                )
+            yield chunk[:real], x0[:real].float().cpu()
+
+
+def _autocast(device: torch.device, precision: Precision) -> torch.autocast | nullcontext:
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)
+
+
+def _use_exact_kernels() -> None:
+    """On CUDA: convolutions and products in full float32 (no TF32), the same kernels at each run."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True

@@ -1,0 +1,100 @@
+"""The grader's scores of personalised pictures."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import tyro
+
+from common.clip.features import extract_features
+from common.clip.loading import DEFAULT_MODEL, ClipConfig, load_clip
+from common.clip.model import Clip
+from common.errors import InputError
+from common.files import write_json
+from common.images import image_files
+from common.metrics.clip_scores import grade_personalised, image_cosines, text_cosines
+from p3_clip.personalisation.task import Task, read_tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class Personalised:
+    """The 2024 grader's rule: the best five of each prompt's 25 pictures against the baselines, by the grader's own CLIP, OpenAI's
+    ViT-B/32, unless another one is named."""
+
+    images: Path
+    """Folder with CONCEPT/PROMPT_INDEX/*.png."""
+    input: Path
+    """The input.json that the pictures were made from."""
+    references: Path
+    """Folder with CONCEPT/*.jpg, the photos that the concepts were learned from."""
+    clip: Annotated[ClipConfig, tyro.conf.arg(name="")] = ClipConfig()
+    count: int = 25
+    """Pictures that each prompt must have."""
+    result: Path | None = None
+    """JSON file to write."""
+
+
+def grade(config: Personalised) -> None:
+    """Grades every prompt of every concept."""
+    tasks = read_tasks(config.input)
+    wrong = [
+        f"{folder} holds {found} images"
+        for folder in _folders(config, tasks)
+        if (found := len(image_files(folder))) != config.count
+    ]
+    if wrong:
+        raise InputError(f"{'; '.join(wrong)}; {config.count} are expected")
+    for task in tasks:
+        _references(config, task)
+    clip, note = load_judge(config.clip)
+    print(note, flush=True)
+    rows = []
+    for task in tasks:
+        references = extract_features(clip, _references(config, task), show_progress=False)
+        for index, (text, baseline) in enumerate(zip(task.texts, task.baselines, strict=True)):
+            files = image_files(config.images / task.key / str(index))
+            images = extract_features(clip, files, show_progress=False)
+            cosines = image_cosines(images, references), text_cosines(clip, images, text)
+            verdict = grade_personalised(*cosines, baseline)
+            rows.append(
+                {
+                    "concept": task.key,
+                    "prompt": index,
+                    "image": round(verdict.image, 2),
+                    "text": round(verdict.text, 2),
+                    "image_baseline": baseline[0],
+                    "text_baseline": baseline[1],
+                    "passed": verdict.passed,
+                    "kept": [files[i].name for i in verdict.kept],
+                    "cosines": {  # common.metrics.clip_scores.FORMS makes every other form of them
+                        file.name: {"image": image, "text": text}
+                        for file, image, text in zip(files, *(values.tolist() for values in cosines), strict=True)
+                    },
+                }
+            )
+    print(pd.DataFrame(rows).drop(columns=["kept", "cosines"]).to_string(index=False))
+    if config.result:
+        write_json(
+            config.result, {"model": clip.name, "pretrained": clip.pretrained, "identity": clip.identity, "rows": rows}
+        )
+    if not all(row["passed"] for row in rows):
+        raise SystemExit(1)
+
+
+def load_judge(config: ClipConfig) -> tuple[Clip, str]:
+    """The CLIP that was named, else OpenAI's ViT-B/32, which the baselines were made with, and never the project's small CLIP in its
+    place. Raises InputError if it is not to be had."""
+    return load_clip(config.model or DEFAULT_MODEL, config.pretrained, config.device)
+
+
+def _folders(config: Personalised, tasks: Sequence[Task]) -> list[Path]:
+    return [config.images / task.key / str(index) for task in tasks for index in range(len(task.prompts))]
+
+
+def _references(config: Personalised, task: Task) -> list[Path]:
+    files = image_files(config.references / task.key)
+    if not files:
+        raise InputError(f"{config.references / task.key} holds no image")
+    return files

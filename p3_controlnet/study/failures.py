@@ -1,0 +1,32 @@
+"""Pictures in which something fails, and what."""
+
+from typing import Any
+
+from common.data.layouts import (
+    parse_caption,
+)
+
+IOU_BAR, COLOUR_BAR = 0.9, 8.0  # what a picture of several circles must reach
+
+
+def failures(line: dict[str, Any]) -> list[str]:
+    """What is wrong with a measured picture of circles, in words; circles are counted from the left."""
+    if line["iou"] == 0.0:
+        return ["no circle"]
+    words = []
+    each = zip(*(line[f"circle_{name}"] for name in ("errors", "asked", "nearest")), strict=True)
+    for k, (overlap, colour) in enumerate(zip(line["iou_circles"], each, strict=True), 1):
+        if overlap < 0.5:
+            words.append(f"circle {k} is missing")
+            continue
+        if overlap < IOU_BAR:
+            words.append(f"circle {k} is misshapen (IoU {overlap:.2f})")
+        words += _colour_failure(f"circle {k}", *colour)
+    asked = parse_caption(line["prompt"]).background
+    return words + _colour_failure("the background", line["background_error"], asked, line["background_nearest"])
+
+
+def _colour_failure(what: str, error: float, asked: str, nearest: str) -> list[str]:
+    if error <= COLOUR_BAR:
+        return []
+    return [f"{what} is {nearest}, not {asked}" if nearest != asked else f"{what} is {error:.0f} away from {asked}"]
