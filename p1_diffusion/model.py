@@ -4,6 +4,7 @@ Designed for quality per FLOP on 28x28 images: most work happens at 14x14 and 7x
 """
 
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -37,6 +38,8 @@ class ContextUNetConfig:
     """Attention heads."""
     embedding: int = 256
     """Width of the time and context embeddings."""
+    class_maps: bool = True
+    """Whether each class also has a learned map of features at the coarsest resolution: a first idea of where strokes lie."""
     dropout: float = 0.0
     """Dropout inside the residual blocks."""
     augmentation: int = 0
@@ -67,6 +70,12 @@ class ContextUNet(nn.Module):
         self.dataset = nn.Embedding(len(DATASETS), width)
         self.augmentation = nn.Linear(config.augmentation, width, bias=False) if config.augmentation else None
 
+        self.class_embedding = None
+        if config.class_maps:
+            self.map_shape = (config.channels[-1], *[SIZE // 2 ** (len(config.channels) - 1)] * 2)
+            self.class_embedding = nn.Embedding((NUM_DIGITS + 1) * len(DATASETS), math.prod(self.map_shape))
+            nn.init.normal_(self.class_embedding.weight, std=0.02)
+
         self.conv_in = nn.Conv2d(3, first, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.downsample, self.upsample = nn.ModuleList(), nn.ModuleList()
@@ -95,6 +104,9 @@ class ContextUNet(nn.Module):
         for level, blocks in enumerate(self.down):
             if level > 0:
                 h = self.downsample[level - 1](h)  # [N, C', H / 2, W / 2]
+            if self.class_embedding is not None and level + 1 == len(self.down):
+                maps = self.class_embedding(context[:, 0] * len(DATASETS) + context[:, 1])
+                h = h + maps.unflatten(1, self.map_shape)
             for block in blocks:
                 h = block(h, emb)
                 skips.append(h)

@@ -49,7 +49,7 @@ def test_parameter_count_is_that_of_the_layers() -> None:
     expected = linear(2 * fine, width) + linear(width, width) + (11 + 2) * width  # time, digits and null, datasets
     expected += conv(3, fine) + sum(block(c, c) + block(2 * c, c) for c in (fine, middle, coarse)) + 2 * attention
     expected += conv(fine, middle, 2) + conv(middle, coarse, 2) + conv(coarse, middle, 2) + conv(middle, fine, 2)
-    expected += 2 * fine + conv(fine, 3)
+    expected += 2 * fine + conv(fine, 3) + 22 * coarse * 7 * 7  # a map for each digit and null, of each dataset
     count = sum(param.numel() for param in ContextUNet(ContextUNetConfig()).parameters())
     assert count == expected
     assert 2 * count < 20e6  # bytes of the shipped weights
