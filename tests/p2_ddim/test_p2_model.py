@@ -15,7 +15,7 @@ from p2_ddim import model as model_module
 from p2_ddim.model import Block, FaceUNet, FaceUNetConfig, fold_upsampling, load_network
 from p2_ddim.train import Config as TrainConfig
 
-KEYS = Path(__file__).parent / "data" / "unet_keys.tsv"
+KEYS = Path(__file__).parents[1] / "data" / "unet_keys.tsv"
 
 
 def listed_keys() -> dict[str, tuple[int, ...]]:

@@ -24,7 +24,7 @@ def two(digits_root: Path, digit_checkpoint: Path, tmp_path_factory: pytest.Temp
     """What two processes wrote, with `stdout.txt`, what they said."""
     folder = tmp_path_factory.mktemp("two")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = Path(__file__).parent / "under_torchrun.py"
+    script = Path(__file__).parents[1] / "under_torchrun.py"
     result = run_process([*launcher, script, folder, digits_root, digit_checkpoint])
     assert result.returncode == 0, result.stderr
     (folder / "stdout.txt").write_text(result.stdout)

@@ -128,7 +128,7 @@ def test_samplers(cuda: torch.device, sampler: str, schedule: NoiseSchedule) -> 
 
 def test_sampling_digits(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of P1's sampling; its images come back to the CPU."""
-    monkeypatch.setattr("p1_diffusion.inference.make_schedule", lambda name: SCHEDULE)
+    monkeypatch.setattr("p1_diffusion.sampling.make_schedule", lambda name: SCHEDULE)
     jobs = [("mnistm", 0, 1), ("svhn", 1, 1), ("svhn", 1, 2)]
     chunks = list(sample_digits(network(cuda), jobs, SamplingConfig(steps=2, chunk_size=2), show_progress=False))
     assert [job for part, _ in chunks for job in part] == jobs

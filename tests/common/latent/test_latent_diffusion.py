@@ -334,7 +334,7 @@ def test_prompts_and_hints_become_images(controlled: LatentDiffusion) -> None:
 
 
 # ----------------------------------------------------------------------------
-# On device "cuda" without a GPU (see tests/test_fake_cuda.py).
+# On device "cuda" without a GPU (see tests/common/test_fake_cuda.py).
 
 
 def on_fake_cuda(check: Callable[[torch.device, LatentDiffusion], None], **options: Any) -> None:

@@ -19,7 +19,7 @@ from common.errors import InputError
 from common.files import ROOT
 from common.images import read_rgb, write_png
 from common.latent.model import LatentDiffusion
-from p3_controlnet import inference
+from p3_controlnet import inference, loading
 from p3_controlnet.hints import resize_hint
 from p3_controlnet.inference import Config, main
 from p3_controlnet.loading import ModelConfig, find_base, load_model
@@ -341,19 +341,19 @@ def test_a_small_base_takes_the_shipped_control_or_the_one_given(
     world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert load_model(ModelConfig(world / "base", control=world / "control")).controlnet.num_residuals == 5
-    monkeypatch.setattr(inference, "SHIPPED_CONTROL", world / "control")
+    monkeypatch.setattr(loading, "SHIPPED_CONTROL", world / "control")
     assert load_model(ModelConfig(world / "base")).controlnet.num_residuals == 5
-    monkeypatch.setattr(inference, "SHIPPED_CONTROL", tmp_path / "controlnet_circles")
+    monkeypatch.setattr(loading, "SHIPPED_CONTROL", tmp_path / "controlnet_circles")
     with pytest.raises(InputError, match="checkpoints/controlnet_circles is not there: no weights"):
         load_model(ModelConfig(world / "base"))
-    monkeypatch.setattr(inference, "SHIPPED_BASE", tmp_path / "ldm_shapes")
+    monkeypatch.setattr(loading, "SHIPPED_BASE", tmp_path / "ldm_shapes")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="checkpoints/ldm_shapes is not there: no weights"):
         load_model(ModelConfig(Path("ldm_shapes")))
 
 
 def test_where_the_base_of_a_control_comes_from(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(inference, "SHIPPED_BASE", world / "base")
+    monkeypatch.setattr(loading, "SHIPPED_BASE", world / "base")
     monkeypatch.delenv("SD_BASE", raising=False)
     assert find_base(world / "control", None) == world / "base"
     assert find_base(world / "control", tmp_path) == tmp_path
@@ -379,15 +379,15 @@ def test_stable_diffusion_without_a_control_is_drawn_by_the_small_model(
 ) -> None:
     networks = random_networks(tiny_configs(tmp_path / "configs"))
     path = save_published(tmp_path / "sd.ckpt", networks)
-    monkeypatch.setattr(inference, "SHIPPED_BASE", world / "base")
-    monkeypatch.setattr(inference, "SHIPPED_CONTROL", world / "control")
-    monkeypatch.setattr(inference, "SD_CONTROL", tmp_path / "controlnet_sd14")
+    monkeypatch.setattr(loading, "SHIPPED_BASE", world / "base")
+    monkeypatch.setattr(loading, "SHIPPED_CONTROL", world / "control")
+    monkeypatch.setattr(loading, "SD_CONTROL", tmp_path / "controlnet_sd14")
     assert load_model(ModelConfig(path)).side == 64
     said = capsys.readouterr().out
     assert said.startswith("there is no ControlNet for Stable Diffusion in checkpoints/controlnet_sd14, so")
     assert len(said.splitlines()) == 1
     used = []
-    monkeypatch.setattr(inference, "with_control", lambda *paths: used.append(paths))
+    monkeypatch.setattr(loading, "with_control", lambda *paths: used.append(paths))
     (tmp_path / "controlnet_sd14").mkdir()
     load_model(ModelConfig(path))
     load_model(ModelConfig(path, control=world / "control"))
