@@ -7,6 +7,7 @@ The same command again resumes. The averaged weights are in RUN_DIR/last, ready 
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ import tyro
 from common import cli
 from common.data.digits import DATASETS, NUM_DIGITS, BalancedDraw, Digits, load_digits
 from common.diffusion.guidance import drop_context
-from common.diffusion.loss import LossWeight, LossWeighting, TimestepDistribution, diffusion_loss
+from common.diffusion.loss import LossWeight, LossWeighting, TimestepDistribution, TrainedGuidance, diffusion_loss
 from common.diffusion.schedule import make_schedule
 from common.errors import InputError
 from common.files import ROOT
@@ -48,6 +49,10 @@ class Config:
     """How noise levels weigh: by a learned log-variance, by min(SNR + 1, 5) on the x0 error, or all alike in v."""
     timesteps: TimestepDistribution = "uniform"
     """How the timesteps of training images are distributed."""
+    guidance_scale: float = 1.0
+    """Guidance to train in, so that sampling needs none; 1 is none. Best in a last stretch, with --init-from."""
+    guidance_interval: tuple[int, int] = SamplingConfig().guidance_interval
+    """Lowest and highest t at which trained-in guidance acts."""
     augment: float = 0.3
     """Probability of each kind of augmentation (colours, shift and scale), of which the network is told; 0 is none."""
     model: ContextUNetConfig = ContextUNetConfig()
@@ -58,6 +63,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains, or resumes."""
+    if not (math.isfinite(config.guidance_scale) and config.guidance_scale >= 1.0):
+        raise InputError(f"--guidance-scale must be at least 1, not {config.guidance_scale}")
     torch.manual_seed(config.training.seed)
     if config.init_from:
         model = ContextUNet.load(config.init_from).train()
@@ -72,11 +79,14 @@ def main(config: Config) -> None:
     data, held_out = load_digits(config.data, "train").to(device), load_digits(config.data, "held_out").to(device)
     balanced = BalancedDraw(data)
 
-    def loss_of(batch: Batch, draws: Draws, drop: float, probability: float, **options: Any) -> torch.Tensor:
+    def loss_of(
+        batch: Batch, draws: Draws, drop: float, probability: float, guide: float, **options: Any
+    ) -> torch.Tensor:
         digit = drop_context(batch["digit"], NULL_DIGIT, drop, draws)
         images, told = to_model_range(batch["image"]), None
         if probability:
             images, told = augment(images, probability, draws)
+        null = torch.stack([torch.full_like(digit, NULL_DIGIT), batch["dataset"]], dim=1)
         return diffusion_loss(
             lambda x_t, t, context: network(x_t, t, context, told),
             schedule,
@@ -84,6 +94,7 @@ def main(config: Config) -> None:
             torch.stack([digit, batch["dataset"]], dim=1),
             draws,
             parameterization=model.config.parameterization,
+            guidance=TrainedGuidance(guide, null, config.guidance_interval) if guide > 1.0 else None,
             **options,
         )
 
@@ -93,7 +104,9 @@ def main(config: Config) -> None:
     def validate() -> dict[str, float]:
         """The plain error of v on the same held-out images each time, none of their digits hidden, all as they are."""
         drawn = BalancedDraw(held_out)(VALIDATION_IMAGES, torch.Generator(device).manual_seed(0))
-        loss = held_out_loss(model, lambda batch, draws: loss_of(batch, draws, 0.0, 0.0), batch_of(held_out, drawn))
+        loss = held_out_loss(
+            model, lambda batch, draws: loss_of(batch, draws, 0.0, 0.0, 1.0), batch_of(held_out, drawn)
+        )
         return {"loss": loss}
 
     def preview(path: Path) -> None:
@@ -104,7 +117,9 @@ def main(config: Config) -> None:
 
     fit(
         {**dict(model.named_parameters()), **{f"weighting.{name}": p for name, p in weighting.named_parameters()}},
-        lambda batch, draws: loss_of(batch, draws, config.drop_digit, config.augment, **weighting.options),
+        lambda batch, draws: loss_of(
+            batch, draws, config.drop_digit, config.augment, config.guidance_scale, **weighting.options
+        ),
         get_batch,
         config.training,
         config.run_dir,

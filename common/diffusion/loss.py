@@ -1,8 +1,10 @@
 """The training loss: the mean squared error of the network's output at random t, and how noise levels are weighted."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from common.diffusion.process import Condition, Network, Parameterization, output_target, q_sample
@@ -27,6 +29,7 @@ def diffusion_loss(
     weight: Tensor | None = None,
     log_variance: Callable[[Tensor], Tensor] | None = None,
     timesteps: TimestepDistribution = "uniform",
+    guidance: "TrainedGuidance | None" = None,
 ) -> Tensor:
     """The mean squared error of the network's output at random t, a scalar (Equation 14 of DDPM, arXiv:2006.11239).
 
@@ -34,12 +37,19 @@ def diffusion_loss(
     `min_snr_gamma` and `snr_offset` weight each image by `min_snr_weight`; `weight` [N, 1, ...], of mean 1 over an image, weights
     its pixels, for example by a mask of what is valid. `log_variance` is a learned u(t): the error e of an image becomes
     e / exp(u) + u, which at the best u, log e, lets every noise level count equally (Equation 21 of EDM2, arXiv:2312.02696).
+    `guidance` teaches the network what guidance would make of its output.
     """
     t = draw_timesteps(schedule.num_timesteps, timesteps, draws)
     eps = draws.randn(*x0.shape[1:])
     signal, noise = schedule.rates_like(t, x0)
-    output = network(q_sample(schedule, x0, t, eps), t, condition)
+    x_t = q_sample(schedule, x0, t, eps)
+    output = network(x_t, t, condition)
     target = output_target(parameterization, x0, eps, signal, noise)
+    if guidance is not None:
+        with torch.no_grad():
+            inside = ((t >= guidance.interval[0]) & (t <= guidance.interval[1])).view(-1, *[1] * (x0.dim() - 1))
+            direction = output.detach() - network(x_t, t, guidance.null)
+        target = target + inside * (1.0 - 1.0 / guidance.scale) * direction
     error = (output.float() - target.float()).square()
     per_image = (error if weight is None else error * weight).flatten(1).mean(1)
     if min_snr_gamma is not None:
@@ -48,6 +58,23 @@ def diffusion_loss(
         u = log_variance(t).float()
         per_image = per_image / u.exp() + u
     return per_image.mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedGuidance:
+    """Guidance that is trained in, so that sampling needs one evaluation instead of two (Model Guidance, arXiv:2502.12154).
+
+    The target of a conditional output is shifted along (conditional - unconditional) by 1 - 1 / scale of it; the output at which
+    that comes to rest is the guided one, unconditional + scale (conditional - unconditional). An output whose condition is the
+    null condition is not shifted, since its direction is 0.
+    """
+
+    scale: float
+    """The guidance scale, at least 1."""
+    null: Condition
+    """The null condition of each image."""
+    interval: tuple[int, int] = (0, 999)
+    """Lowest and highest t at which it acts."""
 
 
 def draw_timesteps(num_timesteps: int, distribution: TimestepDistribution, draws: Draws) -> Tensor:

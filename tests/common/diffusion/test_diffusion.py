@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from common.diffusion.guidance import drop_context, guide, guided, rescale_guidance
-from common.diffusion.loss import LogVariance, LossWeighting, diffusion_loss, draw_timesteps, min_snr_weight
+from common.diffusion.loss import (
+    LogVariance,
+    LossWeighting,
+    TrainedGuidance,
+    diffusion_loss,
+    draw_timesteps,
+    min_snr_weight,
+)
 from common.diffusion.process import denoiser, output_target, predict_eps, predict_x0, q_sample
 from common.diffusion.schedule import NoiseSchedule, linear_schedule, zero_terminal_snr
 from common.seeds import ImageGenerators
@@ -208,6 +215,35 @@ def test_the_best_log_variance_is_the_log_of_the_error() -> None:
     assert loss(u).item() == pytest.approx(1.0 + math.log(9.0), rel=1e-5)
     assert u.grad.item() == pytest.approx(0.0, abs=1e-5)
     assert loss(u.detach() + 0.1) > loss(u.detach()) < loss(u.detach() - 0.1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 5.0])
+def test_trained_guidance_comes_to_rest_at_the_guided_output(scale: float) -> None:
+    """A network that knows the plain conditional and unconditional mean, and puts out conditional + a (conditional -
+    unconditional): the gradient in a vanishes where that is the guided output, a = scale - 1."""
+    x0 = torch.randn(64, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+
+    def gradient(a: float, interval: tuple[int, int]) -> float:
+        extra = torch.tensor(a, requires_grad=True)
+
+        def network(x_t: Tensor, t: Tensor, given: Tensor) -> Tensor:
+            # x0 prediction: the conditional mean is x0 itself, the unconditional one 0.
+            return torch.where(given.bool().view(-1, 1, 1, 1), (1.0 + extra) * x0, 0.0 * x0)
+
+        diffusion_loss(
+            network,
+            SCHEDULE,
+            x0,
+            torch.ones(64),
+            ImageGenerators(range(64)),
+            parameterization="x0",
+            guidance=TrainedGuidance(scale, torch.zeros(64), interval),
+        ).backward()
+        return extra.grad.item()
+
+    assert gradient(scale - 1.0, (0, 999)) == pytest.approx(0.0, abs=1e-5)
+    assert gradient(scale - 0.9, (0, 999)) > 0.0 > gradient(scale - 1.1, (0, 999))
+    assert gradient(0.0, (1000, 2000)) == pytest.approx(0.0, abs=1e-6)  # outside its interval nothing is guided
 
 
 def test_a_new_log_variance_leaves_the_loss_as_it_is() -> None:
