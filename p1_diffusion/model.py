@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.attention import attend
-from common.checkpoint import load_model, save_model
+from common.checkpoint import load_config, load_model, save_model
 from common.data.digits import DATASETS, NUM_DIGITS, SIZE
 from common.diffusion.process import Parameterization
 from common.diffusion.schedule import SCHEDULES, ScheduleName
@@ -123,7 +123,14 @@ class ContextUNet(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "ContextUNet":
-        """Rebuilds the network from its folder, in evaluation mode. Raises InputError if the folder does not hold one."""
+        """Rebuilds the network from its folder, in evaluation mode; also one of the first edition, which has the same calls.
+
+        Raises InputError if the folder does not hold one.
+        """
+        if isinstance(load_config(folder, KIND).get("blocks"), int):
+            from p1_diffusion.first_edition import FirstEditionUNet  # it is made of this file's blocks
+
+            return FirstEditionUNet.load(folder)
         return load_model(folder, KIND, cls, ContextUNetConfig)
 
 
@@ -152,9 +159,9 @@ def _check(config: ContextUNetConfig) -> None:
         raise InputError(f"the schedule {config.schedule!r} is none of {', '.join(SCHEDULES)}")
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Normalises GROUP channels at a time."""
-    return nn.GroupNorm(max(channels // GROUP, 1), channels)
+def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
+    """Normalises GROUP channels at a time, or as many as make the given number of groups."""
+    return nn.GroupNorm(groups or max(channels // GROUP, 1), channels)
 
 
 class Block(nn.Module):
@@ -173,12 +180,14 @@ class Block(nn.Module):
 class ResBlock(nn.Module):
     """Norm, SiLU, convolution, twice; between them the embedding [N, E] scales and shifts each channel (AdaGN, arXiv:2105.05233)."""
 
-    def __init__(self, channels_in: int, channels: int, embedding: int, dropout: float) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, embedding: int, dropout: float, groups: int | None = None
+    ) -> None:
         super().__init__()
-        self.norm1 = group_norm(channels_in)
+        self.norm1 = group_norm(channels_in, groups)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * channels)
-        self.norm2 = group_norm(channels)
+        self.norm2 = group_norm(channels, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
@@ -195,10 +204,10 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """Residual self-attention over the pixels of x [N, C, H, W]."""
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, groups: int | None = None) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = group_norm(channels)
+        self.norm = group_norm(channels, groups)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
         nn.init.zeros_(self.out.weight)

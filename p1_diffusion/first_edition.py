@@ -1,0 +1,95 @@
+"""The network of this project's first edition, so that its checkpoints still load: all work at 14x14 and 7x7."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.checkpoint import load_model, save_model
+from common.data.digits import DATASETS, NUM_DIGITS
+from common.diffusion.process import Parameterization
+from common.diffusion.schedule import ScheduleName
+from common.embedding import SinusoidalEmbedding
+from p1_diffusion.model import KIND, Attention, ResBlock
+
+GROUPS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstEditionConfig:
+    """What builds the network, and how to read its output."""
+
+    channels: tuple[int, int] = (80, 160)
+    """Channels at 14x14 and at 7x7."""
+    blocks: int = 1
+    """Residual blocks at each resolution on the way down, and again on the way up."""
+    heads: int = 4
+    """Attention heads at 7x7."""
+    embedding: int = 256
+    """Width of the time and context embeddings."""
+    dropout: float = 0.0
+    """Dropout inside the residual blocks."""
+    parameterization: Parameterization = "v"
+    """What the network's output means."""
+    schedule: ScheduleName = "cosine"
+    """The noise schedule that the network is trained on."""
+    augmentation: int = 0
+    """It is never told of augmentation."""
+
+
+class FirstEditionUNet(nn.Module):
+    """As `ContextUNet`, with a pixel-unshuffle in place of the first down-sampling."""
+
+    def __init__(self, config: FirstEditionConfig) -> None:
+        super().__init__()
+        self.config = config
+        high, low = config.channels
+        width = config.embedding
+
+        def blocks(channels_in: int, channels: int) -> nn.ModuleList:
+            parts = (ResBlock(channels_in, channels, width, config.dropout, GROUPS) for _ in range(config.blocks))
+            return nn.ModuleList(parts)
+
+        self.time = nn.Sequential(SinusoidalEmbedding(high), nn.Linear(high, width), nn.SiLU(), nn.Linear(width, width))
+        self.digit = nn.Embedding(NUM_DIGITS + 1, width)
+        self.dataset = nn.Embedding(len(DATASETS), width)
+        self.conv_in = nn.Conv2d(12, high, 3, padding=1)
+        self.down_high, self.down_low = blocks(high, high), blocks(low, low)
+        self.downsample = nn.Conv2d(high, low, 3, stride=2, padding=1)
+        self.attention = Attention(low, config.heads, GROUPS)
+        self.up_low, self.up_high = blocks(2 * low, low), blocks(2 * high, high)
+        self.upsample = nn.ConvTranspose2d(low, high, 2, stride=2)
+        self.norm_out = nn.GroupNorm(GROUPS, high)
+        self.conv_out = nn.Conv2d(high, 12, 3, padding=1)
+
+    def forward(self, x_t: Tensor, t: Tensor, context: Tensor, augmentation: None = None) -> Tensor:
+        emb = F.silu(self.time(t) + self.digit(context[:, 0]) + self.dataset(context[:, 1]))  # [N, E]
+        h = self.conv_in(F.pixel_unshuffle(x_t, 2))  # [N, C, 14, 14]
+        skips = []
+        for block in self.down_high:
+            h = block(h, emb)
+            skips.append(h)
+        h = self.downsample(h)  # [N, C', 7, 7]
+        for block in self.down_low:
+            h = block(h, emb)
+            skips.append(h)
+        h = self.attention(h)
+        for block in self.up_low:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        h = self.upsample(h)
+        for block in self.up_high:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), 2)  # [N, 3, 28, 28]
+
+    def save(self, folder: Path) -> None:
+        """Writes the model folder, its parameters as float16."""
+        config = dataclasses.asdict(self.config)
+        del config["augmentation"]
+        save_model(folder, self, KIND, config, torch.float16)
+
+    @classmethod
+    def load(cls, folder: Path) -> "FirstEditionUNet":
+        """Rebuilds the network from its folder, in evaluation mode. Raises InputError if the folder does not hold one."""
+        return load_model(folder, KIND, cls, FirstEditionConfig)
