@@ -49,7 +49,7 @@ SAMPLER_TABLE = (
 )
 
 
-RECIPE_IMAGES, RECIPE_DIGITS = 25, 400  # drawn of each class, and recognised of each dataset, for a recipe
+RECIPE_IMAGES, RECIPE_DIGITS = 15, 200  # drawn of each class, and recognised of each dataset, for a recipe
 
 
 @dataclasses.dataclass(frozen=True)
