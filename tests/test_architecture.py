@@ -135,8 +135,8 @@ def test_the_program_was_found() -> None:
     assert outside_its_room("elsewhere.py", PROGRAM["common/diffusion/schedule.py"]) == ["cumprod", "torch.cumprod"]
     assert outside_its_room("elsewhere.py", PROGRAM["common/checkpoint.py"]) == ["torch.load"]
     assert {"common/diffusion/schedule.py", "common/diffusion/process.py"} <= reachable("p1_diffusion", PROGRAM)
-    assert {"common/clip/__init__.py", "common/clip/formats.py"} <= reachable("p3_clip", PROGRAM)
-    assert heavy_imports("p3_clip", PROGRAM)["common/clip/__init__.py"] == {"open_clip"}
+    assert {"common/clip/loading.py", "common/clip/formats.py"} <= reachable("p3_clip", PROGRAM)
+    assert heavy_imports("p3_clip", PROGRAM)["common/clip/loading.py"] == {"open_clip"}
 
 
 @pytest.mark.parametrize(

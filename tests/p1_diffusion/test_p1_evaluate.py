@@ -16,6 +16,7 @@ from common.files import ROOT
 from common.images import write_png
 from common.metrics.classifier import DigitClassifier, LeNet
 from p1_diffusion import evaluate
+from p1_diffusion import quality as quality_module
 from p1_diffusion.evaluate import Config, grade, main, read_output
 from p1_diffusion.quality import dropped_context_rate, load_reference, make_reference, nearest_training, quality
 
@@ -249,8 +250,8 @@ def test_collapse_shows(grader: Path, held_out_digits: Digits) -> None:
 def test_reference_statistics_weigh_classes_equally(grader: Path, train_digits: Digits) -> None:
     """By the mean of class means and of class second moments, whatever the class sizes."""
     network, reference = DigitClassifier.load(grader), load_reference(grader)
-    classes = evaluate.class_index(train_digits.digits, train_digits.datasets)
-    features = evaluate.extract_features(network, train_digits.images).double()
+    classes = quality_module.class_index(train_digits.digits, train_digits.datasets)
+    features = quality_module.extract_features(network, train_digits.images).double()
     chosen = torch.cat([features[classes == c] for c in (2, 15)])  # of equal sizes
     statistics = reference.statistics([2, 15])
     torch.testing.assert_close(statistics.mean, chosen.mean(0), rtol=1e-4, atol=1e-5)
@@ -260,7 +261,7 @@ def test_reference_statistics_weigh_classes_equally(grader: Path, train_digits: 
 def test_spread_is_the_root_mean_square_distance_from_the_mean() -> None:
     """Of (0, 0), (2, 0), (0, 4), (2, 4): variances 4/3 and 16/3 with Bessel's correction."""
     rows = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]])
-    assert evaluate._spread(rows).item() == pytest.approx((20.0 / 3.0) ** 0.5)
+    assert quality_module._spread(rows).item() == pytest.approx((20.0 / 3.0) ** 0.5)
 
 
 def test_copies_of_training_images_are_at_distance_zero(train_digits: Digits, held_out_digits: Digits) -> None:

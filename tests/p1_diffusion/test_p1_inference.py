@@ -9,10 +9,10 @@ from PIL import Image
 from tiny import contents, exit_code, refused
 
 from common.errors import InputError
-from p1_diffusion import inference
+from common.images import to_uint8
 from p1_diffusion.inference import Config, main, prepare_output
 from p1_diffusion.model import ContextUNet
-from p1_diffusion.sampling import Job, SamplingConfig, check_sampling, sample_digits
+from p1_diffusion.sampling import DEFAULT_GUIDE_W, Job, SamplingConfig, check_sampling, sample_digits
 
 QUICK = SamplingConfig(steps=2)
 NAMES_2025 = {f"mnistm/{d}_{n:03d}.png" for d in (0, 2, 4, 6, 8) for n in range(1, 51)} | {
@@ -143,7 +143,7 @@ def test_the_callback_sees_every_step(network: ContextUNet) -> None:
     assert [(i, t, shape) for i, t, shape, _ in seen] == [
         (i, t, (1, 3, 28, 28)) for i, t in enumerate((999, 749, 499, 249))
     ]
-    assert torch.equal(inference.to_uint8(seen[-1][3]), images)  # the last step returns the predicted clean image
+    assert torch.equal(to_uint8(seen[-1][3]), images)  # the last step returns the predicted clean image
 
 
 # ----------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_guide_w_and_guidance_scale_are_the_same_guidance(network: ContextUNet) 
     for w in (0.0, 0.14, 1.0, 2.5, -1.0):
         assert torch.equal(images(guide_w=w), images(guidance_scale=w + 1.0))
         assert torch.equal(images(guide_w=w), images(guide_w=w, guidance_scale=round(w + 1.0, 2)))
-    assert torch.equal(images(), images(guide_w=inference.DEFAULT_GUIDE_W))
+    assert torch.equal(images(), images(guide_w=DEFAULT_GUIDE_W))
     assert not torch.equal(images(guide_w=0.0), images(guide_w=3.0))
 
 

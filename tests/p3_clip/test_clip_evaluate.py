@@ -114,7 +114,7 @@ def test_colours_need_names_of_shapes(finished: Path, tmp_path: Path, capsys: py
 
 def test_the_nearest_colour() -> None:
     others = [("azure", "star"), ("mint cream", "star"), ("light cyan", "star"), ("alice blue", "square")]
-    assert evaluate._nearest(("azure", "star"), others) == pytest.approx(2.785, abs=1e-3)  # to mint cream
+    assert colours._nearest(("azure", "star"), others) == pytest.approx(2.785, abs=1e-3)  # to mint cream
 
 
 def test_the_figures(finished: Path, clip_world: Path, tmp_path: Path) -> None:
@@ -216,4 +216,4 @@ def test_grade_sh_grades_learned_concepts(personalised: list[str], tmp_path: Pat
 
 def test_classes_of_the_tiny_world_are_shapes() -> None:
     for name in CLASSES.values():
-        evaluate.parse_shape(name.replace("_", " "))
+        colours.parse_shape(name.replace("_", " "))

@@ -266,9 +266,9 @@ class OneAxis:
 
 
 def fake_clip(monkeypatch: pytest.MonkeyPatch, load: Callable) -> None:
-    module = types.ModuleType("common.clip")
+    module = types.ModuleType("common.clip.loading")
     module.DEFAULT_MODEL, module.DEFAULT_TAG, module.load_clip = "ViT-B-32-quickgelu", "openai", load
-    monkeypatch.setitem(sys.modules, "common.clip", module)
+    monkeypatch.setitem(sys.modules, "common.clip.loading", module)
 
 
 @pytest.mark.parametrize(("sign", "score"), [(1.0, 1.0), (-1.0, 0.0)])

@@ -20,6 +20,7 @@ from common.latent.save_pictures import enlarge
 from common.latent.small import USUAL_GUIDANCE, save_model
 from p3_controlnet import inference
 from p3_controlnet.loading import ModelConfig, load_model
+from p3_controlnet.study import canvas, prompts
 from p3_controlnet.study import sweeps as study
 from p3_controlnet.study.failures import failures
 from p3_controlnet.study.prompts import measure_colours, prompt_scenes
@@ -47,8 +48,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(study, name, ({}, {"guidance_scale": 1.0}))
     monkeypatch.setattr(study, "SETS", study.SETS[:2])
     monkeypatch.setattr(study, "SEEDS", (0,))
-    for name, value in {"STRIDES": (1.0, None), "CANVAS_PARTS": 2, "CANVAS_CIRCLES": 3}.items():
-        monkeypatch.setattr(study, name, value)
+    monkeypatch.setattr(study, "STRIDES", (1.0, None))
+    for name, value in {"CANVAS_PARTS": 2, "CANVAS_CIRCLES": 3}.items():
+        monkeypatch.setattr(canvas, name, value)
 
 
 def run(world: Path, results: Path, name: str, *flags: Any) -> list[dict]:
@@ -110,8 +112,8 @@ def test_the_base_study_goes_on_where_it_stopped(world: Path, tmp_path: Path, mo
 def test_a_picture_without_an_object_counts_fully(monkeypatch: pytest.MonkeyPatch) -> None:
     scenes = [PAIR, Scene("gold", (Shape("triangle", "navy", 0.5, 0.4, 0.3),))]
     pictures = torch.stack([shown(PAIR), shown(Scene("gold", ()))])
-    monkeypatch.setattr(study, "draw_prompts", lambda *_: pictures)
-    row = study.measure_base(tiny_base(), scenes, GenerationConfig())
+    monkeypatch.setattr(prompts, "draw_prompts", lambda *_: pictures)
+    row = prompts.measure_base(tiny_base(), scenes, GenerationConfig())
     assert row["regions"] == 5 and row["without_object"] == row["missing_objects"] == 1
     assert row["error"] == pytest.approx(2 * 50.0 / 5, abs=0.3) and row["right"] == pytest.approx(3 / 5)
     assert row["worst"][0]["prompt"] == scenes[1].caption
@@ -165,10 +167,10 @@ def test_several_circles_and_canvases_are_measured(world: Path, tmp_path: Path) 
 
 def test_a_right_canvas_would_be_measured_as_right(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_base()
-    task, hint = study.canvas_task(model, 0)
+    task, hint = canvas.canvas_task(model, 0)
     assert hint.shape == (3, 128, 128) and task.source.shape == task.target.shape == (3, 512, 512)
-    monkeypatch.setattr(study, "draw_canvas", lambda model, task, *_: task.target)
-    row = study.measure_canvas(model, None, 1, GenerationConfig())
+    monkeypatch.setattr(canvas, "draw_canvas", lambda model, task, *_: task.target)
+    row = canvas.measure_canvas(model, None, 1, GenerationConfig())
     assert row["iou"] > 0.97 and row["iou_each"] > 0.97 and row["circle_error"] == row["background_error"] == 0.0
 
 

@@ -309,6 +309,6 @@ def test_the_script_is_sound(tmp_path: Path) -> None:
     assert len(trained) == 8 and sum("--cut-mix" in line for line in trained) == 2
     assert all("--base BASE" in line and line.endswith("--steps 3") for line in trained)
     assert all(("--regular-dir RUNS/personalisation/regular" in line) == ("custom" in line) for line in trained)
-    (measured,) = (line for line in lines if "personalisation.study" in line)
+    (measured,) = (line for line in lines if "personalisation.study.sweeps" in line)
     assert all("checkpoints/clip_shapes" in line for line in [*trained, measured])  # none would mean no scores
     assert sum("personalisation.merge" in line for line in lines) == 1 and "make_report.py" in lines[-1]
