@@ -47,17 +47,23 @@ class Config:
     """Probability that an image's digit is hidden from the network, for classifier-free guidance."""
     loss_weight: LossWeight = "learned"
     """How noise levels weigh: by a learned log-variance, by min(SNR + 1, 5) on the x0 error, or all alike in v."""
-    timesteps: TimestepDistribution = "uniform"
+    timesteps: TimestepDistribution = "logit_normal"
     """How the timesteps of training images are distributed."""
     guidance_scale: float = 1.0
     """Guidance to train in, so that sampling needs none; 1 is none. Best in a last stretch, with --init-from."""
     guidance_interval: tuple[int, int] = SamplingConfig().guidance_interval
     """Lowest and highest t at which trained-in guidance acts."""
-    augment: float = 0.3
+    augment: float = 0.15
     """Probability of each kind of augmentation (colours, shift and scale), of which the network is told; 0 is none."""
     model: ContextUNetConfig = ContextUNetConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=20_000, batch_size=128, optimizer="muon", preview_every=1000, validate_every=1000
+        steps=40_000,
+        batch_size=128,
+        optimizer="muon",
+        lr=1e-2,
+        lr_schedule="constant",
+        ema_decay=0.9995,
+        log_every=100,
     )
 
 

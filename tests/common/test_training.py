@@ -270,7 +270,7 @@ def test_resuming_with_other_settings_is_refused(
     whole: Path, digits_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(whole)
-    for flag, value, name in (("lr", "0.5", "lr = 0.001"), ("drop-digit", "0.3", "drop_digit = 0.1")):
+    for flag, value, name in (("lr", "0.5", "lr = 0.01"), ("drop-digit", "0.3", "drop_digit = 0.1")):
         sentence = refused(capsys, train.main, train.Config, *tiny_arguments(digits_root, whole, **{flag: value}))
         assert name in sentence and value in sentence and "same settings" in sentence
     assert contents(whole) == before

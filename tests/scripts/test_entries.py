@@ -318,3 +318,26 @@ def test_a_python_without_the_packages_is_told_what_to_install(clone: Path, tmp_
     result = run_entry(clone / "hw2_1.sh", tmp_path / "out", **changes)
     assert result.returncode == 2 and not (tmp_path / "out").exists()
     assert result.stderr.startswith("error: python3 lacks the packages") and result.stderr.count("\n") == 1
+
+
+def test_training_for_a_time_cools_down_from_where_it_came_to(clone: Path, tmp_path: Path) -> None:
+    """A stand-in for Python: training without end goes on until it is told to stop, and the state says step 40 of 50."""
+    fake = tmp_path / "python"
+    fake.write_text(
+        '#!/bin/sh\ncase "$1" in -c) echo 0.2 ;; -) echo 50 ;; -m) echo "$@"; '
+        'case "$*" in *"--steps 100000000"*) exec sleep 30 ;; esac ;; esac\n'
+    )
+    fake.chmod(0o755)
+    (tmp_path / "runs" / "p1").mkdir(parents=True)
+    script, runs = clone / "scripts" / "train_for.sh", str(tmp_path / "runs")
+    result = run_entry(script, "p1", "4", "--batch-size", "8", PYTHON=str(fake), RUNS_DIR=runs)
+    assert result.returncode == 0, result.stderr
+    first, second = result.stdout.splitlines()
+    common = f"--run-dir {runs}/p1 --lr-schedule constant --batch-size 8"
+    assert first.endswith(f"{common} --steps 100000000") and second.endswith(f"{common} --steps 50")
+    # Run again it goes on cooling down.
+    again = run_entry(script, "p1", "4", "--batch-size", "8", PYTHON=str(fake), RUNS_DIR=runs)
+    assert again.stdout.splitlines() == [second]
+    for wrong in ((), ("p1",), ("p9", "4"), ("p1", "soon")):
+        result = run_entry(script, *wrong, PYTHON=str(fake))
+        assert result.returncode == 2 and result.stderr.startswith("usage: scripts/train_for.sh")
