@@ -1,4 +1,4 @@
-"""Writes REPORT.md and the numbers in the README and the model cards from results/*.json, so that none is typed by hand.
+"""Writes REPORT.md and the numbers in README, docs/experiments.md and the model cards from results/*.json: none is typed.
 
     python3 scripts/make_report.py            (--check only says whether all are up to date)
 
@@ -53,6 +53,9 @@ def main(config: Config) -> None:
         ROOT / "REPORT.md": "\n\n".join([HEADER, *paragraphs]) + "\n",
         ROOT / "README.md": fill(ROOT / "README.md", table(README_HEADER, rows)),
     }
+    log = ROOT / "docs" / "experiments.md"
+    if log.exists():
+        wanted[log] = fill(log, p1_diffusion.study.report.recipes(results))
     for problem in PROBLEMS:
         for name, content in problem.cards(results).items():
             card = ROOT / "checkpoints" / name / "README.md"

@@ -12,16 +12,15 @@ train() { # NAME FLAGS...
     --lr-schedule cosine --timesteps uniform --ema-decay 0.99 --log-every 50 --validate-every 250 --preview-every 5000 --augment 0 \
     --mixed-precision "${MIXED_PRECISION:-bf16}" "$@"
 }
-adamw=(--optimizer adamw --loss-weight min_snr --model.no-class-maps)
-train adamw_lr1e-3 "${adamw[@]}" --lr 1e-3
-train adamw_lr3e-3 "${adamw[@]}" --lr 3e-3
-train muon_minsnr --lr 1e-2 --loss-weight min_snr --model.no-class-maps
-train muon_learned --lr 1e-2 --model.no-class-maps
+kept=(--lr 1e-2 --timesteps logit_normal)
+train muon_learned_maps_logit "${kept[@]}"
+train adamw_lr3e-3 "${kept[@]}" --optimizer adamw --lr 3e-3
+train adamw_lr1e-3 "${kept[@]}" --optimizer adamw --lr 1e-3
+train muon_lr3e-3 "${kept[@]}" --lr 3e-3
+train no_maps "${kept[@]}" --model.no-class-maps
+train augment "${kept[@]}" --augment 0.15
+train x0 "${kept[@]}" --model.parameterization x0
+train plain_loss "${kept[@]}" --loss-weight none
 train muon_learned_maps --lr 1e-2
-train muon_learned_maps_lr3e-3 --lr 3e-3
 train muon_minsnr_maps --lr 1e-2 --loss-weight min_snr
-train muon_plain_maps --lr 1e-2 --loss-weight none
-train muon_learned_maps_logit --lr 1e-2 --timesteps logit_normal
-train muon_learned_maps_augment --lr 1e-2 --augment 0.15
-train muon_learned_maps_x0 --lr 1e-2 --model.parameterization x0
 "$PYTHON" -m p1_diffusion.study.sweeps recipes --data "$data" --runs "$runs"/*

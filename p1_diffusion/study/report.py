@@ -48,6 +48,22 @@ def cards(results: Path) -> dict[str, list[str]]:
     return {"p1_digits": _measured(results), "p1_grader": _judge(results)}
 
 
+def recipes(results: Path) -> str:
+    """The table of docs/experiments.md: what trainings on equal numbers of images came to, without guidance."""
+    header = ["recipe", "held-out error of v", "accuracy", "Frechet / real", "recognised, MNIST-M", "SVHN"]
+    rows = [
+        [
+            row["name"],
+            f"{row['validation_loss']:.4f}",
+            f"{row['accuracy']:.0%}",
+            f"{row['frechet_ratio']:.1f}",
+            *[f"{row['recognised'][dataset]:.0%}" for dataset in DATASETS],
+        ]
+        for row in load(results, "p1_recipes")["rows"]
+    ]
+    return table(header, sorted(rows))
+
+
 METHOD = """## Problem 1: conditional diffusion on digits
 
 **Method.** One network for both datasets predicts v (Salimans and Ho 2022) on a cosine schedule of 1000 steps with the
