@@ -1,6 +1,5 @@
 """Muon over convolutions, beside AdamW: what it moves, by how much, and that a run with it resumes bit for bit."""
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -62,43 +61,28 @@ def test_every_parameter_has_one_optimiser() -> None:
         assert sorted(key for _, own in optimizers for key in own) == sorted(params)
 
 
-def run(folder: Path, steps: int, memory_format: torch.memory_format) -> Tensor:
+def run(folder: Path, memory_format: torch.memory_format, power_cut: int | None = None) -> Tensor:
     """Fits a small network of two convolutions; returns the weights of the hidden one."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1))
     network.to(memory_format=memory_format)
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
-        return {"x": torch.randn(4, 3, 6, 6, generator=generator)}
-
-    def loss(batch: Batch, draws: Draws) -> Tensor:
-        return (network(batch["x"]) - draws.randn(16, 6, 6)).square().mean()
-
-    fit(dict(network.named_parameters()), loss, get_batch, dataclasses.replace(CONFIG, steps=steps), folder)
-    return network[1].weight.detach()
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_a_run_with_muon_resumes_bit_for_bit(memory_format: torch.memory_format, tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, lr_schedule="constant")
-    assert config.steps == 6
-    whole = run(tmp_path / "whole", 6, memory_format)
-    assert not torch.equal(whole, run(tmp_path / "start", 1, memory_format))
-    # The learning rate depends on the length: the run is cut by an interruption, not by --steps.
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)).to(
-        memory_format=memory_format
-    )
-
-    def stopping(step: int, generator: torch.Generator) -> Batch:
-        if step == 4:
+        if step == power_cut:
             raise OSError("power cut")
         return {"x": torch.randn(4, 3, 6, 6, generator=generator)}
 
     def loss(batch: Batch, draws: Draws) -> Tensor:
         return (network(batch["x"]) - draws.randn(16, 6, 6)).square().mean()
 
+    fit(dict(network.named_parameters()), loss, get_batch, CONFIG, folder)
+    return network[1].weight.detach()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_run_with_muon_resumes_bit_for_bit(memory_format: torch.memory_format, tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", memory_format)
     with pytest.raises(OSError, match="power cut"):
-        fit(dict(network.named_parameters()), loss, stopping, CONFIG, tmp_path / "halves")
-    assert torch.equal(run(tmp_path / "halves", 6, memory_format), whole)
+        run(tmp_path / "halves", memory_format, power_cut=4)
+    assert torch.equal(run(tmp_path / "halves", memory_format), whole)
     assert contents(tmp_path / "halves") == contents(tmp_path / "whole")
