@@ -17,7 +17,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 def to_model_range(images: Tensor) -> Tensor:
     """uint8 in 0..255 to float32 in [-1, 1]; exact under `to_uint8`."""
-    return images.float() / 127.5 - 1.0
+    return torch.div(images, 127.5).sub_(1.0)  # one new tensor, not three
 
 
 def to_uint8(images: Tensor) -> Tensor:

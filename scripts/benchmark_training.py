@@ -1,10 +1,10 @@
 """Times what the training loop itself costs a step: an empty model on 2,048 digits, beside the work that any loop must do.
 
-    python3 scripts/benchmark_training.py                  (two minutes on one CPU core)
+    python3 scripts/benchmark_training.py                  (half a minute on one CPU core)
     python3 scripts/benchmark_training.py --device cuda
 
 The work is that of one step of Problem 1: its noise by a plain `torch.randn`, the gather of its images and their conversion to
-[-1, 1]. Loop and work take turns, and the medians are compared. Leave the machine alone meanwhile.
+[-1, 1]. Loop and work take turns step by step, and the median of their differences counts. Leave the machine alone meanwhile.
 """
 
 import dataclasses
@@ -41,10 +41,8 @@ class Config:
 
     batch_size: int = 2048
     """Digits in one step."""
-    steps: int = 40
-    """Steps of the loop in each round, the first of which warms up."""
-    rounds: int = 3
-    """Rounds of loop and work."""
+    steps: int = 150
+    """Steps of the loop, the first of which warms up."""
     threads: int = 1
     """CPU threads."""
     device: DeviceName = "cpu"
@@ -75,12 +73,9 @@ def main(config: Config) -> None:
         torch.arange(IMAGES) // NUM_DIGITS % len(DATASETS),
         [str(k) for k in range(IMAGES)],
     ).to(device)
-    loop, work = [], []
-    for _ in range(config.rounds):
-        loop += time_loop(config, data, device)
-        work += time_work(config, data, device)
+    loop, work = time_steps(config, data, device)
     rows = {"loop_ms": 1e3 * statistics.median(loop), "work_ms": 1e3 * statistics.median(work)}
-    rows["overhead_ms"] = rows["loop_ms"] - rows["work_ms"]
+    rows["overhead_ms"] = 1e3 * statistics.median(a - b for a, b in zip(loop, work, strict=True))
     print(", ".join(f"{name} {value:.2f}" for name, value in rows.items()))
     if config.result:
         hardware = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
@@ -88,17 +83,21 @@ def main(config: Config) -> None:
         write_json(config.result, {"command": "python3 scripts/benchmark_training.py", **about, **rows})
 
 
-def time_loop(config: Config, data: Digits, device: torch.device) -> list[float]:
-    """Seconds of each step of `fit`, from one batch to the next."""
+def time_steps(config: Config, data: Digits, device: torch.device) -> tuple[list[float], list[float]]:
+    """Seconds of each step of `fit`, and of the plain work, which is done just before the step and not counted in it."""
     model, schedule, balanced = EmptyModel().to(device), make_schedule("cosine"), BalancedDraw(data)
-    started: list[float] = []
+    began, ended, work = [], [], []
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
-        started.append(time.perf_counter())
+        before = now(device)
+        plain_work(data, config.batch_size, generator)
+        ended.append(before)
+        began.append(now(device))
+        work.append(began[-1] - before)
         return batch_of(data, balanced(config.batch_size, generator))
 
     def loss_fn(batch: Batch, draws: Draws) -> Tensor:
-        # The loss of Problem 1 up to the network's input; the target is left out, since the work beside it has none either.
+        # The draws of Problem 1's loss, of which the empty model sees a corner.
         x0, digit = to_model_range(batch["image"]), drop_context(batch["digit"], NULL_DIGIT, 0.1, draws)
         t, eps = draws.randint(schedule.num_timesteps), draws.randn(*x0.shape[1:])
         signal, noise = schedule.rates_like(t, x0)
@@ -115,21 +114,21 @@ def time_loop(config: Config, data: Digits, device: torch.device) -> list[float]
     )
     with tempfile.TemporaryDirectory() as folder:
         fit(dict(model.named_parameters()), loss_fn, get_batch, training, Path(folder))
-    return [b - a for a, b in zip(started[1:], started[2:], strict=False)]
+    # The first step warms up; a step ends where the next one's work begins.
+    return [b - a for a, b in zip(began[1:-1], ended[2:], strict=True)], work[1:-1]
 
 
-def time_work(config: Config, data: Digits, device: torch.device) -> list[float]:
-    """Seconds of the noise, the gather and the conversion of a batch."""
-    generator, seconds = torch.Generator(device).manual_seed(0), []
-    for _ in range(config.steps):
-        before = time.perf_counter()
-        index = random_indices(IMAGES, config.batch_size, generator)
-        to_model_range(data.images[index])
-        torch.randn(config.batch_size, 3, SIZE, SIZE, generator=generator, device=device)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - before)
-    return seconds[1:]
+def plain_work(data: Digits, count: int, generator: torch.Generator) -> None:
+    """The noise, the gather and the conversion of a batch."""
+    to_model_range(data.images[random_indices(len(data), count, generator)])
+    torch.randn(count, 3, SIZE, SIZE, generator=generator, device=generator.device)
+
+
+def now(device: torch.device) -> float:
+    """The time, once the device has done what it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 if __name__ == "__main__":
