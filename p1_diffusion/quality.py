@@ -12,9 +12,7 @@ from common.data.digits import DATASETS, NUM_DIGITS, Digits
 from common.diffusion.guidance import drop_context
 from common.errors import InputError
 from common.images import to_model_range
-from common.metrics.classifier import (
-    DigitClassifier,
-)
+from common.metrics.classifier import DigitClassifier
 from common.metrics.detail import mean_difference
 from common.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from common.seeds import BatchDraws, derive_seed

@@ -19,14 +19,7 @@ from common.devices import DeviceName, pick_device
 from common.files import make_folder
 from common.images import to_uint8, write_png
 from p2_ddim.model import FACES, load_network
-from p2_ddim.sampling import (
-    SamplingConfig,
-    check_sampling,
-    check_side,
-    minmax_to_uint8,
-    read_noises,
-    sample_faces,
-)
+from p2_ddim.sampling import SamplingConfig, check_sampling, check_side, minmax_to_uint8, read_noises, sample_faces
 
 
 @dataclasses.dataclass(frozen=True)

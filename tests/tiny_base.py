@@ -8,14 +8,7 @@ from tiny_latent import awake, seeded
 
 from common.diffusion.schedule import make_schedule
 from common.latent.model import LatentDiffusion
-from common.latent.small import (
-    USUAL_GUIDANCE,
-    AutoencoderConfig,
-    UNetConfig,
-    build_autoencoder,
-    build_unet,
-    save_model,
-)
+from common.latent.small import USUAL_GUIDANCE, AutoencoderConfig, UNetConfig, build_autoencoder, build_unet, save_model
 from common.latent.text_encoder import clip_tokenizer, text_tower
 from p3_controlnet.model import ControlNet
 

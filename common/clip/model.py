@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.checkpoint import state_hash
-from common.clip.fingerprint import (
-    uses_quick_gelu,
-)
+from common.clip.fingerprint import uses_quick_gelu
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -17,13 +17,7 @@ from common.files import make_folder, read_json, write_json
 from common.latent.load import base_hash
 from common.latent.model import LatentDiffusion
 from p3_clip.personalisation.concepts import Concept, with_concepts
-from p3_clip.personalisation.custom_diffusion import (
-    Customised,
-    apply_weights,
-    load_delta,
-    projections,
-    save_delta,
-)
+from p3_clip.personalisation.custom_diffusion import Customised, apply_weights, load_delta, projections, save_delta
 from p3_clip.personalisation.formats import load_concepts, save_concepts
 
 KIND = "p3_clip.personalisation"

@@ -18,14 +18,7 @@ from common.data.examples import drawn_examples, real_examples
 from common.errors import InputError
 from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
-from common.latent.small import (
-    SIDE,
-    AutoencoderConfig,
-    build_autoencoder,
-    load_network,
-    psnr,
-    save_network,
-)
+from common.latent.small import SIDE, AutoencoderConfig, build_autoencoder, load_network, psnr, save_network
 from common.seeds import Draws, random_indices
 from common.training import Batch, TrainingConfig, fit, settings_of
 

@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from common.data.examples import FINER, shrink
-from common.data.layouts import (
-    caption,
-    make_canvas,
-    render_control,
-    render_target,
-)
+from common.data.layouts import caption, make_canvas, render_control, render_target
 from common.data.shapes import OUTLINE
 from common.latent.generate import GenerationConfig, Request
 from common.latent.model import LatentDiffusion

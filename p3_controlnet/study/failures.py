@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from common.data.layouts import (
-    parse_caption,
-)
+from common.data.layouts import parse_caption
 
 IOU_BAR, COLOUR_BAR = 0.9, 8.0  # what a picture of several circles must reach
 

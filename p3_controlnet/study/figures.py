@@ -39,15 +39,7 @@ from p3_controlnet.loading import ModelConfig, load_model
 from p3_controlnet.study.canvas import canvas_task, draw_canvas
 from p3_controlnet.study.failures import failures
 from p3_controlnet.study.prompts import draw_prompts, prompt_scenes
-from p3_controlnet.study.tasks import (
-    Task,
-    draw_tasks,
-    layout_tasks,
-    measure_tasks,
-    read_task,
-    real_tasks,
-    scene_tasks,
-)
+from p3_controlnet.study.tasks import Task, draw_tasks, layout_tasks, measure_tasks, read_task, real_tasks, scene_tasks
 
 Figure = Literal["circles", "failures", "two_circles", "more_circles", "base", "control_scale", "canvas"]
 FIGURES: tuple[Figure, ...] = get_args(Figure)

@@ -23,12 +23,7 @@ import tyro
 from common import cli
 from common.checkpoint import state_hash
 from common.data.examples import shrink
-from common.data.layouts import (
-    LAYOUT_COUNT,
-    LayoutKind,
-    Wording,
-    make_layouts,
-)
+from common.data.layouts import LAYOUT_COUNT, LayoutKind, Wording, make_layouts
 from common.data.shapes import Scene
 from common.devices import DeviceName, pick_device
 from common.diffusion.samplers import count_evaluations

@@ -18,15 +18,7 @@ import torch
 from PIL import Image
 
 from common import cli
-from common.data.digits import (
-    DATASETS,
-    NUM_DIGITS,
-    SIZE,
-    BalancedDraw,
-    Digits,
-    load_digits,
-    pairing,
-)
+from common.data.digits import DATASETS, NUM_DIGITS, SIZE, BalancedDraw, Digits, load_digits, pairing
 from common.data.split import is_held_out
 from common.errors import InputError
 from common.files import ROOT
