@@ -1,9 +1,10 @@
 """Runs a program: its command line comes from one dataclass, its errors end in one sentence and exit code 2."""
 
+import dataclasses
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, get_args
 
 import tyro
 
@@ -12,15 +13,30 @@ from common.errors import InputError
 Config = TypeVar("Config")
 
 
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Named settings of a program."""
+
+    what: str
+    """What it is for, what it costs, and what numbers to expect; shown by --help."""
+    settings: Mapping[str, Any]
+    """Fields of the program's dataclass that differ from its defaults."""
+
+
 def run(program: Callable[[Config], None], config_class: type[Config], argv: Sequence[str] | None = None) -> None:
     """Parses `argv` (default: the process's arguments) into `config_class` and calls `program` with it.
 
     Bad input (`InputError`) and failures of files and disks (`OSError`) are printed to stderr as one sentence, exit code 2.
     Ctrl-C exits with 130. Any other exception is a defect of this project and keeps its traceback.
+
+    A class may have
+
+    - `translate_arguments(arguments)`, a static method that turns other spellings of arguments, such as the homework's, into the
+      program's own;
+    - `PRESETS`, a class variable with a `Preset` for each name of `--preset NAME`, whose values other flags then change.
     """
-    config = tyro.cli(config_class, args=argv)
     try:
-        program(config)
+        program(_parse(config_class, list(sys.argv[1:] if argv is None else argv)))
     except InputError as error:
         _fail(str(error))
     except OSError as error:
@@ -28,6 +44,44 @@ def run(program: Callable[[Config], None], config_class: type[Config], argv: Seq
         _fail(f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _parse(config_class: type[Config], arguments: list[str]) -> Config:
+    arguments = getattr(config_class, "translate_arguments", list)(arguments)
+    prog = None
+    for variant in get_args(config_class):  # a union of subcommands, each with presets of its own
+        own_class, subcommand = get_args(variant) or (variant, None)
+        if subcommand and arguments[:1] == [subcommand.name]:
+            config_class, arguments, prog = own_class, arguments[1:], f"{sys.argv[0]} {subcommand.name}"
+    presets: Mapping[str, Preset] = getattr(config_class, "PRESETS", {})
+    if not presets:
+        return tyro.cli(config_class, args=arguments, prog=prog)
+    name, arguments = _take_preset(arguments, list(presets))
+    required = [
+        field.name
+        for field in dataclasses.fields(config_class)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    settings = presets[name].settings if name else {}
+    default = config_class(**{**dict.fromkeys(required, tyro.MISSING), **settings})
+    listed = "\n".join(f"- {preset}: {presets[preset].what}" for preset in presets)
+    chosen = f"Shown below: the preset {name}." if name else "Flags change what a preset sets."
+    description = f"{config_class.__doc__}\n\nPresets, by --preset NAME:\n\n{listed}\n\n{chosen}"
+    return tyro.cli(config_class, args=arguments, prog=prog, default=default, description=description)
+
+
+def _take_preset(arguments: list[str], known: list[str]) -> tuple[str | None, list[str]]:
+    """The value of `--preset`, None if it is not given, and the other arguments."""
+    for at, argument in enumerate(arguments):
+        flag, joined, value = argument.partition("=")
+        if flag == "--preset":
+            rest = arguments[at + 1 :]
+            if not joined:
+                value, rest = rest[0] if rest else "", rest[1:]
+            if value not in known:
+                raise InputError(f"--preset must be one of {', '.join(known)}, not {value!r}")
+            return value, arguments[:at] + rest
+    return None, arguments
 
 
 def _fail(sentence: str) -> None:

@@ -19,7 +19,7 @@ from common.optimizers import NamedOptimizer
 
 
 @dataclasses.dataclass
-class _Progress:
+class RunProgress:
     """What a run remembers beside its tensors; stored in the checkpoint."""
 
     step: int = 0
@@ -31,7 +31,7 @@ class _Progress:
     """Whether this step's validation, preview and metrics are done (no, if a signal broke them off)."""
 
 
-def _claim_run_folder(run_dir: Path, settings: dict[str, Any]) -> None:
+def claim_run_folder(run_dir: Path, settings: dict[str, Any]) -> None:
     """Writes config.json into a new run folder, or checks that an old one belongs to the same run."""
     settings = json.loads(json.dumps(settings, default=str))
     path = make_folder(run_dir) / "config.json"
@@ -50,17 +50,18 @@ def _claim_run_folder(run_dir: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _set_steps(run_dir: Path, step: int, steps: int) -> None:
+def set_steps(run_dir: Path, step: int, steps: int) -> None:
     """Notes in config.json and, with the step at which it happened, in metrics.jsonl that the run has another length now."""
     settings = read_json(run_dir / "config.json")
     if settings["steps"] != steps:
         write_json(run_dir / "config.json", settings | {"steps": steps})
-        _append_metrics(run_dir / "metrics.jsonl", step, {"steps": steps}, None)
+        append_metrics(run_dir / "metrics.jsonl", step, {"steps": steps}, None)
 
 
-def _save_state(
-    path: Path, params: Mapping[str, Parameter], ema: EMA, optimizers: list[NamedOptimizer], progress: _Progress
+def save_state(
+    path: Path, params: Mapping[str, Parameter], ema: EMA, optimizers: list[NamedOptimizer], progress: RunProgress
 ) -> None:
+    """Writes all that a run goes on from: parameters, their average, the optimisers' moments, and the progress."""
     tensors = {f"param/{name}": param for name, param in params.items()}
     tensors |= {f"ema/{name}": ema.average[name] for name in params}
     for optimizer, own in optimizers:
@@ -71,9 +72,10 @@ def _save_state(
     save_tensors(path, tensors, values | {"best": None if math.isinf(progress.best) else progress.best})
 
 
-def _load_state(path: Path, params: Mapping[str, Parameter], ema: EMA, optimizers: list[NamedOptimizer]) -> _Progress:
+def load_state(path: Path, params: Mapping[str, Parameter], ema: EMA, optimizers: list[NamedOptimizer]) -> RunProgress:
+    """Reads what `save_state` wrote into the parameters, the average and the optimisers; a fresh progress if there is no file."""
     if not path.exists():
-        return _Progress()
+        return RunProgress()
     tensors, values = load_tensors(path)
     with torch.no_grad():
         for name, param in params.items():
@@ -87,12 +89,13 @@ def _load_state(path: Path, params: Mapping[str, Parameter], ema: EMA, optimizer
                     # The fused step walks raw memory: moments must be laid out as their parameter is (channels_last or not).
                     moment = torch.empty((), device=param.device) if key == "step" else torch.empty_like(param.detach())
                     optimizer.state[param][key] = moment.copy_(value)
-    progress = _Progress(**(values | {"best": math.inf if values["best"] is None else values["best"]}))
+    progress = RunProgress(**(values | {"best": math.inf if values["best"] is None else values["best"]}))
     ema.updates = progress.ema_updates
     return progress
 
 
-def _append_metrics(path: Path, step: int, line: dict[str, Any], writer: Any) -> None:
+def append_metrics(path: Path, step: int, line: dict[str, Any], writer: Any) -> None:
+    """Adds a line to metrics.jsonl, on disk when this returns, and to the TensorBoard writer if there is one."""
     with open(path, "a") as file:
         file.write(json.dumps({"step": step, **line}) + "\n")
         file.flush()
@@ -102,7 +105,7 @@ def _append_metrics(path: Path, step: int, line: dict[str, Any], writer: Any) ->
             writer.add_scalar(name, value, step)
 
 
-def _cut_metrics(path: Path, step: int) -> None:
+def cut_metrics(path: Path, step: int) -> None:
     """Drops the lines that were written after the checkpoint that the run resumes from, a torn last line included."""
     if not path.exists():
         return
@@ -117,7 +120,8 @@ def _cut_metrics(path: Path, step: int) -> None:
     atomic_write(path, "".join(kept).encode())
 
 
-def _tensorboard_writer(run_dir: Path) -> Any:
+def tensorboard_writer(run_dir: Path) -> Any:
+    """A writer of TensorBoard events. Raises InputError without the package."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +25,19 @@ from common.errors import InputError
 from common.files import make_folder
 from common.optimizers import OptimizerName, make_optimizers
 from common.run_folder import (
-    _append_metrics,
-    _claim_run_folder,
-    _cut_metrics,
-    _load_state,
-    _save_state,
-    _set_steps,
-    _tensorboard_writer,
+    RunProgress,
+    append_metrics,
+    claim_run_folder,
+    cut_metrics,
+    load_state,
+    save_state,
+    set_steps,
+    tensorboard_writer,
 )
 from common.seeds import BatchDraws, Draws, derive_seed
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Batch = dict[str, Tensor]
 COOL_DOWN = 0.2  # the part of a run in which the learning rate falls, with the schedule "constant"
@@ -133,14 +137,9 @@ def fit(
     _check_config(config)
     accelerator = make_accelerator(config.device, config.mixed_precision)
     main, processes, device = accelerator.is_main_process, accelerator.num_processes, accelerator.device
-    shards = processes * config.accumulation
-    if config.batch_size % shards:
-        raise InputError(
-            f"the batch size {config.batch_size} is not a multiple of processes times accumulation, {shards}"
-        )
-    run_dir = Path(run_dir)
+    micro_batches, run_dir = _micro_batches(config, accelerator), Path(run_dir)
     if main:
-        _claim_run_folder(run_dir, {**dataclasses.asdict(config), **(settings or {})})
+        claim_run_folder(run_dir, {**dataclasses.asdict(config), **(settings or {})})
     accelerator.wait_for_everyone()
 
     # The optimisers see the named parameters alone; the moving average starts where they start.
@@ -150,20 +149,14 @@ def fit(
         params, config.optimizer, lr=config.lr, beta2=config.beta2, weight_decay=config.weight_decay
     )
     ema = EMA(params, config.ema_decay)
-    progress = _load_state(run_dir / "state.safetensors", params, ema, optimizers)
+    progress = load_state(run_dir / "state.safetensors", params, ema, optimizers)
     if progress.step > config.steps:
         raise InputError(f"{run_dir} has come to step {progress.step} already, past --steps {config.steps}")
     if main:
-        _cut_metrics(run_dir / "metrics.jsonl", progress.step - (not progress.looked))
-        _set_steps(run_dir, progress.step, config.steps)
+        cut_metrics(run_dir / "metrics.jsonl", progress.step - (not progress.looked))
+        set_steps(run_dir, progress.step, config.steps)
     objective, *prepared = accelerator.prepare(_Objective(params, loss_fn), *[each for each, _ in optimizers])
-    writer = _tensorboard_writer(run_dir) if config.tensorboard and main else None
-    bar = tqdm(total=config.steps, initial=progress.step, disable=not main, unit="step", dynamic_ncols=True)
-    if main:
-        bar.write(f"training on {device}, processes: {processes}, from step {progress.step}")
-    started, started_at = time.monotonic(), progress.step
-    unread: list[Tensor] = []  # losses, on the device
-    next_reading, read_at = progress.step + 1, time.monotonic()
+    losses = _Losses(progress, accelerator, lambda step: batch_of(step).get("index"))
 
     def batch_of(step: int) -> Batch:
         return get_batch(step, torch.Generator(device).manual_seed(derive_seed(config.seed, step, 1)))
@@ -172,22 +165,19 @@ def fit(
         """One step of the optimisers on one global batch, of which each micro-batch takes an equal, contiguous slice."""
         # Layers that draw for themselves, like dropout, use the global generator.
         torch.manual_seed(derive_seed(config.seed, step, 2, accelerator.process_index))
-        size = config.batch_size // shards
         loss_value = torch.zeros((), device=device)
         # One process alone may break a step off: nothing has changed before the optimisers move.
         with interrupts.at_once() if processes == 1 else contextlib.nullcontext():
             batch, draws = batch_of(step), BatchDraws(derive_seed(config.seed, step), config.batch_size, device)
-            for micro in range(config.accumulation):
-                shard = micro * processes + accelerator.process_index
-                part = slice(shard * size, (shard + 1) * size)
+            for micro, part in enumerate(micro_batches, 1):
                 inputs = {name: value[part].to(device, non_blocking=True) for name, value in batch.items()}
-                last_micro = micro == config.accumulation - 1
-                with contextlib.nullcontext() if last_micro else accelerator.no_sync(objective):
+                last = micro == len(micro_batches)
+                with contextlib.nullcontext() if last else accelerator.no_sync(objective):
                     with accelerator.autocast():
                         loss = objective(inputs, draws.part(part))
                     accelerator.backward(loss / config.accumulation)
                 loss_value += loss.detach() / config.accumulation
-        unread.append(loss_value)
+        losses.add(loss_value)
         accelerator.clip_grad_norm_(objective.parameters(), config.clip_norm)
         for optimizer in prepared:
             for group in optimizer.param_groups:
@@ -195,89 +185,39 @@ def fit(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         ema.update(params)
-        progress.step += 1
-        progress.ema_updates = ema.updates
-        progress.looked = False
+        progress.step, progress.ema_updates, progress.looked = step + 1, ema.updates, False
 
-    def read_losses() -> bool:
-        """Waits for the device, takes in the losses since the last time, and says whether any process was told to stop."""
-        nonlocal next_reading, read_at
-        flags = [float(interrupts.received), time.monotonic() - read_at]
-        numbers = torch.stack([*unread, *torch.tensor(flags, device=device)])
-        *losses, stop, seconds = accelerator.reduce(numbers, "mean").tolist()
-        first = progress.step - len(losses)
-        unread.clear()
-        for step, loss in enumerate(losses, first):
-            if not math.isfinite(loss):
-                batch = batch_of(step)
-                images = batch["index"].tolist() if "index" in batch else "unknown"
-                raise InputError(
-                    f"the loss is {loss} at step {step}, on the batch of images {images}; the last checkpoint is kept"
-                )
-            progress.loss_sum += loss
-            progress.loss_count += 1
-        if losses:
-            pace = max(seconds / len(losses), 1e-6)
-            between = min(max(int(SECONDS_BETWEEN_READINGS / pace), 1), STEPS_BETWEEN_READINGS)
-            next_reading, read_at = progress.step + between, time.monotonic()
-        return stop > 0.0
+    def save_now() -> None:
+        save_state(run_dir / "state.safetensors", params, ema, optimizers, progress)
 
-    def look() -> None:
-        """What is looked at from time to time, on the averaged parameters."""
-        step, line = progress.step, {}
-        logs = _logs(config, step)
-        if logs:
-            line |= {"loss": progress.loss_sum / progress.loss_count, "lr": learning_rate(config, step - 1)}
-            rate = config.batch_size * (step - started_at) / (time.monotonic() - started)
-            bar.set_postfix_str(f"loss {line['loss']:.4f}, {rate:.0f} images/s")
-        with ema.applied_to(params) if _looks(config, step) else contextlib.nullcontext():
-            if validate and _due(step, config.validate_every, config.steps):
-                with interrupts.at_once():
-                    numbers = validate()
-                line |= {f"validation_{name}": value for name, value in numbers.items()}
-                if numbers["loss"] < progress.best:
-                    if save:
-                        save(run_dir / "best")
-                    progress.best = numbers["loss"]
-            if preview and _due(step, config.preview_every, config.steps):
-                with interrupts.at_once():
-                    preview(make_folder(run_dir / "samples") / f"{step:07d}.png")
-            if save and _due(step, config.checkpoint_every, config.steps):
-                save(run_dir / "last")
-        if line:
-            _append_metrics(run_dir / "metrics.jsonl", step, line, writer)
-        if logs:
-            progress.loss_sum, progress.loss_count = 0.0, 0
-        progress.looked = True
-        if _due(step, config.checkpoint_every, config.steps):
-            _save_state(run_dir / "state.safetensors", params, ema, optimizers, progress)
-
-    try:
-        with _Interrupts() as interrupts:
-            stop = False
-            while not stop:
-                due = not progress.looked and (_looks(config, progress.step) or _logs(config, progress.step))
-                if due or progress.step >= next_reading or (interrupts.received and processes == 1):
-                    stop = read_losses()
-                if due and not stop:
-                    with contextlib.suppress(_Interrupted):
-                        if main:
-                            look()
-                    stop = read_losses()
-                if stop or progress.step == config.steps:
-                    break
-                with contextlib.suppress(_Interrupted):
-                    take_step(progress.step)
-                    bar.update()
-            if stop:
+    # Each turn of the loop: look if the last step asks for it, end if a signal came, take the next step.
+    with _Interrupts() as interrupts, _Observer(config, run_dir, progress, main) as observer:
+        if main:
+            observer.say(f"training on {device}, processes: {processes}, from step {progress.step}")
+        stop = False
+        while not stop:
+            due = not progress.looked and observer.due(progress.step)
+            if due or losses.due() or (interrupts.received and processes == 1):
+                stop = losses.read(interrupts.received)
+            if due and not stop:
                 if main:
-                    _save_state(run_dir / "state.safetensors", params, ema, optimizers, progress)
-                    bar.write(f"stopped at step {progress.step} of {config.steps}; run the same command again to go on")
-                raise KeyboardInterrupt
-    finally:
-        bar.close()
-        if writer:
-            writer.close()
+                    with contextlib.suppress(_Interrupted):
+                        with ema.applied_to(params) if observer.looks(progress.step) else contextlib.nullcontext():
+                            observer.look(interrupts, save, validate, preview)
+                        progress.looked = True
+                        if _due(progress.step, config.checkpoint_every, config.steps):
+                            save_now()
+                stop = losses.read(interrupts.received)
+            if stop or progress.step == config.steps:
+                break
+            with contextlib.suppress(_Interrupted):
+                take_step(progress.step)
+                observer.bar.update()
+        if stop:
+            if main:
+                save_now()
+                observer.say(f"stopped at step {progress.step} of {config.steps}; run the same command again to go on")
+            raise KeyboardInterrupt
     accelerator.wait_for_everyone()
 
 
@@ -323,19 +263,126 @@ def _check_config(config: TrainingConfig) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
 
 
-def _logs(config: TrainingConfig, step: int) -> bool:
-    return _due(step, config.log_every, config.steps)
-
-
 def _due(step: int, every: int, steps: int) -> bool:
     return step % every == 0 or step == steps
 
 
-def _looks(config: TrainingConfig, step: int) -> bool:
-    return any(
-        _due(step, every, config.steps)
-        for every in (config.validate_every, config.preview_every, config.checkpoint_every)
-    )
+def _micro_batches(config: TrainingConfig, accelerator: "Accelerator") -> list[slice]:
+    """This process's slices of the global batch, equal and contiguous, one for each micro-batch."""
+    processes, shards = accelerator.num_processes, accelerator.num_processes * config.accumulation
+    if config.batch_size % shards:
+        raise InputError(
+            f"the batch size {config.batch_size} is not a multiple of processes times accumulation, {shards}"
+        )
+    size = config.batch_size // shards
+    firsts = [size * (micro * processes + accelerator.process_index) for micro in range(config.accumulation)]
+    return [slice(first, first + size) for first in firsts]
+
+
+class _Losses:
+    """Losses on the device, which are read a few times a second, so that the CPU does not wait for the device in each step."""
+
+    def __init__(
+        self, progress: RunProgress, accelerator: "Accelerator", images_of: Callable[[int], Tensor | None]
+    ) -> None:
+        self._progress, self._accelerator, self._images_of = progress, accelerator, images_of
+        self._unread: list[Tensor] = []
+        self._next, self._read_at = progress.step + 1, time.monotonic()
+
+    def add(self, loss: Tensor) -> None:
+        """Takes in the loss of a step, a scalar on the device."""
+        self._unread.append(loss)
+
+    def due(self) -> bool:
+        """Whether it is time to read."""
+        return self._progress.step >= self._next
+
+    def read(self, received: bool) -> bool:
+        """Waits for the device, takes in the losses since the last time, and says whether any process received a signal.
+
+        Raises InputError that names the step of a loss that is not finite.
+        """
+        flags = torch.tensor([float(received), time.monotonic() - self._read_at], device=self._accelerator.device)
+        *losses, stop, seconds = self._accelerator.reduce(torch.stack([*self._unread, *flags]), "mean").tolist()
+        self._unread.clear()
+        for step, loss in enumerate(losses, self._progress.step - len(losses)):
+            if not math.isfinite(loss):
+                images = self._images_of(step)
+                raise InputError(
+                    f"the loss is {loss} at step {step}, on the batch of images "
+                    f"{'unknown' if images is None else images.tolist()}; the last checkpoint is kept"
+                )
+            self._progress.loss_sum += loss
+            self._progress.loss_count += 1
+        if losses:
+            pace = max(seconds / len(losses), 1e-6)
+            between = min(max(int(SECONDS_BETWEEN_READINGS / pace), 1), STEPS_BETWEEN_READINGS)
+            self._next, self._read_at = self._progress.step + between, time.monotonic()
+        return stop > 0.0
+
+
+class _Observer:
+    """What is seen of a run: its progress bar, its lines of metrics, its validations, previews and checkpoints."""
+
+    def __init__(self, config: TrainingConfig, run_dir: Path, progress: RunProgress, main: bool) -> None:
+        self._config, self._run_dir, self._progress = config, run_dir, progress
+        self._writer = tensorboard_writer(run_dir) if config.tensorboard and main else None
+        self.bar = tqdm(total=config.steps, initial=progress.step, disable=not main, unit="step", dynamic_ncols=True)
+        self._started, self._started_at = time.monotonic(), progress.step
+
+    def __enter__(self) -> "_Observer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        if self._writer:
+            self._writer.close()
+
+    def say(self, line: str) -> None:
+        """Prints a line above the progress bar."""
+        self.bar.write(line)
+
+    def due(self, step: int) -> bool:
+        """Whether there is anything to see after this step."""
+        return self.looks(step) or _due(step, self._config.log_every, self._config.steps)
+
+    def looks(self, step: int) -> bool:
+        """Whether anything after this step needs the averaged parameters."""
+        config = self._config
+        intervals = (config.validate_every, config.preview_every, config.checkpoint_every)
+        return any(_due(step, every, config.steps) for every in intervals)
+
+    def look(
+        self,
+        interrupts: "_Interrupts",
+        save: Callable[[Path], None] | None,
+        validate: Callable[[], dict[str, float]] | None,
+        preview: Callable[[Path], None] | None,
+    ) -> None:
+        """Does what is due, with the averaged parameters in place, and writes the line of metrics; a signal breaks it off."""
+        config, progress, run_dir, step, line = self._config, self._progress, self._run_dir, self._progress.step, {}
+        logs = _due(step, config.log_every, config.steps)
+        if logs:
+            line |= {"loss": progress.loss_sum / progress.loss_count, "lr": learning_rate(config, step - 1)}
+            rate = config.batch_size * (step - self._started_at) / (time.monotonic() - self._started)
+            self.bar.set_postfix_str(f"loss {line['loss']:.4f}, {rate:.0f} images/s")
+        if validate and _due(step, config.validate_every, config.steps):
+            with interrupts.at_once():
+                numbers = validate()
+            line |= {f"validation_{name}": value for name, value in numbers.items()}
+            if numbers["loss"] < progress.best:
+                if save:
+                    save(run_dir / "best")
+                progress.best = numbers["loss"]
+        if preview and _due(step, config.preview_every, config.steps):
+            with interrupts.at_once():
+                preview(make_folder(run_dir / "samples") / f"{step:07d}.png")
+        if save and _due(step, config.checkpoint_every, config.steps):
+            save(run_dir / "last")
+        if line:
+            append_metrics(run_dir / "metrics.jsonl", step, line, self._writer)
+        if logs:
+            progress.loss_sum, progress.loss_count = 0.0, 0
 
 
 class _Interrupted(BaseException):

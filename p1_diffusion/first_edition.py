@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.checkpoint import load_model, save_model
-from common.data.digits import DATASETS, NUM_DIGITS
+from common.data.digits import NUM_DIGITS
 from common.diffusion.process import Parameterization
 from common.diffusion.schedule import ScheduleName
 from common.embedding import SinusoidalEmbedding
@@ -37,6 +37,8 @@ class FirstEditionConfig:
     """The noise schedule that the network is trained on."""
     augmentation: int = 0
     """It is never told of augmentation."""
+    datasets: int = 2
+    """It knows MNIST-M and SVHN."""
 
 
 class FirstEditionUNet(nn.Module):
@@ -54,7 +56,7 @@ class FirstEditionUNet(nn.Module):
 
         self.time = nn.Sequential(SinusoidalEmbedding(high), nn.Linear(high, width), nn.SiLU(), nn.Linear(width, width))
         self.digit = nn.Embedding(NUM_DIGITS + 1, width)
-        self.dataset = nn.Embedding(len(DATASETS), width)
+        self.dataset = nn.Embedding(config.datasets, width)
         self.conv_in = nn.Conv2d(12, high, 3, padding=1)
         self.down_high, self.down_low = blocks(high, high), blocks(low, low)
         self.downsample = nn.Conv2d(high, low, 3, stride=2, padding=1)
@@ -86,7 +88,7 @@ class FirstEditionUNet(nn.Module):
     def save(self, folder: Path) -> None:
         """Writes the model folder, its parameters as float16."""
         config = dataclasses.asdict(self.config)
-        del config["augmentation"]
+        del config["augmentation"], config["datasets"]
         save_model(folder, self, KIND, config, torch.float16)
 
     @classmethod

@@ -20,7 +20,7 @@ from common.errors import InputError
 from common.files import ROOT, make_folder
 from common.images import write_png
 from p1_diffusion.model import ContextUNet
-from p1_diffusion.sampling import SamplingConfig, check_sampling, edition_jobs, file_name, sample_digits
+from p1_diffusion.sampling import SamplingConfig, edition_jobs, file_name, sample_digits, translate_guide_w
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +38,14 @@ class Config:
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if present."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig()
+    translate_arguments = staticmethod(translate_guide_w)
 
 
 def main(config: Config) -> None:
     """Writes the images of the edition, each process its share of the chunks."""
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = pick_device(config.device)
-    check_sampling(config.sampling)
+    config.sampling.check()
     model = ContextUNet.load(config.checkpoint).to(device)
     everything = edition_jobs(pairing(config.edition))
     jobs = edition_jobs(pick_classes(config.edition, config.classes))

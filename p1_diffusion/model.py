@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from common.attention import attend
 from common.checkpoint import load_config, load_model, save_model
-from common.data.digits import DATASETS, NUM_DIGITS, SIZE
+from common.data.digits import NUM_DIGITS, SIZE
 from common.diffusion.process import Parameterization
 from common.diffusion.schedule import SCHEDULES, ScheduleName
 from common.embedding import SinusoidalEmbedding
@@ -28,6 +28,8 @@ GROUP = 16  # channels that are normalised together, where there are as many
 class ContextUNetConfig:
     """What builds the network, and how to read its output."""
 
+    datasets: int = 2
+    """How many datasets it knows: the first ones of `common.data.digits.DATASETS`."""
     channels: tuple[int, ...] = (32, 96, 192)
     """Channels at each resolution, from the finest; every next one is half as wide and high."""
     blocks: tuple[int, ...] = (1, 1, 1)
@@ -67,13 +69,13 @@ class ContextUNet(nn.Module):
             SinusoidalEmbedding(2 * first), nn.Linear(2 * first, width), nn.SiLU(), nn.Linear(width, width)
         )
         self.digit = nn.Embedding(NUM_DIGITS + 1, width)
-        self.dataset = nn.Embedding(len(DATASETS), width)
+        self.dataset = nn.Embedding(config.datasets, width)
         self.augmentation = nn.Linear(config.augmentation, width, bias=False) if config.augmentation else None
 
         self.class_embedding = None
         if config.class_maps:
             self.map_shape = (config.channels[-1], *[SIZE // 2 ** (len(config.channels) - 1)] * 2)
-            self.class_embedding = nn.Embedding((NUM_DIGITS + 1) * len(DATASETS), math.prod(self.map_shape))
+            self.class_embedding = nn.Embedding((NUM_DIGITS + 1) * config.datasets, math.prod(self.map_shape))
             nn.init.normal_(self.class_embedding.weight, std=0.02)
 
         self.conv_in = nn.Conv2d(3, first, 3, padding=1)
@@ -105,7 +107,7 @@ class ContextUNet(nn.Module):
             if level > 0:
                 h = self.downsample[level - 1](h)  # [N, C', H / 2, W / 2]
             if self.class_embedding is not None and level + 1 == len(self.down):
-                maps = self.class_embedding(context[:, 0] * len(DATASETS) + context[:, 1])
+                maps = self.class_embedding(context[:, 0] * self.config.datasets + context[:, 1])
                 h = h + maps.unflatten(1, self.map_shape)
             for block in blocks:
                 h = block(h, emb)
@@ -137,6 +139,8 @@ class ContextUNet(nn.Module):
 def _check(config: ContextUNetConfig) -> None:
     """Raises InputError if no network can be built from it."""
     channels, coarsest = config.channels, len(config.channels) - 1
+    if config.datasets < 1:
+        raise InputError(f"a network needs at least 1 dataset, not {config.datasets}")
     if (
         config.heads < 1
         or not channels

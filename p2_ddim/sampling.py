@@ -5,19 +5,18 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import torch
-import tyro
 from torch import Tensor
-from tqdm import tqdm
 
 from common.checkpoint import load_pickle
 from common.diffusion.process import Denoise, denoiser
 from common.diffusion.samplers import Callback, SamplerName, sample
+from common.diffusion.sampling import SamplerConfig, sample_in_chunks
 from common.diffusion.schedule import SPACINGS, NoiseSchedule, Pairs, linear_schedule
 from common.errors import InputError
-from common.seeds import ImageGenerators, derive_seed, padded_chunks
+from common.seeds import ImageGenerators, derive_seed
 from p2_ddim.model import FaceNetwork
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -25,11 +24,18 @@ Job = tuple[str, Tensor]  # (name, noise [3, H, W])
 
 
 @dataclasses.dataclass(frozen=True)
-class Convention:
-    """How DDIM is written down. The defaults made the homework's reference faces; the rest is in circulation as well."""
+class SamplingConfig(SamplerConfig):
+    """How faces are sampled; the defaults are the convention behind the homework's reference faces. An image depends on these, on
+    its noise and, where fresh noise is drawn, on the seed and its own name."""
 
-    spacing: Literal["homework", "leading", "trailing", "linspace"] = "homework"
-    """Where the steps lie; for 50 steps, homework is t = 981, ..., 21, 1, leading 980, ..., 20, 0, trailing 999, ..., 39, 19."""
+    sampler: SamplerName = "ddim"
+    """The solver."""
+    steps: int = 50
+    """Steps of the solver: network evaluations, but for Heun, which takes two a step."""
+    spacing: Literal["leading", "trailing", "linspace", "homework"] = "homework"
+    """Which timesteps are visited; of 50 steps, homework visits t = 981, ..., 21, 1, leading 980, ..., 20, 0, trailing 999, ..., 39, 19."""
+    chunk_size: int = 1
+    """Images in one network call. Files agree to the byte at the same size."""
     clip_x0: bool = True
     """Clamp the predicted image to [-1, 1] at each step; eps is not recomputed."""
     last_abar: Literal["first", "one"] = "first"
@@ -38,38 +44,37 @@ class Convention:
     """Betas in the table, from 0.0001 to 0.02."""
     table_offset: int = 0
     """The network at t goes with alphas_cumprod[t + offset]; -1 counts from a table that begins with an alpha-bar of 1."""
-
-
-CONVENTIONS = {
-    "homework": Convention(),
-    "no clamp": Convention(clip_x0=False),
-    "last alpha-bar 1": Convention(last_abar="one"),
-    "t = 0, 20, ..., 980": Convention(spacing="leading", last_abar="one"),
-    "table of 1001": Convention(table_length=1001),
-    "alpha-bar of t - 1": Convention(table_offset=-1),
-    "trailing": Convention(spacing="trailing", last_abar="one"),
-    "linspace": Convention(spacing="linspace", last_abar="one"),
-}
-"""The conventions that `p2_ddim.study.calibrate` tries."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How to sample. An image depends on these, on its noise and, where fresh noise is drawn, on the seed and its own name."""
-
-    sampler: SamplerName = "ddim"
-    """The solver."""
-    steps: int = 50
-    """Steps of the solver (network evaluations, but for Heun, which takes two a step)."""
-    eta: float = 0.0
-    """DDIM's fresh noise, in [0, 1]."""
-    convention: Annotated[Convention, tyro.conf.arg(name="")] = Convention()
-    seed: int = 0
-    """Seed of fresh noise."""
-    chunk_size: int = 1
-    """Images in one network call; files agree to the byte at the same size."""
     precision: Precision = "fp32"
     """Autocast on CUDA; only fp32 is exact."""
+
+    def check(self, num_timesteps: int | None = None) -> None:
+        """Raises InputError on a number outside its range."""
+        if self.table_length < 2:
+            raise InputError(f"--table-length must be at least 2, not {self.table_length}")
+        super().check(num_timesteps or self.table_length)
+        t = [t for t, _ in plan(self)[1]]
+        if min(t) < 0 or max(t) >= self.table_length or min(t) - self.table_offset < 0:
+            raise InputError(
+                f"--table-offset {self.table_offset} leads out of the table of {self.table_length} entries with these steps"
+            )
+
+    def check_device(self, device: torch.device) -> None:
+        """Raises InputError if the device does not have the precision."""
+        if self.precision != "fp32" and device.type != "cuda":
+            raise InputError(f"--precision {self.precision} needs a CUDA device, not {device.type.upper()}")
+
+
+CONVENTIONS: dict[str, dict[str, Any]] = {
+    "homework": {},
+    "no clamp": {"clip_x0": False},
+    "last alpha-bar 1": {"last_abar": "one"},
+    "t = 0, 20, ..., 980": {"spacing": "leading", "last_abar": "one"},
+    "table of 1001": {"table_length": 1001},
+    "alpha-bar of t - 1": {"table_offset": -1},
+    "trailing": {"spacing": "trailing", "last_abar": "one"},
+    "linspace": {"spacing": "linspace", "last_abar": "one"},
+}
+"""How DDIM is written down in circulation: what differs from the defaults of `SamplingConfig`. `p2_ddim.study.calibrate` tries them."""
 
 
 def read_noises(folder: Path) -> list[Job]:
@@ -131,32 +136,11 @@ def _size(noise: Tensor) -> str:
     return "x".join(str(side) for side in noise.shape)
 
 
-def check_sampling(config: SamplingConfig, device: torch.device) -> None:
-    """Raises InputError on numbers that make no sense, and on a precision that the device does not have."""
-    length = config.convention.table_length
-    if length < 2:
-        raise InputError(f"--table-length must be at least 2, not {length}")
-    if not 1 <= config.steps <= length:
-        raise InputError(f"--steps must be between 1 and {length}, not {config.steps}")
-    if not 0.0 <= config.eta <= 1.0:
-        raise InputError(f"--eta must lie in [0, 1], not {config.eta}")
-    if config.chunk_size < 1:
-        raise InputError(f"--chunk-size must be at least 1, not {config.chunk_size}")
-    derive_seed(config.seed)
-    if config.precision != "fp32" and device.type != "cuda":
-        raise InputError(f"--precision {config.precision} needs a CUDA device, not {device.type.upper()}")
-    _, pairs = plan(config.convention, config.steps)
-    offset = config.convention.table_offset
-    if min(t for t, _ in pairs) < 0 or max(t for t, _ in pairs) >= length or min(t - offset for t, _ in pairs) < 0:
-        raise InputError(f"--table-offset {offset} leads out of the table of {length} entries with these steps")
-
-
-def plan(convention: Convention, steps: int) -> tuple[NoiseSchedule, Pairs]:
+def plan(config: SamplingConfig) -> tuple[NoiseSchedule, Pairs]:
     """The schedule and the pairs (t, t_prev) of indices into it. The network is fed t - `table_offset`."""
-    schedule = linear_schedule(convention.table_length)
-    pairs = SPACINGS[convention.spacing](convention.table_length, steps)
-    pairs[-1] = (pairs[-1][0], 0 if convention.last_abar == "first" else -1)
-    offset = convention.table_offset
+    schedule, offset = linear_schedule(config.table_length), config.table_offset
+    pairs = SPACINGS[config.spacing](config.table_length, config.steps)
+    pairs[-1] = (pairs[-1][0], 0 if config.last_abar == "first" else -1)
     return schedule, [(t + offset, max(t_prev + offset, -1)) for t, t_prev in pairs]
 
 
@@ -164,10 +148,10 @@ def face_denoiser(network: FaceNetwork, schedule: NoiseSchedule, config: Samplin
     """The network as the samplers want it, under the convention's offset and clamp."""
 
     def predict(x_t: Tensor, t: int) -> Tensor:
-        timesteps = torch.full((len(x_t),), t - config.convention.table_offset, device=x_t.device)
+        timesteps = torch.full((len(x_t),), t - config.table_offset, device=x_t.device)
         return network(x_t, timesteps).to(x_t.dtype)
 
-    return denoiser(predict, schedule, network.parameterization, clip_x0=config.convention.clip_x0)
+    return denoiser(predict, schedule, network.parameterization, clip_x0=config.clip_x0)
 
 
 @torch.inference_mode()
@@ -188,37 +172,28 @@ def sample_faces(
     """
     _use_exact_kernels()
     device = torch.device(device)
-    schedule, pairs = plan(config.convention, config.steps)
+    schedule, pairs = plan(config)
     denoise = face_denoiser(network, schedule, config)
-    chunks = list(padded_chunks(jobs, config.chunk_size))[share[0] :: share[1]]
-    hidden = not show_progress or share[0] > 0
-    with tqdm(total=len(chunks) * len(pairs), unit="step", disable=hidden, dynamic_ncols=True) as bar:
 
-        def step(i: int, t: int, x_t: Tensor, x0: Tensor) -> None:
-            bar.update()
-            if callback:
-                callback(i, t, x_t, x0)
+    def sample_chunk(chunk: list[Job], callback: Callback) -> Tensor:
+        x_T = torch.stack([noise for _, noise in chunk]).to(device)
+        generators = ImageGenerators([derive_seed(config.seed, zlib.crc32(name.encode())) for name, _ in chunk], device)
 
-        for chunk, real in chunks:
-            x_T = torch.stack([noise for _, noise in chunk]).to(device)
-            seeds = [derive_seed(config.seed, zlib.crc32(name.encode())) for name, _ in chunk]
-            generators = ImageGenerators(seeds, device)
-            with _autocast(device, config.precision):
-                x0 = sample(
-                    config.sampler,
-                    denoise,
-                    schedule,
-                    x_T,
-                    pairs,
-                    eta=config.eta,
-                    noise=lambda generators=generators, shape=x_T.shape[1:]: generators.randn(*shape),
-                    callback=step,
-                )
-            if not bool(x0.isfinite().all()):
-                raise InputError(
-                    f"the image of {chunk[0][0]} is not finite: the checkpoint or --precision does not fit"
-                )
-            yield chunk[:real], x0[:real].float().cpu()
+        def noise() -> Tensor:
+            return generators.randn(*x_T.shape[1:])
+
+        with _autocast(device, config.precision):
+            return sample(config.sampler, denoise, schedule, x_T, pairs, eta=config.eta, noise=noise, callback=callback)
+
+    yield from sample_in_chunks(
+        jobs,
+        sample_chunk,
+        config,
+        name=lambda job: job[0],
+        share=share,
+        callback=callback,
+        show_progress=show_progress,
+    )
 
 
 def _autocast(device: torch.device, precision: Precision) -> torch.autocast | nullcontext:

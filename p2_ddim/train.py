@@ -8,12 +8,13 @@ The same command again resumes. The averaged weights are in RUN_DIR/last, stored
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import tyro
 
 from common import cli
+from common.cli import Preset
 from common.data.faces import Faces, load_faces
 from common.diffusion.loss import LossWeight, LossWeighting, TimestepDistribution, diffusion_loss
 from common.diffusion.schedule import linear_schedule
@@ -25,12 +26,11 @@ from common.seeds import Draws, ImageGenerators, derive_seeds, random_indices
 from common.training import Batch, TrainingConfig, fit, prepare_network, settings_of
 from common.validation import held_out_loss
 from p2_ddim.model import FaceUNet, FaceUNetConfig
-from p2_ddim.sampling import Convention, SamplingConfig, sample_faces
+from p2_ddim.sampling import SamplingConfig, sample_faces
 
 PREVIEW_IMAGES, PREVIEW_COLUMNS = 32, 8
-PREVIEW_SAMPLING = SamplingConfig(
-    sampler="dpmpp_2m", steps=20, chunk_size=PREVIEW_IMAGES, convention=Convention(spacing="trailing")
-)
+TRAINING = TrainingConfig(steps=6000, batch_size=32, lr=8e-4, warmup=300)
+PREVIEW_SAMPLING = SamplingConfig(sampler="dpmpp_2m", steps=20, chunk_size=PREVIEW_IMAGES, spacing="trailing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,26 @@ class Config:
     model: FaceUNetConfig = FaceUNetConfig(
         channels=(128, 160, 192), blocks=1, attention=(1, 2), heads=4, embedding=256, patch=4, parameterization="v"
     )
-    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=6000, batch_size=32, lr=8e-4, warmup=300
-    )
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
+    PRESETS: ClassVar = {
+        "small": Preset("the defaults: faces of 64x64, some hours on two CPU cores", {}),
+        "homework": Preset(
+            "the homework's network, 114 million weights, for photos of 256x256: days on one GPU; never run here",
+            {
+                "model": FaceUNetConfig(),
+                "training": dataclasses.replace(TRAINING, steps=500_000, batch_size=64, lr=1e-4, ema_decay=0.9999),
+            },
+        ),
+        "smoke": Preset(
+            "is everything in place? A tiny network for 20 steps, seconds on a CPU; it draws noise",
+            {
+                "model": FaceUNetConfig(
+                    channels=(32, 64), blocks=1, attention=(1,), embedding=32, patch=4, parameterization="v"
+                ),
+                "training": dataclasses.replace(TRAINING, steps=20, batch_size=8, warmup=5, log_every=10),
+            },
+        ),
+    }
 
 
 def main(config: Config) -> None:

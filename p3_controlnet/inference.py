@@ -18,7 +18,8 @@ from common import cli
 from common.data.fill50k import SIZE, read_prompts
 from common.devices import pick_device
 from common.errors import InputError
-from common.latent.generate import GenerationConfig, Request, check_generation, residual_scales
+from common.latent.control import residual_scales
+from common.latent.generate import ControlledGenerationConfig, Request
 from common.latent.model import LatentDiffusion
 from common.latent.save_pictures import Picture, draw_missing
 from p3_controlnet.hints import image_seed, read_hint, resize_hint
@@ -41,12 +42,12 @@ class Config:
     """Side of the pictures that are written."""
     patch_stride: int | None = None
     """Work on overlapping patches of the model's own size, at this stride in latents; a larger --size is then a larger canvas."""
-    generation: Annotated[GenerationConfig, tyro.conf.arg(name="")] = GenerationConfig()
+    generation: Annotated[ControlledGenerationConfig, tyro.conf.arg(name="")] = ControlledGenerationConfig()
 
 
 def main(config: Config) -> None:
     """Writes the pictures, each process its share of the chunks."""
-    check_generation(config.generation)
+    config.generation.check()
     device = pick_device(config.model.device)
     pairs = read_prompts(config.prompts, config.sources, config.output_dir, targets_exist=False)
     hints = [read_hint(pair.source) for pair in pairs]  # all before the first picture: a bad one is named at once

@@ -39,7 +39,7 @@ from common.latent.stable_diffusion.sd14 import empty_networks
 from common.seeds import ImageGenerators, derive_seeds
 from p3_controlnet.loss import latent_loss
 from p3_controlnet.model import SD_HINT_CHANNELS, ControlNet
-from p3_controlnet.train import SMALL_HINT_CHANNELS
+from p3_controlnet.train import Config as TrainerConfig
 
 Size = Literal["sd14", "small", "tiny"]
 BATCH = {"sd14": 1, "small": 32, "tiny": 2}
@@ -257,7 +257,7 @@ def build(size: Size) -> Networks:
         )
     )
     network = build_autoencoder(autoencoder)
-    return Networks(build_unet(unet, network, text["width"]), network, encoder, SMALL_HINT_CHANNELS)
+    return Networks(build_unet(unet, network, text["width"]), network, encoder, TrainerConfig.hint_channels)
 
 
 def draw_inputs(networks: Networks, batch: int, image: int) -> Inputs:

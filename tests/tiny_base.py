@@ -8,7 +8,14 @@ from tiny_latent import awake, seeded
 
 from common.diffusion.schedule import make_schedule
 from common.latent.model import LatentDiffusion
-from common.latent.small import USUAL_GUIDANCE, AutoencoderConfig, UNetConfig, build_autoencoder, build_unet, save_model
+from common.latent.small import (
+    DEFAULT_GUIDANCE_SCALE,
+    AutoencoderConfig,
+    UNetConfig,
+    build_autoencoder,
+    build_unet,
+    save_model,
+)
 from common.latent.text_encoder import clip_tokenizer, text_tower
 from p3_controlnet.model import ControlNet
 
@@ -28,7 +35,11 @@ def tiny_base() -> LatentDiffusion:
         unet.conv_out.weight *= 0.3  # a random network amplifies rounding along the steps
     schedule = make_schedule("scaled_linear", zero_terminal=True)
     tokenizer = clip_tokenizer(clip.context_length)
-    more = {"latent_mean": (0.1, -0.1, 0.0, 0.2), "latent_std": (1.1, 0.9, 1.0, 1.2), "usual_guidance": USUAL_GUIDANCE}
+    more = {
+        "latent_mean": (0.1, -0.1, 0.0, 0.2),
+        "latent_std": (1.1, 0.9, 1.0, 1.2),
+        "default_guidance_scale": DEFAULT_GUIDANCE_SCALE,
+    }
     return LatentDiffusion(autoencoder, text_tower(clip), tokenizer, unet, schedule, parameterization="v", **more)
 
 

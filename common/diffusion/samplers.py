@@ -7,9 +7,10 @@ Each walks an explicit list of pairs `(t, t_prev)` (see `common/diffusion/schedu
 - `noise()`, a fresh standard normal like `x_T` at each call, for the samplers that draw any;
 - `callback(i, t, x_t, x0)`, called at each step i, after the network, with the step's input and the predicted clean image.
 
-It returns x at the last `t_prev`. Coefficients are float64 numbers.
+It returns x at the last `t_prev`. Coefficients are float64 numbers. A sampler is added in one place: `SAMPLERS`.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -20,7 +21,6 @@ from common.diffusion.process import Denoise
 from common.diffusion.schedule import NoiseSchedule, Pairs
 
 Callback = Callable[[int, int, Tensor, Tensor], None]
-SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "heun"]
 
 
 def sample_ddpm(
@@ -145,19 +145,34 @@ def sample_heun(
     return x_t
 
 
-SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "ddpm": sample_ddpm,
-    "ddim": sample_ddim,
-    "dpmpp_2m": sample_dpmpp_2m,
-    "heun": sample_heun,
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A sampler, and what has to be known of it to use it by its name."""
+
+    label: str
+    """Its name in figures and tables."""
+    run: Callable[..., Tensor]
+    draws_noise: bool = False
+    takes_eta: bool = False
+    evaluations: Callable[[NoiseSchedule, Pairs], int] = lambda schedule, pairs: len(pairs)
+
+
+SAMPLERS = {
+    "ddpm": Sampler("DDPM", sample_ddpm, draws_noise=True),
+    "ddim": Sampler("DDIM", sample_ddim, draws_noise=True, takes_eta=True),
+    "dpmpp_2m": Sampler("DPM-Solver++(2M)", sample_dpmpp_2m),
+    "heun": Sampler(
+        "Heun",
+        sample_heun,
+        evaluations=lambda schedule, pairs: len(pairs) + sum(_heun_corrects(schedule, t_prev) for _, t_prev in pairs),
+    ),
 }
+SamplerName = Literal[*SAMPLERS]
 
 
 def count_evaluations(sampler: SamplerName, schedule: NoiseSchedule, pairs: Pairs) -> int:
     """How often the sampler calls `denoise` on these pairs (a guided pair of network outputs is one evaluation)."""
-    if sampler == "heun":
-        return len(pairs) + sum(_heun_corrects(schedule, t_prev) for _, t_prev in pairs)
-    return len(pairs)
+    return SAMPLERS[sampler].evaluations(schedule, pairs)
 
 
 def sample(
@@ -172,8 +187,9 @@ def sample(
     callback: Callback | None = None,
 ) -> Tensor:
     """Runs the sampler of that name; `eta` is DDIM's and `noise` is used by those that draw any."""
-    extra = {"ddpm": {"noise": noise}, "ddim": {"eta": eta, "noise": noise}}.get(sampler, {})
-    return SAMPLERS[sampler](denoise, schedule, x_T, pairs, callback=callback, **extra)
+    chosen = SAMPLERS[sampler]
+    extra = ({"noise": noise} if chosen.draws_noise else {}) | ({"eta": eta} if chosen.takes_eta else {})
+    return chosen.run(denoise, schedule, x_T, pairs, callback=callback, **extra)
 
 
 def _log_snr_rate(schedule: NoiseSchedule, t: int) -> float:

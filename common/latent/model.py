@@ -67,7 +67,7 @@ class LatentDiffusion(nn.Module):
       All three networks are frozen here and stay in evaluation mode whatever `train()` says.
     - `schedule` and `parameterization` say what the U-Net was trained on.
     - Latents are (z - latent_mean) / latent_std, each one number or one for each channel; the defaults are Stable Diffusion's.
-    - `usual_guidance` is the guidance scale to draw with where none is asked for; 7.5 is Stable Diffusion's.
+    - `default_guidance_scale` is the guidance scale to draw with where none is asked for; 7.5 is Stable Diffusion's.
     - `controlnet(x_t, hint, t, context)` gives the residuals of the decoder skips and then the middle's.
 
     Only frozen work that no gradient passes is under `no_grad`: the gradient reaches `controlnet` through the frozen decoder.
@@ -84,12 +84,12 @@ class LatentDiffusion(nn.Module):
         parameterization: Parameterization = "eps",
         latent_mean: float | Sequence[float] = 0.0,
         latent_std: float | Sequence[float] = 1.0 / SD_SCALE_FACTOR,
-        usual_guidance: float = 7.5,
+        default_guidance_scale: float = 7.5,
         controlnet: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.autoencoder, self.text_encoder, self.unet = autoencoder, text_encoder, unet
-        self.controlnet, self.usual_guidance = controlnet, usual_guidance
+        self.controlnet, self.default_guidance_scale = controlnet, default_guidance_scale
         self.tokenizer, self.schedule, self.parameterization = tokenizer, schedule, parameterization
         # Not persistent: they belong to the configuration, and a control-only state dict needs none of them.
         for name, value in (("latent_mean", latent_mean), ("latent_std", latent_std)):

@@ -17,7 +17,7 @@ from common.checkpoint import state_hash
 from common.diffusion.process import Network
 from common.files import make_folder
 from common.images import read_note, to_uint8, write_png
-from common.latent.generate import GenerationConfig, Request, generate, settled
+from common.latent.generate import GenerationConfig, Request, generate, with_default_guidance
 from common.latent.model import LatentDiffusion
 
 NOTE = "made with"
@@ -104,7 +104,9 @@ def _made_with(model: LatentDiffusion, config: GenerationConfig, settings: Mappi
     """All that pictures depend on, but for their own requests."""
     parts = (model.unet, model.controlnet, model.autoencoder, model.text_encoder)
     networks = nn.ModuleList([part for part in parts if part is not None])
-    return json.dumps({"networks": state_hash(networks), **dataclasses.asdict(settled(config, model)), **settings})
+    return json.dumps(
+        {"networks": state_hash(networks), **dataclasses.asdict(with_default_guidance(config, model)), **settings}
+    )
 
 
 def _note(made_with: str, request: Request) -> str:

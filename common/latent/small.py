@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 KIND = "small_diffusion"
 SIDE = 64
-USUAL_GUIDANCE = 2.0
+DEFAULT_GUIDANCE_SCALE = 2.0
 LATENT_STATISTICS = ("latent_mean", "latent_std")
 PREDICTION_TYPES: dict[Parameterization, str] = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
@@ -163,7 +163,7 @@ def load_model(folder: Path) -> LatentDiffusion:
         load_network(folder / "unet", UNet2DConditionModel),
         schedule,
         parameterization=parameterization,
-        usual_guidance=USUAL_GUIDANCE,
+        default_guidance_scale=DEFAULT_GUIDANCE_SCALE,
         **statistics,
     )
 

@@ -21,7 +21,7 @@ from common.files import ROOT, make_folder
 from common.grid import labelled_grid
 from common.images import read_rgb, to_uint8, write_png
 from p1_diffusion.model import ContextUNet
-from p1_diffusion.sampling import Job, SamplingConfig, check_sampling, file_name, sample_digits
+from p1_diffusion.sampling import Job, SamplingConfig, file_name, sample_digits, translate_guide_w
 
 COLUMNS = 10
 REVERSE_IMAGES = 6
@@ -38,11 +38,12 @@ class Config:
     checkpoint: Path = ROOT / "checkpoints" / "p1_digits"
     """Model folder, for the reverse process."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig()
+    translate_arguments = staticmethod(translate_guide_w)
 
 
 def main(config: Config) -> None:
     """Writes the figures that the folder has images for."""
-    check_sampling(config.sampling)
+    config.sampling.check()
     model = ContextUNet.load(config.checkpoint)
     folder = make_folder(config.output_dir)
     rows = {dataset: [(dataset, digit) for digit in range(NUM_DIGITS)] for dataset in DATASETS}

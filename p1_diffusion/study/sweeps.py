@@ -31,14 +31,14 @@ from common.study import measured_rows
 from p1_diffusion.evaluate import GRADER, grade
 from p1_diffusion.model import ContextUNet
 from p1_diffusion.quality import load_reference, quality
-from p1_diffusion.sampling import DEFAULT_GUIDE_W, IMAGES_PER_CLASS, SamplingConfig, sample_digits
+from p1_diffusion.sampling import IMAGES_PER_CLASS, SamplingConfig, sample_digits
 from p1_diffusion.study.classify import TIMESTEPS, classify_by_error
 
 # (w, interval of t in which it acts): along the whole trajectory, and in the default's part of it.
 ALWAYS = (0, 999)
 GUIDANCE_SWEEP = (
     *((w, ALWAYS) for w in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)),
-    *((w, SamplingConfig().guidance_interval) for w in (4.0, DEFAULT_GUIDE_W, 8.0)),
+    *((w, SamplingConfig().guidance_interval) for w in (4.0, SamplingConfig().guidance_scale - 1.0, 8.0)),
 )
 # (sampler, steps, images for each class); Heun's steps are (evaluations + 1) / 2.
 SAMPLER_TABLE = (
@@ -85,14 +85,17 @@ def main(config: Config) -> None:
     default = SamplingConfig()
     if config.study == "guidance":
         settings = [
-            (dataclasses.replace(default, guide_w=w, guidance_interval=interval), IMAGES_PER_CLASS)
+            (dataclasses.replace(default, guidance_scale=w + 1.0, guidance_interval=interval), IMAGES_PER_CLASS)
             for w, interval in GUIDANCE_SWEEP
         ]
     else:
         settings = [(dataclasses.replace(default, sampler=name, steps=s), n) for name, s, n in SAMPLER_TABLE]
     plan = [
         (
-            {"sampling": dataclasses.asdict(sampling) | {"guide_w": sampling.scale() - 1.0}, "images": 20 * per_class},
+            {
+                "sampling": dataclasses.asdict(sampling) | {"guide_w": sampling.guidance_scale - 1.0},
+                "images": 20 * per_class,
+            },
             functools.partial(measure, model, sampling, per_class, network, reference),
         )
         for sampling, per_class in settings
@@ -107,7 +110,7 @@ def compare_recipes(config: Config) -> None:
     """A row for each run: what it was trained with and on how many images, and what its last weights do without guidance."""
     network, reference = DigitClassifier.load(config.grader), load_reference(config.grader)
     held_out = load_digits(config.data, "held_out")
-    sampling, device = dataclasses.replace(SamplingConfig(), guide_w=0.0), pick_device(config.device)
+    sampling, device = SamplingConfig(guidance_scale=1.0), pick_device(config.device)
 
     def measure_run(run: Path) -> dict[str, Any]:
         model = ContextUNet.load(run / "last").to(device)

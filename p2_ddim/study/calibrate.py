@@ -18,7 +18,6 @@ from p2_ddim.model import FACES, load_network
 from p2_ddim.sampling import (
     CONVENTIONS,
     SamplingConfig,
-    check_sampling,
     check_side,
     minmax_to_uint8,
     read_noises,
@@ -48,8 +47,10 @@ class Config:
 def main(config: Config) -> None:
     """Prints the table, best first."""
     device = pick_device(config.device)
-    for convention in CONVENTIONS.values():
-        check_sampling(dataclasses.replace(config.sampling, convention=convention), device)
+    config.sampling.check_device(device)
+    tried = {name: dataclasses.replace(config.sampling, **changes) for name, changes in CONVENTIONS.items()}
+    for sampling in tried.values():
+        sampling.check()
     references = read_images(config.references)
     jobs = [job for job in read_noises(config.noises) if job[0] in references][: config.count]
     if not jobs:
@@ -58,8 +59,7 @@ def main(config: Config) -> None:
     check_side(network, jobs[0][1], config.noises)
     wanted = {name: references[name] for name, _ in jobs}
     rows = []
-    for convention_name, convention in CONVENTIONS.items():
-        sampling = dataclasses.replace(config.sampling, convention=convention)
+    for convention_name, sampling in tried.items():
         images = {}
         for part, x0 in sample_faces(network, jobs, sampling, device):
             images |= {name: image for (name, _), image in zip(part, minmax_to_uint8(x0), strict=True)}

@@ -24,7 +24,7 @@ from common.grid import labelled_grid
 from common.images import write_png
 from p2_ddim.evaluate import read_images
 from p2_ddim.model import FACES, FaceNetwork, load_network
-from p2_ddim.sampling import Job, SamplingConfig, check_sampling, check_side, minmax_to_uint8, read_noises, sample_faces
+from p2_ddim.sampling import Job, SamplingConfig, check_side, minmax_to_uint8, read_noises, sample_faces
 
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLUMNS = 4
@@ -53,7 +53,8 @@ class Config:
 def main(config: Config) -> None:
     """Writes the figures."""
     device = pick_device(config.device)
-    check_sampling(config.sampling, device)
+    config.sampling.check()
+    config.sampling.check_device(device)
     jobs = read_noises(config.noises)
     if len(jobs) < 2:
         raise InputError(f"{config.noises} holds one noise, but the strips need two")

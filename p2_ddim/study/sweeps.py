@@ -21,7 +21,7 @@ from torch import Tensor
 from common import cli
 from common.data.faces import load_faces
 from common.devices import DeviceName, pick_device
-from common.diffusion.samplers import count_evaluations
+from common.diffusion.samplers import SAMPLERS, count_evaluations
 from common.errors import InputError
 from common.files import ROOT, make_folder, shown, write_json
 from common.images import to_uint8
@@ -29,7 +29,7 @@ from common.metrics.detail import rms_difference
 from common.metrics.frechet import feature_statistics, frechet_distance
 from common.seeds import ImageGenerators, derive_seeds
 from p2_ddim.model import FACES, FaceNetwork, load_network
-from p2_ddim.sampling import Convention, Job, SamplingConfig, check_side, plan, sample_faces
+from p2_ddim.sampling import Job, SamplingConfig, check_side, plan, sample_faces
 from p2_ddim.study.features import SHIPPED, Features, choose_features, colours
 from p2_ddim.study.figures import ALPHAS, ETAS, PATHS
 
@@ -47,7 +47,7 @@ STEP_TABLE = (
     *(("dpmpp_2m", spacing, steps) for spacing in ("homework", "trailing") for steps in (10, 20)),
 )
 ETA_SAMPLING = SamplingConfig(chunk_size=16)
-PATH_SAMPLING = SamplingConfig(sampler="dpmpp_2m", steps=20, convention=Convention(spacing="trailing"), chunk_size=16)
+PATH_SAMPLING = SamplingConfig(sampler="dpmpp_2m", steps=20, spacing="trailing", chunk_size=16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +156,7 @@ def study_steps(
     reference = final_images(network, noises, dataclasses.replace(base, steps=reference_steps), device)
     rows = []
     for sampler, spacing, steps in table:
-        convention = Convention(spacing=spacing)
-        sampling = dataclasses.replace(base, sampler=sampler, steps=steps, convention=convention)
+        sampling = dataclasses.replace(base, sampler=sampler, steps=steps, spacing=spacing)
         images = final_images(network, noises, sampling, device)
         per_image = _grey_mse(images, reference)
         rows.append(
@@ -165,7 +164,7 @@ def study_steps(
                 "sampler": sampler,
                 "spacing": spacing,
                 "steps": steps,
-                "evaluations": count_evaluations(sampler, *plan(convention, steps)),
+                "evaluations": count_evaluations(sampler, *plan(sampling)),
                 "mse": per_image.mean().item(),
                 "mse_standard_error": per_image.std().item() / math.sqrt(len(noises)) if len(noises) > 1 else 0.0,
             }
@@ -178,7 +177,7 @@ def plot_steps(rows: list[dict[str, Any]]) -> "Figure":
     figure, (axes,) = _figure(1)
     for key in dict.fromkeys((row["sampler"], row["spacing"]) for row in rows):
         line = [row for row in rows if (row["sampler"], row["spacing"]) == key]
-        label = f"{ {'ddim': 'DDIM', 'dpmpp_2m': 'DPM-Solver++(2M)'}[key[0]] }, {key[1]} spacing"
+        label = f"{SAMPLERS[key[0]].label}, {key[1]} spacing"
         axes.loglog([row["evaluations"] for row in line], [row["mse"] for row in line], "o-", label=label)
     axes.set(xlabel="network evaluations", ylabel="MSE to 1000 steps (grey levels squared)")
     axes.legend()
@@ -280,7 +279,7 @@ def study_paths(
             rows.append({"path": path, "alpha": alpha, "norm": norms.mean().item(), **measure(images)})
     return {
         "pairs": len(pairs),
-        "evaluations": count_evaluations(sampling.sampler, *plan(sampling.convention, sampling.steps)),
+        "evaluations": count_evaluations(sampling.sampler, *plan(sampling)),
         "real": measure_real(photos, len(pairs), measure),
         "rows": rows,
     }

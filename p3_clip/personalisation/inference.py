@@ -14,15 +14,16 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
+
+import tyro
 
 from common import cli
 from common.devices import DeviceName, pick_device
-from common.diffusion.samplers import SamplerName
 from common.errors import InputError
 from common.files import ROOT
 from common.images import image_files
-from common.latent.generate import GenerationConfig, Request, check_generation
+from common.latent.generate import GenerationConfig, Request
 from common.latent.load import kind_of, load_base
 from common.latent.save_pictures import Picture, draw_missing
 from common.seeds import derive_seed
@@ -51,20 +52,9 @@ class Config:
     """Pictures of each prompt."""
     size: int = SIZE
     """Side of the pictures that are written."""
-    sampler: SamplerName = "dpmpp_2m"
-    """The solver."""
-    steps: int = 25
-    """Steps of the solver."""
-    spacing: Literal["leading", "trailing", "linspace"] = "trailing"
-    """Where the steps lie."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance; the default is 7.5 for Stable Diffusion, 3 for the small model."""
-    seed: int = 0
-    """Seed of all pictures."""
-    chunk_size: int = 10
-    """Pictures in one network call; files agree to the byte at the same size."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if present."""
+    generation: Annotated[GenerationConfig, tyro.conf.arg(name="")] = GenerationConfig(steps=25)
 
 
 def main(config: Config) -> None:
@@ -73,8 +63,7 @@ def main(config: Config) -> None:
         raise InputError(f"--count and --size must be at least 1, not {config.count} and {config.size}")
     tasks = read_tasks(config.prompts)
     small = is_small(config.checkpoint)
-    generation = generation_of(config)
-    check_generation(generation)
+    config.generation.check()
     device = pick_device(config.device)
     paths = find_concepts(config, tasks, small)
     model = load_base(config.checkpoint)
@@ -84,7 +73,7 @@ def main(config: Config) -> None:
     for token in unused([prompt for task in tasks for prompt in task.prompts], learned.concepts):
         print(f"warning: the concept {token} is loaded, but no prompt holds it", file=sys.stderr)
     check_output(config.output_dir, pictures)
-    draw_missing(model.to(device).eval(), pictures, generation, config.size, staging=config.output_dir)
+    draw_missing(model.to(device).eval(), pictures, config.generation, config.size, staging=config.output_dir)
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"{len(pictures)} pictures in {config.output_dir}")
 
@@ -97,18 +86,6 @@ def is_small(checkpoint: Path) -> bool:
     if kind not in ("small", "sd_file", "sd_folder"):
         raise InputError(f"{checkpoint} is neither Stable Diffusion v1.4 nor a model folder of this project")
     return kind == "small"
-
-
-def generation_of(config: Config) -> GenerationConfig:
-    """How to generate."""
-    return GenerationConfig(
-        sampler=config.sampler,
-        steps=config.steps,
-        spacing=config.spacing,
-        guidance_scale=config.guidance_scale,
-        seed=config.seed,
-        chunk_size=config.chunk_size,
-    )
 
 
 def find_concepts(config: Config, tasks: Sequence[Task], small: bool) -> Sequence[Path]:
@@ -152,7 +129,7 @@ def plan(config: Config, tasks: Sequence[Task], concepts: Sequence[Concept]) -> 
             words = expand(prompt, concepts)
             for number in range(config.count):
                 path = Path(task.key) / str(index) / f"source{task.key}_prompt{index}_{number}.png"
-                seed = derive_seed(config.seed, zlib.crc32(path.as_posix().encode()))
+                seed = derive_seed(config.generation.seed, zlib.crc32(path.as_posix().encode()))
                 pictures.append(Picture(config.output_dir / path, Request(words, seed)))
     return pictures
 

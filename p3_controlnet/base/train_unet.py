@@ -27,8 +27,8 @@ from common.images import to_model_range, to_uint8, write_png
 from common.latent.generate import GenerationConfig, Request, generate
 from common.latent.model import LatentDiffusion
 from common.latent.small import (
+    DEFAULT_GUIDANCE_SCALE,
     SIDE,
-    USUAL_GUIDANCE,
     UNetConfig,
     build_unet,
     latent_statistics,
@@ -181,7 +181,7 @@ def new_model(config: Config) -> LatentDiffusion:
         unet,
         schedule,
         parameterization=config.parameterization,
-        usual_guidance=USUAL_GUIDANCE,
+        default_guidance_scale=DEFAULT_GUIDANCE_SCALE,
         **latent_statistics(autoencoder, to_model_range(measured), channelwise=config.channelwise),
     )
 

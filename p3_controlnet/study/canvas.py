@@ -11,7 +11,7 @@ from torch import Tensor
 from common.data.examples import FINER, shrink
 from common.data.layouts import caption, make_canvas, render_control, render_target
 from common.data.shapes import OUTLINE
-from common.latent.generate import GenerationConfig, Request
+from common.latent.generate import ControlledGenerationConfig, Request
 from common.latent.model import LatentDiffusion
 from common.latent.save_pictures import draw
 from common.metrics.segmentation import SIZE
@@ -41,7 +41,12 @@ def canvas_task(model: LatentDiffusion, seed: int, size: int = SIZE) -> tuple[Ta
 
 
 def draw_canvas(
-    model: LatentDiffusion, task: Task, hint: Tensor, stride: int | None, generation: GenerationConfig, size: int = SIZE
+    model: LatentDiffusion,
+    task: Task,
+    hint: Tensor,
+    stride: int | None,
+    generation: ControlledGenerationConfig,
+    size: int = SIZE,
 ) -> Tensor:
     """The canvas, uint8 [3, size, size], in patches at that stride (in latents), or at once."""
     network = patched(model.apply_model, model.latent_side, stride, model.downscale) if stride else None
@@ -60,7 +65,7 @@ def draw_canvas(
 
 
 def measure_canvas(
-    model: LatentDiffusion, stride: int | None, count: int, generation: GenerationConfig
+    model: LatentDiffusion, stride: int | None, count: int, generation: ControlledGenerationConfig
 ) -> dict[str, Any]:
     """The means over `count` canvases, measured at 512 like any picture."""
     started = time.monotonic()

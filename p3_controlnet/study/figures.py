@@ -28,7 +28,7 @@ from common.errors import InputError
 from common.files import make_folder
 from common.grid import labelled_grid
 from common.images import write_png
-from common.latent.generate import GenerationConfig, check_generation
+from common.latent.generate import ControlledGenerationConfig
 from common.latent.model import LatentDiffusion
 from common.latent.save_pictures import enlarge
 from common.latent.small import SIDE
@@ -70,12 +70,12 @@ class Config:
     only: tuple[Figure, ...] = FIGURES
     """Which figures."""
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig()
-    generation: Annotated[GenerationConfig, tyro.conf.arg(name="")] = GenerationConfig()
+    generation: Annotated[ControlledGenerationConfig, tyro.conf.arg(name="")] = ControlledGenerationConfig()
 
 
 def main(config: Config) -> None:
     """Writes the figures and names them."""
-    check_generation(config.generation)
+    config.generation.check()
     if config.fill50k and config.data or config.images and not (config.fill50k or config.data):
         raise InputError(
             "--fill50k and --data are two choices of the pairs, and --images holds the pictures of one of them"

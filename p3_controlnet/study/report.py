@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.latent.generate import GenerationConfig
-from common.latent.small import USUAL_GUIDANCE
+from common.latent.small import DEFAULT_GUIDANCE_SCALE
 from common.report import figure, joined, load, table
 
 FIGURES = "p3_controlnet"
@@ -392,7 +392,7 @@ def label(sampling: dict[str, Any]) -> str:
 def _changes(sampling: dict[str, Any]) -> dict[str, Any]:
     default = {
         name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(GenerationConfig(guidance_scale=USUAL_GUIDANCE)).items()
+        for name, value in dataclasses.asdict(GenerationConfig(guidance_scale=DEFAULT_GUIDANCE_SCALE)).items()
     }
     return {name: value for name, value in sampling.items() if value != default.get(name)}
 

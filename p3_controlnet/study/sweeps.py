@@ -31,7 +31,7 @@ from common.diffusion.schedule import SPACINGS
 from common.errors import InputError
 from common.files import ROOT, shown, write_json
 from common.images import to_model_range, to_uint8
-from common.latent.generate import GenerationConfig, check_generation, settled
+from common.latent.generate import ControlledGenerationConfig, with_default_guidance
 from common.latent.load import load_base
 from common.latent.model import LatentDiffusion
 from common.latent.save_pictures import enlarge
@@ -94,7 +94,7 @@ class Config:
     """Measure on so many prompts, pairs or layouts only (default: 200 prompts, all pairs, ten layouts)."""
     default_only: bool = False
     """Measure the default sampling alone, in the studies base and circles."""
-    steps: int = GenerationConfig().steps
+    steps: int = ControlledGenerationConfig().steps
     """Steps of the solver, where the study does not vary them."""
     device: DeviceName = "auto"
     """Where to compute."""
@@ -104,8 +104,8 @@ def main(config: Config) -> None:
     """Adds the missing rows to the study's file."""
     if config.count is not None and config.count < 1:
         raise InputError(f"--count must be at least 1, not {config.count}")
-    default = GenerationConfig(steps=config.steps)
-    check_generation(default)
+    default = ControlledGenerationConfig(steps=config.steps)
+    default.check()
     if config.study in ("autoencoder", "circles") and config.fill50k is None:
         raise InputError(f"the study {config.study} measures the real testing pairs: name their folder with --fill50k")
     device = pick_device(config.device)
@@ -116,7 +116,7 @@ def main(config: Config) -> None:
     STUDIES[config.study](config, model, default)
 
 
-def base_study(config: Config, model: LatentDiffusion, default: GenerationConfig) -> None:
+def base_study(config: Config, model: LatentDiffusion, default: ControlledGenerationConfig) -> None:
     """Colours of pictures without control, for each guidance."""
     scenes = prompt_scenes(config.count or PROMPT_COUNT)
     plan = [
@@ -129,7 +129,7 @@ def base_study(config: Config, model: LatentDiffusion, default: GenerationConfig
     measured_rows(*_file(config), plan, ("error", "right", "without_object", "seconds"))
 
 
-def circles_study(config: Config, model: LatentDiffusion, default: GenerationConfig) -> None:
+def circles_study(config: Config, model: LatentDiffusion, default: ControlledGenerationConfig) -> None:
     """Shape and colours on the real testing pairs, for each guidance and control scale. The default's row names every line."""
     tasks = real_tasks(config.fill50k)[: config.count]
     plan = [
@@ -142,7 +142,7 @@ def circles_study(config: Config, model: LatentDiffusion, default: GenerationCon
     measured_rows(*_file(config), plan, ("iou", "circle_error", "background_error", "seconds"))
 
 
-def two_circles_study(config: Config, model: LatentDiffusion, default: GenerationConfig) -> None:
+def two_circles_study(config: Config, model: LatentDiffusion, default: ControlledGenerationConfig) -> None:
     """Layouts that no training shows: in each wording, from two seeds."""
     plan = []
     for kind, wording in SETS:
@@ -156,7 +156,7 @@ def two_circles_study(config: Config, model: LatentDiffusion, default: Generatio
     measured_rows(*_file(config), plan, ("kind", "wording", "iou", "iou_each", "circle_error", "failed"))
 
 
-def canvas_study(config: Config, model: LatentDiffusion, default: GenerationConfig) -> None:
+def canvas_study(config: Config, model: LatentDiffusion, default: ControlledGenerationConfig) -> None:
     """Many circles on a canvas of 4 x 4 pictures, in patches with and without overlap, and at once."""
     plan = []
     for part in STRIDES:
@@ -166,7 +166,7 @@ def canvas_study(config: Config, model: LatentDiffusion, default: GenerationConf
     measured_rows(*_file(config), plan, ("stride", "iou", "circle_error", "background_error", "seconds"))
 
 
-def autoencoder_study(config: Config, model: LatentDiffusion, default: GenerationConfig) -> None:
+def autoencoder_study(config: Config, model: LatentDiffusion, default: ControlledGenerationConfig) -> None:
     """The real targets at the model's size through the autoencoder, which no drawn picture can be better than."""
     tasks = real_tasks(config.fill50k)[: config.count]
     images = torch.stack([shrink(task.target, model.side) for task in tasks])
@@ -197,7 +197,7 @@ STUDIES = {
 
 
 def measure_circles(
-    model: LatentDiffusion, tasks: Sequence[Task], generation: GenerationConfig, *, lines: bool
+    model: LatentDiffusion, tasks: Sequence[Task], generation: ControlledGenerationConfig, *, lines: bool
 ) -> dict[str, Any]:
     """The means of `p3_controlnet.evaluate`, and with `lines` the measures of each picture."""
     started = time.monotonic()
@@ -211,7 +211,7 @@ def measure_circles(
 
 
 def measure_several(
-    model: LatentDiffusion, tasks: Sequence[Task], generation: GenerationConfig, scenes: Sequence[Scene] = ()
+    model: LatentDiffusion, tasks: Sequence[Task], generation: ControlledGenerationConfig, scenes: Sequence[Scene] = ()
 ) -> dict[str, Any]:
     """The means, the IoU of each circle, and what failed in which picture; for the scenes that the prompts describe also the
     circles' colour error in pictures from the same prompts and noise without control, wherever the circles are there."""
@@ -230,16 +230,18 @@ def measure_several(
 # Rows.
 
 
-def _varied(config: Config, default: GenerationConfig, changes: Sequence[dict[str, Any]]) -> list[GenerationConfig]:
+def _varied(
+    config: Config, default: ControlledGenerationConfig, changes: Sequence[dict[str, Any]]
+) -> list[ControlledGenerationConfig]:
     """The default with each of the changes, once, or by itself if nothing else is asked for."""
     if config.default_only:
         return [default]
     return list(dict.fromkeys(dataclasses.replace(default, **change) for change in changes))
 
 
-def _key(config: Config, model: LatentDiffusion, generation: GenerationConfig) -> dict[str, Any]:
+def _key(config: Config, model: LatentDiffusion, generation: ControlledGenerationConfig) -> dict[str, Any]:
     """Which model a row is of, and how its pictures were drawn."""
-    sampling = dataclasses.asdict(settled(generation, model))
+    sampling = dataclasses.asdict(with_default_guidance(generation, model))
     del sampling["chunk_size"]  # changes no picture by more than one grey level
     control = {"control": shown(config.control)} if model.controlnet is not None else {}
     return {"model": shown(config.checkpoint), **control, "weights": state_hash(model), "sampling": sampling}

@@ -20,7 +20,7 @@ from common.data.layouts import (
     render_target,
 )
 from common.data.shapes import Scene
-from common.latent.generate import GenerationConfig, Request
+from common.latent.generate import ControlledGenerationConfig, Request
 from common.latent.model import LatentDiffusion
 from common.latent.save_pictures import draw
 from common.metrics.circles import Circle
@@ -80,7 +80,7 @@ def true_circles(scene: Scene) -> tuple[Circle, ...]:
 
 
 def draw_tasks(
-    model: LatentDiffusion, tasks: Sequence[Task], generation: GenerationConfig, *, show_progress: bool = True
+    model: LatentDiffusion, tasks: Sequence[Task], generation: ControlledGenerationConfig, *, show_progress: bool = True
 ) -> Tensor:
     """The model's pictures, uint8 [N, 3, 512, 512]."""
     jobs = [

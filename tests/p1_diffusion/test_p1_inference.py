@@ -12,7 +12,7 @@ from common.errors import InputError
 from common.images import to_uint8
 from p1_diffusion.inference import Config, main, prepare_output
 from p1_diffusion.model import ContextUNet
-from p1_diffusion.sampling import DEFAULT_GUIDE_W, Job, SamplingConfig, check_sampling, sample_digits
+from p1_diffusion.sampling import Job, SamplingConfig, sample_digits, translate_guide_w
 
 QUICK = SamplingConfig(steps=2)
 NAMES_2025 = {f"mnistm/{d}_{n:03d}.png" for d in (0, 2, 4, 6, 8) for n in range(1, 51)} | {
@@ -126,7 +126,7 @@ def test_a_guided_pair_is_one_network_call(network: ContextUNet, sampler: str, s
         draw(network, [("svhn", 3, 1)], always)
         assert batches == [4] * calls  # both halves of a padded chunk of 2
         batches.clear()
-        draw(network, [("svhn", 3, 1)], dataclasses.replace(always, guide_w=0.0))
+        draw(network, [("svhn", 3, 1)], dataclasses.replace(always, guidance_scale=1.0))
         assert batches == [2] * calls
     finally:
         hook.remove()
@@ -150,35 +150,31 @@ def test_the_callback_sees_every_step(network: ContextUNet) -> None:
 # Guidance by two names.
 
 
-def test_guide_w_and_guidance_scale_are_the_same_guidance(network: ContextUNet) -> None:
-    jobs = [("svhn", 3, 1), ("mnistm", 4, 2)]
-
-    def images(**guidance: float) -> torch.Tensor:
-        return draw(network, jobs, dataclasses.replace(QUICK, chunk_size=2, **guidance))
-
-    for w in (0.0, 0.14, 1.0, 2.5, -1.0):
-        assert torch.equal(images(guide_w=w), images(guidance_scale=w + 1.0))
-        assert torch.equal(images(guide_w=w), images(guide_w=w, guidance_scale=round(w + 1.0, 2)))
-    assert torch.equal(images(), images(guide_w=DEFAULT_GUIDE_W))
-    assert not torch.equal(images(guide_w=0.0), images(guide_w=3.0))
+def test_guide_w_is_the_guidance_scale_less_one() -> None:
+    for spelling in (["--guide-w", "2.5"], ["--guide_w", "2.5"], ["--guide-w=2.5"], ["--guide_w=2.5"]):
+        arguments = ["--steps", "3", *spelling, "--seed", "1"]
+        assert translate_guide_w(arguments) == ["--steps", "3", "--guidance-scale", "3.5", "--seed", "1"]
+    assert translate_guide_w(["--guide-w", "-1"]) == ["--guidance-scale", "0.0"]
+    assert translate_guide_w(["--guidance-scale", "2"]) == ["--guidance-scale", "2"]
 
 
 def test_guidance_acts_inside_its_interval_alone(network: ContextUNet) -> None:
     jobs = [("svhn", 3, 1)]
-    strong = dataclasses.replace(QUICK, steps=4, chunk_size=1, guide_w=5.0, guidance_interval=(0, 999))
+    strong = dataclasses.replace(QUICK, steps=4, chunk_size=1, guidance_scale=6.0, guidance_interval=(0, 999))
     nowhere = dataclasses.replace(strong, guidance_interval=(0, 10))  # below the last t, 249
     everywhere = dataclasses.replace(strong, guidance_interval=(249, 999))
-    assert torch.equal(draw(network, jobs, nowhere), draw(network, jobs, dataclasses.replace(strong, guide_w=0.0)))
+    assert torch.equal(
+        draw(network, jobs, nowhere), draw(network, jobs, dataclasses.replace(strong, guidance_scale=1.0))
+    )
     assert torch.equal(draw(network, jobs, everywhere), draw(network, jobs, strong))
 
 
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"guide_w": 1.0, "guidance_scale": 1.0}, "disagree"),
-        ({"guide_w": 1.0, "guidance_scale": float("nan")}, "disagree"),
-        ({"guide_w": float("nan")}, "must be a finite number"),
-        ({"guidance_scale": float("inf")}, "must be a finite number"),
+        ({"guidance_scale": float("nan")}, "--guidance-scale must be finite"),
+        ({"guidance_scale": float("inf")}, "--guidance-scale must be finite"),
+        ({"guidance_interval": (2, 1)}, "--guidance-interval must be"),
         ({"steps": 0}, "--steps must be between 1 and 1000, not 0"),
         ({"steps": 1001}, "--steps must be between 1 and 1000, not 1001"),
         ({"chunk_size": 0}, "--chunk-size must be at least 1"),
@@ -188,7 +184,7 @@ def test_guidance_acts_inside_its_interval_alone(network: ContextUNet) -> None:
 )
 def test_numbers_that_make_no_sense_are_refused(values: dict[str, float], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        check_sampling(SamplingConfig(**values))
+        SamplingConfig(**values).check()
 
 
 # ----------------------------------------------------------------------------

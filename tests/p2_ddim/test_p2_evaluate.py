@@ -76,7 +76,7 @@ def test_calibrate_finds_the_convention(
     name: str, face_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     noises = save_noises(tmp_path / "noises", 2)
-    convention = CONVENTIONS[name]
+    convention = SamplingConfig(**CONVENTIONS[name])
     flags = ["--clip-x0" if convention.clip_x0 else "--no-clip-x0", "--spacing", convention.spacing]
     flags += ["--last-abar", convention.last_abar]
     common = ("--noises", noises, "--checkpoint", face_checkpoint, "--device", "cpu", "--steps", 10)

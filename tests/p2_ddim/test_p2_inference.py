@@ -1,9 +1,9 @@
 """Sampling faces: the homework's convention to the grey level, the others by their steps, and the same bytes however it is run."""
 
-import dataclasses
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +20,6 @@ from p2_ddim import inference
 from p2_ddim.model import FaceUNet
 from p2_ddim.sampling import (
     CONVENTIONS,
-    Convention,
     SamplingConfig,
     minmax_to_uint8,
     plan,
@@ -81,7 +80,7 @@ def test_the_images_are_the_transcriptions_to_one_grey_level(
 
 
 def test_the_plan_is_the_homeworks() -> None:
-    schedule, pairs = plan(Convention(), 50)
+    schedule, pairs = plan(SamplingConfig())
     assert pairs == [(t, max(t - 20, 0)) for t in range(981, 0, -20)]
     assert [schedule.abar(t) for t in (1, 21, 981)] == pytest.approx([0.9997801, 0.9932204, 5.7878e-05], rel=1e-4)
     assert schedule.abar(0) == pytest.approx(0.9999)
@@ -124,7 +123,7 @@ def test_min_max_is_torchvisions(tmp_path: Path) -> None:
 # The other conventions.
 
 
-def steps_taken(convention: Convention) -> list[tuple[int, float, float, bool]]:
+def steps_taken(changes: dict[str, Any]) -> list[tuple[int, float, float, bool]]:
     """At each of 50 steps: what the network is fed, alpha-bar before and after it, and whether x0 was clamped."""
     fed: list[int] = []
 
@@ -136,7 +135,7 @@ def steps_taken(convention: Convention) -> list[tuple[int, float, float, bool]]:
             return -100.0 * torch.ones_like(x_t)  # an x0 far outside [-1, 1]
 
     clamped: list[bool] = []
-    sampling = SamplingConfig(convention=convention)
+    sampling = SamplingConfig(**changes)
     jobs = [("a", torch.zeros(3, 2, 2))]
     list(
         sample_faces(
@@ -147,13 +146,13 @@ def steps_taken(convention: Convention) -> list[tuple[int, float, float, bool]]:
             show_progress=False,
         )
     )
-    schedule, pairs = plan(convention, 50)
+    schedule, pairs = plan(sampling)
     abars = [(schedule.abar(t), schedule.abar(t_prev)) for t, t_prev in pairs]
     return [(t, *abar, clamp) for t, abar, clamp in zip(fed, abars, clamped, strict=True)]
 
 
 def test_every_convention_takes_other_steps() -> None:
-    walks = {name: steps_taken(convention) for name, convention in CONVENTIONS.items()}
+    walks = {name: steps_taken(changes) for name, changes in CONVENTIONS.items()}
     assert len(walks) == 8 and all(len(walk) == 50 for walk in walks.values())
     assert len({str(walk) for walk in walks.values()}) == 8
 
@@ -207,10 +206,10 @@ def test_each_convention_is_a_flag(
     flags: str, convention: str, noises: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen = []
-    monkeypatch.setattr(inference, "main", lambda config: seen.append(config.sampling.convention))
+    monkeypatch.setattr(inference, "main", lambda config: seen.append(config.sampling))
     arguments = ("--noises", noises, "--output-dir", tmp_path, *flags.split())
     assert exit_code(inference.main, inference.Config, *arguments) == 0
-    assert seen == [CONVENTIONS[convention]]
+    assert seen == [SamplingConfig(**CONVENTIONS[convention])]
 
 
 # ----------------------------------------------------------------------------
@@ -319,7 +318,7 @@ def test_no_stretch_clamps(face_checkpoint: Path, noises: Path, tmp_path: Path) 
 def test_the_default_sampling_is_the_homeworks() -> None:
     default = SamplingConfig()
     assert (default.sampler, default.steps, default.eta, default.precision) == ("ddim", 50, 0.0, "fp32")
-    assert default.convention == CONVENTIONS["homework"] == dataclasses.replace(Convention())
+    assert default == SamplingConfig(**CONVENTIONS["homework"])
 
 
 # ----------------------------------------------------------------------------

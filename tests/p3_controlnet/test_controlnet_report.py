@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from common.files import ROOT, write_json
-from common.latent.generate import GenerationConfig
-from common.latent.small import USUAL_GUIDANCE
+from common.latent.generate import ControlledGenerationConfig
+from common.latent.small import DEFAULT_GUIDANCE_SCALE
 from p3_controlnet.study import report
 
 DEFAULT = {
     name: value
-    for name, value in dataclasses.asdict(GenerationConfig(guidance_scale=USUAL_GUIDANCE)).items()
+    for name, value in dataclasses.asdict(ControlledGenerationConfig(guidance_scale=DEFAULT_GUIDANCE_SCALE)).items()
     if name != "chunk_size"
 }
 MEASURES = {"iou": 0.97, "circle_error": 3.0, "background_error": 2.0, "circle_right": 0.9, "background_right": 0.8}

@@ -15,9 +15,9 @@ from common.colour import CSS_COLOURS, NAMES, colour_difference
 from common.data.shapes import Scene, Shape, render
 from common.files import ROOT, read_json
 from common.images import read_rgb
-from common.latent.generate import GenerationConfig
+from common.latent.generate import ControlledGenerationConfig
 from common.latent.save_pictures import enlarge
-from common.latent.small import USUAL_GUIDANCE, save_model
+from common.latent.small import DEFAULT_GUIDANCE_SCALE, save_model
 from p3_controlnet import inference
 from p3_controlnet.loading import ModelConfig, load_model
 from p3_controlnet.study import canvas, prompts
@@ -101,7 +101,7 @@ def test_wrong_colours_and_missing_objects_show() -> None:
 
 def test_the_base_study_goes_on_where_it_stopped(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = run(world, tmp_path, "base")
-    assert [row["sampling"]["guidance_scale"] for row in rows] == [USUAL_GUIDANCE, 1.0]
+    assert [row["sampling"]["guidance_scale"] for row in rows] == [DEFAULT_GUIDANCE_SCALE, 1.0]
     assert rows[0]["regions"] == 2 and 0.0 <= rows[0]["right"] <= 1.0 and rows[0]["error"] > 0.0
     (alone,) = run(world, tmp_path / "other", "base", "--default-only")
     assert alone["sampling"] == rows[0]["sampling"] and alone["error"] == rows[0]["error"]
@@ -113,7 +113,7 @@ def test_a_picture_without_an_object_counts_fully(monkeypatch: pytest.MonkeyPatc
     scenes = [PAIR, Scene("gold", (Shape("triangle", "navy", 0.5, 0.4, 0.3),))]
     pictures = torch.stack([shown(PAIR), shown(Scene("gold", ()))])
     monkeypatch.setattr(prompts, "draw_prompts", lambda *_: pictures)
-    row = prompts.measure_base(tiny_base(), scenes, GenerationConfig())
+    row = prompts.measure_base(tiny_base(), scenes, ControlledGenerationConfig())
     assert row["regions"] == 5 and row["without_object"] == row["missing_objects"] == 1
     assert row["error"] == pytest.approx(2 * 50.0 / 5, abs=0.3) and row["right"] == pytest.approx(3 / 5)
     assert row["worst"][0]["prompt"] == scenes[1].caption
@@ -131,7 +131,7 @@ def test_the_circles_are_those_of_the_graders_command(world: Path, tmp_path: Pat
     assert exit_code(inference.main, inference.Config, *files, *model) == 0
     tasks = real_tasks(world / "fill50k")
     loaded = load_model(ModelConfig(world / "base", control=world / "control"))
-    pictures = draw_tasks(loaded, tasks, GenerationConfig(steps=2), show_progress=False)
+    pictures = draw_tasks(loaded, tasks, ControlledGenerationConfig(steps=2), show_progress=False)
     for task, picture in zip(tasks, pictures, strict=True):
         assert torch.equal(read_rgb(tmp_path / "out" / task.name), picture)
 
@@ -140,7 +140,7 @@ def test_the_circles_study_measures_each_setting(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = run(world, tmp_path, "circles", "--fill50k", world / "fill50k")
-    assert [row["sampling"]["guidance_scale"] for row in rows] == [USUAL_GUIDANCE, 1.0]
+    assert [row["sampling"]["guidance_scale"] for row in rows] == [DEFAULT_GUIDANCE_SCALE, 1.0]
     assert len(rows[0]["lines"]) == 1 == rows[0]["pairs"] and "lines" not in rows[1]
     assert rows[0]["evaluations"] == 1 and 0.0 <= rows[0]["iou"] <= 1.0
     result = run(world, tmp_path, "autoencoder", "--fill50k", world / "fill50k")[0]
@@ -153,7 +153,11 @@ def test_the_circles_study_measures_each_setting(
 def test_the_defaults_evaluate_25_times_at_most() -> None:
     """Read again, since the sweeps are shortened here."""
     source = Path(study.__file__).read_text()
-    assert '{"steps": 25}' in source and GenerationConfig().steps <= 25 and GenerationConfig().sampler != "heun"
+    assert (
+        '{"steps": 25}' in source
+        and ControlledGenerationConfig().steps <= 25
+        and ControlledGenerationConfig().sampler != "heun"
+    )
 
 
 def test_several_circles_and_canvases_are_measured(world: Path, tmp_path: Path) -> None:
@@ -170,7 +174,7 @@ def test_a_right_canvas_would_be_measured_as_right(monkeypatch: pytest.MonkeyPat
     task, hint = canvas.canvas_task(model, 0)
     assert hint.shape == (3, 128, 128) and task.source.shape == task.target.shape == (3, 512, 512)
     monkeypatch.setattr(canvas, "draw_canvas", lambda model, task, *_: task.target)
-    row = canvas.measure_canvas(model, None, 1, GenerationConfig())
+    row = canvas.measure_canvas(model, None, 1, ControlledGenerationConfig())
     assert row["iou"] > 0.97 and row["iou_each"] > 0.97 and row["circle_error"] == row["background_error"] == 0.0
 
 

@@ -13,7 +13,7 @@ from tiny_pairs import write_pairs
 from common.checkpoint import load_tensors, state_hash
 from common.data.examples import drawn_circles
 from common.diffusion.schedule import make_schedule
-from common.latent.generate import GenerationConfig
+from common.latent.generate import ControlledGenerationConfig
 from common.latent.load import kind_of, load_base
 from common.latent.small import save_model
 from common.metrics.segmentation import NO_OBJECT_ERROR
@@ -40,7 +40,7 @@ def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer pictures to look at."""
     monkeypatch.setattr(train, "VALIDATION_EXAMPLES", 2)
     monkeypatch.setattr(train, "PREVIEW_EXAMPLES", 2)
-    monkeypatch.setattr(train, "GenerationConfig", lambda: GenerationConfig(steps=2, chunk_size=2))
+    monkeypatch.setattr(train, "ControlledGenerationConfig", lambda: ControlledGenerationConfig(steps=2, chunk_size=2))
 
 
 def run(folder: Path, base: Path, *flags: Any) -> int:

@@ -23,11 +23,11 @@ from common.devices import DeviceName, pick_device
 from common.errors import InputError
 from common.files import ROOT, write_json
 from common.images import read_rgb
-from common.latent.generate import GenerationConfig, Request, check_generation
+from common.latent.generate import GenerationConfig, Request
 from common.latent.load import load_base
 from common.latent.model import LatentDiffusion
 from common.latent.save_pictures import Picture, draw_missing
-from common.latent.small import USUAL_GUIDANCE
+from common.latent.small import DEFAULT_GUIDANCE_SCALE
 from common.metrics.clip_scores import FORMS, image_cosines, text_cosines
 from common.seeds import derive_seeds
 from p3_clip.personalisation.concepts import Concept, expand, initial_vectors, norms
@@ -87,9 +87,9 @@ def main(config: Config) -> None:
     if config.images < 1:
         raise InputError(f"--images must be at least 1, not {config.images}")
     generation = GenerationConfig(
-        steps=config.steps, guidance_scale=USUAL_GUIDANCE, seed=SEED, chunk_size=config.chunk_size
+        steps=config.steps, guidance_scale=DEFAULT_GUIDANCE_SCALE, seed=SEED, chunk_size=config.chunk_size
     )
-    check_generation(generation)
+    generation.check()
     device = pick_device(config.device)
     # All are read before the first picture.
     tokens = {path: tokens_of(path) for path in sources(config).values() if path is not None}

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.latent import generate as generate_module
-from common.latent.control import guess_mode_scales
-from common.latent.generate import GenerationConfig, Request, check_generation, generate, residual_scales, settled
+from common.latent.control import guess_mode_scales, residual_scales
+from common.latent.generate import ControlledGenerationConfig, Request, generate, with_default_guidance
 from common.latent.model import LatentCondition, LatentDiffusion
 from common.latent.save_pictures import too_long
 from p3_controlnet.patches import patched, pyramid, starts
 
-QUICK = GenerationConfig(steps=3, chunk_size=2, guidance_scale=2.0)
+QUICK = ControlledGenerationConfig(steps=3, chunk_size=2, guidance_scale=2.0)
 SIDE = 16  # of the tiny model's latents
 
 
@@ -35,14 +35,14 @@ def requests(count: int = 3, hint: bool = True) -> list[Request]:
 
 
 def pictures(
-    model: LatentDiffusion, wanted: Sequence[Request], config: GenerationConfig = QUICK, **more: Any
+    model: LatentDiffusion, wanted: Sequence[Request], config: ControlledGenerationConfig = QUICK, **more: Any
 ) -> Tensor:
     found = list(generate(model, wanted, config, show_progress=False, **more))
     assert [i for indices, _ in found for i in indices] == list(range(len(wanted)))
     return torch.cat([images for _, images in found])
 
 
-def with_(**more: Any) -> GenerationConfig:
+def with_(**more: Any) -> ControlledGenerationConfig:
     return dataclasses.replace(QUICK, **more)
 
 
@@ -164,10 +164,10 @@ def test_guidance_acts_inside_its_interval_alone(model: LatentDiffusion) -> None
     assert not torch.equal(pictures(model, requests(1), with_(guidance_interval=(900, 999))), conditional)
 
 
-def test_the_usual_guidance_is_the_models(model: LatentDiffusion) -> None:
-    assert model.usual_guidance == 7.5  # Stable Diffusion's
+def test_the_default_guidance_is_the_models(model: LatentDiffusion) -> None:
+    assert model.default_guidance_scale == 7.5  # Stable Diffusion's
     usual, asked = with_(guidance_scale=None), with_(guidance_scale=7.5)
-    assert settled(usual, model) == asked and settled(QUICK, model) == QUICK
+    assert with_default_guidance(usual, model) == asked and with_default_guidance(QUICK, model) == QUICK
     assert torch.equal(pictures(model, requests(1), usual), pictures(model, requests(1), asked))
 
 
@@ -195,7 +195,7 @@ def test_a_prompt_that_is_cut_is_named(model: LatentDiffusion) -> None:
 )
 def test_numbers_that_make_no_sense_are_refused(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        check_generation(GenerationConfig(**values))
+        ControlledGenerationConfig(**values).check()
 
 
 # ----------------------------------------------------------------------------
@@ -227,8 +227,8 @@ def test_a_smaller_batch_is_tried_and_said_once(
     assert tried == [4, 2, 1, 1, 1, 1, 1]  # what fits is remembered; the last chunk's padding is left out
     assert torch.allclose(images, expected, atol=1e-3)
     assert capsys.readouterr().out.splitlines() == [
-        "4 pictures at once do not fit into the device's memory: trying 2",
-        "2 pictures at once do not fit into the device's memory: trying 1",
+        "4 images at once do not fit into the device's memory: trying 2",
+        "2 images at once do not fit into the device's memory: trying 1",
     ]
 
 
