@@ -5,13 +5,13 @@ does not show:
 
     <!-- = p1_evaluation_2024 datasets.svhn.accuracy percent1 -->97.6 %<!-- / -->    a number
     <!-- claim: p1_evaluation_2024 datasets.svhn.accuracy >= 0.97 -->                a comparison
-    <!-- table: p1_guidance --> ... <!-- end -->               lines that a problem's report.py makes
+    <!-- table: p1_guidance --> ... <!-- end -->              lines that a problem's report.py makes
 
-A number is `EXPRESSION FORMAT`, where FORMAT is a key of `FORMATS`. A claim is expressions joined by
-< <= > >= == !=; several claims in one comment are separated by semicolons. An expression is one
-operand, or two joined by + - * / with spaces around it. An operand is a number, `FILE PATH` (the name
-of a file in results/ without .json, and a path inside it), or min(FILE PATH), max(FILE PATH) or
-count(FILE PATH) over all values that the path selects.
+A number is `EXPRESSION FORMAT`, where FORMAT is a key of `FORMATS`. A claim is expressions joined
+by < <= > >= == !=; several claims in one comment are separated by semicolons. An expression is one
+operand, or two joined by + - * /. Operators have spaces around them. An operand is a number, `FILE PATH` (the
+name of a file in results/ without .json, and a path inside it), or min(FILE PATH), max(FILE PATH)
+or count(FILE PATH) over all values that the path selects.
 
 A path is keys joined by dots; a key with other characters than letters, digits, _ and - is quoted:
 methods."textual inversion".images. After a list or an object, [3] is one item, [*] are all, and
@@ -52,22 +52,19 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     **{f"number{digits}": f"{{:.{digits}f}}".format for digits in range(5)},
     "digits3": "{:.3g}".format,
     "thousands": "{:,.0f}".format,
-    **{
-        f"percent{digits or ''}": lambda value, digits=digits: f"{100 * value:.{digits}f} %"
-        for digits in range(3)
-    },
+    "percent": lambda value: f"{100 * value:.0f} %",
+    "percent1": lambda value: f"{100 * value:.1f} %",
+    "percent2": lambda value: f"{100 * value:.2f} %",
     "points": lambda value: f"{100 * value:+.1f}",
     "decibel": "{:.1f} dB".format,
     "seconds": "{:.1f} s".format,
 }
 
-_COMPARISON = "<=|>=|==|!=|=|<|>"
+_SIGN = "<=|>=|==|!=|=|<|>"
 _KEY = r'(?:[\w-]+|"[^"]*")'
 _PATH = rf"{_KEY}(?:\.{_KEY}|\[[^\]]*\])*"
 _STEP = re.compile(r'\.?(?:(?P<key>[\w-]+)|"(?P<quoted>[^"]*)")|\[(?P<inside>[^\]]*)\]')
-_CONDITION = re.compile(
-    rf'(?P<path>[^\s<>=!]+)\s*(?P<compare>{_COMPARISON})\s*"?(?P<value>[^"]+)"?'
-)
+_CONDITION = re.compile(rf'(?P<path>[^\s<>=!]+)\s*(?P<sign>{_SIGN})\s*"?(?P<value>[^"]+)"?')
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 _OPERAND = re.compile(
     rf"(?P<number>{_NUMBER})(?=\s|$)"
@@ -75,13 +72,13 @@ _OPERAND = re.compile(
     rf"|(?P<file>[A-Za-z]\w*)\s+(?P<path>{_PATH})(?=\s|$)"
 )
 _ARITHMETIC = re.compile(r"\s+([-+*/])\s+")
-_COMPARE = re.compile(rf"\s*({_COMPARISON})\s*")
+_COMPARE = re.compile(rf"\s+({_SIGN})\s+")
 _SLOT = re.compile(
     r"(?P<code>^```.*?^```|`[^`\n]+`)"
     r"|<!-- table: (?P<table>\S+) -->\n(?:(?!<!--)[^\n]*\n)*?<!-- end -->"
     r"|<!-- = (?P<number>[^\n]*?) -->(?:(?!<!--)[^\n])*<!-- / -->"
     r"|<!-- claim: (?P<claim>.*?) -->"
-    r"|(?P<stray><!-- *(?:\w+:|=|/ |end ).*?-->)"
+    r"|(?P<stray><!-- *(?:\w+:|=|/ |end )[^\n]*)"
     r"|\]\((?!\w+:|#)(?P<link>[^)#\s]+)[^)]*\)",
     re.DOTALL | re.MULTILINE,
 )
@@ -103,6 +100,9 @@ class Results:
 
 Tables = Mapping[str, Callable[[Results], str]]
 """Functions that make Markdown tables, by the name that documents use."""
+Columns = Mapping[str, str | Callable[[Any], str]]
+"""By heading a function of the row, or "PATH FORMAT" inside it; with FORMAT? the value may be
+missing, and the cell is "-"."""
 
 
 # ----------------------------------------------------------------------------
@@ -110,7 +110,7 @@ Tables = Mapping[str, Callable[[Results], str]]
 
 
 def select(value: Any, path: str) -> list[Any]:
-    """Every value that the path selects inside `value`. Raises InputError where a key is missing."""
+    """Every value that the path selects in `value`. Raises InputError where a key is missing."""
     if not re.fullmatch(_PATH, path):
         raise InputError(f"{path!r} is not a path")
     found = [value]
@@ -169,15 +169,15 @@ def _meets(item: Any, condition: re.Match[str]) -> bool:
         wanted = {"true": True, "false": False, "null": None}[wanted]
     elif re.fullmatch(_NUMBER, wanted):
         wanted = float(wanted)
-    if condition["compare"] in ("=", "==", "!="):
+    if condition["sign"] in ("=", "==", "!="):
         same = value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
-        return same != (condition["compare"] == "!=")
+        return same != (condition["sign"] == "!=")
     numbers = isinstance(value, int | float) and isinstance(wanted, float)
-    return numbers and COMPARISONS[condition["compare"]](value, wanted)
+    return numbers and COMPARISONS[condition["sign"]](value, wanted)
 
 
 def evaluate(text: str, results: Results) -> Any:
-    """The value of an expression. Raises InputError if it is malformed or its path selects nothing."""
+    """The value of an expression. Raises InputError if it is malformed or selects nothing."""
     value, at = _expression(text, 0, results)
     if at != len(text):
         raise InputError(f"cannot read {text[at:].strip()!r} in {text!r}")
@@ -235,7 +235,7 @@ def _operand(text: str, at: int, results: Results) -> tuple[Any, int]:
 
 
 def formatted(value: Any, name: str) -> str:
-    """The value in the format of that name. Raises InputError on an unknown format or a wrong kind."""
+    """The value in the format of that name. Raises InputError if there is none or it does not fit."""
     if name not in FORMATS:
         raise InputError(f"there is no format {name!r}, only {', '.join(FORMATS)}")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -248,20 +248,14 @@ def formatted(value: Any, name: str) -> str:
 # Tables.
 
 
-def table(rows: Sequence[Any], columns: Mapping[str, str | Callable[[Any], str]]) -> str:
-    """A Markdown table of one line for each row.
-
-    A column is a heading and either a function of the row or "PATH FORMAT" inside it; with FORMAT?
-    the value may be missing, and the cell is "-".
-    """
+def table(rows: Sequence[Any], columns: Columns) -> str:
+    """A Markdown table of one line for each row."""
     lines = [list(columns), ["---"] * len(columns)]
     lines += [[_cell(row, column) for column in columns.values()] for row in rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def listing(
-    source: str, columns: Mapping[str, str | Callable[[Any], str]]
-) -> Callable[[Results], str]:
+def listing(source: str, columns: Columns) -> Callable[[Results], str]:
     """A function that makes the table of the rows that `source`, a FILE PATH, selects."""
     name, path = source.split(" ", 1)
     return lambda results: table(select(results[name], path), columns)
@@ -312,7 +306,7 @@ def _filled(match: re.Match[str], path: Path, results: Results, tables: Tables) 
     if match["number"] or match["claim"]:
         _check_place(match)
     if match["stray"]:
-        raise InputError(f"{match['stray'].splitlines()[0]!r} is no slot, or lacks its other end")
+        raise InputError(f"{match['stray']!r} is no slot, or lacks its other end")
     if match["link"] and not (path.parent / match["link"]).exists():
         raise InputError(f"the link leads to {match['link']}, which does not exist")
     if match["claim"]:

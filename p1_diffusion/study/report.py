@@ -39,17 +39,16 @@ def guidance(results: Results) -> str:
     columns = {
         "w": "sampling.guide_w number",
         "guided at": lambda row: "t = {}..{}".format(*row["sampling"]["guidance_interval"]),
-        **{f"accuracy, {d}": f"datasets.{key}.accuracy percent1" for key, d in DATASETS.items()},
-        **{
-            f"Frechet / real, {d}": f"datasets.{key}.frechet_ratio number2"
-            for key, d in DATASETS.items()
-        },
-        **{
-            f"spread / real, {d}": f"datasets.{key}.spread_ratio number2"
-            for key, d in DATASETS.items()
-        },
+        **_for_both("accuracy", "accuracy percent1"),
+        **_for_both("Frechet / real", "frechet_ratio number2"),
+        **_for_both("spread / real", "spread_ratio number2"),
     }
     return table(sorted(results["p1_guidance"]["rows"], key=order), columns)
+
+
+def _for_both(heading: str, column: str) -> dict[str, str]:
+    """A column for each dataset."""
+    return {f"{heading}, {label}": f"datasets.{name}.{column}" for name, label in DATASETS.items()}
 
 
 SAMPLER_COLUMNS = {

@@ -13,16 +13,15 @@ MEASURES = {
 def eta(results: Results) -> str:
     """Images of eta from 0 to 1 against those of eta 0; the last row is of held-out photos."""
     found = results["p2_eta"]
-    rows = [
-        {**row, "eta": f"{row['eta']:g}", "share": row["mse"] / found["unrelated_mse"]}
-        for row in found["rows"]
-    ]
+    rows = [{"images": f"eta {row['eta']:g}"} | row for row in found["rows"]]
+    for row in rows:
+        row["share"] = row["mse"] / found["unrelated_mse"]
     columns = {
-        "eta": "eta text",
+        "images": "images text",
         "MSE to eta 0": "mse number1?",
         "over that of two noises": "share percent?",
     }
-    return table([*rows, {"eta": "photos", **found["real"]}], {**columns, **MEASURES})
+    return table([*rows, {"images": "photos"} | found["real"]], {**columns, **MEASURES})
 
 
 def paths(results: Results) -> str:

@@ -4,8 +4,8 @@ from typing import Any
 
 from common.report import Results, Tables, listing, table
 
-BASE_SHIPPED = "model=checkpoints/ldm_shapes"
-SHIPPED = f"rows[{BASE_SHIPPED}, control=checkpoints/controlnet_circles]"
+BASE = "model=checkpoints/ldm_shapes"
+SHIPPED = f"rows[{BASE}, control=checkpoints/controlnet_circles]"
 SETS = {
     ("two", "each"): "two circles, two colours",
     ("two_shared", "each"): "two circles, one colour",
@@ -108,9 +108,7 @@ SPEED_COLUMNS = {
     "memory over diffusers'": "memory number2",
 }
 TABLES: Tables = {
-    "p3_base": listing(
-        f"p3_controlnet_base rows[{BASE_SHIPPED}]", {"sampling": label, **BASE_COLUMNS}
-    ),
+    "p3_base": listing(f"p3_controlnet_base rows[{BASE}]", {"sampling": label, **BASE_COLUMNS}),
     "p3_base_models": base_models,
     "p3_circles": listing(f"p3_controlnet_circles {SHIPPED}", CIRCLE_COLUMNS),
     "p3_two_circles": listing(f"p3_controlnet_two_circles {SHIPPED}", TWO_CIRCLE_COLUMNS),

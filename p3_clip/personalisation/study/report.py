@@ -44,8 +44,7 @@ def pair(name: str, results: Results) -> str:
 
 TABLES: Tables = {
     "concepts_single": single,
-    **{
-        f"concepts_{name}": functools.partial(pair, name)
-        for name in ("place", "beside", "place_ring")
-    },
+    "concepts_place": functools.partial(pair, "place"),
+    "concepts_beside": functools.partial(pair, "beside"),
+    "concepts_place_ring": functools.partial(pair, "place_ring"),
 }
