@@ -16,7 +16,8 @@ or count(FILE PATH) over all values that the path selects.
 A path is keys joined by dots; a key with other characters than letters, digits, _ and - is quoted:
 methods."textual inversion".images. After a list or an object, [3] is one item, [*] are all, and
 [eta=0, sampling.steps<=50] are those items that meet every condition. Outside min, max and count a
-path must select exactly one value. Values in conditions are numbers, true, false, null or text.
+path must select exactly one value. Values in conditions are numbers, true, false, null or text
+without commas.
 
 Links and images must lead to files. Slots inside code are left alone.
 """
