@@ -9,9 +9,9 @@ does not show:
 
 A number is `EXPRESSION FORMAT`, where FORMAT is a key of `FORMATS`. A claim is expressions joined
 by < <= > >= == !=; several claims in one comment are separated by semicolons. An expression is one
-operand, or two joined by + - * /. Operators have spaces around them. An operand is a number, `FILE PATH` (the
-name of a file in results/ without .json, and a path inside it), or min(FILE PATH), max(FILE PATH)
-or count(FILE PATH) over all values that the path selects.
+operand, or two joined by + - * /. Operators have spaces around them. An operand is a number,
+`FILE PATH` (the name of a file in results/ without .json, and a path inside it), or min(FILE PATH),
+max(FILE PATH) or count(FILE PATH) over all values that the path selects.
 
 A path is keys joined by dots; a key with other characters than letters, digits, _ and - is quoted:
 methods."textual inversion".images. After a list or an object, [3] is one item, [*] are all, and
@@ -236,7 +236,7 @@ def _operand(text: str, at: int, results: Results) -> tuple[Any, int]:
 
 
 def formatted(value: Any, name: str) -> str:
-    """The value in the format of that name. Raises InputError if there is none or it does not fit."""
+    """The value in the format of that name. Raises InputError if there is none or it is unfit."""
     if name not in FORMATS:
         raise InputError(f"there is no format {name!r}, only {', '.join(FORMATS)}")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -191,7 +191,7 @@ TABLES = {"eta": lambda results: f"| {len(results['p1']['rows'])} |"}
 DOCUMENT = """# Title
 
 Right: <!-- = p1 accuracy percent1 -->?<!-- / -->, not less. <!-- claim: p1 accuracy >= 0.97;
-p1 images == 2500 --> On, <!-- = p1 images thousands -->12<!-- / --> of <!-- = 3 number --><!-- / -->.
+p1 images == 2500 --> On <!-- = p1 images thousands -->12<!-- / --> <!-- = 3 number --><!-- / -->.
 
 <!-- table: eta -->
 | old |
