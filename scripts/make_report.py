@@ -1,16 +1,16 @@
-"""Writes REPORT.md and the numbers in README, docs/experiments.md and the model cards from results/*.json: none is typed.
+"""Fills the numbers and tables of the Markdown documents from results/*.json.
 
-    python3 scripts/make_report.py            (--check only says whether all are up to date)
+    python3 scripts/make_report.py            (--check changes nothing and says what is wrong)
 
-Each problem's own report.py says what is written of it (see common/report.py); a section is there when its results are.
+The documents are README.md, REPORT.md, docs/ and the model cards; how slots are written is in
+common/report.py. A false claim, a missing result and a broken link fail in both cases.
 """
 
 import dataclasses
-import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs in a checkout not installed
 
 import p1_diffusion.study.report
 import p2_ddim.study.report
@@ -20,63 +20,45 @@ import p3_controlnet.study.report
 from common import cli
 from common.errors import InputError
 from common.files import ROOT, atomic_write
-from common.report import README_HEADER, table
+from common.report import Results, fill
 
-PROBLEMS = (
-    p1_diffusion.study.report,
-    p2_ddim.study.report,
-    p3_controlnet.study.report,
-    p3_clip.study.report,
-    p3_clip.personalisation.study.report,
-)
-MARKS = ("<!-- results: written by scripts/make_report.py -->", "<!-- end of results -->")
-HEADER = """# Report
-
-Each question of the homework with its figure, the numbers and the command that made them. Written by
-`python3 scripts/make_report.py` from `results/`; the sentences that compare are chosen by the numbers."""
+TABLES = {
+    **p1_diffusion.study.report.TABLES,
+    **p2_ddim.study.report.TABLES,
+    **p3_controlnet.study.report.TABLES,
+    **p3_clip.study.report.TABLES,
+    **p3_clip.personalisation.study.report.TABLES,
+}
+DOCUMENTS = ("*.md", "docs/**/*.md", "checkpoints/*/README.md")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Writes REPORT.md and the numbers in the README and the model cards from results/*.json."""
+    """Fills the numbers and tables of the Markdown documents from results/*.json."""
 
     check: bool = False
-    """Change nothing; exit with 2 if a file is out of date."""
+    """Change nothing; exit with 2 if a number is stale or missing, or a claim is false."""
 
 
 def main(config: Config) -> None:
-    """Writes or checks the files."""
-    results = ROOT / "results"
-    paragraphs = [text for problem in PROBLEMS for text in problem.section(results)]
-    rows = [row for problem in PROBLEMS for row in problem.readme_rows(results)]
-    wanted = {
-        ROOT / "REPORT.md": "\n\n".join([HEADER, *paragraphs]) + "\n",
-        ROOT / "README.md": fill(ROOT / "README.md", table(README_HEADER, rows)),
-    }
-    log = ROOT / "docs" / "experiments.md"
-    if log.exists():
-        wanted[log] = fill(log, p1_diffusion.study.report.recipes(results))
-    for problem in PROBLEMS:
-        for name, content in problem.cards(results).items():
-            card = ROOT / "checkpoints" / name / "README.md"
-            wanted[card] = fill(card, "\n\n".join(content))
-    for path, text in wanted.items():
-        if path.exists() and path.read_text() == text:
-            continue
+    """Fills or checks the documents. Raises InputError with the first of what is wrong; if there is
+    more, all of it is printed first, one line each."""
+    results = Results(ROOT / "results")
+    problems = []
+    for path in sorted(path for pattern in DOCUMENTS for path in ROOT.glob(pattern)):
+        text, wrong, stale = fill(path, results, TABLES)
+        name = path.relative_to(ROOT).as_posix()
+        problems += [f"{name}:{problem}" for problem in wrong]
         if config.check:
-            raise InputError(f"{path.name} is out of date: run python3 scripts/make_report.py")
-        atomic_write(path, text.encode())
-        print(f"wrote {path.name}")
-
-
-def fill(path: Path, content: str) -> str:
-    """The file's text with `content` between the marks."""
-    text, (start, end) = path.read_text(), MARKS
-    if start not in text or end not in text:
-        raise InputError(f"{path} lacks the marks between which its numbers belong")
-    return re.sub(
-        f"{re.escape(start)}.*?{re.escape(end)}", lambda _: f"{start}\n{content}\n{end}", text, flags=re.DOTALL
-    )
+            problems += [f"{name}:{slot}: run python3 scripts/make_report.py" for slot in stale]
+        elif stale:
+            atomic_write(path, text.encode())
+            print(f"wrote {name}: {len(stale)} slots changed")
+    if len(problems) > 1:
+        print(*problems, sep="\n", file=sys.stderr)
+        raise InputError(f"{len(problems)} slots of the documents are wrong, first {problems[0]}")
+    if problems:
+        raise InputError(problems[0])
 
 
 if __name__ == "__main__":

@@ -1,90 +1,351 @@
-"""REPORT.md and every table of numbers are what scripts/make_report.py makes of results/*.json."""
+"""Slots and claims of Markdown documents: filled, checked, and refused with a file and a line."""
 
 import importlib.util
-import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from common import cli
 from common.errors import InputError
 from common.files import ROOT, write_json
-from p3_clip.personalisation.study import report
+from common.report import Results, check_claim, evaluate, fill, formatted, listing, select, table
+
+ROWS = [
+    {"steps": 50, "eta": 0.0, "name": "two words", "sampling": {"interval": [0, 999]}, "mse": 4.0},
+    {"steps": 50, "eta": 1.0, "name": "b", "sampling": {"interval": [150, 700]}, "mse": 8.0},
+    {"steps": 20, "eta": 0.0, "name": "c", "sampling": {"interval": [0, 999]}, "guess": True},
+]
+CONTENT = {
+    "accuracy": 0.976,
+    "label": "x0",
+    "images": 2500,
+    "none": None,
+    "by name": {"a, b": {"value": 1.5}, "c": {"value": 2.5}},
+    "matrix": [[1, 2], [3, 4]],
+    "rows": ROWS,
+}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    write_json(tmp_path / "results" / "p1.json", CONTENT)
+    return Results(tmp_path / "results")
+
+
+# ----------------------------------------------------------------------------
+# Paths, expressions and claims.
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("accuracy", [0.976]),
+        ("matrix[1][0]", [3]),
+        ("matrix.1.-1", [4]),
+        ("matrix[*][0]", [1, 3]),
+        ('"by name"."a, b".value', [1.5]),
+        ('"by name"[*].value', [1.5, 2.5]),
+        ('"by name"[value>2].value', [2.5]),
+        ("rows[eta=0, steps=50].mse", [4.0]),
+        ("rows[steps=50].mse", [4.0, 8.0]),
+        ("rows[name=two words].mse", [4.0]),
+        ('rows[name="two words"].mse', [4.0]),
+        ("rows[sampling.interval.0=150].mse", [8.0]),
+        ("rows[steps>=50,eta<0.5].mse", [4.0]),
+        ("rows[steps!=50].guess", [True]),
+        ("rows[guess=true].steps", [20]),
+        ("rows[guess=1].steps", []),
+        ("rows[absent=1].mse", []),
+    ],
+)
+def test_a_path_selects(path: str, found: list[Any]) -> None:
+    assert select(CONTENT, path) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("acuracy", "there is no 'acuracy', only accuracy, label"),
+        ("rows[7].mse", "there is no item 7 in a list of 3"),
+        ("rows[*].mse", "there is no 'mse', only steps"),
+        ("rows[eta].mse", r"\[eta\] is neither a number"),
+        ("rows[eta=0,].mse", "neither a number"),
+        ("rows[].mse", "neither a number"),
+        ("label[a=1]", "needs a list or an object"),
+        ("label.a", "there is no 'a'"),
+        ("rows[eta=0", "is not a path"),
+        ("rows..mse", "is not a path"),
+        ("", "is not a path"),
+    ],
+)
+def test_a_wrong_path_is_refused(path: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        select(CONTENT, path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3.0),
+        ("-1e-3", -0.001),
+        ("p1 accuracy", 0.976),
+        ("p1 rows[eta=1].mse / p1 rows[eta=0, steps=50].mse", 2.0),
+        ("1 - p1 accuracy", 1 - 0.976),
+        ("min(p1 rows[steps=50].mse)", 4.0),
+        ("max( p1 rows[steps=50].mse ) * 2", 16.0),
+        ("count(p1 rows[*])", 3),
+        ("count(p1 rows[steps=7])", 0),
+    ],
+)
+def test_an_expression_has_a_value(text: str, value: float, results: Results) -> None:
+    assert evaluate(text, results) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("p1", "cannot read 'p1'"),
+        ("p1 rows[eta=0", "cannot read"),
+        ("p1 accuracy *2", "cannot read '\\*2'"),
+        ("1 + 2 + 3", "cannot read '\\+ 3'"),
+        ("mean(p1 matrix[*])", "cannot read"),
+        ("p1 rows[steps=50].mse", "p1: rows.* selects 2 values, not one"),
+        ("p1 rows[steps=7].mse", "selects 0 values, not one"),
+        ("min(p1 rows[steps=7].mse)", "selects nothing"),
+        ("p1 label / 2", "'x0' / 2.0 is not a number"),
+        ("1 / 0", "is not a number"),
+        ("absent accuracy", "absent: .*absent.json does not exist"),
+    ],
+)
+def test_a_wrong_expression_is_refused(text: str, reason: str, results: Results) -> None:
+    with pytest.raises(InputError, match=reason):
+        evaluate(text, results)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        "p1 accuracy >= 0.97",
+        "0.9 < p1 accuracy <= 1",
+        "p1 images == 2500; p1 label != 3",
+        "p1 rows[eta=1].mse ==\n max(p1 rows[steps=50].mse)",
+        "p1 rows[eta=1].mse > 1.5 * p1 rows[eta=0, steps=50].mse",
+    ],
+)
+def test_a_true_claim_passes(claim: str, results: Results) -> None:
+    check_claim(claim, results)
+
+
+@pytest.mark.parametrize(
+    ("claim", "reason"),
+    [
+        ("p1 accuracy >= 0.98", "the claim 'p1 accuracy >= 0.98' is false: 0.976 >= 0.98"),
+        ("0.9 < p1 accuracy < 0.95", "is false: 0.976 < 0.95"),
+        ("p1 images == 2500; p1 images < 3", "'p1 images < 3' is false"),
+        ("p1 accuracy", "compares nothing"),
+        ("p1 accuracy >= ", "cannot read '>='"),
+        ("p1 accuracy => 1", "cannot read"),
+        ("p1 accuracy ~ 1", "cannot read '~ 1'"),
+        ("p1 label < 1", "cannot be compared"),
+        ("p1 label < 1;", "cannot be compared"),
+    ],
+)
+def test_a_false_or_unreadable_claim_is_refused(claim: str, reason: str, results: Results) -> None:
+    with pytest.raises(InputError, match=reason):
+        check_claim(claim, results)
+
+
+def test_formats() -> None:
+    values = {"percent": 0.976, "percent1": 0.976, "number2": 3.0, "number": 50, "thousands": 2500}
+    assert [formatted(value, name) for name, value in values.items()] == [
+        "98 %",
+        "97.6 %",
+        "3.00",
+        "50",
+        "2,500",
+    ]
+    assert formatted(33.96, "decibel") == "34.0 dB" and formatted(0.0012, "points") == "+0.1"
+    assert formatted(7.96, "seconds") == "8.0 s" and formatted("x0", "text") == "x0"
+    for value, name in (("x0", "number"), (True, "number"), (None, "number2"), (1.0, "text")):
+        with pytest.raises(InputError, match="cannot be written as"):
+            formatted(value, name)
+    with pytest.raises(InputError, match="there is no format 'percents', only text, number"):
+        formatted(1.0, "percents")
+
+
+def test_a_table_has_a_line_for_each_row(results: Results) -> None:
+    columns = {"eta": "eta number", "MSE": "mse number1?", "name": lambda row: row["name"].upper()}
+    lines = ["| eta | MSE | name |", "| --- | --- | --- |", "| 0 | 4.0 | TWO WORDS |"]
+    assert table(ROWS[:1], columns) == "\n".join(lines)
+    assert listing("p1 rows[guess=true]", columns)(results).endswith("\n| 0 | - | C |")
+    with pytest.raises(InputError, match="there is no 'mse'"):
+        table(ROWS, {"MSE": "mse number1"})
+
+
+# ----------------------------------------------------------------------------
+# Documents.
+
+TABLES = {"eta": lambda results: f"| {len(results['p1']['rows'])} |"}
+DOCUMENT = """# Title
+
+Right: <!-- = p1 accuracy percent1 -->?<!-- / -->, not less. <!-- claim: p1 accuracy >= 0.97;
+p1 images == 2500 --> On <!-- = p1 images thousands -->12<!-- / --> <!-- = 3 number --><!-- / -->.
+
+<!-- table: eta -->
+| old |
+<!-- end -->
+
+Text between, in `code <!-- = nothing here -->` and
+
+```
+<!-- claim: 1 > 2 -->
+```
+
+<!-- claim: 1 < 2 -->
+
+<!-- table: eta -->
+<!-- end -->
+
+<!-- An ordinary comment. -->
+![picture](picture.png) and [link](https://example.org/x) and [part](#title)
+"""
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    (tmp_path / "picture.png").touch()
+    path = tmp_path / "page.md"
+    path.write_text(DOCUMENT)
+    return path
+
+
+def test_every_slot_is_filled_once_and_the_rest_is_kept(document: Path, results: Results) -> None:
+    text, wrong, stale = fill(document, results, TABLES)
+    assert wrong == []
+    assert [line.split(":")[0] for line in stale] == ["3", "4", "4", "6", "18"]
+    assert stale[0] == "3: = p1 accuracy percent1 is out of date"
+    expected = DOCUMENT.replace("-->?<", "-->97.6 %<").replace("-->12<", "-->2,500<")
+    expected = expected.replace("= 3 number --><", "= 3 number -->3<").replace("| old |", "| 3 |")
+    assert text == expected.replace("eta -->\n<!-- end", "eta -->\n| 3 |\n<!-- end")
+    document.write_text(text)
+    assert fill(document, results, TABLES) == (text, [], [])
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("is <!-- = p1 acuracy percent -->1<!-- / -->", "p1: there is no 'acuracy'"),
+        ("is <!-- = gone accuracy percent -->1<!-- / -->", "gone.json does not exist"),
+        ("is <!-- = p1 accuracy -->1<!-- / -->", "cannot read 'p1'"),
+        ("is <!-- = p1 accuracy percents -->1<!-- / -->", "there is no format 'percents'"),
+        ("is <!-- = p1 accuracy percent -->1 and on", "is no slot, or lacks its other end"),
+        ("is 1<!-- / --> and on", "is no slot, or lacks its other end"),
+        ("is <!-- clam: p1 accuracy > 2 --> so", "is no slot"),
+        ("is <!-- claim: p1 accuracy > 2 --> so", "is false: 0.976 > 2.0"),
+        ("is <!-- claim: p1 accuracy > 2", "is no slot, or lacks its other end"),
+        ("<!-- = p1 accuracy percent -->1<!-- / -->", "must not begin a line"),
+        ("<!-- claim: p1 accuracy < 2 --> so", "must not begin a line"),
+        ("![](absent.png)", "the link leads to absent.png, which does not exist"),
+        ("[page](docs/absent.md#part)", "the link leads to docs/absent.md"),
+        ("<!-- table: none -->\n<!-- end -->", "there is no table 'none', only eta, broken"),
+        ("<!-- table: eta -->\n| 1 |", "is no slot, or lacks its other end"),
+        ("<!-- table: broken -->\n<!-- end -->", "broken does not fit its results: KeyError"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line_and_left_alone(
+    line: str, reason: str, tmp_path: Path, results: Results
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n\nFirst\n{line}\nlast\n")
+    tables = TABLES | {"broken": lambda results: results["p1"]["absent"]}
+    text, wrong, stale = fill(page, results, tables)
+    assert text == page.read_text() and stale == []
+    assert len(wrong) == 1 and wrong[0].startswith("4: ") and reason in wrong[0]
+
+
+# ----------------------------------------------------------------------------
+# The program.
 
 
 @pytest.fixture(scope="module")
 def make_report() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_report", ROOT / "scripts" / "make_report.py")
+    path = ROOT / "scripts" / "make_report.py"
+    spec = importlib.util.spec_from_file_location("make_report", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_committed_numbers_are_those_of_the_results(make_report: ModuleType) -> None:
+@pytest.fixture
+def checkout(
+    make_report: ModuleType,
+    document: Path,
+    results: Results,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A checkout with a README, a document in docs/ and a model card, all of them stale."""
+    root = document.parent
+    for name in ("README.md", "docs/report.md", "checkpoints/model/README.md"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("# Title\n\nIt is <!-- = p1 accuracy percent -->?<!-- / -->.\n")
+    document.unlink()
+    monkeypatch.setattr(make_report, "ROOT", root)
+    return root
+
+
+def run(make_report: ModuleType, *argv: str) -> int:
+    try:
+        cli.run(make_report.main, make_report.Config, list(argv))
+    except SystemExit as stop:
+        return int(stop.code)
+    return 0
+
+
+def test_the_documents_of_this_repository_pass(make_report: ModuleType) -> None:
     make_report.main(make_report.Config(check=True))
 
 
-def test_an_outdated_file_is_named_and_left_alone(
-    make_report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_stale_number_fails_the_check_and_is_filled(
+    make_report: ModuleType, checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    marks = "\n".join(("before", make_report.MARKS[0], "| old |", make_report.MARKS[1], "after", ""))
-    for path in ("README.md", "checkpoints/p1_digits/README.md", "checkpoints/p1_grader/README.md"):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(marks)
-    monkeypatch.setattr(make_report, "ROOT", tmp_path)
-    with pytest.raises(InputError, match="out of date"):
-        make_report.main(make_report.Config(check=True))
-    assert (tmp_path / "README.md").read_text() == marks
-    make_report.main(make_report.Config())
-    assert "| old |" not in (tmp_path / "README.md").read_text()
-    make_report.main(make_report.Config(check=True))
+    before = (checkout / "README.md").read_text()
+    assert run(make_report, "--check") == 2
+    error = capsys.readouterr().err
+    for name in ("README.md", "docs/report.md", "checkpoints/model/README.md"):
+        assert f"{name}:3: = p1 accuracy percent is out of date: run python3 scripts/make_" in error
+    assert "error: 3 slots of the documents are wrong" in error
+    assert (checkout / "README.md").read_text() == before
+    assert run(make_report) == 0 and "wrote docs/report.md: 1 slots" in capsys.readouterr().out
+    assert (checkout / "README.md").read_text() == before.replace("?", "98 %")
+    assert run(make_report, "--check") == 0 and run(make_report) == 0
+    assert capsys.readouterr().out == ""
 
 
-def test_every_picture_and_link_is_there() -> None:
-    for page in (ROOT / "README.md", ROOT / "REPORT.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
-
-
-def test_the_section_on_learned_concepts_says_what_the_numbers_say(tmp_path: Path) -> None:
-    """Its sentences are chosen by the numbers; without results there is no section."""
-    assert report.section(tmp_path) == [] and report.readme_rows(tmp_path) == [] and report.cards(tmp_path) == {}
-
-    def method(bound: float, error: float) -> dict[str, Any]:
-        pair = {"first": 1.0, "second": 1.0, "bound": bound, "swapped": 0.0, "blended": 0.0}
-        pair |= {"prompt": "a <wine> circle with <mauve> background", "bound_images": []}
-        single = {"presence": 0.9, "colour_error": error, "norm": 1.1}
-        return {"singles": {"wine": single, "ring": {"presence": 0.5, "norm": 1.0}}, "pairs": {"place": pair}}
-
-    methods = {
-        "untrained placeholder": method(0.0, 40.0),
-        "textual inversion": method(0.3, 4.5),
-        "Custom Diffusion, joint": method(0.85, 5.0),
-    }
-    write_json(tmp_path / "p3_personalisation.json", {"images": 100, "clip": None, "methods": methods})
-    assert [row[2] for row in report.readme_rows(tmp_path)] == ["4.5", "85%"]
-    text = "\n".join(report.section(tmp_path))
-    assert "| textual inversion | wine | 90% | 4.5 | - | - | 1.10 |" in text
-    assert "| Custom Diffusion, joint | 100% | 100% | 85% | 0% | 0% |" in text
-    assert "the largest colour error of a single concept is 4.5 (within the bar of 6)" in text
-    assert "in 85% of the pictures (at least 80%), more often than textual inversion with 30%" in text
-    assert "it is 0% with untrained placeholder." in text
-    methods["Custom Diffusion, joint, cut-mix"] = method(0.9, 5.0)
-    write_json(tmp_path / "p3_personalisation.json", {"images": 100, "clip": None, "methods": methods})
-    text = "\n".join(report.section(tmp_path))
-    assert "For `place` Custom Diffusion, joint, cut-mix puts both concepts into their places in 90%" in text
-    assert "it is 0% with untrained placeholder, 85% with Custom Diffusion, joint." in text
-    assert [row[2] for row in report.readme_rows(tmp_path)] == ["4.5", "90%"]
-    (card,) = report.cards(tmp_path)["concepts_shapes"]
-    assert "| `wine` | is there | 90% | 5.0 |" in card and "| each in its place | 90% | - |" in card
-    del methods["Custom Diffusion, joint, cut-mix"]
-    methods["Custom Diffusion, joint"] = method(0.3, 5.0)
-    methods["textual inversion"] = method(0.3, 6.5)
-    write_json(tmp_path / "p3_personalisation.json", {"images": 100, "clip": "ViT-B-32.", "methods": methods})
-    text = "\n".join(report.section(tmp_path))
-    assert "(above the bar of 6)" in text and "(below 80%), not more often than textual inversion" in text
-    assert "CLIP (ViT-B-32)" in text and "no independent judgement" not in text
-    small = {"images": 100, "clip": "The model in checkpoints/clip_shapes.", "methods": methods}
-    write_json(tmp_path / "p3_personalisation.json", small)
-    assert "no independent judgement" in "\n".join(report.section(tmp_path))
+@pytest.mark.parametrize("argv", [(), ("--check",)])
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("So. <!-- claim: p1 accuracy < 0.9 -->", "is false: 0.976 < 0.9"),
+        ("![](figures/absent.png)", "the link leads to figures/absent.png"),
+        ("It is <!-- = gone x percent -->1<!-- / -->", "gone.json does not exist"),
+        ("It is <!-- = p1 rows[eta=].mse number -->1<!-- / -->", "[eta=] is neither"),
+    ],
+)
+def test_a_false_claim_a_missing_figure_or_result_ends_in_one_sentence(
+    argv: tuple[str, ...],
+    line: str,
+    reason: str,
+    make_report: ModuleType,
+    checkout: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(make_report) == 0
+    with open(checkout / "docs" / "report.md", "a") as file:
+        file.write(f"\n{line}\n")
+    capsys.readouterr()
+    assert run(make_report, *argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: docs/report.md:5: ") and reason in error
+    assert error.count("\n") == 1
