@@ -32,7 +32,7 @@ def derive_seed(*key: int) -> int:
 
 
 class Draws(Protocol):
-    """Random numbers for a batch of N images: what a loss draws from. `ImageGenerators` and `BatchDraws` are such."""
+    """Random numbers for a batch of N images: what a loss draws from. `StackedRandomGenerator` and `BatchDraws` are such."""
 
     def randn(self, *shape: int) -> Tensor:
         """Standard normal float32 [N, *shape]."""
@@ -44,7 +44,7 @@ class Draws(Protocol):
         """Uniform long [N] in [0, high)."""
 
 
-class ImageGenerators:
+class StackedRandomGenerator:
     """N generators, one for each image of a batch, drawn from on the CPU for every device.
 
     Image k's draws depend on `seeds[k]` and on the order of its own draws alone, bit for bit: not on the batch around it,

@@ -53,7 +53,7 @@ class TrainingConfig:
     """Optimiser steps in all; the one setting that may change when a run is resumed."""
     batch_size: int = 64
     """Images in one optimiser step, over all processes and micro-batches."""
-    accumulation: int = 1
+    gradient_accumulation_steps: int = 1
     """Micro-batches that one step of one process is cut into, to save memory."""
     optimizer: OptimizerName = "adamw"
     """AdamW for all weights, or Muon for the matrices of hidden layers and AdamW for the rest."""
@@ -67,7 +67,7 @@ class TrainingConfig:
     """Decoupled weight decay."""
     beta2: float = 0.99
     """AdamW's decay of squared gradients."""
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
     """Largest norm of the gradient."""
     ema_decay: float = 0.999
     """Decay of the parameters' moving average for one step."""
@@ -175,10 +175,10 @@ def fit(
                 with contextlib.nullcontext() if last else accelerator.no_sync(objective):
                     with accelerator.autocast():
                         loss = objective(inputs, draws.part(part))
-                    accelerator.backward(loss / config.accumulation)
-                loss_value += loss.detach() / config.accumulation
+                    accelerator.backward(loss / config.gradient_accumulation_steps)
+                loss_value += loss.detach() / config.gradient_accumulation_steps
         losses.add(loss_value)
-        accelerator.clip_grad_norm_(objective.parameters(), config.clip_norm)
+        accelerator.clip_grad_norm_(objective.parameters(), config.max_grad_norm)
         for optimizer in prepared:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
@@ -253,7 +253,7 @@ def _check_config(config: TrainingConfig) -> None:
     for name in (
         "steps",
         "batch_size",
-        "accumulation",
+        "gradient_accumulation_steps",
         "log_every",
         "validate_every",
         "preview_every",
@@ -269,13 +269,15 @@ def _due(step: int, every: int, steps: int) -> bool:
 
 def _micro_batches(config: TrainingConfig, accelerator: "Accelerator") -> list[slice]:
     """This process's slices of the global batch, equal and contiguous, one for each micro-batch."""
-    processes, shards = accelerator.num_processes, accelerator.num_processes * config.accumulation
+    processes, shards = accelerator.num_processes, accelerator.num_processes * config.gradient_accumulation_steps
     if config.batch_size % shards:
         raise InputError(
-            f"the batch size {config.batch_size} is not a multiple of processes times accumulation, {shards}"
+            f"the batch size {config.batch_size} is not a multiple of processes times gradient accumulation steps, {shards}"
         )
     size = config.batch_size // shards
-    firsts = [size * (micro * processes + accelerator.process_index) for micro in range(config.accumulation)]
+    firsts = [
+        size * (micro * processes + accelerator.process_index) for micro in range(config.gradient_accumulation_steps)
+    ]
     return [slice(first, first + size) for first in firsts]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from common.seeds import Draws, ImageGenerators, derive_seeds
+from common.seeds import Draws, StackedRandomGenerator, derive_seeds
 from common.training import Batch
 
 
@@ -23,7 +23,7 @@ def held_out_loss(model: nn.Module, loss_fn: Callable[[Batch, Draws], Tensor], i
     total = 0.0
     for start in range(0, count, size):
         part = {name: value[start : start + size].to(device) for name, value in images.items()}
-        generators = ImageGenerators(seeds[start : start + size], device)
+        generators = StackedRandomGenerator(seeds[start : start + size], device)
         total += loss_fn(part, generators).item() * min(size, count - start) / size
     model.train(was_training)
     return total / (count / size)

@@ -14,7 +14,7 @@ from common.diffusion.sampling import GuidedSamplerConfig, sample_in_chunks
 from common.diffusion.schedule import SPACINGS, make_schedule
 from common.errors import InputError
 from common.images import to_uint8
-from common.seeds import ImageGenerators, derive_seed
+from common.seeds import StackedRandomGenerator, derive_seed
 from p1_diffusion.model import NULL_DIGIT, ContextUNet
 
 IMAGES_PER_CLASS = 50
@@ -90,7 +90,7 @@ def sample_digits(
             )
     device = next(model.parameters()).device
     schedule = make_schedule(model.config.schedule)
-    pairs = SPACINGS[config.spacing](schedule.num_timesteps, config.steps)
+    timestep_pairs = SPACINGS[config.spacing](schedule.num_timesteps, config.steps)
 
     def sample_chunk(chunk: list[Job], callback: Callback) -> Tensor:
         context = torch.tensor([[digit, DATASETS.index(dataset)] for dataset, digit, _ in chunk], device=device)
@@ -105,7 +105,9 @@ def sample_digits(
             rescale=config.guidance_rescale,
         )
         denoise = denoiser(predict, schedule, model.config.parameterization, clip_x0=True, eps_of_clipped=True)
-        return sample(config.sampler, denoise, schedule, noise(), pairs, eta=config.eta, noise=noise, callback=callback)
+        return sample(
+            config.sampler, denoise, schedule, noise(), timestep_pairs, eta=config.eta, noise=noise, callback=callback
+        )
 
     chunks = sample_in_chunks(
         jobs, sample_chunk, config, name=file_name, share=share, callback=callback, show_progress=show_progress
@@ -117,5 +119,5 @@ def sample_digits(
 def image_noise(jobs: Sequence[Job], seed: int, device: torch.device | str) -> Callable[[], Tensor]:
     """Fresh noise [N, 3, 28, 28] at each call; each image's depends on the seed and its own job alone."""
     seeds = [derive_seed(seed, DATASETS.index(dataset), digit, number) for dataset, digit, number in jobs]
-    generators = ImageGenerators(seeds, device)
+    generators = StackedRandomGenerator(seeds, device)
     return lambda: generators.randn(3, SIZE, SIZE)

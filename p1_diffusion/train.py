@@ -53,7 +53,7 @@ class Config:
     """The digits in the homework's layout."""
     init_from: Path | None = None
     """Model folder to start from, instead of random weights."""
-    drop_digit: float = 0.1
+    cond_drop_prob: float = 0.1
     """Probability that an image's digit is hidden from the network, for classifier-free guidance."""
     loss_weight: LossWeight = "learned"
     """How noise levels weigh: by a learned log-variance, by min(SNR + 1, 5) on the x0 error, or all alike in v."""
@@ -141,7 +141,7 @@ def main(config: Config) -> None:
     fit(
         {**dict(model.named_parameters()), **{f"weighting.{name}": p for name, p in weighting.named_parameters()}},
         lambda batch, draws: loss_of(
-            batch, draws, config.drop_digit, config.augment, config.guidance_scale, **weighting.options
+            batch, draws, config.cond_drop_prob, config.augment, config.guidance_scale, **weighting.options
         ),
         get_batch,
         config.training,

@@ -14,9 +14,9 @@ from common.checkpoint import load_pickle
 from common.diffusion.process import Denoise, denoiser
 from common.diffusion.samplers import Callback, SamplerName, sample
 from common.diffusion.sampling import SamplerConfig, sample_in_chunks
-from common.diffusion.schedule import SPACINGS, NoiseSchedule, Pairs, linear_schedule
+from common.diffusion.schedule import SPACINGS, NoiseSchedule, TimestepPairs, linear_schedule
 from common.errors import InputError
-from common.seeds import ImageGenerators, derive_seed
+from common.seeds import StackedRandomGenerator, derive_seed
 from p2_ddim.model import FaceNetwork
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -136,12 +136,12 @@ def _size(noise: Tensor) -> str:
     return "x".join(str(side) for side in noise.shape)
 
 
-def plan(config: SamplingConfig) -> tuple[NoiseSchedule, Pairs]:
+def plan(config: SamplingConfig) -> tuple[NoiseSchedule, TimestepPairs]:
     """The schedule and the pairs (t, t_prev) of indices into it. The network is fed t - `table_offset`."""
     schedule, offset = linear_schedule(config.table_length), config.table_offset
-    pairs = SPACINGS[config.spacing](config.table_length, config.steps)
-    pairs[-1] = (pairs[-1][0], 0 if config.last_abar == "first" else -1)
-    return schedule, [(t + offset, max(t_prev + offset, -1)) for t, t_prev in pairs]
+    timestep_pairs = SPACINGS[config.spacing](config.table_length, config.steps)
+    timestep_pairs[-1] = (timestep_pairs[-1][0], 0 if config.last_abar == "first" else -1)
+    return schedule, [(t + offset, max(t_prev + offset, -1)) for t, t_prev in timestep_pairs]
 
 
 def face_denoiser(network: FaceNetwork, schedule: NoiseSchedule, config: SamplingConfig) -> Denoise:
@@ -172,18 +172,22 @@ def sample_faces(
     """
     _use_exact_kernels()
     device = torch.device(device)
-    schedule, pairs = plan(config)
+    schedule, timestep_pairs = plan(config)
     denoise = face_denoiser(network, schedule, config)
 
     def sample_chunk(chunk: list[Job], callback: Callback) -> Tensor:
         x_T = torch.stack([noise for _, noise in chunk]).to(device)
-        generators = ImageGenerators([derive_seed(config.seed, zlib.crc32(name.encode())) for name, _ in chunk], device)
+        generators = StackedRandomGenerator(
+            [derive_seed(config.seed, zlib.crc32(name.encode())) for name, _ in chunk], device
+        )
 
         def noise() -> Tensor:
             return generators.randn(*x_T.shape[1:])
 
         with _autocast(device, config.precision):
-            return sample(config.sampler, denoise, schedule, x_T, pairs, eta=config.eta, noise=noise, callback=callback)
+            return sample(
+                config.sampler, denoise, schedule, x_T, timestep_pairs, eta=config.eta, noise=noise, callback=callback
+            )
 
     yield from sample_in_chunks(
         jobs,

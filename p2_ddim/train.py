@@ -22,7 +22,7 @@ from common.errors import InputError
 from common.files import ROOT
 from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
-from common.seeds import Draws, ImageGenerators, derive_seeds, random_indices
+from common.seeds import Draws, StackedRandomGenerator, derive_seeds, random_indices
 from common.training import Batch, TrainingConfig, fit, prepare_network, settings_of
 from common.validation import held_out_loss
 from p2_ddim.model import FaceUNet, FaceUNetConfig
@@ -107,7 +107,7 @@ def main(config: Config) -> None:
 
     def preview(path: Path) -> None:
         """Faces from the same noises each time."""
-        noise = ImageGenerators(derive_seeds(0, count=PREVIEW_IMAGES)).randn(3, side, side)
+        noise = StackedRandomGenerator(derive_seeds(0, count=PREVIEW_IMAGES)).randn(3, side, side)
         jobs = [(f"{i:02d}", noise[i]) for i in range(PREVIEW_IMAGES)]
         model.eval()
         device = next(model.parameters()).device

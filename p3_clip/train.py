@@ -11,7 +11,7 @@ Sizes (p3_clip/data/clip_shapes.json) are chosen for the CPU: 48x48 pictures in 
 on it gets its tokens from `clip_tokenizer(32)` of `common.latent.text_encoder`. Training reads no position after the longest
 caption of the batch.
 
-A contrastive loss compares every picture of a batch with every caption of it, so a batch cannot be cut: accumulation must be 1
+A contrastive loss compares every picture of a batch with every caption of it, so a batch cannot be cut: gradient accumulation steps must be 1
 and the run is of one process (one GPU).
 """
 
@@ -73,9 +73,9 @@ class Config:
     """Real pairs to mix in, in the homework's layout; None for drawn pictures alone."""
     init_from: Path | None = None
     """Model folder to start from, instead of random weights."""
-    real_part: float = 0.125
+    real_fraction: float = 0.125
     """Part of a batch that comes from fill50k, if it is given."""
-    pair_part: float = 0.4
+    pair_fraction: float = 0.4
     """Part of the drawn pictures that show two shapes."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
         steps=2500,
@@ -94,15 +94,15 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains, or resumes."""
-    if config.training.accumulation != 1:
-        raise InputError("a contrastive loss needs its whole batch at once: --accumulation must be 1")
+    if config.training.gradient_accumulation_steps != 1:
+        raise InputError("a contrastive loss needs its whole batch at once: --gradient-accumulation-steps must be 1")
     if int(os.environ.get("WORLD_SIZE", 1)) != 1:
         raise InputError("a contrastive loss needs its whole batch at once: train in one process")
-    for name in ("real_part", "pair_part"):
+    for name in ("real_fraction", "pair_fraction"):
         if not 0.0 <= getattr(config, name) <= 1.0:
             raise InputError(f"--{name.replace('_', '-')} must be between 0 and 1, not {getattr(config, name)}")
-    if config.fill50k and round(config.real_part * config.training.batch_size) == config.training.batch_size:
-        raise InputError("--real-part leaves no drawn picture in a batch: make it smaller")
+    if config.fill50k and round(config.real_fraction * config.training.batch_size) == config.training.batch_size:
+        raise InputError("--real-fraction leaves no drawn picture in a batch: make it smaller")
     import open_clip
 
     torch.manual_seed(config.training.seed)
@@ -296,7 +296,7 @@ class Captioner:
         texts: list[str] = []
         taken: set[tuple[str, str]] = set()
         if self.real:
-            for i in random.permutation(len(self.real.images))[: round(self.config.real_part * count)]:
+            for i in random.permutation(len(self.real.images))[: round(self.config.real_fraction * count)]:
                 circle, background = self.real.colours[i]
                 if (circle, "circle") not in taken:
                     taken.add((circle, "circle"))
@@ -307,7 +307,7 @@ class Captioner:
             kinds = [kinds[k] for k in random.permutation(len(kinds))][: count - len(texts)]
             if not kinds:
                 continue
-            shapes = 2 if random.random() < self.config.pair_part else 1
+            shapes = 2 if random.random() < self.config.pair_fraction else 1
             scene = draw_scene(random, count=shapes, forbidden=self.forbidden, first=(NAMES[i], kinds[0]))
             for kind in kinds:
                 first = dataclasses.replace(scene.shapes[0], kind=kind)

@@ -16,16 +16,16 @@ def latent_loss(
     null: Tensor,
     draws: Draws,
     *,
-    drop_text: float,
+    cond_drop_prob: float,
     min_snr_gamma: float | None,
     snr_offset: float,
 ) -> Tensor:
     """`common.diffusion.loss.diffusion_loss` of a batch of `Bank.take`, a scalar.
 
-    A caption gives way to `null` [L, D], the empty prompt's features, with the probability `drop_text`; the hint, where the batch
+    A caption gives way to `null` [L, D], the empty prompt's features, with the probability `cond_drop_prob`; the hint, where the batch
     has one, stays.
     """
-    context = drop_context(batch["context"].float(), null.float(), drop_text, draws)
+    context = drop_context(batch["context"].float(), null.float(), cond_drop_prob, draws)
     hint = to_hint(batch["hint"]).expand(-1, 3, -1, -1) if "hint" in batch else None
     return diffusion_loss(
         model.apply_model,

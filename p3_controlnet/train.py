@@ -64,14 +64,14 @@ class Config:
     """Drawn pairs."""
     hint_channels: tuple[int, ...] = (8, 16, 32)
     """Channels of the hint encoder, which halves the sides at each further one: 16 32 96 256 for Stable Diffusion."""
-    drop_text: float = 0.3
+    cond_drop_prob: float = 0.3
     """Probability of the empty prompt in a caption's place: control must then speak for itself (Section 3.3 of the paper)."""
     min_snr_gamma: float | None = 5.0
     """Gamma of the loss weight min(SNR + offset, gamma) on the x0 error; None for the plain loss, which a base of eps
     prediction, such as Stable Diffusion, gets in any case (as in the paper)."""
     snr_offset: float = 0.1
     """Offset of that weight; 0 is the published min-SNR. The small model was trained with the same."""
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
     """Whether to save memory by computing activations again in the backward pass."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {
@@ -86,9 +86,9 @@ class Config:
             {
                 "hint_channels": SD_HINT_CHANNELS,
                 "pictures": 0,
-                "drop_text": 0.5,
+                "cond_drop_prob": 0.5,
                 "min_snr_gamma": None,
-                "checkpointing": True,
+                "gradient_checkpointing": True,
                 "training": TrainingConfig(
                     steps=20_000,
                     batch_size=4,
@@ -126,7 +126,7 @@ def main(config: Config) -> None:
     control = new_control(config, model)
     model.controlnet = control.train()
     model.choose_attention(config.training.mixed_precision)
-    if config.checkpointing:
+    if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     frozen = base_hash(model)
 
@@ -158,7 +158,7 @@ def main(config: Config) -> None:
             batch,
             bank.null,
             draws,
-            drop_text=config.drop_text,
+            cond_drop_prob=config.cond_drop_prob,
             min_snr_gamma=None if plain else config.min_snr_gamma,
             snr_offset=0.0 if plain else config.snr_offset,
         )

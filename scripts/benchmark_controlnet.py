@@ -36,7 +36,7 @@ from common.files import ROOT, read_json, write_json
 from common.latent.model import LatentDiffusion, downscale_of
 from common.latent.small import AutoencoderConfig, UNetConfig, build_autoencoder, build_unet
 from common.latent.stable_diffusion.sd14 import empty_networks
-from common.seeds import ImageGenerators, derive_seeds
+from common.seeds import StackedRandomGenerator, derive_seeds
 from p3_controlnet.loss import latent_loss
 from p3_controlnet.model import SD_HINT_CHANNELS, ControlNet
 from p3_controlnet.train import Config as TrainerConfig
@@ -65,7 +65,7 @@ class Recipe:
     """The base asks for no gradient, so that none is computed for its encoder."""
     channels_last: bool = False
     """Memory format of networks and latents."""
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
     """Activations are computed again in the backward pass."""
     averaged: bool = False
     """A moving average of the parameters is kept."""
@@ -79,7 +79,7 @@ RECIPES = {
     "encoders kept in memory": Recipe(encoders_loaded=True),
     "base not frozen": Recipe(frozen_base=False),
     "channels last": Recipe(channels_last=True),
-    "gradient checkpointing": Recipe(checkpointing=True),
+    "gradient checkpointing": Recipe(gradient_checkpointing=True),
     "with moving average": Recipe(averaged=True),
 }
 
@@ -291,7 +291,7 @@ def own_step(networks: Networks, inputs: Inputs, recipe: Recipe, device: torch.d
     model.unet.requires_grad_(not recipe.frozen_base)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if recipe.checkpointing:
+    if recipe.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     parameters = dict(control.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), **LEARNING, fused=True)
@@ -299,7 +299,7 @@ def own_step(networks: Networks, inputs: Inputs, recipe: Recipe, device: torch.d
     count = len(inputs.images)
 
     def step() -> None:
-        generators = ImageGenerators(derive_seeds(0, count=count), device)
+        generators = StackedRandomGenerator(derive_seeds(0, count=count), device)
         batch = {"latent": inputs.latents, "context": inputs.contexts, "hint": inputs.hints}
         batch = {name: value.to(device) for name, value in batch.items()}
         if not recipe.cached_latents:
@@ -311,7 +311,7 @@ def own_step(networks: Networks, inputs: Inputs, recipe: Recipe, device: torch.d
             batch["latent"] = batch["latent"].contiguous(memory_format=torch.channels_last)
         null = torch.zeros_like(batch["context"][0])
         weight = {"min_snr_gamma": None, "snr_offset": 0.0}
-        latent_loss(model, batch, null, generators, drop_text=0.3, **weight).backward()
+        latent_loss(model, batch, null, generators, cond_drop_prob=0.3, **weight).backward()
         nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -128,8 +128,8 @@ def own_step(device: torch.device) -> Callable[[Tensor], Tensor]:
 def ddim_step(network: FaceUNet, x_t: Tensor) -> Tensor:
     """One step of the homework's DDIM."""
     sampling = SamplingConfig()
-    schedule, pairs = plan(sampling)
-    return sample_ddim(face_denoiser(network, schedule, sampling), schedule, x_t, pairs[:1])
+    schedule, timestep_pairs = plan(sampling)
+    return sample_ddim(face_denoiser(network, schedule, sampling), schedule, x_t, timestep_pairs[:1])
 
 
 def diffusers_step(device: torch.device) -> Callable[[Tensor], Tensor]:

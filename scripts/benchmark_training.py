@@ -100,9 +100,9 @@ def time_steps(config: Config, data: Digits, device: torch.device) -> tuple[list
         # The draws of Problem 1's loss, of which the empty model sees a corner.
         x0, digit = to_model_range(batch["image"]), drop_context(batch["digit"], NULL_DIGIT, 0.1, draws)
         t, eps = draws.randint(schedule.num_timesteps), draws.randn(*x0.shape[1:])
-        signal, noise = schedule.rates_like(t, x0)
+        alpha_t, sigma_t = schedule.alpha_sigma_like(t, x0)
         corner = (slice(None), slice(None), slice(1), slice(1))
-        x_t = signal * x0[corner] + noise * eps[corner]
+        x_t = alpha_t * x0[corner] + sigma_t * eps[corner]
         return (model(x_t, t, digit) - eps[corner]).square().mean()
 
     training = TrainingConfig(

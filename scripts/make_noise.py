@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from common import cli
 from common.errors import InputError
 from common.files import atomic_write, make_folder
-from common.seeds import ImageGenerators, derive_seed
+from common.seeds import StackedRandomGenerator, derive_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def main(config: Config) -> None:
     seeds = [derive_seed(config.seed, number) for number in range(config.count)]
     folder = make_folder(config.output_dir)
     for number, seed in enumerate(seeds):
-        noise = ImageGenerators([seed]).randn(3, config.side, config.side)
+        noise = StackedRandomGenerator([seed]).randn(3, config.side, config.side)
         buffer = io.BytesIO()
         torch.save(noise, buffer)
         atomic_write(folder / f"{number:02d}.pt", buffer.getvalue())

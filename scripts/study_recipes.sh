@@ -8,7 +8,7 @@ data="${DIGITS:-$ROOT/hw2_data/digits}"
 train() { # NAME FLAGS...
   local name="$1"
   shift
-  bash "$ROOT/scripts/train_p1.sh" --run-dir "$runs/$name" --data "$data" --steps 500 --batch-size 128 --accumulation 2 --warmup 40 \
+  bash "$ROOT/scripts/train_p1.sh" --run-dir "$runs/$name" --data "$data" --steps 500 --batch-size 128 --gradient-accumulation-steps 2 --warmup 40 \
     --lr-schedule cosine --timesteps uniform --ema-decay 0.99 --log-every 50 --validate-every 250 --preview-every 5000 --augment 0 \
     --mixed-precision "${MIXED_PRECISION:-bf16}" "$@"
 }

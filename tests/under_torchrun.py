@@ -15,7 +15,14 @@ from common.training import Batch, TrainingConfig, fit
 from p1_diffusion import inference, train
 
 LINE = TrainingConfig(
-    steps=20, batch_size=8, accumulation=2, lr=0.05, warmup=3, log_every=1, checkpoint_every=20, device="cpu"
+    steps=20,
+    batch_size=8,
+    gradient_accumulation_steps=2,
+    lr=0.05,
+    warmup=3,
+    log_every=1,
+    checkpoint_every=20,
+    device="cpu",
 )
 
 

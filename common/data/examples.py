@@ -56,27 +56,27 @@ def described_scenes(
     count: int,
     seed: int,
     *,
-    pair_part: float = 0.7,
-    shared_part: float = 0.2,
-    twin_part: float = 0.4,
-    circle_part: float = 0.15,
+    pair_fraction: float = 0.7,
+    shared_fraction: float = 0.2,
+    twin_fraction: float = 0.4,
+    circle_fraction: float = 0.15,
 ) -> Iterator[tuple[Scene, str]]:
     """`count` scenes, each with a wording of its own for `describe`; scene k depends on (seed, k) alone.
 
-    A part `pair_part` shows two shapes, of which `shared_part` are of one colour and `twin_part` both circles, and `circle_part`
+    A part `pair_fraction` shows two shapes, of which `shared_fraction` are of one colour and `twin_fraction` both circles, and `circle_fraction`
     one circle like fill50k's; the others show one shape of any kind. Captions name pairs from left to right, as those of
     `common.data.layouts`: without an order nothing would tell a model of this size which of two blobs in the noise is the red one.
     """
     for k in range(count):
         random = np.random.default_rng(derive_seed(seed, k))
         lot = random.random()
-        if pair_part <= lot < pair_part + circle_part:
+        if pair_fraction <= lot < pair_fraction + circle_fraction:
             scene = draw_circle(random)
         else:
-            pair = lot < pair_part
-            kinds = ("circle",) if pair and random.random() < twin_part else KINDS
+            pair = lot < pair_fraction
+            kinds = ("circle",) if pair and random.random() < twin_fraction else KINDS
             scene = draw_scene(random, count=1 + pair, kinds=kinds, smallest=SMALLEST, left_to_right=True)
-            if lot < pair_part * shared_part:
+            if lot < pair_fraction * shared_fraction:
                 scene = in_one_colour(scene)
         yield scene, WORDINGS[random.integers(len(WORDINGS))]
 

@@ -41,10 +41,10 @@ def diffusion_loss(
     """
     t = draw_timesteps(schedule.num_timesteps, timesteps, draws)
     eps = draws.randn(*x0.shape[1:])
-    signal, noise = schedule.rates_like(t, x0)
+    alpha_t, sigma_t = schedule.alpha_sigma_like(t, x0)
     x_t = q_sample(schedule, x0, t, eps)
     output = network(x_t, t, condition)
-    target = output_target(parameterization, x0, eps, signal, noise)
+    target = output_target(parameterization, x0, eps, alpha_t, sigma_t)
     if guidance is not None:
         with torch.no_grad():
             inside = ((t >= guidance.interval[0]) & (t <= guidance.interval[1])).view(-1, *[1] * (x0.dim() - 1))

@@ -1,6 +1,6 @@
 """The maths of diffusion between images and networks: noising, parameterizations, and from a network to (x0, eps).
 
-Conventions (which index, which alpha, which rates) are those of `common/diffusion/schedule.py`.
+Conventions (which index, which alpha, which sigma) are those of `common/diffusion/schedule.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from torch import Tensor
 from common.diffusion.schedule import NoiseSchedule
 
 Parameterization = Literal["eps", "x0", "v"]
-Rate = float | Tensor  # a number, or [N, 1, ...] for a batch of different t
+Coefficient = float | Tensor  # a number, or [N, 1, ...] for a batch of different t
 
 
 class Stackable(Protocol):
@@ -28,35 +28,41 @@ Denoise = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (x_t, t) -> (x0, eps
 
 def q_sample(schedule: NoiseSchedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """x_t of the forward process for `x0` and `eps` [N, ...] and `t` long [N] (Equation 4 of DDPM, arXiv:2006.11239)."""
-    signal, noise = schedule.rates_like(t, x0)
-    return signal * x0 + noise * eps
+    alpha_t, sigma_t = schedule.alpha_sigma_like(t, x0)
+    return alpha_t * x0 + sigma_t * eps
 
 
-def output_target(parameterization: Parameterization, x0: Tensor, eps: Tensor, signal: Rate, noise: Rate) -> Tensor:
+def output_target(
+    parameterization: Parameterization, x0: Tensor, eps: Tensor, alpha_t: Coefficient, sigma_t: Coefficient
+) -> Tensor:
     """What a network of this parameterization should put out; v is that of Salimans and Ho 2022 (arXiv:2202.00512)."""
     if parameterization == "eps":
         return eps
     if parameterization == "x0":
         return x0
-    return signal * eps - noise * x0
+    return alpha_t * eps - sigma_t * x0
 
 
-def predict_x0(parameterization: Parameterization, output: Tensor, x_t: Tensor, signal: Rate, noise: Rate) -> Tensor:
-    """The clean image that a network's output implies; with eps prediction `signal` must not be 0."""
+def predict_x0(
+    parameterization: Parameterization, output: Tensor, x_t: Tensor, alpha_t: Coefficient, sigma_t: Coefficient
+) -> Tensor:
+    """The clean image that a network's output implies; with eps prediction `alpha_t` must not be 0."""
     if parameterization == "eps":
-        return (x_t - noise * output) / signal
+        return (x_t - sigma_t * output) / alpha_t
     if parameterization == "x0":
         return output
-    return signal * x_t - noise * output
+    return alpha_t * x_t - sigma_t * output
 
 
-def predict_eps(parameterization: Parameterization, output: Tensor, x_t: Tensor, signal: Rate, noise: Rate) -> Tensor:
-    """The noise that a network's output implies; with x0 prediction `noise` must not be 0."""
+def predict_eps(
+    parameterization: Parameterization, output: Tensor, x_t: Tensor, alpha_t: Coefficient, sigma_t: Coefficient
+) -> Tensor:
+    """The noise that a network's output implies; with x0 prediction `sigma_t` must not be 0."""
     if parameterization == "eps":
         return output
     if parameterization == "x0":
-        return (x_t - signal * output) / noise
-    return noise * x_t + signal * output
+        return (x_t - alpha_t * output) / sigma_t
+    return sigma_t * x_t + alpha_t * output
 
 
 def denoiser(
@@ -75,16 +81,16 @@ def denoiser(
     """
 
     def denoise(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        signal, noise = schedule.rates(t)
-        if signal == 0.0 and parameterization == "eps":
+        alpha_t, sigma_t = schedule.alpha_sigma(t)
+        if alpha_t == 0.0 and parameterization == "eps":
             raise ValueError("eps prediction is undefined at a signal-to-noise ratio of 0: use v or x0 prediction")
         output = predict(x_t, t)
-        x0 = predict_x0(parameterization, output, x_t, signal, noise)
+        x0 = predict_x0(parameterization, output, x_t, alpha_t, sigma_t)
         if not clip_x0:
-            return x0, predict_eps(parameterization, output, x_t, signal, noise)
+            return x0, predict_eps(parameterization, output, x_t, alpha_t, sigma_t)
         clamped = x0.clamp(-1.0, 1.0)
         if eps_of_clipped:
-            return clamped, (x_t - signal * clamped) / noise
-        return clamped, predict_eps(parameterization, output, x_t, signal, noise)
+            return clamped, (x_t - alpha_t * clamped) / sigma_t
+        return clamped, predict_eps(parameterization, output, x_t, alpha_t, sigma_t)
 
     return denoise

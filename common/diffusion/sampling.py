@@ -108,12 +108,14 @@ def sample_in_chunks(
                     size = _smaller(min(size, len(chunk) - len(images)))
             bar.n = number * config.steps  # halves of a chunk repeat its steps
             bar.refresh()
-            for item, image in zip(chunk[:real], images, strict=False):
-                if not bool(image.isfinite().all()):
-                    raise InputError(
-                        f"the image of {name(item)} is not finite: the weights, the guidance or the precision do not fit"
-                    )
+            _check_finite(images[:real], [name(item) for item in chunk[:real]])
             yield chunk[:real], torch.stack(images[:real])
+
+
+def _check_finite(images: Sequence[Tensor], names: Sequence[str]) -> None:
+    for image, name in zip(images, names, strict=True):
+        if not bool(image.isfinite().all()):
+            raise InputError(f"the image of {name} is not finite: the weights, the guidance or the precision do not fit")
 
 
 def _smaller(size: int) -> int:

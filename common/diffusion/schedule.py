@@ -3,7 +3,8 @@
 - `t` is the 0-based index into `alphas_cumprod`, and what a network is fed. It runs from 0 (nearly clean) to T - 1.
 - `alphas_cumprod[t]` is alpha-bar of DDPM (Ho et al. 2020, arXiv:2006.11239); DDIM (Song et al. 2020, arXiv:2010.02502)
   calls the same quantity alpha_t.
-- x_t = signal_t x_0 + noise_t eps, with the rates signal_t = sqrt(alphas_cumprod[t]) and noise_t = sqrt(1 - alphas_cumprod[t]).
+- x_t = alpha_t x_0 + sigma_t eps with alpha_t = sqrt(alphas_cumprod[t]) and sigma_t = sqrt(1 - alphas_cumprod[t]), as in DPM-Solver
+  (arXiv:2206.00927).
 - A sampler walks an explicit list of pairs `(t, t_prev)`, descending. `t_prev = -1` stands for alpha-bar 1, the clean image.
   No stride is ever recomputed from the list.
 - Tables are float64. They are rounded to the images' dtype after the last arithmetic operation.
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Pairs = list[tuple[int, int]]
+TimestepPairs = list[tuple[int, int]]
 ScheduleName = Literal["linear", "scaled_linear", "cosine"]
 
 
@@ -48,13 +49,13 @@ class NoiseSchedule:
             raise IndexError(f"timestep {t} is outside -1..{self.num_timesteps - 1}")
         return 1.0 if t == -1 else self._abar[t]
 
-    def rates(self, t: int) -> tuple[float, float]:
-        """The signal and noise rates (sqrt(abar_t), sqrt(1 - abar_t)) as floats."""
+    def alpha_sigma(self, t: int) -> tuple[float, float]:
+        """(alpha_t, sigma_t) = (sqrt(abar_t), sqrt(1 - abar_t)) as floats."""
         abar_t = self.abar(t)
         return math.sqrt(abar_t), math.sqrt(1.0 - abar_t)
 
-    def rates_like(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The rates for a batch: `t` long [N], two tensors [N, 1, ...] with the dtype, device and rank of `x` [N, ...]."""
+    def alpha_sigma_like(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha_t, sigma_t) for a batch: `t` long [N], two tensors [N, 1, ...] with the dtype, device and rank of `x` [N, ...]."""
         shape = (-1, *[1] * (x.dim() - 1))
         tables = (self.alphas_cumprod.sqrt(), (1.0 - self.alphas_cumprod).sqrt())
         return tuple(table.to(x.dtype).to(x.device)[t].view(shape) for table in tables)
@@ -114,25 +115,25 @@ def make_schedule(name: ScheduleName, num_timesteps: int = 1000, *, zero_termina
 # Timestep sequences: exactly `steps` pairs (t, t_prev), descending.
 
 
-def leading_pairs(num_timesteps: int, steps: int) -> Pairs:
+def leading_pairs(num_timesteps: int, steps: int) -> TimestepPairs:
     """t = i floor(T / S): starts below T - 1 and ends at 0 (the spacing of DDIM's published code)."""
     _check_steps(num_timesteps, steps)
     return chain([i * (num_timesteps // steps) for i in reversed(range(steps))])
 
 
-def trailing_pairs(num_timesteps: int, steps: int) -> Pairs:
+def trailing_pairs(num_timesteps: int, steps: int) -> TimestepPairs:
     """t = round(T - i T / S) - 1: starts at T - 1, the only spacing that begins at pure noise (Table 2 of arXiv:2305.08891)."""
     _check_steps(num_timesteps, steps)
     return chain([round(num_timesteps - i * num_timesteps / steps) - 1 for i in range(steps)])
 
 
-def linspace_pairs(num_timesteps: int, steps: int) -> Pairs:
+def linspace_pairs(num_timesteps: int, steps: int) -> TimestepPairs:
     """S equally spaced t with both ends, T - 1 and 0, among them (T - 1 alone for a single step)."""
     _check_steps(num_timesteps, steps)
     return chain([round(t) for t in np.linspace(num_timesteps - 1, 0, steps)])
 
 
-def homework_pairs(num_timesteps: int = 1000, steps: int = 50) -> Pairs:
+def homework_pairs(num_timesteps: int = 1000, steps: int = 50) -> TimestepPairs:
     """The list behind the homework's reference faces: (981, 961), ..., (21, 1), (1, 0) for 50 steps of 1000.
 
     t = 1 + i floor(T / S), t_prev = t - floor(T / S), but 0 after the last step: the walk ends at alphas_cumprod[0], not at 1.
@@ -144,7 +145,7 @@ def homework_pairs(num_timesteps: int = 1000, steps: int = 50) -> Pairs:
     return [(offset + i * stride, max(offset + (i - 1) * stride, 0)) for i in reversed(range(steps))]
 
 
-SPACINGS: dict[str, Callable[[int, int], Pairs]] = {
+SPACINGS: dict[str, Callable[[int, int], TimestepPairs]] = {
     "leading": leading_pairs,
     "trailing": trailing_pairs,
     "linspace": linspace_pairs,
@@ -152,7 +153,7 @@ SPACINGS: dict[str, Callable[[int, int], Pairs]] = {
 }
 
 
-def chain(timesteps: list[int]) -> Pairs:
+def chain(timesteps: list[int]) -> TimestepPairs:
     """Pairs each t with its successor in a descending list, the last one with -1."""
     return list(zip(timesteps, [*timesteps[1:], -1], strict=True))
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from common.diffusion.schedule import Pairs
+from common.diffusion.schedule import TimestepPairs
 from common.errors import InputError
 
 
@@ -50,7 +50,7 @@ def guess_mode_scales(count: int = 13, strength: float = 1.0, decay: float = 0.8
     return tuple(strength * decay ** (count - 1 - i) for i in range(count))
 
 
-def control_interval(pairs: Pairs, start: float = 0.0, end: float = 1.0) -> tuple[int, int]:
+def control_interval(timestep_pairs: TimestepPairs, start: float = 0.0, end: float = 1.0) -> tuple[int, int]:
     """The lowest and highest t of the steps that lie between the fractions `start` and `end` of the trajectory.
 
     Step i of S covers i/S to (i + 1)/S. An interval without any step is (0, -1), which no t is in. Raises InputError if not
@@ -58,6 +58,6 @@ def control_interval(pairs: Pairs, start: float = 0.0, end: float = 1.0) -> tupl
     """
     if not 0.0 <= start <= end <= 1.0:
         raise InputError(f"control must start and end at fractions 0 <= start <= end <= 1, not {start} and {end}")
-    first, last = math.ceil(start * len(pairs) - 1e-9), math.floor(end * len(pairs) + 1e-9)
-    inside = [t for t, _ in pairs[first:last]]
+    first, last = math.ceil(start * len(timestep_pairs) - 1e-9), math.floor(end * len(timestep_pairs) + 1e-9)
+    inside = [t for t, _ in timestep_pairs[first:last]]
     return (min(inside), max(inside)) if inside else (0, -1)

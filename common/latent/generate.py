@@ -13,7 +13,7 @@ from common.diffusion.schedule import SPACINGS
 from common.images import to_hint
 from common.latent.control import ControlConfig, control_interval, residual_scales
 from common.latent.model import LatentCondition, LatentDiffusion
-from common.seeds import ImageGenerators
+from common.seeds import StackedRandomGenerator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,23 +92,25 @@ def _generate_chunk(
     device = model.unet.device
     control = config if isinstance(config, ControlConfig) else ControlConfig()
     condition, null = _conditions(model, requests, control, device)
-    pairs = SPACINGS[config.spacing](model.schedule.num_timesteps, config.steps)
+    timestep_pairs = SPACINGS[config.spacing](model.schedule.num_timesteps, config.steps)
     predict = model.predictor(
         condition,
         null,
         with_default_guidance(config, model).guidance_scale,
-        control=control_interval(pairs, control.control_start, control.control_end),
+        control=control_interval(timestep_pairs, control.control_start, control.control_end),
         interval=config.guidance_interval,
         rescale=config.guidance_rescale,
         network=network,
     )
     denoise = denoiser(predict, model.schedule, model.parameterization, clip_x0=False)
-    generators = ImageGenerators([request.seed for request in requests], device)
+    generators = StackedRandomGenerator([request.seed for request in requests], device)
 
     def noise() -> Tensor:
         return generators.randn(model.unet.config.in_channels, latent_side, latent_side)
 
-    x0 = sample(config.sampler, denoise, model.schedule, noise(), pairs, eta=config.eta, noise=noise, callback=callback)
+    x0 = sample(
+        config.sampler, denoise, model.schedule, noise(), timestep_pairs, eta=config.eta, noise=noise, callback=callback
+    )
     return model.decode(x0)
 
 

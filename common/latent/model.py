@@ -5,7 +5,7 @@ is the network that `common.diffusion.process` and `common.diffusion.samplers` t
 
     predict = model.predictor(model.condition(prompts, hint), model.condition([""] * N, hint), scale=7.5)
     denoise = denoiser(predict, model.schedule, model.parameterization, clip_x0=False)
-    images = model.decode(sample("dpmpp_2m", denoise, model.schedule, x_T, pairs, noise=noise))
+    images = model.decode(sample("dpmpp_2m", denoise, model.schedule, x_T, timestep_pairs, noise=noise))
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from common.diffusion.guidance import guided, switched
 from common.diffusion.process import Network, Parameterization, Predict
 from common.diffusion.schedule import NoiseSchedule
 from common.errors import InputError
-from common.seeds import ImageGenerators
+from common.seeds import StackedRandomGenerator
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
@@ -150,7 +150,7 @@ class LatentDiffusion(nn.Module):
     # Images and text.
 
     @torch.no_grad()
-    def encode(self, images: Tensor, generators: ImageGenerators | None = None) -> Tensor:
+    def encode(self, images: Tensor, generators: StackedRandomGenerator | None = None) -> Tensor:
         """Latents [N, C, h, w] of images [N, 3, H, W] in [-1, 1]: the posterior's mean, or a draw from it with `generators`.
 
         AutoencoderDC has no posterior, just the latents.

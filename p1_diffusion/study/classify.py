@@ -11,7 +11,7 @@ from common.data.digits import NUM_DIGITS
 from common.diffusion.process import output_target, q_sample
 from common.diffusion.schedule import make_schedule
 from common.images import to_model_range
-from common.seeds import ImageGenerators, derive_seeds
+from common.seeds import StackedRandomGenerator, derive_seeds
 from p1_diffusion.model import ContextUNet
 
 TIMESTEPS = (200, 350, 500, 650)
@@ -32,11 +32,11 @@ def classify_by_error(
     for start in range(0, len(images), chunk_size):
         part = slice(start, start + chunk_size)
         x0, kinds = to_model_range(images[part]).to(device), datasets[part].to(device)
-        noise = ImageGenerators(seeds[part], device)
+        noise = StackedRandomGenerator(seeds[part], device)
         error = torch.zeros(len(x0), NUM_DIGITS, device=device)
         for step in TIMESTEPS:
             eps, t = noise.randn(*x0.shape[1:]), torch.full((len(x0),), step, device=device)
-            target = output_target(model.config.parameterization, x0, eps, *schedule.rates_like(t, x0))
+            target = output_target(model.config.parameterization, x0, eps, *schedule.alpha_sigma_like(t, x0))
             x_t = q_sample(schedule, x0, t, eps)
             for digit in digits:
                 output = model(x_t, t, torch.stack([digit.expand_as(kinds), kinds], 1))

@@ -169,9 +169,9 @@ def measure(
         for dataset, values in quality(images, digits, datasets, network, reference).items()
     }
     schedule = make_schedule(model.config.schedule)
-    pairs = SPACINGS[sampling.spacing](schedule.num_timesteps, sampling.steps)
+    timestep_pairs = SPACINGS[sampling.spacing](schedule.num_timesteps, sampling.steps)
     return {
-        "evaluations": count_evaluations(sampling.sampler, schedule, pairs),
+        "evaluations": count_evaluations(sampling.sampler, schedule, timestep_pairs),
         **{name: fmean([numbers[dataset][name] for dataset in DATASETS]) for name in numbers[DATASETS[0]]},
         "datasets": numbers,
         "seconds": seconds,

@@ -19,7 +19,7 @@ from common import cli
 from common.data.faces import load_faces
 from common.files import shown, write_json
 from common.metrics.frechet import feature_statistics, frechet_distance
-from common.seeds import ImageGenerators, derive_seeds
+from common.seeds import StackedRandomGenerator, derive_seeds
 from p2_ddim.study.features import SHIPPED, FaceFeatures, recognised, view_cosines
 
 RECOGNITION_IMAGES = 256
@@ -56,7 +56,7 @@ def main(config: Config) -> None:
 def judge(network: FaceFeatures, train: Tensor, held_out: Tensor) -> dict[str, Any]:
     """`recognised` of `among` photos, and a row for each of `CHANGES`, the first unchanged; photos are uint8 [N, 3, S, S]."""
     some = held_out[:RECOGNITION_IMAGES]
-    share = recognised(view_cosines(network, some, ImageGenerators(derive_seeds(0, count=len(some)))))
+    share = recognised(view_cosines(network, some, StackedRandomGenerator(derive_seeds(0, count=len(some)))))
     target = feature_statistics(network.describe(train))
     rows: list[dict[str, Any]] = []
     for name, change in CHANGES.items():

@@ -27,7 +27,7 @@ from common.files import ROOT, make_folder, shown, write_json
 from common.images import to_uint8
 from common.metrics.detail import rms_difference
 from common.metrics.frechet import feature_statistics, frechet_distance
-from common.seeds import ImageGenerators, derive_seeds
+from common.seeds import StackedRandomGenerator, derive_seeds
 from p2_ddim.model import FACES, FaceNetwork, load_network
 from p2_ddim.sampling import Job, SamplingConfig, check_side, plan, sample_faces
 from p2_ddim.study.features import SHIPPED, Features, choose_features, colours
@@ -125,7 +125,7 @@ def read_photos(root: Path, side: int) -> Photos:
 
 def make_noises(count: int, side: int, seed: int) -> list[Tensor]:
     """Standard normal [3, side, side], each from its own seed."""
-    return list(ImageGenerators(derive_seeds(seed, count=count)).randn(3, side, side))
+    return list(StackedRandomGenerator(derive_seeds(seed, count=count)).randn(3, side, side))
 
 
 def final_images(

@@ -3,7 +3,7 @@
     python3 -m p2_ddim.study.train_features --data hw2_data/face --run-dir runs/p2_features
 
 The same command again resumes. It never sees the held-out tenth of the photos. A contrastive loss compares every view of a batch
-with every other one, so a batch cannot be cut: accumulation must be 1 and the run is of one process.
+with every other one, so a batch cannot be cut: gradient accumulation steps must be 1 and the run is of one process.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from common.contrastive import contrastive_loss
 from common.data.faces import load_faces
 from common.errors import InputError
 from common.files import ROOT
-from common.seeds import Draws, ImageGenerators, derive_seeds
+from common.seeds import Draws, StackedRandomGenerator, derive_seeds
 from common.training import Batch, TrainingConfig, fit, prepare_network
 from p2_ddim.study.features import FaceFeatures, recognised, view_cosines
 
@@ -47,9 +47,9 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains, or resumes."""
-    if config.training.accumulation != 1 or int(os.environ.get("WORLD_SIZE", 1)) != 1:
+    if config.training.gradient_accumulation_steps != 1 or int(os.environ.get("WORLD_SIZE", 1)) != 1:
         raise InputError(
-            "a contrastive loss needs its whole batch at once: train in one process, without --accumulation"
+            "a contrastive loss needs its whole batch at once: train in one process, without --gradient-accumulation-steps"
         )
     if config.temperature <= 0.0:
         raise InputError(f"--temperature must be positive, not {config.temperature}")
@@ -74,7 +74,7 @@ def main(config: Config) -> None:
         model.recalibrate(typical)
         model.eval()
         images = held_out.images[:VALIDATION_IMAGES]
-        similar = view_cosines(model, images, ImageGenerators(derive_seeds(0, count=len(images)), images.device))
+        similar = view_cosines(model, images, StackedRandomGenerator(derive_seeds(0, count=len(images)), images.device))
         model.train()
         return {"loss": contrastive_loss(similar / config.temperature).item(), "recognised": recognised(similar)}
 

@@ -73,7 +73,7 @@ class Config:
     """Folder of a U-Net to start from (unet/ of a whole model), instead of random weights."""
     pictures: int = 60_000
     """Drawn pictures."""
-    drop_text: float = 0.1
+    cond_drop_prob: float = 0.1
     """Probability of the empty prompt in a caption's place, which guidance needs."""
     parameterization: Parameterization = "v"
     """What the U-Net's output means."""
@@ -126,9 +126,9 @@ def main(config: Config) -> None:
     def get_batch(step: int, generator: torch.Generator) -> Batch:
         return bank.take(random_indices(len(bank), config.training.batch_size, generator))
 
-    def loss_of(batch: Batch, draws: Draws, drop_text: float) -> Tensor:
+    def loss_of(batch: Batch, draws: Draws, cond_drop_prob: float) -> Tensor:
         weight = {"min_snr_gamma": config.min_snr_gamma, "snr_offset": config.snr_offset}
-        return latent_loss(model, batch, bank.null, draws, drop_text=drop_text, **weight)
+        return latent_loss(model, batch, bank.null, draws, cond_drop_prob=cond_drop_prob, **weight)
 
     def validate() -> dict[str, float]:
         """The loss on the same held-out pictures each time, none of their captions hidden."""
@@ -145,7 +145,7 @@ def main(config: Config) -> None:
 
     fit(
         dict(network.named_parameters()),
-        lambda batch, draws: loss_of(batch, draws, config.drop_text),
+        lambda batch, draws: loss_of(batch, draws, config.cond_drop_prob),
         get_batch,
         config.training,
         config.run_dir,

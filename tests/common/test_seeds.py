@@ -11,7 +11,7 @@ from common.diffusion.process import denoiser
 from common.diffusion.samplers import SAMPLERS, sample
 from common.diffusion.schedule import linear_schedule, trailing_pairs
 from common.errors import InputError
-from common.seeds import BatchDraws, ImageGenerators, derive_seed, derive_seeds, padded_chunks
+from common.seeds import BatchDraws, StackedRandomGenerator, derive_seed, derive_seeds, padded_chunks
 from p1_diffusion.sampling import SamplingConfig, image_noise, sample_digits
 
 SEEDS = [11, 22, 33, 44, 55, 66, 77]
@@ -29,7 +29,7 @@ def test_draws_of_an_image_depend_on_its_seed_alone(batches: list[list[int]]) ->
     """Bit for bit, at the first draw and at later ones."""
 
     def draws(seeds: list[int]) -> tuple[Tensor, ...]:
-        generators = ImageGenerators(seeds)
+        generators = StackedRandomGenerator(seeds)
         return generators.randn(3, 4, 4), generators.randint(1000), generators.rand(), generators.randn(3, 4, 4)
 
     together = draws(SEEDS)
@@ -46,7 +46,7 @@ def test_samples_of_an_image_depend_on_its_seed_alone(batches: list[list[int]], 
     denoise = denoiser(lambda x, t: 0.5 * x, schedule, "v", clip_x0=True)
 
     def run(seeds: list[int]) -> Tensor:
-        generators = ImageGenerators(seeds)
+        generators = StackedRandomGenerator(seeds)
 
         def noise() -> Tensor:
             return generators.randn(3, 4, 4)
@@ -62,14 +62,14 @@ def test_samples_of_an_image_depend_on_its_seed_alone(batches: list[list[int]], 
 def test_draws_leave_the_global_generator_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    first = ImageGenerators([5]).randn(8)
+    first = StackedRandomGenerator([5]).randn(8)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
-    assert torch.equal(ImageGenerators([5]).randn(8), first)
+    assert torch.equal(StackedRandomGenerator([5]).randn(8), first)
 
 
 def test_draws_have_the_stated_types_and_ranges() -> None:
-    generators = ImageGenerators(range(500))
+    generators = StackedRandomGenerator(range(500))
     assert generators.randn(2, 3).shape == (500, 2, 3) and generators.randn().dtype == torch.float32
     integers, uniform = generators.randint(4), generators.rand()
     assert integers.dtype == torch.long and set(integers.tolist()) == {0, 1, 2, 3}

@@ -29,7 +29,7 @@ from p1_diffusion import inference, train
 SMALL = TrainingConfig(
     steps=6,
     batch_size=4,
-    accumulation=2,
+    gradient_accumulation_steps=2,
     lr=0.05,
     warmup=2,
     log_every=1,
@@ -189,7 +189,7 @@ def tiny_arguments(data: Path, run_dir: Path, **flags: object) -> list[str]:
         "model.dropout": 0.1,
         "steps": STEPS,
         "batch-size": 4,
-        "accumulation": 2,
+        "gradient_accumulation_steps": 2,
         "warmup": 4,
         "log-every": 3,
         "validate-every": 1000,
@@ -270,7 +270,7 @@ def test_resuming_with_other_settings_is_refused(
     whole: Path, digits_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(whole)
-    for flag, value, name in (("lr", "0.5", "lr = 0.01"), ("drop-digit", "0.3", "drop_digit = 0.1")):
+    for flag, value, name in (("lr", "0.5", "lr = 0.01"), ("cond-drop-prob", "0.3", "cond_drop_prob = 0.1")):
         sentence = refused(capsys, train.main, train.Config, *tiny_arguments(digits_root, whole, **{flag: value}))
         assert name in sentence and value in sentence and "same settings" in sentence
     assert contents(whole) == before
@@ -283,7 +283,7 @@ def test_a_run_can_be_made_longer_and_says_where(tmp_path: Path) -> None:
     stretched.fit(tmp_path / "stretched", config=long)
     whole.fit(tmp_path / "whole", config=long)
     # One loss for each micro-batch. What comes after the change of length runs on the new cosine.
-    assert len(stretched.path) == len(whole.path) == long.steps * long.accumulation
+    assert len(stretched.path) == len(whole.path) == long.steps * long.gradient_accumulation_steps
     lines = [json.loads(line) for line in (tmp_path / "stretched" / "metrics.jsonl").read_text().splitlines()]
     assert {"step": SMALL.steps, "steps": long.steps} in lines
     rates = {line["step"]: line["lr"] for line in lines if "lr" in line}
@@ -378,8 +378,10 @@ def test_a_constant_learning_rate_falls_in_a_line_over_the_last_fifth() -> None:
 
 
 def test_a_batch_that_does_not_split_evenly_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="batch size 4 is not a multiple of processes times accumulation, 3"):
-        Line().fit(tmp_path / "run", dataclasses.replace(SMALL, accumulation=3))
+    with pytest.raises(
+        InputError, match="batch size 4 is not a multiple of processes times gradient accumulation steps, 3"
+    ):
+        Line().fit(tmp_path / "run", dataclasses.replace(SMALL, gradient_accumulation_steps=3))
     assert not (tmp_path / "run").exists()
 
 
@@ -394,7 +396,7 @@ def test_only_the_given_parameters_change(tmp_path: Path) -> None:
 def test_validate_and_save_see_the_average(tmp_path: Path) -> None:
     """The average is d a + (1 - d) p after each step, with d = min(decay, (1 + n) / (10 + n)); the loss sees p itself."""
     line = Line()
-    line.fit(tmp_path, dataclasses.replace(SMALL, accumulation=1, validate_every=6, checkpoint_every=6))
+    line.fit(tmp_path, dataclasses.replace(SMALL, gradient_accumulation_steps=1, validate_every=6, checkpoint_every=6))
     weights = [*line.path, line.weight.detach()]  # before the first step, and after each
     assert len(weights) == 7
     average = weights[0]
@@ -438,7 +440,7 @@ def losses(run_dir: Path) -> list[float]:
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     for accumulation in (1, 2, 4):
-        line_fit(tmp_path / str(accumulation), dataclasses.replace(LINE, accumulation=accumulation))
+        line_fit(tmp_path / str(accumulation), dataclasses.replace(LINE, gradient_accumulation_steps=accumulation))
     for accumulation in ("2", "4"):
         assert losses(tmp_path / accumulation) == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
 

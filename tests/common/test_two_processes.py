@@ -41,7 +41,7 @@ def test_each_process_takes_its_slice_of_one_global_batch(two: Path) -> None:
 
 
 def test_two_processes_give_the_losses_of_one(two: Path, tmp_path: Path) -> None:
-    line_fit(tmp_path, dataclasses.replace(LINE, accumulation=1))
+    line_fit(tmp_path, dataclasses.replace(LINE, gradient_accumulation_steps=1))
     assert len(losses(tmp_path)) == 20
     assert losses(two / "whole") == pytest.approx(losses(tmp_path), abs=1e-5)
 

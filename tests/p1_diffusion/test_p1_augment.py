@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.seeds import BatchDraws, ImageGenerators
+from common.seeds import BatchDraws, StackedRandomGenerator
 from p1_diffusion.augment import AUGMENTATION, augment
 
 
@@ -15,14 +15,14 @@ def images(count: int = 64) -> Tensor:
 
 
 def test_at_probability_0_nothing_is_done_or_told() -> None:
-    done, told = augment(images(), 0.0, ImageGenerators(range(64)))
+    done, told = augment(images(), 0.0, StackedRandomGenerator(range(64)))
     assert torch.equal(done, images()) and not told.any() and told.shape == (64, AUGMENTATION)
 
 
 def test_what_is_told_is_what_was_done() -> None:
     """From the vector alone each image that was not moved can be made again."""
     before = images()
-    after, told = augment(before, 0.5, ImageGenerators(range(64)))
+    after, told = augment(before, 0.5, StackedRandomGenerator(range(64)))
     still = ~told[:, 6:].any(1)
     assert 10 < int(still.sum()) < 54
     orders = list(itertools.permutations(range(3)))
@@ -40,7 +40,7 @@ def test_a_shift_moves_the_image_by_what_is_told() -> None:
     """A bright column moves by 3 pixels times what is told, against the direction in which the grid is read."""
     column = torch.full((200, 3, 28, 28), -1.0)
     column[..., 14] = 1.0
-    after, told = augment(column, 1.0, ImageGenerators(range(200)))
+    after, told = augment(column, 1.0, StackedRandomGenerator(range(200)))
     after = after * (1.0 - 2.0 * told[:, 5]).view(-1, 1, 1, 1)
     mass = (after[:, 0, 14] + 1.0).clamp(min=0.0)
     centre = (mass * torch.arange(28)).sum(1) / mass.sum(1)

@@ -105,10 +105,13 @@ def test_what_the_parser_refuses_is_a_box(flags: str, tmp_path: Path, capsys: py
         ("--steps 0", "--steps must be at least 1, not 0"),
         ("--steps -5", "--steps must be at least 1, not -5"),
         ("--batch-size 0", "--batch-size must be at least 1, not 0"),
-        ("--accumulation 0", "--accumulation must be at least 1, not 0"),
+        ("--gradient-accumulation-steps 0", "--gradient-accumulation-steps must be at least 1, not 0"),
         ("--log-every 0", "--log-every must be at least 1, not 0"),
         ("--checkpoint-every -1", "--checkpoint-every must be at least 1, not -1"),
-        ("--accumulation 3", "batch size 4 is not a multiple of processes times accumulation, 3"),
+        (
+            "--gradient-accumulation-steps 3",
+            "batch size 4 is not a multiple of processes times gradient accumulation steps, 3",
+        ),
     ],
 )
 def test_trainings_that_make_no_sense(

@@ -22,9 +22,9 @@ class Knowing:
         return iter([self.known])
 
     def __call__(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        signal, noise = make_schedule("cosine").rates_like(t, x_t)
+        alpha_t, sigma_t = make_schedule("cosine").alpha_sigma_like(t, x_t)
         x0 = self.known[context[:, 1], context[:, 0]]
-        return (signal * x_t - x0) / noise
+        return (alpha_t * x_t - x0) / sigma_t
 
 
 def test_a_model_that_knows_each_class_recognises_every_image() -> None:

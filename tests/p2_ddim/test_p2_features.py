@@ -11,7 +11,7 @@ from common.data.faces import load_faces
 from common.errors import InputError
 from common.files import read_json
 from common.images import to_model_range
-from common.seeds import ImageGenerators
+from common.seeds import StackedRandomGenerator
 from p2_ddim.study import evaluate_features, train_features
 from p2_ddim.study.features import SHIPPED, FaceFeatures, choose_features, colours, random_views, recognised
 
@@ -38,15 +38,15 @@ def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_view_depends_on_its_own_image_and_seed_alone(photos: Path) -> None:
     x = to_model_range(load_faces(photos).images[:4])
-    views = random_views(x, ImageGenerators([5, 6, 7, 8]))
+    views = random_views(x, StackedRandomGenerator([5, 6, 7, 8]))
     assert views.shape == x.shape and not torch.equal(views, x)
-    assert torch.equal(random_views(x[2:3], ImageGenerators([7])), views[2:3])
-    assert not torch.equal(random_views(x[2:3], ImageGenerators([9])), views[2:3])
+    assert torch.equal(random_views(x[2:3], StackedRandomGenerator([7])), views[2:3])
+    assert not torch.equal(random_views(x[2:3], StackedRandomGenerator([9])), views[2:3])
 
 
 def test_a_view_of_one_colour_is_of_one_colour() -> None:
     """Nothing from outside the picture comes in, whatever the crop and the turn."""
-    views = random_views(torch.full((20, 3, 16, 16), 0.5), ImageGenerators(range(20)))
+    views = random_views(torch.full((20, 3, 16, 16), 0.5), StackedRandomGenerator(range(20)))
     assert views.flatten(2).std(2).max() < 1e-6 and views.mean((1, 2, 3)).std() > 0.05
 
 
@@ -105,7 +105,7 @@ def test_the_shipped_network_loads_if_it_is_there() -> None:
 
 
 def test_a_batch_cannot_be_cut(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--data", photos, "--run-dir", tmp_path / "run", "--accumulation", "2")
+    arguments = ("--data", photos, "--run-dir", tmp_path / "run", "--gradient-accumulation-steps", "2")
     assert exit_code(train_features.main, train_features.Config, *arguments) == 2
     assert "needs its whole batch at once" in capsys.readouterr().err
 

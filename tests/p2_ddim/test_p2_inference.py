@@ -301,8 +301,8 @@ def test_a_v_network_samples_like_the_eps_network_that_it_implies() -> None:
         parameterization, side_multiple = "v", 2
 
         def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-            signal, rate = linear_schedule().rates(int(t[0]))
-            return (eps_network(x_t, t) - rate * x_t) / signal
+            alpha_t, rate = linear_schedule().alpha_sigma(int(t[0]))
+            return (eps_network(x_t, t) - rate * x_t) / alpha_t
 
     first = draw(eps_network, 0, steps=5)
     torch.testing.assert_close(draw(AsV(), 0, steps=5), first, atol=1e-3, rtol=1e-3)

@@ -215,7 +215,7 @@ def test_the_loss_falls(model_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--accumulation", "2"], "--accumulation must be 1"),
+        (["--gradient-accumulation-steps", "2"], "--gradient-accumulation-steps must be 1"),
         (["--batch-size", "600"], "--batch-size must be at most 506, the number of classes"),
         (["--model", "ViT-B32"], "open_clip knows no model 'ViT-B32'"),
         (["--model", "resnet.json"], "only CLIPs with a ViT and a causal text tower are trained here"),
@@ -223,9 +223,9 @@ def test_the_loss_falls(model_file: Path, tmp_path: Path) -> None:
         (["--model", "nowhere.json"], "nowhere.json does not exist"),
         (["--model", "wide.json"], "only square pictures are trained on here, not [32, 64]"),
         (["--fill50k", "nowhere"], "the pairs of fill50k are not there"),
-        (["--fill50k", "nowhere", "--real-part", "1"], "--real-part leaves no drawn picture in a batch"),
-        (["--real-part", "1.5"], "--real-part must be between 0 and 1, not 1.5"),
-        (["--pair-part", "-0.1"], "--pair-part must be between 0 and 1, not -0.1"),
+        (["--fill50k", "nowhere", "--real-fraction", "1"], "--real-fraction leaves no drawn picture in a batch"),
+        (["--real-fraction", "1.5"], "--real-fraction must be between 0 and 1, not 1.5"),
+        (["--pair-fraction", "-0.1"], "--pair-fraction must be between 0 and 1, not -0.1"),
         (["--init-from", "other"], "the weights in other do not fit the model: 2 missing"),
     ],
 )

@@ -36,7 +36,7 @@ from common.latent.small import (
     save_network,
 )
 from common.latent.text_encoder import clip_tokenizer, load_text_encoder, load_text_tower
-from common.seeds import ImageGenerators
+from common.seeds import StackedRandomGenerator
 from p3_controlnet.base import train_autoencoder, train_text, train_unet
 from p3_controlnet.formats import is_small, load_controlnet
 from p3_controlnet.latent_cache import Bank, make_bank
@@ -395,9 +395,9 @@ def test_the_loss_is_the_weighted_one_and_hides_captions_but_not_hints(model: La
 
     spy = types.SimpleNamespace(apply_model=apply_model, schedule=model.schedule, parameterization="v")
 
-    def loss(part: dict[str, torch.Tensor], drop_text: float, gamma: float | None) -> float:
-        options = {"drop_text": drop_text, "min_snr_gamma": gamma, "snr_offset": 1.0}
-        return latent_loss(spy, part, bank.null, ImageGenerators([3]), **options).item()
+    def loss(part: dict[str, torch.Tensor], cond_drop_prob: float, gamma: float | None) -> float:
+        options = {"cond_drop_prob": cond_drop_prob, "min_snr_gamma": gamma, "snr_offset": 1.0}
+        return latent_loss(spy, part, bank.null, StackedRandomGenerator([3]), **options).item()
 
     plain, weighted = loss(batch, 0.0, None), loss(batch, 1.0, 5.0)
     (t, kept), (_, hidden) = seen

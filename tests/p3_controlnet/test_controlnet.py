@@ -31,7 +31,7 @@ from common.diffusion.loss import diffusion_loss
 from common.errors import InputError
 from common.images import to_hint
 from common.latent.model import LatentDiffusion
-from common.seeds import Draws, ImageGenerators
+from common.seeds import Draws, StackedRandomGenerator
 from common.training import TrainingConfig, fit
 from p3_controlnet.model import CONFIG_FILE, ControlNet
 
@@ -164,7 +164,7 @@ def test_it_agrees_with_diffusers(kind: str) -> None:
 
 def loss_of(model: LatentDiffusion, step: int = 0) -> Tensor:
     x0 = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(step))
-    generators = ImageGenerators([2 * step, 2 * step + 1])
+    generators = StackedRandomGenerator([2 * step, 2 * step + 1])
     return diffusion_loss(model.apply_model, SCHEDULE, x0, condition(), generators, parameterization="eps")
 
 

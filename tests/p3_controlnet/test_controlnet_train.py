@@ -91,7 +91,7 @@ def test_it_trains_the_control_alone_resumes_and_saves_a_controlnet_folder(
 def test_checkpointing_gives_the_same_and_a_trained_control_can_be_a_start(base: Path, tmp_path: Path) -> None:
     """In the backward pass it computes the same numbers again."""
     assert run(tmp_path / "plain", base, "--steps", 2) == 0
-    assert run(tmp_path / "saving", base, "--steps", 2, "--checkpointing") == 0
+    assert run(tmp_path / "saving", base, "--steps", 2, "--gradient-checkpointing") == 0
     one, other = (load_tensors(tmp_path / name / "last" / WEIGHTS_FILE)[0] for name in ("plain", "saving"))
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
     assert run(tmp_path / "next", base, "--steps", 1, "--lr", 0, "--init-from", tmp_path / "plain" / "last") == 0

@@ -44,7 +44,7 @@ def test_drawn_scenes_have_one_or_two_shapes_in_every_wording() -> None:
         assert any(caption.startswith(start) for caption in captions)
     for kind in ("circle", "square", "triangle", "star"):
         assert any(kind in caption for caption in captions)
-    assert not any("next to" in caption for caption in drawn_examples(20, 16, 0, pair_part=0.0).captions)
+    assert not any("next to" in caption for caption in drawn_examples(20, 16, 0, pair_fraction=0.0).captions)
     assert drawn_examples(2, 16, 0).hints is None
 
 
@@ -52,24 +52,24 @@ def test_some_pairs_share_a_colour() -> None:
     """Two circles of one colour are asked for later, and a base that never saw such a scene would not draw them."""
 
     def shared(**parts: float) -> int:
-        captions = drawn_examples(120, 8, 0, pair_part=1.0, **parts).captions
+        captions = drawn_examples(120, 8, 0, pair_fraction=1.0, **parts).captions
         objects = [
             re.sub("^(a photo of )?a |( with | on a ).*", "", caption).split(" next to ") for caption in captions
         ]
         return sum(len({shape.rpartition(" ")[0] for shape in shapes}) == 1 for shapes in objects)
 
     assert 11 <= shared() <= 37  # a fifth of 120, give or take 3 deviations
-    assert shared(shared_part=0.0) == 0
+    assert shared(shared_fraction=0.0) == 0
 
 
 def test_some_pairs_are_two_circles() -> None:
     def twins(**parts: float) -> int:
-        scenes = [scene for scene, _ in described_scenes(240, 0, pair_part=1.0, **parts)]
+        scenes = [scene for scene, _ in described_scenes(240, 0, pair_fraction=1.0, **parts)]
         return sum({shape.kind for shape in scene.shapes} == {"circle"} for scene in scenes)
 
     assert 82 <= twins() <= 128  # 40 % of 240 and a sixteenth of the rest, give or take 3 deviations
-    assert twins(twin_part=0.0) <= 27
-    assert twins(twin_part=1.0) == 240
+    assert twins(twin_fraction=0.0) <= 27
+    assert twins(twin_fraction=1.0) == 240
 
 
 def test_drawn_circles_lie_as_the_real_ones_do() -> None:

@@ -17,7 +17,7 @@ from common.diffusion.loss import (
 )
 from common.diffusion.process import denoiser, output_target, predict_eps, predict_x0, q_sample
 from common.diffusion.schedule import NoiseSchedule, linear_schedule, zero_terminal_snr
-from common.seeds import ImageGenerators
+from common.seeds import StackedRandomGenerator
 
 PARAMETERIZATIONS = ["eps", "x0", "v"]
 SCHEDULE = linear_schedule()
@@ -61,12 +61,12 @@ def test_q_sample_is_the_chain_of_single_steps() -> None:
 @pytest.mark.parametrize("t", [0, 500, 999])
 def test_target_and_predictions_are_inverse(parameterization: str, t: int) -> None:
     x0, eps = normal(2, 3, 4, 4), normal(2, 3, 4, 4, seed=1)
-    signal, noise = SCHEDULE.rates(t)
-    x_t = signal * x0 + noise * eps
-    output = output_target(parameterization, x0, eps, signal, noise)
+    alpha_t, sigma_t = SCHEDULE.alpha_sigma(t)
+    x_t = alpha_t * x0 + sigma_t * eps
+    output = output_target(parameterization, x0, eps, alpha_t, sigma_t)
     # Relative to 1 / rate, by which rounding grows where the rate is small.
-    assert (predict_x0(parameterization, output, x_t, signal, noise) - x0).abs().max() < 1e-14 / signal
-    assert (predict_eps(parameterization, output, x_t, signal, noise) - eps).abs().max() < 1e-14 / noise
+    assert (predict_x0(parameterization, output, x_t, alpha_t, sigma_t) - x0).abs().max() < 1e-14 / alpha_t
+    assert (predict_eps(parameterization, output, x_t, alpha_t, sigma_t) - eps).abs().max() < 1e-14 / sigma_t
 
 
 def test_v_is_the_derivative_by_the_angle() -> None:
@@ -90,9 +90,9 @@ class Oracle:
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         self.x_t, self.t, self.condition = x_t, t, condition
-        signal, noise = SCHEDULE.rates_like(t, x_t)
-        eps = (x_t - signal * self.x0) / noise
-        return output_target(self.parameterization, self.x0, eps, signal, noise) + self.error
+        alpha_t, sigma_t = SCHEDULE.alpha_sigma_like(t, x_t)
+        eps = (x_t - alpha_t * self.x0) / sigma_t
+        return output_target(self.parameterization, self.x0, eps, alpha_t, sigma_t) + self.error
 
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
@@ -100,7 +100,7 @@ def test_loss_is_the_squared_error_of_the_output(parameterization: str) -> None:
     x0, condition = normal(4, 3, 8, 8), torch.arange(4)
     for error in (0.0, 0.5):
         network = Oracle(x0, parameterization, error)
-        generators = ImageGenerators([1, 2, 3, 4])
+        generators = StackedRandomGenerator([1, 2, 3, 4])
         loss = diffusion_loss(network, SCHEDULE, x0, condition, generators, parameterization=parameterization)
         assert loss.item() == pytest.approx(error**2, abs=1e-6)
         assert network.condition is condition and network.t.dtype == torch.long
@@ -112,7 +112,7 @@ def test_loss_of_an_image_depends_on_its_own_seed() -> None:
     seeds = [7, 8, 9]
 
     def loss(rows: list[int]) -> float:
-        generators = ImageGenerators([seeds[row] for row in rows])
+        generators = StackedRandomGenerator([seeds[row] for row in rows])
         return diffusion_loss(lambda x, t, c: 0 * x, SCHEDULE, x0[rows], rows, generators, parameterization="v").item()
 
     assert loss([0, 1, 2]) == pytest.approx(sum(loss([row]) for row in (0, 1, 2)) / 3, rel=1e-6)
@@ -125,7 +125,12 @@ def test_timesteps_of_training_are_uniform() -> None:
     shown = []
     x0 = torch.zeros(4000, 1)
     diffusion_loss(
-        lambda x, t, c: shown.append(t) or x, schedule, x0, x0, ImageGenerators(range(4000)), parameterization="eps"
+        lambda x, t, c: shown.append(t) or x,
+        schedule,
+        x0,
+        x0,
+        StackedRandomGenerator(range(4000)),
+        parameterization="eps",
     )
     counts = torch.bincount(shown[0], minlength=10)
     assert len(counts) == 10 and bool(((counts - 400).abs() < 95).all())
@@ -149,7 +154,7 @@ def test_min_snr_is_finite_at_snr_zero(parameterization: str, weight: float) -> 
         PURE_NOISE,
         torch.ones(4, 3),
         torch.zeros(4),
-        ImageGenerators(range(4)),
+        StackedRandomGenerator(range(4)),
         parameterization=parameterization,
         min_snr_gamma=5.0,
     )
@@ -164,7 +169,7 @@ def test_pixels_are_weighted() -> None:
     mask[:, :, :2] = 2.0
 
     def loss(image: Tensor, **more: Tensor) -> float:
-        generators = ImageGenerators([1, 2])
+        generators = StackedRandomGenerator([1, 2])
         return diffusion_loss(
             lambda x, t, c: 0 * x, SCHEDULE, image, x0, generators, parameterization="x0", **more
         ).item()
@@ -189,7 +194,7 @@ def test_min_snr_gamma_weights_each_image() -> None:
     """With an output error of 1 everywhere, the loss is the mean weight at the t that were drawn."""
     x0 = normal(8, 3)
     network = Oracle(x0, "v", error=1.0)
-    generators = ImageGenerators(range(8))
+    generators = StackedRandomGenerator(range(8))
     loss = diffusion_loss(network, SCHEDULE, x0, x0, generators, parameterization="v", min_snr_gamma=5.0)
     snr = SCHEDULE.alphas_cumprod[network.t] / (1 - SCHEDULE.alphas_cumprod[network.t])
     assert loss.item() == pytest.approx((snr.clamp(max=5.0) / (snr + 1)).mean().item(), rel=1e-5)
@@ -205,7 +210,7 @@ def test_the_best_log_variance_is_the_log_of_the_error() -> None:
             SCHEDULE,
             x0,
             x0,
-            ImageGenerators(range(8)),
+            StackedRandomGenerator(range(8)),
             parameterization="x0",
             log_variance=lambda t: u.expand(len(t)),
         )
@@ -235,7 +240,7 @@ def test_trained_guidance_comes_to_rest_at_the_guided_output(scale: float) -> No
             SCHEDULE,
             x0,
             torch.ones(64),
-            ImageGenerators(range(64)),
+            StackedRandomGenerator(range(64)),
             parameterization="x0",
             guidance=TrainedGuidance(scale, torch.zeros(64), interval),
         ).backward()
@@ -269,7 +274,7 @@ def test_loss_weightings(kind: str, parameterization: str, expected: dict) -> No
 
 def test_logit_normal_timesteps_are_those_of_a_normal_variable() -> None:
     """T sigmoid(n) is below T / 2 for half of all n and below T sigmoid(-1) for 15.9 % of them."""
-    t = draw_timesteps(1000, "logit_normal", ImageGenerators(range(4000)))
+    t = draw_timesteps(1000, "logit_normal", StackedRandomGenerator(range(4000)))
     assert t.dtype == torch.long and int(t.min()) >= 0 and int(t.max()) < 1000
     assert (t < 500).float().mean().item() == pytest.approx(0.5, abs=0.03)
     assert (t < 1000 / (1 + math.e)).float().mean().item() == pytest.approx(0.1587, abs=0.02)
@@ -278,17 +283,17 @@ def test_logit_normal_timesteps_are_those_of_a_normal_variable() -> None:
 def test_drop_context_rate() -> None:
     """Over 4000 draws the rate stays within 5 standard deviations, 5 sqrt(0.1 0.9 / 4000) = 0.024."""
     context = torch.arange(4000) % 10
-    dropped = drop_context(context, 10, 0.1, ImageGenerators(range(4000)))
+    dropped = drop_context(context, 10, 0.1, StackedRandomGenerator(range(4000)))
     changed = dropped != context
     assert abs(changed.float().mean().item() - 0.1) < 0.024
     assert bool((dropped[changed] == 10).all())
-    assert torch.equal(drop_context(context, 10, 0.0, ImageGenerators(range(4000))), context)
-    assert bool((drop_context(context, 10, 1.0, ImageGenerators(range(4000))) == 10).all())
+    assert torch.equal(drop_context(context, 10, 0.0, StackedRandomGenerator(range(4000))), context)
+    assert bool((drop_context(context, 10, 1.0, StackedRandomGenerator(range(4000))) == 10).all())
 
 
 def test_drop_context_drops_whole_rows() -> None:
     context, null = torch.ones(200, 7, 5), torch.zeros(7, 5)
-    sums = drop_context(context, null, 0.5, ImageGenerators(range(200))).sum((1, 2))
+    sums = drop_context(context, null, 0.5, StackedRandomGenerator(range(200))).sum((1, 2))
     assert set(sums.tolist()) == {0.0, 35.0}
 
 
@@ -345,9 +350,9 @@ def test_guidance_takes_conditions_of_several_tensors() -> None:
 def test_guidance_commutes_with_the_parameterization() -> None:
     """The maps between eps, x0 and v are affine at a fixed x_t, so guiding one of them is guiding all."""
     x_t, cond, uncond = normal(4), normal(4, seed=1), normal(4, seed=2)
-    signal, noise = SCHEDULE.rates(500)
-    x0_cond, x0_uncond = (predict_x0("v", v, x_t, signal, noise) for v in (cond, uncond))
-    x0_of_guided = predict_x0("v", guide(cond, uncond, 4.0), x_t, signal, noise)
+    alpha_t, sigma_t = SCHEDULE.alpha_sigma(500)
+    x0_cond, x0_uncond = (predict_x0("v", v, x_t, alpha_t, sigma_t) for v in (cond, uncond))
+    x0_of_guided = predict_x0("v", guide(cond, uncond, 4.0), x_t, alpha_t, sigma_t)
     torch.testing.assert_close(x0_of_guided, guide(x0_cond, x0_uncond, 4.0))
 
 
@@ -390,8 +395,8 @@ def test_clipping_comes_after_guidance() -> None:
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_eps_is_recomputed_from_the_clipped_x0_on_request_alone(parameterization: str) -> None:
     x0, eps = torch.tensor([[0.5, 3.0, -2.0]], dtype=torch.float64), normal(1, 3)
-    signal, noise = SCHEDULE.rates(500)
-    x_t, output = signal * x0 + noise * eps, output_target(parameterization, x0, eps, signal, noise)
+    alpha_t, sigma_t = SCHEDULE.alpha_sigma(500)
+    x_t, output = alpha_t * x0 + sigma_t * eps, output_target(parameterization, x0, eps, alpha_t, sigma_t)
     free, clipped = (
         denoiser(lambda x, t: output, SCHEDULE, parameterization, clip_x0=clip)(x_t, 500) for clip in (False, True)
     )
@@ -401,7 +406,7 @@ def test_eps_is_recomputed_from_the_clipped_x0_on_request_alone(parameterization
     assert torch.equal(clipped[1], free[1])
     consistent = denoiser(lambda x, t: output, SCHEDULE, parameterization, clip_x0=True, eps_of_clipped=True)(x_t, 500)
     assert torch.equal(consistent[0], clipped[0])
-    torch.testing.assert_close(signal * consistent[0] + noise * consistent[1], x_t)
+    torch.testing.assert_close(alpha_t * consistent[0] + sigma_t * consistent[1], x_t)
 
 
 def test_eps_prediction_is_refused_at_snr_zero() -> None:

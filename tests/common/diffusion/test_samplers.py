@@ -24,7 +24,7 @@ from common.diffusion.samplers import (
 from common.diffusion.schedule import (
     SPACINGS,
     NoiseSchedule,
-    Pairs,
+    TimestepPairs,
     chain,
     homework_pairs,
     leading_pairs,
@@ -53,21 +53,21 @@ def no_noise() -> Tensor:
 
 
 def gaussian_oracle(schedule: NoiseSchedule) -> Denoise:
-    """The exact denoiser of data N(MEAN, STD^2): eps = noise (x - signal MEAN) / (signal^2 STD^2 + noise^2)."""
+    """The exact denoiser of data N(MEAN, STD^2): eps = sigma_t (x - alpha_t MEAN) / (alpha_t^2 STD^2 + sigma_t^2)."""
 
     def predict(x_t: Tensor, t: int) -> Tensor:
-        signal, noise = schedule.rates(t)
-        return noise * (x_t - signal * MEAN) / (signal**2 * STD**2 + noise**2)
+        alpha_t, sigma_t = schedule.alpha_sigma(t)
+        return sigma_t * (x_t - alpha_t * MEAN) / (alpha_t**2 * STD**2 + sigma_t**2)
 
     return denoiser(predict, schedule, "eps", clip_x0=False)
 
 
 def point_oracle(schedule: NoiseSchedule, point: Tensor, parameterization: str = "eps") -> Denoise:
-    """The exact denoiser of data that is `point` alone: eps = (x - signal point) / noise."""
+    """The exact denoiser of data that is `point` alone: eps = (x - alpha_t point) / sigma_t."""
 
     def predict(x_t: Tensor, t: int) -> Tensor:
-        signal, noise = schedule.rates(t)
-        return output_target(parameterization, point, (x_t - signal * point) / noise, signal, noise)
+        alpha_t, sigma_t = schedule.alpha_sigma(t)
+        return output_target(parameterization, point, (x_t - alpha_t * point) / sigma_t, alpha_t, sigma_t)
 
     return denoiser(predict, schedule, parameterization, clip_x0=False)
 
@@ -94,7 +94,7 @@ def test_ddim_at_eta_1_and_stride_1_is_ddpms_posterior() -> None:
 
 
 @pytest.mark.parametrize("pairs", [trailing_pairs(1000, 20), homework_pairs(), EVERY_STEP], ids=["20", "50", "1000"])
-def test_ddpm_is_ddim_at_eta_1_on_any_pairs(pairs: Pairs) -> None:
+def test_ddpm_is_ddim_at_eta_1_on_any_pairs(pairs: TimestepPairs) -> None:
     """Both draw from q(x_prev | x_t, x0) (Section 4.1 of arXiv:2010.02502), so the same noise gives the same images."""
     denoise, x_T = gaussian_oracle(SCHEDULE), normal(4, 6)
     ddpm = sample_ddpm(denoise, SCHEDULE, x_T, pairs, noise=noise_source(4, 6, seed=1))
@@ -150,10 +150,12 @@ def test_a_point_mass_is_returned_exactly(sampler: str, spacing: str, steps: int
 def test_on_the_homeworks_list_a_point_mass_keeps_the_noise_of_abar_0(sampler: str) -> None:
     """eps is constant on the path, so the walk ends at sqrt(abar_0) point + sqrt(1 - abar_0) eps."""
     point, x_T = normal(2, 5), normal(2, 5, seed=1)
-    signal, noise = SCHEDULE.rates(981)
-    eps = (x_T - signal * point) / noise
+    alpha_t, sigma_t = SCHEDULE.alpha_sigma(981)
+    eps = (x_T - alpha_t * point) / sigma_t
     x_0 = sample(sampler, point_oracle(SCHEDULE, point), SCHEDULE, x_T, homework_pairs(), noise=no_noise)
-    torch.testing.assert_close(x_0, SCHEDULE.rates(0)[0] * point + SCHEDULE.rates(0)[1] * eps, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        x_0, SCHEDULE.alpha_sigma(0)[0] * point + SCHEDULE.alpha_sigma(0)[1] * eps, rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,24 +163,24 @@ def test_on_the_homeworks_list_a_point_mass_keeps_the_noise_of_abar_0(sampler: s
     [(10, 0.3741, 0.2982), (50, 0.4724, 0.2989), (250, 0.4943, 0.2990), (1000, 0.4985, 0.2990)],
 )
 def test_ddim_of_a_gaussian(steps: int, std: float, mean: float) -> None:
-    """Each step multiplies x - signal m by (signal signal' s^2 + noise noise') / (signal^2 s^2 + noise^2), so from
+    """Each step multiplies x - alpha_t m by (alpha_t alpha_t' s^2 + sigma_t sigma_t') / (alpha_t^2 s^2 + sigma_t^2), so from
     x_T ~ N(0, 1) the output's std is the product of these over the pairs, and its mean m (1 - product signal_T)."""
     pairs = leading_pairs(1000, steps)
     # A linear map of x_T: its values at 0 and 1 tell the mean and the standard deviation.
     out = sample_ddim(gaussian_oracle(SCHEDULE), SCHEDULE, torch.tensor([0.0, 1.0], dtype=torch.float64), pairs)
     product = 1.0
     for t, t_prev in pairs:
-        (signal, noise), (signal_prev, noise_prev) = SCHEDULE.rates(t), SCHEDULE.rates(t_prev)
-        product *= (signal * signal_prev * STD**2 + noise * noise_prev) / (signal**2 * STD**2 + noise**2)
+        (alpha_t, sigma_t), (alpha_prev, sigma_prev) = SCHEDULE.alpha_sigma(t), SCHEDULE.alpha_sigma(t_prev)
+        product *= (alpha_t * alpha_prev * STD**2 + sigma_t * sigma_prev) / (alpha_t**2 * STD**2 + sigma_t**2)
     assert (out[1] - out[0]).item() == pytest.approx(product, rel=1e-10) == pytest.approx(std, abs=5e-5)
-    expected_mean = MEAN * (1 - product * SCHEDULE.rates(pairs[0][0])[0])
+    expected_mean = MEAN * (1 - product * SCHEDULE.alpha_sigma(pairs[0][0])[0])
     assert out[0].item() == pytest.approx(expected_mean, rel=1e-10) == pytest.approx(mean, abs=6e-5)
 
 
 def gaussian_path(schedule: NoiseSchedule, t: int, z: Tensor) -> Tensor:
-    """The exact probability-flow path of the Gaussian: signal m + sqrt(signal^2 s^2 + noise^2) z, with z constant."""
-    signal, noise = schedule.rates(t)
-    return signal * MEAN + math.sqrt(signal**2 * STD**2 + noise**2) * z
+    """The exact probability-flow path of the Gaussian: alpha_t m + sqrt(alpha_t^2 s^2 + sigma_t^2) z, with z constant."""
+    alpha_t, sigma_t = schedule.alpha_sigma(t)
+    return alpha_t * MEAN + math.sqrt(alpha_t**2 * STD**2 + sigma_t**2) * z
 
 
 @pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)])
@@ -190,8 +192,8 @@ def test_order_of_convergence(sampler: str, order: int) -> None:
     """
 
     def log_snr_rate(t: int) -> float:
-        signal, noise = SCHEDULE.rates(t)
-        return math.log(signal / noise)
+        alpha_t, sigma_t = SCHEDULE.alpha_sigma(t)
+        return math.log(alpha_t / sigma_t)
 
     nodes = torch.linspace(log_snr_rate(100), log_snr_rate(800), 161, dtype=torch.float64)
     abar = torch.sigmoid(2 * nodes)  # lambda = log(abar / (1 - abar)) / 2
@@ -213,8 +215,8 @@ def test_few_steps_of_heun_from_pure_noise(zero_terminal: bool) -> None:
     schedule = make_schedule("cosine", zero_terminal=zero_terminal)
 
     def denoise(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        signal, noise = schedule.rates(t)
-        x0 = (signal * STD**2 * x_t + noise**2 * MEAN) / (signal**2 * STD**2 + noise**2)
+        alpha_t, sigma_t = schedule.alpha_sigma(t)
+        x0 = (alpha_t * STD**2 * x_t + sigma_t**2 * MEAN) / (alpha_t**2 * STD**2 + sigma_t**2)
         return x0 + 1e-2 * torch.sin(7.0 * x_t + t), x_t
 
     z = torch.linspace(-2, 2, 9, dtype=torch.float64)
@@ -267,11 +269,11 @@ def test_announced_counts(zero_terminal: bool) -> None:
 
 
 def test_from_snr_zero_the_first_step_is_ddims() -> None:
-    """x0 = -v and eps = x_T there, so DDIM and DPM++ go to signal' x0 + noise' x_T."""
+    """x0 = -v and eps = x_T there, so DDIM and DPM++ go to alpha_t' x0 + sigma_t' x_T."""
     schedule, x_T = make_schedule("linear", zero_terminal=True), normal(2, 3)
     denoise = denoiser(lambda x, t: 0.1 * x + 0.2, schedule, "v", clip_x0=False)
-    signal_prev, noise_prev = schedule.rates(949)
-    expected = signal_prev * -(0.1 * x_T + 0.2) + noise_prev * x_T
+    alpha_prev, sigma_prev = schedule.alpha_sigma(949)
+    expected = alpha_prev * -(0.1 * x_T + 0.2) + sigma_prev * x_T
     for sampler in (sample_ddim, sample_dpmpp_2m):
         torch.testing.assert_close(sampler(denoise, schedule, x_T, [(999, 949)]), expected)
 
@@ -326,7 +328,7 @@ def diffusers() -> ModuleType:
 
 
 def compare_steps(
-    scheduler: object, pairs: Pairs, clip_x0: bool, ours: Callable[..., Tensor], **arguments: object
+    scheduler: object, pairs: TimestepPairs, clip_x0: bool, ours: Callable[..., Tensor], **arguments: object
 ) -> None:
     """One step from each t, from random x_t and network outputs: the next x and the predicted x0.
 
@@ -417,9 +419,9 @@ def test_dpmpp_2m_agrees_with_diffusers(diffusers: ModuleType, parameterization:
 
     def output(x_t: Tensor, t: int) -> Tensor:
         """A network's output for an x0 that bends with x_t."""
-        signal, noise = SCHEDULE.rates(t)
+        alpha_t, sigma_t = SCHEDULE.alpha_sigma(t)
         x0 = torch.sin(2.0 * x_t)
-        return output_target(parameterization, x0, (x_t - signal * x0) / noise, signal, noise)
+        return output_target(parameterization, x0, (x_t - alpha_t * x0) / sigma_t, alpha_t, sigma_t)
 
     path = []
     denoise = denoiser(output, SCHEDULE, parameterization, clip_x0=False)

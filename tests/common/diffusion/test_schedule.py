@@ -100,20 +100,20 @@ def test_rates_agree_in_every_form() -> None:
     schedule = linear_schedule()
     t = torch.tensor([0, 500, 999])
     x = torch.zeros(3, 2, 4, 4)
-    signal, noise = schedule.rates_like(t, x)
-    assert signal.shape == noise.shape == (3, 1, 1, 1) and signal.dtype == x.dtype
-    torch.testing.assert_close(signal**2 + noise**2, torch.ones(3, 1, 1, 1))
+    alpha_t, sigma_t = schedule.alpha_sigma_like(t, x)
+    assert alpha_t.shape == sigma_t.shape == (3, 1, 1, 1) and alpha_t.dtype == x.dtype
+    torch.testing.assert_close(alpha_t**2 + sigma_t**2, torch.ones(3, 1, 1, 1))
     for row, step in enumerate(t.tolist()):
-        number = schedule.rates(step)
-        assert (signal[row].item(), noise[row].item()) == pytest.approx(number, rel=1e-7)
+        number = schedule.alpha_sigma(step)
+        assert (alpha_t[row].item(), sigma_t[row].item()) == pytest.approx(number, rel=1e-7)
         assert schedule.snr(t)[row].item() == pytest.approx((number[0] / number[1]) ** 2, rel=1e-6)
-    assert schedule.rates(-1) == (1.0, 0.0)
+    assert schedule.alpha_sigma(-1) == (1.0, 0.0)
 
 
 def test_rates_keep_float64() -> None:
     """A table rounded to float32 on the way would be off by about 1e-8."""
-    signal, _ = linear_schedule().rates_like(torch.tensor([500]), torch.zeros(1, 2, dtype=torch.float64))
-    assert signal.item() == pytest.approx(linear_schedule().rates(500)[0], rel=1e-15)
+    alpha_t, _ = linear_schedule().alpha_sigma_like(torch.tensor([500]), torch.zeros(1, 2, dtype=torch.float64))
+    assert alpha_t.item() == pytest.approx(linear_schedule().alpha_sigma(500)[0], rel=1e-15)
 
 
 @pytest.mark.parametrize("t", [-2, 1000])

@@ -20,7 +20,7 @@ from common.diffusion.schedule import trailing_pairs
 from common.errors import InputError
 from common.latent.control import control_interval, guess_mode_scales
 from common.latent.model import SD_SCALE_FACTOR, LatentCondition, LatentDiffusion
-from common.seeds import ImageGenerators
+from common.seeds import StackedRandomGenerator
 
 PER_CHANNEL = {"latent_mean": (0.1, -0.2, 0.3, 0.0), "latent_std": (0.5, 1.0, 2.0, 0.25)}
 
@@ -88,12 +88,12 @@ def test_decoding_undoes_the_normalisation(stats: dict) -> None:
 def test_a_drawn_latent_follows_the_posterior_and_its_own_seed(plain: LatentDiffusion) -> None:
     with torch.no_grad():
         posterior = plain.autoencoder.encode(images()).latent_dist
-    drawn = plain.encode(images(), ImageGenerators([7, 8]))
-    noise = ImageGenerators([7, 8]).randn(4, 16, 16)
+    drawn = plain.encode(images(), StackedRandomGenerator([7, 8]))
+    noise = StackedRandomGenerator([7, 8]).randn(4, 16, 16)
     torch.testing.assert_close(drawn, (posterior.mean + posterior.std * noise) * SD_SCALE_FACTOR)
-    assert torch.equal(drawn, plain.encode(images(), ImageGenerators([7, 8])))
-    assert not torch.equal(drawn, plain.encode(images(), ImageGenerators([7, 9])))
-    torch.testing.assert_close(plain.encode(images()[1:], ImageGenerators([8])), drawn[1:])
+    assert torch.equal(drawn, plain.encode(images(), StackedRandomGenerator([7, 8])))
+    assert not torch.equal(drawn, plain.encode(images(), StackedRandomGenerator([7, 9])))
+    torch.testing.assert_close(plain.encode(images()[1:], StackedRandomGenerator([8])), drawn[1:])
 
 
 # ----------------------------------------------------------------------------
@@ -303,8 +303,8 @@ def test_sampling_equals_a_loop_of_separate_calls(controlled: LatentDiffusion) -
         timesteps = torch.full((len(x_t),), t)
         a, b = (controlled.apply_model(x_t, timesteps, half) for half in (cond, null))
         eps = b + 2.0 * (a - b)
-        signal, noise = SCHEDULE.rates(t)
-        return (x_t - noise * eps) / signal, eps
+        alpha_t, sigma_t = SCHEDULE.alpha_sigma(t)
+        return (x_t - sigma_t * eps) / alpha_t, eps
 
     denoise = denoiser(controlled.predictor(cond, null, 2.0), SCHEDULE, "eps", clip_x0=False)
     expected = sample_ddim(two_calls, SCHEDULE, x_T, pairs)
@@ -351,7 +351,7 @@ def cuda_condition(device: torch.device) -> LatentCondition:
 
 def test_loss_on_cuda() -> None:
     def check(device: torch.device, model: LatentDiffusion) -> None:
-        generators = ImageGenerators([1, 2], device)
+        generators = StackedRandomGenerator([1, 2], device)
         latents = model.encode(torch.zeros(2, 3, 128, 128, device=device), generators)
         cond = dataclasses.replace(cuda_condition(device), context=model.encode_text(["a", "b"]))
         loss = diffusion_loss(model.apply_model, SCHEDULE, latents, cond, generators, parameterization="v")
@@ -364,7 +364,7 @@ def test_sampling_on_cuda() -> None:
     """Guided, in guess mode, controlled in the first half alone, with fresh noise."""
 
     def check(device: torch.device, model: LatentDiffusion) -> None:
-        generators = ImageGenerators([1, 2], device)
+        generators = StackedRandomGenerator([1, 2], device)
         cond = dataclasses.replace(cuda_condition(device), control_scales=guess_mode_scales(5))
         pairs = trailing_pairs(1000, 2)
         window = control_interval(pairs, 0.0, 0.5)
