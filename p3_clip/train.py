@@ -42,7 +42,7 @@ from common.devices import pick_device
 from common.errors import InputError
 from common.files import read_json
 from common.grid import labelled_grid
-from common.images import to_model_range, write_png
+from common.images import resize, to_model_range, write_png
 from common.seeds import Draws, derive_seed
 from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_clip.model import DATA, read_templates, zero_shot_classifier
@@ -262,14 +262,6 @@ def read_real(root: Path, size: int) -> RealPairs:
     colours = [pair.colours for pair in pairs]
     images = [resize(pair.read_target()[None], size)[0] for pair in tqdm(pairs, desc="fill50k", dynamic_ncols=True)]
     return RealPairs(torch.stack(images), colours)
-
-
-def resize(images: Tensor, size: int) -> Tensor:
-    """uint8 [N, 3, S, S] at another size, as inference does it: bicubic, antialiased."""
-    if images.shape[-1] == size:
-        return images
-    small = F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
-    return small.round().clamp(0, 255).to(torch.uint8)
 
 
 class Captioner:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,7 +23,7 @@ from common.data.fill50k import SIZE, Pair, read_prompts
 from common.data.layouts import Description, parse_caption
 from common.errors import InputError
 from common.files import write_json
-from common.images import read_rgb
+from common.images import read_rgb, to_pil
 from common.metrics.circles import Circle, disc, fit_circles
 from common.metrics.clip_scores import FORMS
 from common.metrics.segmentation import (
@@ -176,7 +175,7 @@ def load_judge(weights: str) -> tuple["Clip | None", str]:
 
 def cosine(judge: "Clip", picture: Tensor, prompt: str) -> float:
     """CLIP's cosine between a picture, uint8 [3, H, W], and its prompt."""
-    image = judge.preprocess(Image.fromarray(picture.permute(1, 2, 0).numpy()))
+    image = judge.preprocess(to_pil(picture))
     return float(judge.encode_images(image[None])[0] @ judge.encode_texts([prompt])[0])
 
 

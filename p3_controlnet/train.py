@@ -16,7 +16,6 @@ from typing import Annotated
 import torch
 import tyro
 from torch import Tensor
-from torch.nn import functional as F
 
 from common import cli
 from common.colour import colour_difference
@@ -25,7 +24,7 @@ from common.devices import make_accelerator
 from common.errors import InputError
 from common.files import ROOT
 from common.grid import labelled_grid
-from common.images import to_uint8, write_png
+from common.images import resize, to_uint8, write_png
 from common.latent.generate import GenerationConfig, Request, generate
 from common.latent.load import base_hash, load_base
 from common.latent.model import LatentDiffusion
@@ -194,7 +193,7 @@ def compare(image: Tensor, target: Tensor) -> tuple[float, float]:
     mask, truth = object_mask(image), object_mask(target)
     if not mask.any():
         return 0.0, NO_OBJECT_ERROR
-    images = [F.interpolate(x[None], mask.shape, mode="nearest")[0] for x in (image, target)]
+    images = [resize(x, mask.shape, "nearest") for x in (image, target)]
     errors = []
     for regions in ((mask, truth), (~mask, ~truth)):
         colours = [

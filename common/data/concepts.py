@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.random import Generator
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from common.colour import CSS_COLOURS, colour_difference
 from common.data.shapes import Shape, render_mask
 from common.errors import InputError
-from common.images import image_files
+from common.images import image_files, read_photo
 from common.seeds import derive_seed
 
 UNNAMED = 15.0
@@ -45,17 +44,7 @@ def read_photos(folder: Path) -> list[Tensor]:
     files = image_files(folder)
     if not files:
         raise InputError(f"the concept folder {folder} holds no photo: .jpg or .png files are expected")
-    return [_read_upright(file) for file in files]
-
-
-def _read_upright(path: Path) -> Tensor:
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"the photo {path} is not a readable image ({reason})") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return [read_photo(file) for file in files]
 
 
 # ----------------------------------------------------------------------------

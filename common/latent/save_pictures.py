@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from common.checkpoint import state_hash
 from common.diffusion.process import Network
 from common.files import make_folder
-from common.images import read_note, to_uint8, write_png
+from common.images import read_note, resize, to_uint8, write_png
 from common.latent.generate import GenerationConfig, Request, generate, settled
 from common.latent.model import LatentDiffusion
 
@@ -89,15 +88,7 @@ def draw(
     """Yields (indices of requests, pictures uint8 [n, 3, size, size]) chunk by chunk; see `generate`."""
     chunks = generate(model, requests, config, latent_side, network=network, show_progress=show_progress)
     for indices, images in chunks:
-        yield indices, torch.stack([enlarge(to_uint8(image), size) for image in images])
-
-
-def enlarge(image: Tensor, size: int) -> Tensor:
-    """uint8 [3, S, S] at the side that is asked for, bicubic."""
-    if image.shape[-1] == size:
-        return image
-    scaled = F.interpolate(image[None].float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
-    return scaled[0].round().clamp(0, 255).to(image.dtype)
+        yield indices, torch.stack([resize(to_uint8(image), size) for image in images])
 
 
 def _made_with(model: LatentDiffusion, config: GenerationConfig, settings: Mapping[str, Any]) -> str:

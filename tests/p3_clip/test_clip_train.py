@@ -21,6 +21,7 @@ from common.clip.loading import load_clip, save_folder
 from common.colour import CSS_COLOURS, colour_difference
 from common.data.shapes import Scene, draw_scene, held_out_classes, held_out_scene, render
 from common.files import ROOT, read_json
+from common.images import resize
 from p3_clip import train
 from p3_clip.train import (
     Captioner,
@@ -28,7 +29,6 @@ from p3_clip.train import (
     RealPairs,
     contrastive_loss,
     read_model_cfg,
-    resize,
     shorten_vocabulary,
     vocabulary,
     whole_state,
