@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import cli
+from common.clip.loading import load_judge
 from common.data.fill50k import SIZE, Pair, read_prompts
 from common.data.layouts import Description, parse_caption
 from common.errors import InputError
@@ -80,7 +81,9 @@ def main(config: Config) -> None:
     pairs = read_prompts(config.prompts, config.sources, config.targets)
     scenes = [read_scene(pair) for pair in pairs]
     pictures, dropped = read_output(config.images, [pair.target.relative_to(config.targets) for pair in pairs])
-    judge, note = load_judge(config.clip)
+    judge, note = load_judge(pretrained=None if config.clip == "auto" else config.clip)
+    if judge is None and config.clip == "auto":
+        note = f"left out, since {note.replace('--pretrained', '--clip')}"  # the flag here
     segmenter = load_sam2(config.sam2) if config.sam2 else centre_mask
     lines = []
     for pair, scene, picture in zip(pairs, scenes, tqdm(pictures, unit="image", dynamic_ncols=True), strict=True):
@@ -149,24 +152,6 @@ def read_scene(pair: Pair) -> tuple[list[Circle], Description]:
         count = len(described.colours)
         raise InputError(f"{pair.source} shows {len(circles)} circles, but its prompt names {count}: {pair.prompt!r}")
     return circles, described
-
-
-def load_judge(weights: str) -> tuple["Clip | None", str]:
-    """OpenAI's ViT-B/32 and its name, or None and why; see `Config.clip`.
-
-    Never the project's small CLIP: it conditions the small model, so it cannot judge it. Raises InputError if weights that were
-    asked for cannot be had.
-    """
-    if weights == "none":
-        return None, "left out as asked for"
-    from common.clip.loading import DEFAULT_MODEL, DEFAULT_TAG, load_clip
-
-    if weights != "auto":
-        return load_clip(DEFAULT_MODEL, weights)
-    try:
-        return load_clip(DEFAULT_MODEL, DEFAULT_TAG)
-    except InputError as error:
-        return None, f"left out, since {str(error).replace('--pretrained', '--clip')}"  # the flag here
 
 
 # ----------------------------------------------------------------------------

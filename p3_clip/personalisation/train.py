@@ -75,7 +75,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     model.choose_attention(config.training.mixed_precision)
     base = base_hash(model)
     concepts = new_concepts(config, lessons, model, small)
-    clip = load_judge(config.clip, config.training.device)
+    clip = clip_for_checkpoints(config.clip, config.training.device)
 
     # What the base model draws, before it learns anything.
     regular = Regular([], [])
@@ -256,11 +256,11 @@ def about(config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson],
 # Scores.
 
 
-def load_judge(model: str | None, device: DeviceName) -> "Clip | None":
-    """The CLIP that compares checkpoints; None, which is said, where none was asked for and none is to be had."""
-    from common.clip.loading import find_clip
+def clip_for_checkpoints(model: str | None, device: DeviceName) -> "Clip | None":
+    """The CLIP that compares checkpoints, or None; prints which, or why none."""
+    from common.clip.loading import load_judge
 
-    clip, note = find_clip(model, device)
+    clip, note = load_judge(model, device=device)
     print(
         f"checkpoints are compared by {note}"
         if clip

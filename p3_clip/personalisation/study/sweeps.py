@@ -82,7 +82,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Draws, measures and writes."""
-    from common.clip.loading import find_clip
+    from common.clip.loading import load_judge
 
     if config.images < 1:
         raise InputError(f"--images must be at least 1, not {config.images}")
@@ -94,7 +94,7 @@ def main(config: Config) -> None:
     # All are read before the first picture.
     tokens = {path: tokens_of(path) for path in sources(config).values() if path is not None}
     learned_by_any = [name for name in DRAWN if any(name in known for known in tokens.values())]
-    clip, note = find_clip(config.clip, config.device)
+    clip, note = load_judge(config.clip, device=config.device)
     methods: dict[str, dict[str, Any]] = {}
     for method, path in sources(config).items():
         model = load_base(config.base)
