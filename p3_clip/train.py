@@ -18,7 +18,6 @@ and the run is of one process (one GPU).
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +37,7 @@ from common.colour import NAMES
 from common.contrastive import contrastive_loss
 from common.data.fill50k import Pair, load_fill50k
 from common.data.shapes import KINDS, draw_scene, held_out_classes, held_out_scene, render
-from common.devices import pick_device
+from common.devices import pick_device, this_process
 from common.errors import InputError
 from common.files import read_json
 from common.grid import labelled_grid
@@ -96,7 +95,7 @@ def main(config: Config) -> None:
     """Trains, or resumes."""
     if config.training.accumulation != 1:
         raise InputError("a contrastive loss needs its whole batch at once: --accumulation must be 1")
-    if int(os.environ.get("WORLD_SIZE", 1)) != 1:
+    if this_process().count != 1:
         raise InputError("a contrastive loss needs its whole batch at once: train in one process")
     for name in ("real_part", "pair_part"):
         if not 0.0 <= getattr(config, name) <= 1.0:

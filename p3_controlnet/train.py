@@ -9,7 +9,6 @@ RUN_DIR/last and RUN_DIR/best hold the control weights only, as a diffusers Cont
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from common import cli
 from common.colour import colour_difference
 from common.data.examples import Examples, drawn_circles, real_examples
-from common.devices import make_accelerator
+from common.devices import make_accelerator, this_process
 from common.errors import InputError
 from common.files import ROOT
 from common.grid import labelled_grid
@@ -166,7 +165,7 @@ def main(config: Config) -> None:
         validate=validate,
         preview=preview,
     )
-    if int(os.environ.get("RANK", 0)) == 0:
+    if this_process().rank == 0:
         step = convergence(config.run_dir / "metrics.jsonl")
         found = f"passed {CONVERGED} at step {step}" if step else f"never passed {CONVERGED}"
         print(f"sudden convergence: the IoU {found}")

@@ -73,6 +73,12 @@ def outside_its_room(path: str, source: str) -> list[str]:
     return sorted(name for name in names(source) if rooms.get(name, path) != path)
 
 
+def process_variables(source: str) -> set[str]:
+    """The launcher's variables that the source names: common/devices.py reads them for all."""
+    texts = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+    return texts & {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
+
+
 def forbidden_imports(path: str, source: str) -> list[str]:
     """Imports of argparse, of another problem, and of any problem from common."""
     own = path.split("/")[0]
@@ -111,6 +117,11 @@ def heavy_imports(start: str, program: dict[str, str]) -> dict[str, set[str]]:
 @pytest.mark.parametrize("path", PROGRAM)
 def test_every_idea_stays_in_its_room(path: str) -> None:
     assert outside_its_room(path, PROGRAM[path]) == []
+
+
+def test_one_file_asks_which_process_this_is() -> None:
+    asking = {path for path, source in PROGRAM.items() if process_variables(source)}
+    assert asking == {"common/devices.py"}
 
 
 @pytest.mark.parametrize("path", PROGRAM)

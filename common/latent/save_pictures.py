@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint import state_hash
+from common.devices import this_process
 from common.diffusion.process import Network
 from common.files import make_folder
 from common.images import read_note, resize, to_uint8, write_png
@@ -47,7 +47,7 @@ def draw_missing(
     A picture is kept if it is whole and was drawn for the same request by the same networks with the same settings; `settings`
     are those that `config` does not hold. `latent_side` and `network` are for `generate`, `staging` for `write_png`.
     """
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, processes, _ = this_process()
     for prompt in too_long(model, {picture.request.prompt for picture in pictures}) if rank == 0 else ():
         print(f"warning: only the first {model.tokenizer.model_max_length} tokens count of {prompt!r}", file=sys.stderr)
     # Which process draws a picture depends on no file.
