@@ -1,6 +1,7 @@
 """Rules of the house, read from the source: every idea in one room, and no problem leaning on another."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,6 +123,13 @@ def test_every_idea_stays_in_its_room(path: str) -> None:
 def test_one_file_asks_which_process_this_is() -> None:
     asking = {path for path, source in PROGRAM.items() if process_variables(source)}
     assert asking == {"common/devices.py"}
+
+
+def test_one_file_knows_versions_of_libraries() -> None:
+    told_apart = re.compile(
+        r"(transformers|diffusers) \d|__version__|importlib\.metadata|position_ids|StrictDataclassError"
+    )
+    assert {path for path, source in PROGRAM.items() if told_apart.search(source)} == {"common/library_versions.py"}
 
 
 @pytest.mark.parametrize("path", PROGRAM)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from common.checkpoint import load_strict
 from common.clip.fingerprint import uses_quick_gelu
 from common.errors import InputError
+from common.library_versions import without_positions
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel
@@ -60,9 +61,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> State:
     """The weights of transformers' CLIPModel by the names of open_clip."""
     towers, blocks = [tuple((b, a) for a, b in table) for table in (_TOWERS, _BLOCKS)]
     result: State = {}
-    for name, value in state.items():
-        if name.endswith("position_ids"):
-            continue
+    for name, value in without_positions(state).items():
         new = _renamed(name, towers, blocks)
         if ".self_attn.q_proj." in new:
             parts = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]

@@ -22,7 +22,6 @@ from common.latent.stable_diffusion.naming import (
     VAE,
     State,
     ema_names,
-    old_vae_names,
     text_encoder_names,
     to_compvis,
     unet_names,
@@ -31,6 +30,7 @@ from common.latent.stable_diffusion.naming import (
 from common.latent.stable_diffusion.sd14 import SD14, check_folder, check_table, empty_networks, noise_schedule
 from common.latent.stable_diffusion.weights import Part, fill, own_names, read_folder, read_weights
 from common.latent.text_encoder import clip_tokenizer
+from common.library_versions import has_old_attention, old_attention_names, text_prefix, without_positions
 
 
 def load_stable_diffusion(
@@ -79,17 +79,14 @@ def _parts_of_file(path: Path, configs: Path, ema: bool) -> tuple[Part, Part, Pa
 def _parts_of_folder(folder: Path, configs: Path) -> tuple[Part, Part, Part]:
     check_folder(folder, configs)
     vae, file = read_folder(folder / "vae")
-    old = any(".query." in key for key in vae)
     return (
         Part(*read_folder(folder / "unet"), own_names),
-        Part(vae, file, old_vae_names if old else own_names),
+        Part(vae, file, old_attention_names if has_old_attention(vae) else own_names),
         _text_part(*read_folder(folder / "text_encoder"), ""),
     )
 
 
 def _text_part(state: State, source: Path, prefix: str) -> Part:
-    """transformers 4 wrote `text_model.` before each name and a table of positions; 5 writes neither."""
-    state = {key: value for key, value in state.items() if not key.endswith("embeddings.position_ids")}
-    if any(key.startswith(f"{prefix}text_model.") for key in state):
-        prefix += "text_model."
-    return Part(state, source, functools.partial(text_encoder_names, prefix=prefix))
+    """The text encoder's weights, which have `prefix` before transformers' own names."""
+    prefix += text_prefix(state, before=prefix)
+    return Part(without_positions(state), source, functools.partial(text_encoder_names, prefix=prefix))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from common.errors import InputError
+from common.library_versions import TEXT_PREFIX
 
 Names = dict[str, str]
 State = dict[str, Tensor]
@@ -64,7 +65,6 @@ _VAE_PARTS = (
     (".attn_1.to_v.", ".attn_1.v."),
     (".attn_1.to_out.0.", ".attn_1.proj_out."),
 )
-_OLD_ATTENTION = ((".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn."))
 _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 _ONE_BY_ONE = re.compile(r"\.attn_1\.(q|k|v|proj_out)\.weight$")
 
@@ -123,14 +123,9 @@ def _vae_name(key: str, levels: int) -> str:
     return _replaced(key, _VAE_PARTS)
 
 
-def old_vae_names(keys: Iterable[str]) -> Names:
-    """The names that diffusers itself gave an autoencoder's attention when Stable Diffusion came out; its first folders have them."""
-    return {key: _replaced(key, _OLD_ATTENTION) for key in keys}
-
-
-def text_encoder_names(keys: Iterable[str], prefix: str = TEXT + "text_model.") -> Names:
-    """CompVis' names of the text encoder's weights; with the prefix "text_model." those of transformers 4, with "" of its 5."""
-    return {key: prefix + key.removeprefix("text_model.") for key in keys}
+def text_encoder_names(keys: Iterable[str], prefix: str = TEXT + TEXT_PREFIX) -> Names:
+    """CompVis' names of the text encoder's weights; with a `text_prefix` alone those of transformers' own files."""
+    return {key: prefix + key.removeprefix(TEXT_PREFIX) for key in keys}
 
 
 def ema_names(keys: Iterable[str]) -> Names:
