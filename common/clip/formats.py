@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import load_strict
 from common.clip.fingerprint import uses_quick_gelu
 from common.errors import InputError
 from common.library_versions import without_positions
 
 if TYPE_CHECKING:
-    from transformers import CLIPConfig, CLIPModel
+    from transformers import CLIPConfig
 
 State = dict[str, Tensor]
 VOCABULARY = 49408  # tokens of CLIP's tokenizer
@@ -120,15 +119,6 @@ def transformers_config(network: nn.Module) -> "CLIPConfig":
         "patch_size": network.visual.patch_size[0],
     }
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=network.text_projection.shape[1])
-
-
-def transformers_model(network: nn.Module) -> "CLIPModel":
-    """The same CLIP as transformers' CLIPModel."""
-    from transformers import CLIPModel
-
-    model = CLIPModel(transformers_config(network)).eval()
-    load_strict(model, to_transformers(network.state_dict()), "the open_clip model")
-    return model
 
 
 def open_clip_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,14 +13,12 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from common.colour import CSS_COLOURS, colour_difference
+from common.colour import CSS_COLOURS
 from common.data.shapes import Shape, render_mask
 from common.errors import InputError
 from common.images import image_files, read_photo
 from common.seeds import derive_seed
 
-UNNAMED = 15.0
-"""How far, in CIEDE2000, a colour is from every CSS colour if it counts as having no name."""
 WINE, MAUVE, SLATE = (60, 0, 24), (120, 84, 108), (24, 84, 120)
 GOLD = CSS_COLOURS["gold"]
 HOLE = 0.55
@@ -77,11 +75,6 @@ def draw_photo(name: str, index: int, seed: int = 0, side: int = SIDE) -> Tensor
     """Photo `index` of a drawn concept, uint8 [3, side, side], antialiased; it depends on the arguments alone."""
     random = np.random.default_rng(derive_seed(seed, sorted(DRAWN).index(name), index))
     return DRAWN[name].draw(random, side, CSS_COLOURS[OTHERS[index % len(OTHERS)]])
-
-
-def distance_to_names(colour: Rgb) -> float:
-    """CIEDE2000 from a colour to the nearest CSS colour."""
-    return float(colour_difference(np.array(colour)[None], np.array(list(CSS_COLOURS.values()))).min())
 
 
 def _shape_of(kind: str, colour: Rgb) -> Callable[[Generator, int, Rgb], Tensor]:

@@ -10,7 +10,6 @@ import functools
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from common.errors import InputError
 from common.latent.model import LatentDiffusion
@@ -23,7 +22,6 @@ from common.latent.stable_diffusion.naming import (
     State,
     ema_names,
     text_encoder_names,
-    to_compvis,
     unet_names,
     vae_names,
 )
@@ -51,13 +49,6 @@ def load_stable_diffusion(
         fill(network, part, dtype)
     std = 1.0 / vae.config.scaling_factor
     return LatentDiffusion(vae, text_encoder, clip_tokenizer(), unet, noise_schedule(configs), latent_std=std)
-
-
-def compvis_state(unet: nn.Module, autoencoder: nn.Module, text_encoder: nn.Module) -> State:
-    """The three networks' weights as a CompVis file has them under `state_dict`; the inverse of `load_stable_diffusion`."""
-    parts = ((unet, unet_names), (autoencoder, vae_names), (text_encoder, text_encoder_names))
-    states = [(network.state_dict(), names) for network, names in parts]
-    return {key: value for own, names in states for key, value in to_compvis(own, names(own)).items()}
 
 
 def _parts_of_file(path: Path, configs: Path, ema: bool) -> tuple[Part, Part, Part]:

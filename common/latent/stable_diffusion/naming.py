@@ -140,24 +140,9 @@ def _replaced(key: str, rules: Iterable[tuple[str, str]]) -> str:
     return key
 
 
-def to_compvis(state: Mapping[str, Tensor], names: Names) -> State:
-    """A network's weights under CompVis' names; the autoencoder's attention becomes 1x1 convolutions [C, C, 1, 1]."""
-    return {
-        names[key]: value[:, :, None, None] if _ONE_BY_ONE.search(names[key]) else value for key, value in state.items()
-    }
-
-
 def linear_attention(state: Mapping[str, Tensor]) -> State:
     """CompVis' weights with the autoencoder's attention as linear layers [C, C], which is how diffusers has it."""
     return {
         key: value[:, :, 0, 0] if _ONE_BY_ONE.search(key) and value.shape[2:] == (1, 1) else value
         for key, value in state.items()
     }
-
-
-def from_compvis(state: Mapping[str, Tensor], names: Names) -> State:
-    """The inverse of `to_compvis`. Raises InputError that names the first weight without a counterpart."""
-    back = {theirs: ours for ours, theirs in names.items()}
-    if strange := [key for key in state if key not in back]:
-        raise InputError(f"the weight {strange[0]} is not one of this network's in CompVis' format")
-    return {back[key]: value for key, value in linear_attention(state).items()}

@@ -14,7 +14,7 @@ import huggingface_hub
 import open_clip
 import pytest
 import torch
-from clip_tiny import TEXTS, TINY, tiny_clip, tiny_folder
+from clip_tiny import TEXTS, TINY, tiny_clip, tiny_folder, transformers_model
 from PIL import Image
 from tiny import Malice
 from torch import nn
@@ -24,7 +24,7 @@ from common.checkpoint import save_tensors
 from common.clip import loading as clip_module
 from common.clip import weights
 from common.clip.fingerprint import check_activation, uses_quick_gelu
-from common.clip.formats import from_transformers, to_transformers, transformers_model
+from common.clip.formats import from_transformers, to_transformers
 from common.clip.loading import load_clip, load_judge, save_folder
 from common.clip.model import Clip, encode_tokens
 from common.clip.torchscript import load_torchscript

@@ -11,11 +11,19 @@ from PIL import Image
 from tiny import contents, exit_code, refused
 
 from common.colour import CSS_COLOURS, colour_difference
-from common.data.concepts import DRAWN, GOLD, MAUVE, OTHERS, UNNAMED, distance_to_names, draw_photo, read_photos
+from common.data.concepts import DRAWN, GOLD, MAUVE, OTHERS, draw_photo, read_photos
 from common.errors import InputError
 from common.files import ROOT
 from common.metrics.segmentation import inner_region, median_colour, object_mask
 from p3_clip.personalisation.task import read_tasks
+
+UNNAMED = 15.0
+"""How far, in CIEDE2000, a colour is from every CSS colour if it counts as having no name."""
+
+
+def distance_to_names(colour: tuple[int, int, int]) -> float:
+    """CIEDE2000 from a colour to the nearest CSS colour."""
+    return float(colour_difference(np.array(colour)[None], np.array(list(CSS_COLOURS.values()))).min())
 
 
 @pytest.fixture(scope="module")

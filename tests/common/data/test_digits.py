@@ -68,15 +68,6 @@ def test_a_tenth_is_held_out_and_the_choice_never_changes() -> None:
     assert [name for name in names[:60] if is_held_out("mnistm", name)] == ["00019.png", "00028.png", "00032.png"]
 
 
-def test_select_keeps_everything_aligned(digits_root: Path) -> None:
-    data = load_digits(digits_root, "all")
-    keep = data.digits == 7
-    sevens = data.select(keep)
-    assert len(sevens) == 12 and set(sevens.digits.tolist()) == {7}
-    assert sevens.names == [data.names[i] for i in torch.nonzero(keep).flatten().tolist()]
-    assert torch.equal(sevens.images, data.images[keep])
-
-
 def test_pairing_of_both_editions() -> None:
     even, odd = [("mnistm", d) for d in (0, 2, 4, 6, 8)], [("svhn", d) for d in (1, 3, 5, 7, 9)]
     assert pairing("2025") == even + odd
