@@ -1,7 +1,7 @@
 """The speed of zero-shot classification against the straightforward open_clip loop, in one run on one set of pictures.
 
-    python3 scripts/benchmark_clip.py --images hw2_data/clip_shapes_test/val
-    python3 scripts/benchmark_clip.py --images DIR --model ViT-B-32 --random      (no weights needed)
+    python3 -m scripts.benchmark_clip --images hw2_data/clip_shapes_test/val
+    python3 -m scripts.benchmark_clip --images DIR --model ViT-B-32 --random      (no weights needed)
 
 Three ways to the same features: the loop of open_clip's README (read, preprocess, encode, one after the other), this project's
 (read ahead in threads, cache empty), and this project's a second time (cache full). Then, unless the weights are random, what a
@@ -24,8 +24,6 @@ import torch
 import tyro
 from torch import Tensor
 from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
 from common import cli
 from common.clip.features import extract_features, read_pixels

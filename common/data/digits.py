@@ -93,7 +93,7 @@ def _read_table(root: Path, dataset: str) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(
             f"the digits are not there: {path} does not exist; get them with `bash scripts/get_dataset.sh`, "
-            "or make a small set without any network with `python3 scripts/make_sample_data.py`"
+            "or make a small set without any network with `python3 -m scripts.make_sample_data`"
         )
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)

@@ -219,4 +219,4 @@ def test_the_script_trains_one_choice_at_a_time(tmp_path: Path) -> None:
     for line, study_line in zip(trained, measured, strict=True):
         run_dir = line.split("--run-dir ")[1].split()[0]
         assert f"--checkpoint {run_dir}/last --default-only" in study_line
-    assert "make_report.py" in last
+    assert "scripts.make_report" in last
