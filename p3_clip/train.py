@@ -42,7 +42,7 @@ from common.errors import InputError
 from common.files import read_json
 from common.grid import labelled_grid
 from common.images import resize, to_model_range, write_png
-from common.seeds import Draws, derive_seed
+from common.seeds import Draws, batch_seed, derive_seed
 from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_clip.model import DATA, read_templates, zero_shot_classifier
 
@@ -280,7 +280,7 @@ class Captioner:
 
     def batch(self, step: int) -> tuple[Tensor, list[str]]:
         """Pictures uint8 [N, 3, S, S] and their captions; a function of the seed and the step."""
-        random = np.random.default_rng(derive_seed(self.config.training.seed, step, 1))
+        random = np.random.default_rng(batch_seed(self.config.training.seed, step))
         count = self.config.training.batch_size
         real: list[Tensor] = []
         drawn: list[Tensor] = []

@@ -30,6 +30,7 @@ from common.latent.save_pictures import Picture, draw_missing
 from common.latent.small import USUAL_GUIDANCE
 from common.metrics.clip_scores import FORMS, image_cosines, text_cosines
 from common.seeds import derive_seeds
+from p3_clip.personalisation.base_kind import SMALL
 from p3_clip.personalisation.concepts import Concept, expand, initial_vectors, norms
 from p3_clip.personalisation.custom_diffusion import Customised
 from p3_clip.personalisation.model import KIND, load_learned, personalise, usual_words
@@ -100,7 +101,7 @@ def main(config: Config) -> None:
         model = load_base(config.base)
         known = tokens[path] if path else {name: f"<new{k + 1}>" for k, name in enumerate(learned_by_any)}
         learned = learn(model, path, known, vectors_of(config))
-        usual = norms(learned.concepts, usual_words(model, small=True))
+        usual = norms(learned.concepts, usual_words(model, SMALL))
         personalise(model, learned)
         artist = Artist(config, model.to(device), learned.concepts, generation, method)
         singles = {
