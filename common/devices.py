@@ -1,8 +1,8 @@
-"""Where to compute: device names and accelerate's view of the processes."""
+"""Where to compute: device names, and which of several processes this one is."""
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,27 @@ if TYPE_CHECKING:
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 
+class Process(NamedTuple):
+    """Which of the processes that `torchrun` or `accelerate launch` started this one is."""
+
+    rank: int
+    """0 for the main process, which alone prints and reports."""
+    count: int
+    """How many there are; 1 without a launcher."""
+    local_rank: int | None
+    """Its number on this machine, by which it takes a CUDA device; None without a launcher."""
+
+
+def this_process() -> Process:
+    """This process, from RANK, WORLD_SIZE and LOCAL_RANK; 0 of 1 where they are not set."""
+    local_rank = os.environ.get("LOCAL_RANK")
+    return Process(
+        int(os.environ.get("RANK", 0)),
+        int(os.environ.get("WORLD_SIZE", 1)),
+        int(local_rank) if local_rank else None,
+    )
+
+
 def pick_device(name: DeviceName) -> torch.device:
     """The device of that name; auto is CUDA, else MPS, else the CPU. Raises InputError if it is not there.
 
@@ -24,8 +45,8 @@ def pick_device(name: DeviceName) -> torch.device:
     kind = next(kind for kind, there in present.items() if there) if name == "auto" else name
     if not present[kind]:
         raise InputError(f"--device {name} was asked for, but no {name.upper()} device is present")
-    rank = os.environ.get("LOCAL_RANK")
-    return torch.device(kind, int(rank)) if kind == "cuda" and rank else torch.device(kind)
+    rank = this_process().local_rank
+    return torch.device(kind, rank) if kind == "cuda" and rank is not None else torch.device(kind)
 
 
 def has_room(device: torch.device, tensors: Iterable[Tensor]) -> bool:

@@ -7,6 +7,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from common.images import to_pil
+
 MARGIN = 6
 GAP = 2
 TEXT_SIZE = 13
@@ -51,8 +53,5 @@ def labelled_grid(
         pen.text(at, label, fill="black", font=font, anchor="rm", align="right")
     for i, image in enumerate(images):
         r, c = divmod(i, columns)
-        canvas.paste(
-            Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()),
-            (left + c * (width + GAP), top + r * (height + GAP)),
-        )
+        canvas.paste(to_pil(image), (left + c * (width + GAP), top + r * (height + GAP)))
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).contiguous()

@@ -31,6 +31,38 @@ def derive_seed(*key: int) -> int:
     return derive_seeds(*key, count=1)[0]
 
 
+# ----------------------------------------------------------------------------
+# The random streams of a training, each a function of the run's seed and the step.
+
+
+def noise_seed(seed: int, step: int) -> int:
+    """Seed of what the loss draws at a step: timesteps, noise, and which conditions are dropped."""
+    return derive_seed(seed, step)
+
+
+def batch_seed(seed: int, step: int) -> int:
+    """Seed of which images, or which drawn scenes, make up a step's batch."""
+    return derive_seed(seed, step, 1)
+
+
+def layers_seed(seed: int, step: int, process: int) -> int:
+    """Seed of what layers such as dropout draw at a step, by themselves in each process."""
+    return derive_seed(seed, step, 2, process)
+
+
+def views_seed(seed: int) -> int:
+    """Seed of the augmented views that personalisation makes once, before its first step.
+
+    It is the number that `noise_seed` gives at step 3, so the two share their bits; they draw
+    different things, and runs that are under way keep their views.
+    """
+    return derive_seed(seed, 3)
+
+
+# ----------------------------------------------------------------------------
+# Generators.
+
+
 class Draws(Protocol):
     """Random numbers for a batch of N images: what a loss draws from. `StackedRandomGenerator` and `BatchDraws` are such."""
 

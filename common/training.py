@@ -34,7 +34,7 @@ from common.run_folder import (
     set_steps,
     tensorboard_writer,
 )
-from common.seeds import BatchDraws, Draws, derive_seed
+from common.seeds import BatchDraws, Draws, batch_seed, derive_seed, layers_seed, noise_seed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -159,16 +159,16 @@ def fit(
     losses = _Losses(progress, accelerator, lambda step: batch_of(step).get("index"))
 
     def batch_of(step: int) -> Batch:
-        return get_batch(step, torch.Generator(device).manual_seed(derive_seed(config.seed, step, 1)))
+        return get_batch(step, torch.Generator(device).manual_seed(batch_seed(config.seed, step)))
 
     def take_step(step: int) -> None:
         """One step of the optimisers on one global batch, of which each micro-batch takes an equal, contiguous slice."""
         # Layers that draw for themselves, like dropout, use the global generator.
-        torch.manual_seed(derive_seed(config.seed, step, 2, accelerator.process_index))
+        torch.manual_seed(layers_seed(config.seed, step, accelerator.process_index))
         loss_value = torch.zeros((), device=device)
         # One process alone may break a step off: nothing has changed before the optimisers move.
         with interrupts.at_once() if processes == 1 else contextlib.nullcontext():
-            batch, draws = batch_of(step), BatchDraws(derive_seed(config.seed, step), config.batch_size, device)
+            batch, draws = batch_of(step), BatchDraws(noise_seed(config.seed, step), config.batch_size, device)
             for micro, part in enumerate(micro_batches, 1):
                 inputs = {name: value[part].to(device, non_blocking=True) for name, value in batch.items()}
                 last = micro == len(micro_batches)

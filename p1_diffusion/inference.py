@@ -6,7 +6,6 @@ torchrun --nproc_per_node 2 -m p1_diffusion.inference --output-dir OUT    (the s
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +14,7 @@ import tyro
 
 from common import cli
 from common.data.digits import DATASETS, Edition, pairing
-from common.devices import DeviceName, pick_device
+from common.devices import DeviceName, pick_device, this_process
 from common.errors import InputError
 from common.files import ROOT, make_folder
 from common.images import write_png
@@ -43,7 +42,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Writes the images of the edition, each process its share of the chunks."""
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, processes, _ = this_process()
     device = pick_device(config.device)
     config.sampling.check()
     model = ContextUNet.load(config.checkpoint).to(device)

@@ -15,7 +15,7 @@ from common.images import to_model_range
 from common.metrics.classifier import DigitClassifier
 from common.metrics.detail import mean_difference
 from common.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
-from common.seeds import BatchDraws, derive_seed
+from common.seeds import BatchDraws, noise_seed
 from p1_diffusion.model import NULL_DIGIT
 
 REAL_DRAWS = 5
@@ -163,7 +163,7 @@ def dropped_context_rate(probability: float = 0.1, seed: int = 0, steps: int = 5
     """How often training really hides the digit, counted over the draws of its first steps."""
     dropped = 0
     for step in range(steps):
-        draws = BatchDraws(derive_seed(seed, step), batch_size).part(slice(None))
+        draws = BatchDraws(noise_seed(seed, step), batch_size).part(slice(None))
         digits = drop_context(torch.zeros(batch_size, dtype=torch.long), NULL_DIGIT, probability, draws)
         dropped += int((digits == NULL_DIGIT).sum())
     return dropped / (steps * batch_size)

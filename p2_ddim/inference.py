@@ -8,14 +8,13 @@ The defaults are the convention behind the homework's reference faces; flags of 
 """
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from common import cli
-from common.devices import DeviceName, pick_device
+from common.devices import DeviceName, pick_device, this_process
 from common.files import make_folder
 from common.images import to_uint8, write_png
 from p2_ddim.model import FACES, load_network
@@ -41,7 +40,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Writes the image of every noise, each process its share of the chunks."""
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, processes, _ = this_process()
     device = pick_device(config.device)
     config.sampling.check()
     config.sampling.check_device(device)

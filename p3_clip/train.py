@@ -11,14 +11,13 @@ Sizes (p3_clip/data/clip_shapes.json) are chosen for the CPU: 48x48 pictures in 
 on it gets its tokens from `clip_tokenizer(32)` of `common.latent.text_encoder`. Training reads no position after the longest
 caption of the batch.
 
-A contrastive loss compares every picture of a batch with every caption of it, so a batch cannot be cut: gradient accumulation steps must be 1
-and the run is of one process (one GPU).
+A contrastive loss compares every picture of a batch with every caption of it, so a batch cannot be cut: gradient accumulation
+steps must be 1 and the run is of one process (one GPU).
 """
 
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,12 +37,12 @@ from common.colour import NAMES
 from common.contrastive import contrastive_loss
 from common.data.fill50k import Pair, load_fill50k
 from common.data.shapes import KINDS, draw_scene, held_out_classes, held_out_scene, render
-from common.devices import pick_device
+from common.devices import pick_device, this_process
 from common.errors import InputError
 from common.files import read_json
 from common.grid import labelled_grid
-from common.images import to_model_range, write_png
-from common.seeds import Draws, derive_seed
+from common.images import resize, to_model_range, write_png
+from common.seeds import Draws, batch_seed, derive_seed
 from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_clip.model import DATA, read_templates, zero_shot_classifier
 
@@ -96,7 +95,7 @@ def main(config: Config) -> None:
     """Trains, or resumes."""
     if config.training.gradient_accumulation_steps != 1:
         raise InputError("a contrastive loss needs its whole batch at once: --gradient-accumulation-steps must be 1")
-    if int(os.environ.get("WORLD_SIZE", 1)) != 1:
+    if this_process().count != 1:
         raise InputError("a contrastive loss needs its whole batch at once: train in one process")
     for name in ("real_fraction", "pair_fraction"):
         if not 0.0 <= getattr(config, name) <= 1.0:
@@ -264,14 +263,6 @@ def read_real(root: Path, size: int) -> RealPairs:
     return RealPairs(torch.stack(images), colours)
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """uint8 [N, 3, S, S] at another size, as inference does it: bicubic, antialiased."""
-    if images.shape[-1] == size:
-        return images
-    small = F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
-    return small.round().clamp(0, 255).to(torch.uint8)
-
-
 class Captioner:
     """Pictures and captions of step n. The first shapes of a batch are all of different (colour, kind) classes, and pictures come
     in groups that differ in the kind of the first shape alone. Without such hard negatives colour and background tell nearly all
@@ -289,7 +280,7 @@ class Captioner:
 
     def batch(self, step: int) -> tuple[Tensor, list[str]]:
         """Pictures uint8 [N, 3, S, S] and their captions; a function of the seed and the step."""
-        random = np.random.default_rng(derive_seed(self.config.training.seed, step, 1))
+        random = np.random.default_rng(batch_seed(self.config.training.seed, step))
         count = self.config.training.batch_size
         real: list[Tensor] = []
         drawn: list[Tensor] = []

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from common import cli
+from common.clip.loading import load_judge
 from common.data.fill50k import SIZE, Pair, read_prompts
 from common.data.layouts import Description, parse_caption
 from common.errors import InputError
 from common.files import write_json
-from common.images import read_rgb
+from common.images import read_rgb, to_pil
 from common.metrics.circles import Circle, disc, fit_circles
 from common.metrics.clip_scores import FORMS
 from common.metrics.segmentation import (
@@ -81,7 +81,9 @@ def main(config: Config) -> None:
     pairs = read_prompts(config.prompts, config.sources, config.targets)
     scenes = [read_scene(pair) for pair in pairs]
     pictures, dropped = read_output(config.images, [pair.target.relative_to(config.targets) for pair in pairs])
-    judge, note = load_judge(config.clip)
+    judge, note = load_judge(pretrained=None if config.clip == "auto" else config.clip)
+    if judge is None and config.clip == "auto":
+        note = f"left out, since {note.replace('--pretrained', '--clip')}"  # the flag here
     segmenter = load_sam2(config.sam2) if config.sam2 else centre_mask
     lines = []
     for pair, scene, picture in zip(pairs, scenes, tqdm(pictures, unit="image", dynamic_ncols=True), strict=True):
@@ -152,31 +154,13 @@ def read_scene(pair: Pair) -> tuple[list[Circle], Description]:
     return circles, described
 
 
-def load_judge(weights: str) -> tuple["Clip | None", str]:
-    """OpenAI's ViT-B/32 and its name, or None and why; see `Config.clip`.
-
-    Never the project's small CLIP: it conditions the small model, so it cannot judge it. Raises InputError if weights that were
-    asked for cannot be had.
-    """
-    if weights == "none":
-        return None, "left out as asked for"
-    from common.clip.loading import DEFAULT_MODEL, DEFAULT_TAG, load_clip
-
-    if weights != "auto":
-        return load_clip(DEFAULT_MODEL, weights)
-    try:
-        return load_clip(DEFAULT_MODEL, DEFAULT_TAG)
-    except InputError as error:
-        return None, f"left out, since {str(error).replace('--pretrained', '--clip')}"  # the flag here
-
-
 # ----------------------------------------------------------------------------
 # The grader's part.
 
 
 def cosine(judge: "Clip", picture: Tensor, prompt: str) -> float:
     """CLIP's cosine between a picture, uint8 [3, H, W], and its prompt."""
-    image = judge.preprocess(Image.fromarray(picture.permute(1, 2, 0).numpy()))
+    image = judge.preprocess(to_pil(picture))
     return float(judge.encode_images(image[None])[0] @ judge.encode_texts([prompt])[0])
 
 

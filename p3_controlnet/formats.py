@@ -21,8 +21,9 @@ from common.latent.stable_diffusion.naming import (
     HINT_DIFFUSERS,
     unet_names,
 )
-from common.latent.stable_diffusion.sd14 import SD14, check_config, defaults_of
+from common.latent.stable_diffusion.sd14 import SD14, check_config
 from common.latent.stable_diffusion.weights import Part, fill, own_names, read_folder, read_weights
+from common.library_versions import defaults_of
 from p3_controlnet.model import ENCODER_KEYS, ControlNet
 
 if TYPE_CHECKING:

@@ -3,12 +3,10 @@
 import zlib
 from pathlib import Path
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from common.errors import InputError
-from common.images import read_rgb
+from common.images import read_rgb, resize
 from common.seeds import derive_seed
 
 
@@ -22,10 +20,7 @@ def read_hint(path: Path) -> Tensor:
 
 def resize_hint(hint: Tensor, side: int) -> Tensor:
     """uint8 [3, S, S] at another side: averaged over areas, which keeps the place of a thin line, or bilinear."""
-    if hint.shape[-1] == side:
-        return hint
-    mode = {"mode": "area"} if side < hint.shape[-1] else {"mode": "bilinear", "align_corners": False}
-    return F.interpolate(hint[None].float(), (side, side), **mode)[0].round().to(torch.uint8)
+    return resize(hint, side, "area" if side < hint.shape[-1] else "bilinear", antialias=False)
 
 
 def image_seed(name: str, seed: int) -> int:

@@ -8,7 +8,6 @@ the small model. Finished pictures of the same settings are kept, so an interrup
 """
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,7 @@ import tyro
 
 from common import cli
 from common.data.fill50k import SIZE, read_prompts
-from common.devices import pick_device
+from common.devices import pick_device, this_process
 from common.errors import InputError
 from common.latent.control import residual_scales
 from common.latent.generate import ControlledGenerationConfig, Request
@@ -73,7 +72,7 @@ def main(config: Config) -> None:
     draw_missing(
         model, pictures, config.generation, config.size, settings=settings, latent_side=latent_side, network=network
     )
-    if int(os.environ.get("RANK", 0)) == 0:
+    if this_process().rank == 0:
         print(f"{len(pairs)} pictures in {config.output_dir}")
 
 

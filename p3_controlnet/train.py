@@ -9,24 +9,22 @@ RUN_DIR/last and RUN_DIR/best hold the control weights only, as a diffusers Cont
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import torch
 import tyro
 from torch import Tensor
-from torch.nn import functional as F
 
 from common import cli
 from common.cli import Preset
 from common.colour import colour_difference
 from common.data.examples import Examples, drawn_circles, real_examples
-from common.devices import make_accelerator
+from common.devices import make_accelerator, this_process
 from common.errors import InputError
 from common.files import ROOT
 from common.grid import labelled_grid
-from common.images import to_uint8, write_png
+from common.images import resize, to_uint8, write_png
 from common.latent.generate import ControlledGenerationConfig, Request, generate
 from common.latent.load import base_hash, load_base
 from common.latent.model import LatentDiffusion
@@ -207,7 +205,7 @@ def main(config: Config) -> None:
         validate=validate,
         preview=preview,
     )
-    if int(os.environ.get("RANK", 0)) == 0:
+    if this_process().rank == 0:
         step = convergence(config.run_dir / "metrics.jsonl")
         found = f"passed {CONVERGED} at step {step}" if step else f"never passed {CONVERGED}"
         print(f"sudden convergence: the IoU {found}")
@@ -231,7 +229,7 @@ def compare(image: Tensor, target: Tensor) -> tuple[float, float]:
     mask, truth = object_mask(image), object_mask(target)
     if not mask.any():
         return 0.0, NO_OBJECT_ERROR
-    images = [F.interpolate(x[None], mask.shape, mode="nearest")[0] for x in (image, target)]
+    images = [resize(x, mask.shape, "nearest") for x in (image, target)]
     errors = []
     for regions in ((mask, truth), (~mask, ~truth)):
         colours = [

@@ -1,7 +1,7 @@
 """The speed of zero-shot classification against the straightforward open_clip loop, in one run on one set of pictures.
 
-    python3 scripts/benchmark_clip.py --images hw2_data/clip_shapes_test/val
-    python3 scripts/benchmark_clip.py --images DIR --model ViT-B-32 --random      (no weights needed)
+    python3 -m scripts.benchmark_clip --images hw2_data/clip_shapes_test/val
+    python3 -m scripts.benchmark_clip --images DIR --model ViT-B-32 --random      (no weights needed)
 
 Three ways to the same features: the loop of open_clip's README (read, preprocess, encode, one after the other), this project's
 (read ahead in threads, cache empty), and this project's a second time (cache full). Then, unless the weights are random, what a
@@ -22,14 +22,11 @@ from typing import Annotated
 
 import torch
 import tyro
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
-
 from common import cli
-from common.clip.features import extract_features
+from common.clip.features import extract_features, read_pixels
 from common.clip.loading import ClipConfig
 from common.clip.model import Clip
 from common.clip.weights import check_model_name
@@ -161,7 +158,7 @@ def plain_loop(clip: Clip, files: list[Path], batch_size: int) -> Tensor:
     features = []
     with torch.no_grad():
         for start in range(0, len(files), batch_size):
-            images = [clip.preprocess(Image.open(file)) for file in files[start : start + batch_size]]
+            images = [read_pixels(clip, file) for file in files[start : start + batch_size]]
             encoded = clip.network.encode_image(torch.stack(images).to(clip.device))
             features.append(F.normalize(encoded, dim=-1).cpu())
     return torch.cat(features)

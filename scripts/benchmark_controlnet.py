@@ -1,7 +1,7 @@
 """Speed and peak memory of training a ControlNet, against diffusers' own training step for the same networks.
 
-    python3 scripts/benchmark_controlnet.py                    (the small model; minutes)
-    python3 scripts/benchmark_controlnet.py --size sd14        (Stable Diffusion v1.4, random weights; needs 20 GB and half an hour)
+    python3 -m scripts.benchmark_controlnet                    (the small model; minutes)
+    python3 -m scripts.benchmark_controlnet --size sd14        (Stable Diffusion v1.4, random weights; needs 20 GB and half an hour)
 
 diffusers' step is that of its `train_controlnet.py`: autoencoder and text encoder run in every step, ControlNetModel, AdamW with
 its defaults, gradients kept at zero. This project's step takes latents and text from the bank. Between the two, each lever is
@@ -24,8 +24,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
 from common import cli
 from common.devices import DeviceName, pick_device
@@ -115,7 +113,7 @@ def main(config: Config) -> None:
         print_rows(rows)
         if config.result:
             parts = read_json(config.result) if config.result.exists() else {}
-            command = f"python3 scripts/benchmark_controlnet.py --size {config.size}"
+            command = f"python3 -m scripts.benchmark_controlnet --size {config.size}"
             write_json(config.result, parts | {config.size: {"command": command, **settings(config), "rows": rows}})
         return
     if config.recipe not in RECIPES:
@@ -162,8 +160,8 @@ def in_own_process(config: Config, recipe: str) -> dict[str, Any]:
     """What `measure` finds in a fresh process. Raises InputError if that fails, for example for want of memory."""
     given = {**settings(config), "size": config.size, "recipe": recipe}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if name != "threads"]
-    command = [sys.executable, str(Path(__file__).resolve()), *flags]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "scripts.benchmark_controlnet", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise InputError(f"the recipe {recipe!r} could not be measured: {reason}")

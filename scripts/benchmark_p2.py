@@ -1,14 +1,13 @@
 """Times one DDIM step of the homework's full-size face network (random weights) against a naive one and against diffusers.
 
-    python3 scripts/benchmark_p2.py                 (some minutes on two CPU cores; needs about 5 GB)
-    python3 scripts/benchmark_p2.py --device cuda
+    python3 -m scripts.benchmark_p2                 (some minutes on two CPU cores; needs about 5 GB)
+    python3 -m scripts.benchmark_p2 --device cuda
 
 All run float32 on one image, taking turns, and the fastest time of each counts: other programs only add to it. The peak is that
 of the fastest single convolution. Leave the machine alone meanwhile.
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
 from common import cli
 from common.devices import DeviceName, pick_device
@@ -84,7 +81,7 @@ def main(config: Config) -> None:
     print(f"{flops / 1e9:.0f} GFLOP a step; the fastest convolution reaches {peak / 1e9:.0f} GFLOP/s")
     if config.result:
         settings = {
-            "command": "python3 scripts/benchmark_p2.py",
+            "command": "python3 -m scripts.benchmark_p2",
             "side": config.side,
             "rounds": config.rounds,
             "device": device.type,

@@ -1,7 +1,7 @@
 """Times what the training loop itself costs a step: an empty model on 2,048 digits, beside the work that any loop must do.
 
-    python3 scripts/benchmark_training.py                  (half a minute on one CPU core)
-    python3 scripts/benchmark_training.py --device cuda
+    python3 -m scripts.benchmark_training                  (half a minute on one CPU core)
+    python3 -m scripts.benchmark_training --device cuda
 
 The work is that of one step of Problem 1: its noise by a plain `torch.randn`, the gather of its images and their conversion to
 [-1, 1]. Loop and work take turns step by step, and the median of their differences counts. Leave the machine alone meanwhile.
@@ -10,15 +10,12 @@ The work is that of one step of Problem 1: its noise by a plain `torch.randn`, t
 import dataclasses
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
 from common import cli
 from common.data.digits import DATASETS, NUM_DIGITS, SIZE, BalancedDraw, Digits
@@ -80,7 +77,7 @@ def main(config: Config) -> None:
     if config.result:
         hardware = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
         about = {"batch_size": config.batch_size, "threads": config.threads, "hardware": hardware}
-        write_json(config.result, {"command": "python3 scripts/benchmark_training.py", **about, **rows})
+        write_json(config.result, {"command": "python3 -m scripts.benchmark_training", **about, **rows})
 
 
 def time_steps(config: Config, data: Digits, device: torch.device) -> tuple[list[float], list[float]]:

@@ -1,14 +1,11 @@
 """Draws pairs like fill50k's testing ones, and control pictures with two circles, in the homework's layout, without any data.
 
-python3 scripts/make_circles.py --output-dir hw2_data/circles
-python3 scripts/make_circles.py --output-dir OUT --circles 0 --layouts two three touching cut
+python3 -m scripts.make_circles --output-dir hw2_data/circles
+python3 -m scripts.make_circles --output-dir OUT --circles 0 --layouts two three touching cut
 """
 
 import dataclasses
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
 from common import cli
 from common.data.examples import circle_scenes

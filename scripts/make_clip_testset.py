@@ -1,7 +1,7 @@
 """Writes the compositional zero-shot test in the course's layout: 50 held-out (colour, shape) classes x 50 pictures.
 
-    python3 scripts/make_clip_testset.py
-    python3 scripts/make_clip_testset.py --output-dir hw2_data/clip_shapes_test --size 64
+    python3 -m scripts.make_clip_testset
+    python3 -m scripts.make_clip_testset --output-dir hw2_data/clip_shapes_test --size 64
 
 OUT/val/{class_id}_{image_id}.png and OUT/id2label.json, like hw2_data/clip_zeroshot. The classes are those of
 common.data.shapes.held_out_classes, which no training shows; every picture is one whole shape on a background that differs from
@@ -11,13 +11,10 @@ it by at least 10 (CIEDE2000). The same seed writes the same pixels.
 import dataclasses
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
 from common import cli
 from common.data.shapes import held_out_classes, held_out_scene, render

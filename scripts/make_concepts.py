@@ -1,6 +1,6 @@
 """Draws the photos of the concepts that have no name in the small model's vocabulary, five of each: OUT/NAME/NN.png.
 
-    python3 scripts/make_concepts.py --output-dir hw2_data/concepts
+    python3 -m scripts.make_concepts --output-dir hw2_data/concepts
     bash hw2_3.sh hw2_data/concepts/input.json OUT checkpoints/ldm_shapes
 
 OUT/input.json asks for them like the homework's, by the shipped words <new1> to <new4>; its baselines of 0 demand nothing. Photo NN of a
@@ -8,11 +8,8 @@ concept depends on the seed, the side, the concept and NN alone.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
 from common import cli
 from common.data.concepts import DRAWN, PHOTOS, SIDE, draw_photo

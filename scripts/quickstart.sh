@@ -32,7 +32,7 @@ run_p1() {
 
 run_p2() {
   echo "Problem 2: ten faces from fixed noises by DDIM, what fresh noise does to four of them, and the paths between two."
-  "$PYTHON" "$ROOT/scripts/make_noise.py" --output-dir "$out/p2_noise"
+  "$PYTHON" -m scripts.make_noise --output-dir "$out/p2_noise"
   bash "$ROOT/hw2_2.sh" "$out/p2_noise" "$out/p2"
   "$PYTHON" -m p2_ddim.study.figures --noises "$out/p2_noise" --output-dir "$out/p2_figures" --images "$out/p2"
   echo "Look at faces.png, eta.png, slerp.png and lerp.png in $out/p2_figures; the faces are in $out/p2."
@@ -41,7 +41,7 @@ run_p2() {
 run_clip() {
   echo "Problem 3, 2024: the small CLIP classifies 2,500 pictures of 50 classes of coloured shapes that it never saw."
   local data="$out/clip_data"
-  [ -d "$data" ] || "$PYTHON" "$ROOT/scripts/make_clip_testset.py" --output-dir "$data"
+  [ -d "$data" ] || "$PYTHON" -m scripts.make_clip_testset --output-dir "$data"
   bash "$ROOT/scripts/inference_clip.sh" "$data/val" "$data/id2label.json" "$out/clip" --model "$ROOT/checkpoints/clip_shapes"
   "$PYTHON" -m p3_clip.evaluate zero-shot --run "$out/clip"
   "$PYTHON" -m p3_clip.study.figures --run "$out/clip" --images "$data/val" --output-dir "$out/clip_figures"
@@ -51,7 +51,7 @@ run_clip() {
 run_controlnet() {
   echo "Problem 3, 2025: 25 control pictures like the course's and 20 with two circles, drawn, graded by the bar of the latter, and shown."
   local data="$out/controlnet_data"
-  "$PYTHON" "$ROOT/scripts/make_circles.py" --output-dir "$data"
+  "$PYTHON" -m scripts.make_circles --output-dir "$data"
   bash "$ROOT/hw2_3.sh" "$data/prompt.json" "$data/source" "$out/controlnet" "$ROOT/checkpoints/ldm_shapes"
   bash "$ROOT/scripts/grade.sh" "$out/controlnet" "$data/prompt.json" "$data/source" "$data/target" --resolution 64 --clip none \
     --iou-bar 0.9 || [ $? -eq 1 ]

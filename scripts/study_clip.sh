@@ -6,7 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 test_set="$ROOT/hw2_data/clip_shapes_test"
-[ -d "$test_set" ] || "$PYTHON" "$ROOT/scripts/make_clip_testset.py" --output-dir "$test_set"
+[ -d "$test_set" ] || "$PYTHON" -m scripts.make_clip_testset --output-dir "$test_set"
 count="$(find "$test_set" -path '*/val/*.png' | wc -l)"  # 0 without val/
 if [ "$count" -ne 2500 ] || [ ! -f "$test_set/id2label.json" ]; then
   echo "error: $test_set holds $count pictures, but 2,500 and id2label.json are expected: delete the folder, and it is made again" >&2
@@ -32,6 +32,6 @@ if [ -d "$ROOT/hw2_data/clip_zeroshot/val" ]; then
     echo "the course's pictures are left out, for the reason above" >&2
   fi
 fi
-"$PYTHON" "$ROOT/scripts/benchmark_clip.py" --images "$test_set/val" --model "$ROOT/checkpoints/clip_shapes" \
+"$PYTHON" -m scripts.benchmark_clip --images "$test_set/val" --model "$ROOT/checkpoints/clip_shapes" \
   --result "$ROOT/results/p3_clip_speed.json"
-"$PYTHON" "$ROOT/scripts/make_report.py"
+"$PYTHON" -m scripts.make_report

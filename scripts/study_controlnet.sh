@@ -20,4 +20,4 @@ if [ ${#pairs[@]} -gt 0 ]; then
     --resolution 64 --result "$ROOT/results/p3_controlnet_evaluation.json" || [ $? -eq 1 ]  # 1 is a grade below the bar
 fi
 "$PYTHON" -m p3_controlnet.study.figures --output-dir "$ROOT/results/figures/p3_controlnet" "${figures[@]}"
-"$PYTHON" "$ROOT/scripts/make_report.py"
+"$PYTHON" -m scripts.make_report

@@ -17,4 +17,4 @@ train usual "$@"
 train plain_schedule --no-zero-terminal "$@"
 train plain_schedule_eps --no-zero-terminal --parameterization eps --snr-offset 0 "$@"
 train one_factor --no-channelwise "$@"
-"$PYTHON" "$ROOT/scripts/make_report.py"
+"$PYTHON" -m scripts.make_report

@@ -14,4 +14,4 @@ done
 "$PYTHON" -m p1_diffusion.study.figures --images "$work/2024" --output-dir "$ROOT/results/figures/p1"
 "$PYTHON" -m p1_diffusion.study.sweeps guidance
 "$PYTHON" -m p1_diffusion.study.sweeps samplers
-"$PYTHON" "$ROOT/scripts/make_report.py"
+"$PYTHON" -m scripts.make_report

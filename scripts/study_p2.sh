@@ -9,8 +9,8 @@ trap 'rm -rf "$work"' EXIT
 faces="${FACES:-$ROOT/hw2_data/face}"
 photos=()
 if [ -d "$faces/photos" ]; then photos=(--photos "$faces"); fi
-"$PYTHON" "$ROOT/scripts/make_noise.py" --output-dir "$work/noise"
-"$PYTHON" "$ROOT/scripts/make_noise.py" --output-dir "$work/many" --count 480 --seed 1
+"$PYTHON" -m scripts.make_noise --output-dir "$work/noise"
+"$PYTHON" -m scripts.make_noise --output-dir "$work/many" --count 480 --seed 1
 "$PYTHON" -m p2_ddim.inference --noises "$work/many" --output-dir "$work/faces" --chunk-size 16 --no-stretch
 "$PYTHON" -m p2_ddim.study.figures --noises "$work/noise" --output-dir "$ROOT/results/figures/p2" --images "$work/faces"
 "$PYTHON" -m p2_ddim.study.sweeps steps "$@"
@@ -22,4 +22,4 @@ if [ ${#photos[@]} -gt 0 ]; then
     "$PYTHON" -m p2_ddim.study.evaluate_features "${photos[@]}" --result "$ROOT/results/p2_features.json"
   fi
 fi
-"$PYTHON" "$ROOT/scripts/make_report.py"
+"$PYTHON" -m scripts.make_report

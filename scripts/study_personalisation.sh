@@ -33,4 +33,4 @@ done
   --inversion-cut-mix "$runs/inversion_cut_mix/last" --joint "$runs/joint/last" --joint-cut-mix "$runs/joint_cut_mix/last" \
   --merged "$runs/merged" --output-dir "$runs/pictures" --clip "$clip"
 "$PYTHON" -m p3_clip.personalisation.study.figures --pictures "$runs/pictures"
-"$PYTHON" "$ROOT/scripts/make_report.py"
+"$PYTHON" -m scripts.make_report

@@ -2,15 +2,20 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import open_clip
 import torch
 from PIL import Image
 
+from common.checkpoint import load_strict
+from common.clip.formats import to_transformers, transformers_config
 from common.clip.loading import save_folder
 from common.data.shapes import KINDS
 from p3_clip.model import DATA
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
 
 TINY = {
     "embed_dim": 24,
@@ -37,6 +42,15 @@ def tiny_folder(folder: Path, seed: int = 0) -> Path:
     """The network as a model folder of the shipped form."""
     save_folder(folder, tiny_clip(seed).state_dict(), TINY, (DATA / "templates" / "shapes.txt").read_text())
     return folder
+
+
+def transformers_model(network: open_clip.CLIP) -> "CLIPModel":
+    """The same CLIP as transformers' CLIPModel."""
+    from transformers import CLIPModel
+
+    model = CLIPModel(transformers_config(network)).eval()
+    load_strict(model, to_transformers(network.state_dict()), "the open_clip model")
+    return model
 
 
 def pictures(folder: Path, count: int = 4, size: int = 40) -> tuple[Path, Path]:

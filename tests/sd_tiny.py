@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,7 @@ from torch import Tensor, nn
 
 from common.checkpoint import load_strict
 from common.files import read_json, write_json
-from common.latent.stable_diffusion.load import compvis_state
-from common.latent.stable_diffusion.naming import TEXT, UNET, to_compvis, unet_names
+from common.latent.stable_diffusion.naming import TEXT, UNET, Names, State, text_encoder_names, unet_names, vae_names
 from common.latent.stable_diffusion.sd14 import SD14, empty_networks, noise_schedule
 
 TINY = {
@@ -79,6 +79,21 @@ def random_state(
             low = -high
         state[name] = value.uniform_(low, high, generator=generator).half().to(dtype)
     return state
+
+
+def to_compvis(state: Mapping[str, Tensor], names: Names) -> State:
+    """A network's weights under CompVis' names; the autoencoder's attention becomes 1x1 convolutions [C, C, 1, 1]."""
+    one_by_one = re.compile(r"\.attn_1\.(q|k|v|proj_out)\.weight$")
+    return {
+        names[key]: value[:, :, None, None] if one_by_one.search(names[key]) else value for key, value in state.items()
+    }
+
+
+def compvis_state(unet: nn.Module, autoencoder: nn.Module, text_encoder: nn.Module) -> State:
+    """The three networks' weights as a CompVis file has them under `state_dict`; the inverse of `load_stable_diffusion`."""
+    parts = ((unet, unet_names), (autoencoder, vae_names), (text_encoder, text_encoder_names))
+    states = [(network.state_dict(), names) for network, names in parts]
+    return {key: value for own, names in states for key, value in to_compvis(own, names(own)).items()}
 
 
 def published_form(state: Mapping[str, Tensor], averaged: Mapping[str, Tensor] | None = None) -> dict[str, Any]:

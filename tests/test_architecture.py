@@ -1,6 +1,7 @@
 """Rules of the house, read from the source: every idea in one room, and no problem leaning on another."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,8 +68,16 @@ def outside_its_room(path: str, source: str) -> list[str]:
         "torch.load": "common/checkpoint.py",
         "pickle.load": "common/checkpoint.py",
         "pickle.loads": "common/checkpoint.py",
+        "Image.open": "common/images.py",
+        "F.interpolate": "common/images.py",
     }
     return sorted(name for name in names(source) if rooms.get(name, path) != path)
+
+
+def process_variables(source: str) -> set[str]:
+    """The launcher's variables that the source names: common/devices.py reads them for all."""
+    texts = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+    return texts & {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
 
 
 def forbidden_imports(path: str, source: str) -> list[str]:
@@ -111,6 +120,18 @@ def test_every_idea_stays_in_its_room(path: str) -> None:
     assert outside_its_room(path, PROGRAM[path]) == []
 
 
+def test_one_file_asks_which_process_this_is() -> None:
+    asking = {path for path, source in PROGRAM.items() if process_variables(source)}
+    assert asking == {"common/devices.py"}
+
+
+def test_one_file_knows_versions_of_libraries() -> None:
+    told_apart = re.compile(
+        r"(transformers|diffusers) \d|__version__|importlib\.metadata|position_ids|StrictDataclassError"
+    )
+    assert {path for path, source in PROGRAM.items() if told_apart.search(source)} == {"common/library_versions.py"}
+
+
 @pytest.mark.parametrize("path", PROGRAM)
 def test_no_problem_imports_another_and_common_imports_none(path: str) -> None:
     """Command lines come from dataclasses through common/cli.py, so nothing imports argparse."""
@@ -149,6 +170,8 @@ def test_the_program_was_found() -> None:
         "from torch import load",
         "import pickle\npickle.loads(data)",
         "from pickle import load",
+        "from PIL import Image\nImage.open(path)",
+        "import torch.nn.functional as F\nF.interpolate(x, (8, 8))",
     ],
 )
 def test_an_idea_outside_its_room_is_caught(source: str) -> None:

@@ -1,6 +1,7 @@
 """A latent-diffusion model in Stable Diffusion's form with fixed random weights: 13 residuals, 16x16 latents, 3,000 times smaller."""
 
 import string
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,6 +81,11 @@ def seeded(build: Any, *args: Any, **kwargs: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return build(*args, **kwargs).eval()
+
+
+def text_condition(model: LatentDiffusion, prompts: Sequence[str], hint: Tensor | None = None) -> LatentCondition:
+    """The condition of prompts and hints [N, 3, H, W] in [0, 1]."""
+    return LatentCondition(model.encode_text(prompts), hint)
 
 
 def inputs(count: int = 2) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,10 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,6 +16,7 @@ from common.checkpoint import load_tensors, save_tensors
 from common.clip.model import Clip
 from common.errors import InputError
 from common.files import make_folder
+from common.images import open_image, to_pil
 
 AHEAD = 2  # batches that are read and preprocessed while one is computed
 CHUNK = 16  # pictures in one job of a thread
@@ -97,20 +96,14 @@ def _submit(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Sequenc
 
 def read_pixels(clip: Clip, file: Path) -> Tensor:
     """One preprocessed picture. Raises InputError if it cannot be read."""
-    try:
-        with Image.open(BytesIO(Path(file).read_bytes())) as image:
-            return clip.preprocess(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"{file} is not a readable image ({reason})") from None
+    with open_image(file) as image:
+        return clip.preprocess(image)
 
 
 @torch.no_grad()
 def encode_pictures(clip: Clip, pictures: Sequence[Tensor], batch_size: int = 64) -> Tensor:
     """Unit vectors float32 [N, D] of pictures in memory, uint8 [3, H, W] of any sizes."""
     parts = [pictures[i : i + batch_size] for i in range(0, len(pictures), batch_size)]
-    return torch.cat([clip.encode_images(torch.stack([_preprocessed(clip, one) for one in part])) for part in parts])
-
-
-def _preprocessed(clip: Clip, picture: Tensor) -> Tensor:
-    return clip.preprocess(Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()))
+    return torch.cat(
+        [clip.encode_images(torch.stack([clip.preprocess(to_pil(one)) for one in part])) for part in parts]
+    )

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import load_strict
 from common.clip.fingerprint import uses_quick_gelu
 from common.errors import InputError
+from common.library_versions import without_positions
 
 if TYPE_CHECKING:
-    from transformers import CLIPConfig, CLIPModel
+    from transformers import CLIPConfig
 
 State = dict[str, Tensor]
 VOCABULARY = 49408  # tokens of CLIP's tokenizer
@@ -60,9 +60,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> State:
     """The weights of transformers' CLIPModel by the names of open_clip."""
     towers, blocks = [tuple((b, a) for a, b in table) for table in (_TOWERS, _BLOCKS)]
     result: State = {}
-    for name, value in state.items():
-        if name.endswith("position_ids"):
-            continue
+    for name, value in without_positions(state).items():
         new = _renamed(name, towers, blocks)
         if ".self_attn.q_proj." in new:
             parts = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
@@ -121,15 +119,6 @@ def transformers_config(network: nn.Module) -> "CLIPConfig":
         "patch_size": network.visual.patch_size[0],
     }
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=network.text_projection.shape[1])
-
-
-def transformers_model(network: nn.Module) -> "CLIPModel":
-    """The same CLIP as transformers' CLIPModel."""
-    from transformers import CLIPModel
-
-    model = CLIPModel(transformers_config(network)).eval()
-    load_strict(model, to_transformers(network.state_dict()), "the open_clip model")
-    return model
 
 
 def open_clip_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,16 +87,21 @@ def load_clip(name: str | None = None, pretrained: str | None = None, device: De
     return clip, f"{name} with {clip.pretrained}{remark}."
 
 
-def find_clip(name: str | None = None, device: DeviceName = "auto") -> "tuple[Clip | None, str]":
-    """A judge of pictures and what it is: the model asked for, else OpenAI's ViT-B/32, else (or for "none") None and why. Never the
-    project's small CLIP in its place, which conditions the small diffusion model. Raises InputError if the model asked for is not to
-    be had."""
-    if name == "none":
+def load_judge(
+    name: str | None = None, pretrained: str | None = None, device: DeviceName = "auto"
+) -> tuple[Clip | None, str]:
+    """Loads a CLIP for scoring, and says which; returns (None, reason) if none is available.
+
+    `name` and `pretrained` are `load_clip`'s; OpenAI's ViT-B/32 is the default, and "none" for
+    either asks for no judge. The project's small CLIP, which conditions the small diffusion model,
+    never stands in. Raises InputError if a model or weights that were asked for cannot be had.
+    """
+    if "none" in (name, pretrained):
         return None, "left out as asked for"
     try:
-        return load_clip(name or DEFAULT_MODEL, None, device)
+        return load_clip(name or DEFAULT_MODEL, pretrained, device)
     except InputError as error:
-        if name is not None:
+        if name or pretrained:
             raise
         return None, str(error)
 

@@ -23,6 +23,7 @@ from common.checkpoint import load_pickle, load_tensors
 from common.clip.formats import State, from_transformers
 from common.clip.torchscript import is_torchscript, load_torchscript
 from common.errors import InputError
+from common.library_versions import text_prefix, without_positions
 
 NETWORK_TIMEOUT = 5.0  # seconds to find out whether there is a network
 CACHE = Path("~/.cache/clip")  # where open_clip keeps what it fetches by an address
@@ -233,14 +234,14 @@ def read_weights(path: Path) -> tuple[State, bool]:
         content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"{path} holds no weights of a network")
-    # Data parallelism prefixes names; position ids and masks are constants.
+    # Data parallelism prefixes names; masks are constants.
     state = {
         name.removeprefix("module."): value
-        for name, value in content.items()
-        if name not in OPENAI_SIZES and not name.endswith(("position_ids", "attn_mask"))
+        for name, value in without_positions(content).items()
+        if name not in OPENAI_SIZES and not name.endswith("attn_mask")
     }
     from_openai = any(name in content for name in OPENAI_SIZES)
-    return from_transformers(state) if any(name.startswith("text_model.") for name in state) else state, from_openai
+    return from_transformers(state) if text_prefix(state) else state, from_openai
 
 
 def fitted(network: nn.Module, state: State) -> State:

@@ -11,17 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.random import Generator
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from common.colour import CSS_COLOURS, colour_difference
+from common.colour import CSS_COLOURS
 from common.data.shapes import Shape, render_mask
 from common.errors import InputError
-from common.images import image_files
+from common.images import image_files, read_photo
 from common.seeds import derive_seed
 
-UNNAMED = 15.0
-"""How far, in CIEDE2000, a colour is from every CSS colour if it counts as having no name."""
 WINE, MAUVE, SLATE = (60, 0, 24), (120, 84, 108), (24, 84, 120)
 GOLD = CSS_COLOURS["gold"]
 HOLE = 0.55
@@ -45,17 +42,7 @@ def read_photos(folder: Path) -> list[Tensor]:
     files = image_files(folder)
     if not files:
         raise InputError(f"the concept folder {folder} holds no photo: .jpg or .png files are expected")
-    return [_read_upright(file) for file in files]
-
-
-def _read_upright(path: Path) -> Tensor:
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"the photo {path} is not a readable image ({reason})") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return [read_photo(file) for file in files]
 
 
 # ----------------------------------------------------------------------------
@@ -88,11 +75,6 @@ def draw_photo(name: str, index: int, seed: int = 0, side: int = SIDE) -> Tensor
     """Photo `index` of a drawn concept, uint8 [3, side, side], antialiased; it depends on the arguments alone."""
     random = np.random.default_rng(derive_seed(seed, sorted(DRAWN).index(name), index))
     return DRAWN[name].draw(random, side, CSS_COLOURS[OTHERS[index % len(OTHERS)]])
-
-
-def distance_to_names(colour: Rgb) -> float:
-    """CIEDE2000 from a colour to the nearest CSS colour."""
-    return float(colour_difference(np.array(colour)[None], np.array(list(CSS_COLOURS.values()))).min())
 
 
 def _shape_of(kind: str, colour: Rgb) -> Callable[[Generator, int, Rgb], Tensor]:

@@ -35,11 +35,6 @@ class Digits:
         """The same digits with their tensors on a device."""
         return Digits(self.images.to(device), self.digits.to(device), self.datasets.to(device), self.names)
 
-    def select(self, keep: Tensor) -> "Digits":
-        """The digits where the mask, bool [N], is true."""
-        names = [name for name, kept in zip(self.names, keep.tolist(), strict=True) if kept]
-        return Digits(self.images[keep], self.digits[keep], self.datasets[keep], names)
-
 
 def pairing(edition: Edition) -> list[tuple[str, int]]:
     """The (dataset, digit) classes of an edition: 2025 even digits from MNIST-M and odd from SVHN; 2024 all twenty."""
@@ -98,7 +93,7 @@ def _read_table(root: Path, dataset: str) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(
             f"the digits are not there: {path} does not exist; get them with `bash scripts/get_dataset.sh`, "
-            "or make a small set without any network with `python3 scripts/make_sample_data.py`"
+            "or make a small set without any network with `python3 -m scripts.make_sample_data`"
         )
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)

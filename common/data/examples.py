@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.colour import NAMES
 from common.data.fill50k import Part, load_fill50k
 from common.data.layouts import render_control
 from common.data.shapes import KINDS, Scene, draw_circle, draw_scene, render
+from common.images import resize
 from common.seeds import derive_seed
 
 WORDINGS = (
@@ -63,8 +63,8 @@ def described_scenes(
 ) -> Iterator[tuple[Scene, str]]:
     """`count` scenes, each with a wording of its own for `describe`; scene k depends on (seed, k) alone.
 
-    A part `pair_fraction` shows two shapes, of which `shared_fraction` are of one colour and `twin_fraction` both circles, and `circle_fraction`
-    one circle like fill50k's; the others show one shape of any kind. Captions name pairs from left to right, as those of
+    A part `pair_fraction` shows two shapes, of which `shared_fraction` are of one colour and `twin_fraction` both circles, and
+    `circle_fraction` one circle like fill50k's; the others show one shape of any kind. Captions name pairs from left to right, as those of
     `common.data.layouts`: without an order nothing would tell a model of this size which of two blobs in the noise is the red one.
     """
     for k in range(count):
@@ -101,7 +101,7 @@ def drawn_circles(count: int, size: int, seed: int) -> Examples:
     images, hints = [], []
     for scene in _counted(scenes, count):
         images.append(render(scene, size))
-        hints.append(shrink(render_control(scene, FINER * size), size)[:1])
+        hints.append(resize(render_control(scene, FINER * size), size, "area")[:1])
     return Examples(torch.stack(images), [scene.caption for scene in scenes], torch.stack(hints))
 
 
@@ -109,8 +109,8 @@ def real_examples(root: Path, size: int, part: Part = "training") -> Examples:
     """The pairs of fill50k, area-averaged to `size`. Raises InputError if they are not there."""
     images, hints, captions = [], [], []
     for pair in tqdm(load_fill50k(root, part), desc="fill50k", unit="pair", dynamic_ncols=True):
-        images.append(shrink(pair.read_target(), size))
-        hints.append(shrink(pair.read_source(), size)[:1])
+        images.append(resize(pair.read_target(), size, "area"))
+        hints.append(resize(pair.read_source(), size, "area")[:1])
         captions.append(pair.prompt)
     return Examples(torch.stack(images), captions, torch.stack(hints))
 
@@ -124,11 +124,6 @@ def in_one_colour(scene: Scene) -> Scene:
 def describe(scene: Scene, wording: str) -> str:
     """A scene in one of the wordings."""
     return wording.format(objects=scene.objects, background=scene.background)
-
-
-def shrink(image: Tensor, size: int) -> Tensor:
-    """uint8 [3, S, S] averaged over areas to uint8 [3, size, size]."""
-    return F.interpolate(image[None].float(), (size, size), mode="area")[0].round().to(torch.uint8)
 
 
 def _counted(scenes: Iterable[Any], count: int) -> Iterable[Any]:

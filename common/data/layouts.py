@@ -71,7 +71,7 @@ def render_target(scene: Scene, size: int = SIZE) -> Tensor:
 
 def render_control(scene: Scene, size: int = SIZE, outline: float = OUTLINE) -> Tensor:
     """The control picture, uint8 [3, size, size]: white on black, not antialiased. As in fill50k, the outline's middle is where
-    the target changes colour (`render_outline` draws it inside), and it is `outline` of the side thick. Raises ValueError for
+    the target changes colour, and it is `outline` of the side thick. Raises ValueError for
     shapes that are no circles.
     """
     if any(shape.kind != "circle" for shape in scene.shapes):
@@ -84,11 +84,6 @@ def render_control(scene: Scene, size: int = SIZE, outline: float = OUTLINE) -> 
         )
         white |= outer & ~inner
     return white.to(torch.uint8).mul(255).expand(3, size, size).contiguous()
-
-
-def circle_masks(scene: Scene, size: int = SIZE) -> Tensor:
-    """The true mask of each shape, bool [K, size, size], in the order of the scene; no scene here has shapes that overlap."""
-    return torch.stack([render_mask(shape, size) for shape in scene.shapes])
 
 
 # ----------------------------------------------------------------------------

@@ -158,15 +158,6 @@ def render_mask(shape: Shape, size: int) -> Tensor:
     return torch.from_numpy(np.array(image.reduce(SUPERSAMPLING))) > 127
 
 
-def render_outline(scene: Scene, size: int) -> Tensor:
-    """The control picture, uint8 [3, size, size]: white outlines on black."""
-    side = size * SUPERSAMPLING
-    image = Image.new("RGB", (side, side), "black")
-    for shape in scene.shapes:
-        _paint(ImageDraw.Draw(image), shape, side, outline="white", width=max(round(OUTLINE * side), SUPERSAMPLING))
-    return _to_tensor(image.reduce(SUPERSAMPLING))
-
-
 def _paint(pen: ImageDraw.ImageDraw, shape: Shape, side: int, **style: object) -> None:
     x, y, radius = shape.x * side, shape.y * side, shape.radius * side
     if shape.kind == "circle":

@@ -3,7 +3,8 @@
 One class for Stable Diffusion and for the small model: images to latents and back, prompts to context, and `apply_model`, which
 is the network that `common.diffusion.process` and `common.diffusion.samplers` take.
 
-    predict = model.predictor(model.condition(prompts, hint), model.condition([""] * N, hint), scale=7.5)
+    cond, null = (LatentCondition(model.encode_text(texts), hint) for texts in (prompts, [""] * N))
+    predict = model.predictor(cond, null, scale=7.5)
     denoise = denoiser(predict, model.schedule, model.parameterization, clip_x0=False)
     images = model.decode(sample("dpmpp_2m", denoise, model.schedule, x_T, timestep_pairs, noise=noise))
 """
@@ -186,13 +187,6 @@ class LatentDiffusion(nn.Module):
     def encode_tokens(self, ids: Tensor) -> Tensor:
         """Context [N, 77, D] of token ids; the gradient reaches what is trained of the text encoder, such as a learned word."""
         return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state
-
-    def condition(
-        self, prompts: Sequence[str], hint: Tensor | None = None, control_scales: Sequence[float] | None = None
-    ) -> LatentCondition:
-        """The condition of prompts and hints [N, 3, H, W] in [0, 1]."""
-        scales = None if control_scales is None else tuple(control_scales)
-        return LatentCondition(self.encode_text(prompts), hint, scales)
 
     # ------------------------------------------------------------------------
     # The network.

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from common.checkpoint import state_hash
+from common.devices import this_process
 from common.diffusion.process import Network
 from common.files import make_folder
-from common.images import read_note, to_uint8, write_png
+from common.images import read_note, resize, to_uint8, write_png
 from common.latent.generate import GenerationConfig, Request, generate, with_default_guidance
 from common.latent.model import LatentDiffusion
 
@@ -48,7 +47,7 @@ def draw_missing(
     A picture is kept if it is whole and was drawn for the same request by the same networks with the same settings; `settings`
     are those that `config` does not hold. `latent_side` and `network` are for `generate`, `staging` for `write_png`.
     """
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, processes, _ = this_process()
     for prompt in too_long(model, {picture.request.prompt for picture in pictures}) if rank == 0 else ():
         print(f"warning: only the first {model.tokenizer.model_max_length} tokens count of {prompt!r}", file=sys.stderr)
     # Which process draws a picture depends on no file.
@@ -89,15 +88,7 @@ def draw(
     """Yields (indices of requests, pictures uint8 [n, 3, size, size]) chunk by chunk; see `generate`."""
     chunks = generate(model, requests, config, latent_side, network=network, show_progress=show_progress)
     for indices, images in chunks:
-        yield indices, torch.stack([enlarge(to_uint8(image), size) for image in images])
-
-
-def enlarge(image: Tensor, size: int) -> Tensor:
-    """uint8 [3, S, S] at the side that is asked for, bicubic."""
-    if image.shape[-1] == size:
-        return image
-    scaled = F.interpolate(image[None].float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
-    return scaled[0].round().clamp(0, 255).to(image.dtype)
+        yield indices, torch.stack([resize(to_uint8(image), size) for image in images])
 
 
 def _made_with(model: LatentDiffusion, config: GenerationConfig, settings: Mapping[str, Any]) -> str:

@@ -18,11 +18,11 @@ from common.clip.formats import to_transformers, transformers_config
 from common.clip.loading import load_folder
 from common.errors import InputError
 from common.files import make_folder, read_json, write_json
+from common.library_versions import TEXT_PREFIX, new_text_model, new_tokenizer, text_prefix
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
-PREFIX = "text_model."
 WEIGHTS = "model.safetensors"
 
 
@@ -38,10 +38,10 @@ def load_text_tower(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
 
 def text_tower(network: nn.Module) -> "CLIPTextModel":
     """The text tower of an open_clip ViT as transformers' CLIPTextModel; `last_hidden_state` conditions diffusion models."""
-    from transformers import CLIPTextModel
-
-    model = CLIPTextModel(transformers_config(network).text_config).eval()
-    state = {name: value for name, value in to_transformers(network.state_dict()).items() if name.startswith(PREFIX)}
+    model = new_text_model(transformers_config(network).text_config)
+    state = {
+        name: value for name, value in to_transformers(network.state_dict()).items() if name.startswith(TEXT_PREFIX)
+    }
     _fill(model, state, "the open_clip model")
     return model
 
@@ -58,16 +58,13 @@ def load_text_encoder(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
 
     Raises InputError if the folder holds something else.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import CLIPTextConfig, CLIPTextModel
-
     path = Path(folder) / "config.json"
     config = read_json(path)
     if not isinstance(config, dict) or config.get("model_type") != "clip_text_model":
         raise InputError(f"{path} does not describe a CLIPTextModel")
     try:
-        model = CLIPTextModel(CLIPTextConfig.from_dict(config)).eval()
-    except (StrictDataclassError, TypeError, ValueError, KeyError, RuntimeError) as error:
+        model = new_text_model(config)
+    except ValueError as error:
         raise InputError(f"{path} does not describe a CLIPTextModel ({error})") from None
     weights = Path(folder) / WEIGHTS
     _fill(model, {name: value.float() for name, value in load_tensors(weights)[0].items()}, weights)
@@ -75,17 +72,14 @@ def load_text_encoder(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
 
 
 def _fill(model: "CLIPTextModel", state: Mapping[str, Tensor], source: Path | str) -> None:
-    """transformers 4 writes `text_model.` before each name; 5 does not."""
-    prefix = PREFIX if next(iter(model.state_dict())).startswith(PREFIX) else ""
-    load_strict(model, {prefix + name.removeprefix(PREFIX): value for name, value in state.items()}, source)
+    """Fills the model, whichever of the two forms of names it has and the state has."""
+    prefix = text_prefix(model.state_dict())
+    load_strict(model, {prefix + name.removeprefix(TEXT_PREFIX): value for name, value in state.items()}, source)
 
 
 def clip_tokenizer(context_length: int = 77) -> "CLIPTokenizer":
     """transformers' CLIPTokenizer from open_clip's BPE file: the same ids, padded with the end token as Stable Diffusion's."""
-    from transformers import CLIPTokenizer
-
-    vocabulary, merges = _byte_pairs()
-    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), model_max_length=context_length)
+    return new_tokenizer(*_byte_pairs(), context_length)
 
 
 @functools.cache

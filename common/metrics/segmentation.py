@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from common.colour import CSS_COLOURS, colour_difference, nearest_name, to_lab
 from common.errors import InputError
+from common.images import resize
 
 SIZE = 512
 BLOCK = 4
@@ -165,10 +166,7 @@ def judge_colour(rgb: tuple[float, float, float] | None, name: str) -> ColourSco
 
 
 def _resized(image: Tensor) -> NDArray[np.float32]:
-    pixels = image.float()
-    if pixels.shape[1:] != (SIZE, SIZE):
-        pixels = F.interpolate(pixels[None], (SIZE, SIZE), mode="bilinear", antialias=True)[0]
-    return pixels.permute(1, 2, 0).contiguous().numpy()
+    return resize(image.float(), SIZE, "bilinear").permute(1, 2, 0).contiguous().numpy()
 
 
 def _blocks(pixels: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from common import cli
 from common.data.faces import load_faces
 from common.files import shown, write_json
+from common.images import resize
 from common.metrics.frechet import feature_statistics, frechet_distance
 from common.seeds import StackedRandomGenerator, derive_seeds
 from p2_ddim.study.features import SHIPPED, FaceFeatures, recognised, view_cosines
@@ -73,7 +74,7 @@ def judge(network: FaceFeatures, train: Tensor, held_out: Tensor) -> dict[str, A
 def blurred(images: Tensor) -> Tensor:
     """Halved in size and enlarged again."""
     small = F.avg_pool2d(images.float(), 2)
-    return F.interpolate(small, images.shape[-2:], mode="bilinear", align_corners=False).round().to(torch.uint8)
+    return resize(small, images.shape[-2:], "bilinear", antialias=False).round().to(torch.uint8)
 
 
 def noisy(images: Tensor) -> Tensor:

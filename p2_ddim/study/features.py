@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from common.checkpoint import load_config, load_weights, save_model
 from common.files import ROOT, shown
-from common.images import to_model_range
+from common.images import resize, to_model_range
 from common.metrics.small_resnet import SmallResNet
 from common.seeds import Draws
 
@@ -45,10 +45,7 @@ class FaceFeatures(SmallResNet):
         """Features [N, 160] of uint8 images [N, 3, H, W]; other sizes than 64x64 are averaged down, or enlarged, to it."""
         parts = []
         for part in images.split(100):
-            x = to_model_range(part)
-            if x.shape[-1] != 64:
-                x = F.interpolate(x, (64, 64), mode="bilinear", antialias=True, align_corners=False)
-            parts.append(self.features(x))
+            parts.append(self.features(resize(to_model_range(part), 64, "bilinear")))
         return torch.cat(parts)
 
     def save(self, folder: Path) -> None:

@@ -7,7 +7,6 @@ with every other one, so a batch cannot be cut: gradient accumulation steps must
 """
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from common import cli
 from common.contrastive import contrastive_loss
 from common.data.faces import load_faces
+from common.devices import this_process
 from common.errors import InputError
 from common.files import ROOT
 from common.seeds import Draws, StackedRandomGenerator, derive_seeds
@@ -47,7 +47,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains, or resumes."""
-    if config.training.gradient_accumulation_steps != 1 or int(os.environ.get("WORLD_SIZE", 1)) != 1:
+    if config.training.gradient_accumulation_steps != 1 or this_process().count != 1:
         raise InputError(
             "a contrastive loss needs its whole batch at once: train in one process, without --gradient-accumulation-steps"
         )

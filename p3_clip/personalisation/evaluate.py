@@ -9,8 +9,7 @@ import pandas as pd
 import tyro
 
 from common.clip.features import extract_features
-from common.clip.loading import DEFAULT_MODEL, ClipConfig, load_clip
-from common.clip.model import Clip
+from common.clip.loading import ClipConfig, load_judge
 from common.errors import InputError
 from common.files import write_json
 from common.images import image_files
@@ -48,7 +47,9 @@ def grade(config: Personalised) -> None:
         raise InputError(f"{'; '.join(wrong)}; {config.count} are expected")
     for task in tasks:
         _references(config, task)
-    clip, note = load_judge(config.clip)
+    clip, note = load_judge(config.clip.model, config.clip.pretrained, config.clip.device)
+    if clip is None:
+        raise InputError(note)
     print(note, flush=True)
     rows = []
     for task in tasks:
@@ -81,12 +82,6 @@ def grade(config: Personalised) -> None:
         )
     if not all(row["passed"] for row in rows):
         raise SystemExit(1)
-
-
-def load_judge(config: ClipConfig) -> tuple[Clip, str]:
-    """The CLIP that was named, else OpenAI's ViT-B/32, which the baselines were made with, and never the project's small CLIP in its
-    place. Raises InputError if it is not to be had."""
-    return load_clip(config.model or DEFAULT_MODEL, config.pretrained, config.device)
 
 
 def _folders(config: Personalised, tasks: Sequence[Task]) -> list[Path]:

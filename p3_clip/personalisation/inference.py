@@ -8,7 +8,6 @@ what --concepts names. Finished pictures of the same settings are kept, so an in
 """
 
 import dataclasses
-import os
 import shlex
 import sys
 import zlib
@@ -19,7 +18,7 @@ from typing import Annotated
 import tyro
 
 from common import cli
-from common.devices import DeviceName, pick_device
+from common.devices import DeviceName, pick_device, this_process
 from common.errors import InputError
 from common.files import ROOT
 from common.images import image_files
@@ -74,7 +73,7 @@ def main(config: Config) -> None:
         print(f"warning: the concept {token} is loaded, but no prompt holds it", file=sys.stderr)
     check_output(config.output_dir, pictures)
     draw_missing(model.to(device).eval(), pictures, config.generation, config.size, staging=config.output_dir)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if this_process().rank == 0:
         print(f"{len(pictures)} pictures in {config.output_dir}")
 
 

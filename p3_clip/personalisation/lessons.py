@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.data.concepts import DRAWN, PHOTOS, draw_photo, read_photos
 from common.errors import InputError
-from p3_clip.personalisation import templates
+from p3_clip.personalisation.base_kind import BaseKind
 from p3_clip.personalisation.config import CustomDiffusion, TextualInversion
 
 
@@ -88,22 +88,18 @@ def _tokens(config: TextualInversion | CustomDiffusion, count: int) -> tuple[str
     return config.tokens or tuple(f"<new{k + 1}>" for k in range(count))
 
 
-def sentences(lesson: Lesson, small: bool) -> tuple[str, ...]:
+def sentences(lesson: Lesson, kind: BaseKind) -> tuple[str, ...]:
     """The sentences in which a concept is shown."""
-    if small:
-        return templates.SHAPES
-    return templates.STYLE if lesson.style else templates.OBJECT
+    return kind.style_sentences if lesson.style else kind.object_sentences
 
 
 def held_out_prompts(
-    config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], small: bool
+    config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], kind: BaseKind
 ) -> list[tuple[int, str]]:
     """(number of a concept, prompt with {}) that no training shows."""
 
     def usual(lesson: Lesson) -> tuple[str, ...]:
-        if small:
-            return templates.HELD_OUT_SHAPES
-        return templates.HELD_OUT_STYLE if lesson.style else templates.HELD_OUT_OBJECT
+        return kind.held_out_style if lesson.style else kind.held_out_object
 
     return [(k, prompt) for k, lesson in enumerate(lessons) for prompt in config.held_out or usual(lesson)]
 

@@ -14,15 +14,12 @@ from common import cli
 from common.checkpoint import load_config
 from common.errors import InputError
 from common.files import ROOT
-from common.latent.load import kind_of, load_base
+from common.latent.load import load_base
 from common.latent.model import LatentDiffusion
-from p3_clip.personalisation import templates
+from p3_clip.personalisation.base_kind import base_kind
 from p3_clip.personalisation.concepts import check_tokens, expand, with_concepts
 from p3_clip.personalisation.custom_diffusion import Customised, merge, projections
 from p3_clip.personalisation.model import KIND, load_learned, save_learned
-from p3_clip.personalisation.regularisation import regular_prompts
-
-SENTENCES = ("photo of a {}",)  # the paper's; a small model was trained on other ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +42,7 @@ def main(config: Config) -> None:
     """Writes the merged result."""
     if len(config.results) < 2 or config.regular < 1:
         raise InputError("--results must name at least two results, and --regular must be at least 1")
-    small = kind_of(config.base) == "small"
+    kind = base_kind(config.base)
     model = load_base(config.base)
     parts = [load_learned([path], model) for path in config.results]
     about = [load_config(path, KIND) for path in config.results]
@@ -54,13 +51,15 @@ def main(config: Config) -> None:
             raise InputError(f"{path} holds words alone: they need no merging, name both with --concepts")
     concepts = [concept for part in parts for concept in part.concepts]
     check_tokens([concept.token for concept in concepts], model.tokenizer)
-    sentences = templates.SHAPES if small else SENTENCES
     learned = [
-        (part.weights, phrase_features(model, part, [entry["phrase"] for entry in own["concepts"]], sentences))
+        (
+            part.weights,
+            phrase_features(model, part, [entry["phrase"] for entry in own["concepts"]], kind.merge_sentences),
+        )
         for part, own in zip(parts, about, strict=True)
     ]
     described = [entry["word"] for own in about for entry in own["concepts"]]
-    prompts = regular_prompts(described, small, config.regular, config.seed)
+    prompts = kind.regularization_prompts(described, config.regular, config.seed)
     regular = model.encode_text(prompts).flatten(0, 1)
     base = {name: weight.detach() for name, weight in projections(model.unet).items()}
     merged = merge(base, learned, regular)
@@ -72,7 +71,7 @@ def main(config: Config) -> None:
 
 @torch.no_grad()
 def phrase_features(
-    model: LatentDiffusion, part: Customised, phrases: Sequence[str], sentences: Sequence[str] = SENTENCES
+    model: LatentDiffusion, part: Customised, phrases: Sequence[str], sentences: Sequence[str]
 ) -> Tensor:
     """The text features [n, D] of the words that stand for the concepts, in each of the sentences, as float32.
 

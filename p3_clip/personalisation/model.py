@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from common.checkpoint import tensor_names
-from common.data.examples import VOCABULARY
 from common.errors import InputError
 from common.files import make_folder, read_json, write_json
 from common.latent.load import base_hash
 from common.latent.model import LatentDiffusion
+from p3_clip.personalisation.base_kind import BaseKind
 from p3_clip.personalisation.concepts import Concept, with_concepts
 from p3_clip.personalisation.custom_diffusion import Customised, apply_weights, load_delta, projections, save_delta
 from p3_clip.personalisation.formats import load_concepts, save_concepts
@@ -69,10 +69,10 @@ def personalise(model: LatentDiffusion, learned: Customised) -> None:
     apply_weights(model.unet, learned.weights)
 
 
-def usual_words(model: LatentDiffusion, small: bool) -> Tensor:
-    """The token embeddings [V, D] that training moved: all, or for a small model those of its captions' words."""
+def usual_words(model: LatentDiffusion, kind: BaseKind) -> Tensor:
+    """The token embeddings [V, D] that training moved: all, or those of `kind.vocabulary`."""
     table = model.text_encoder.get_input_embeddings().weight.detach().cpu()
-    if not small:
+    if kind.vocabulary is None:
         return table
-    ids = model.tokenizer(list(VOCABULARY), add_special_tokens=False).input_ids
+    ids = model.tokenizer(list(kind.vocabulary), add_special_tokens=False).input_ids
     return table[sorted({i for word in ids for i in word})]

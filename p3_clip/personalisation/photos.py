@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.checkpoint import cached_tensors
-from common.images import to_model_range
+from common.images import resize, to_model_range
 from common.latent.model import LatentDiffusion
 from common.training import Batch
 
@@ -77,8 +77,7 @@ def _square(photo: Tensor) -> Tensor:
 
 
 def _whole(photo: Tensor, side: int) -> View:
-    scaled = F.interpolate(photo[None].float(), (side, side), mode="bicubic", antialias=True, align_corners=False)[0]
-    return View(to_model_range(scaled.round().clamp(0, 255)), torch.ones(side, side))
+    return View(to_model_range(resize(photo, side)), torch.ones(side, side))
 
 
 def _resized(photo: Tensor, side: int, random: torch.Generator) -> View:

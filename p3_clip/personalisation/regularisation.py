@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from torch import Tensor, distributed
 
-from common.data.examples import describe, described_scenes
 from common.images import read_rgb
 from common.latent.generate import GenerationConfig, Request
 from common.latent.model import LatentDiffusion
@@ -35,14 +34,6 @@ def regular_pictures(model: LatentDiffusion, prompts: Sequence[str], folder: Pat
     if distributed.is_initialized():
         distributed.barrier()  # each process drew its share, and reads all
     return Regular(list(prompts), [read_rgb(picture.path) for picture in wanted])
-
-
-def regular_prompts(descriptions: Sequence[str], small: bool, count: int, seed: int) -> list[str]:
-    """`count` prompts to regularise with: photos of what the concepts are called in known words, in turn (Section 3.2 of
-    arXiv:2212.04488), or for a small model any of the scenes that it was trained on."""
-    if not small:
-        return [f"photo of a {descriptions[number % len(descriptions)]}" for number in range(count)]
-    return [describe(scene, wording) for scene, wording in described_scenes(count, seed)]
 
 
 def _name(prompt: str, seed: int) -> str:

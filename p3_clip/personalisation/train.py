@@ -27,12 +27,13 @@ from common.errors import InputError
 from common.grid import labelled_grid
 from common.images import to_uint8, write_png
 from common.latent.generate import GenerationConfig, Request, generate
-from common.latent.load import base_hash, kind_of, load_base
+from common.latent.load import base_hash, load_base
 from common.latent.model import LatentCondition, LatentDiffusion
 from common.metrics.clip_scores import FORMS, TEXT_WEIGHT, image_cosines, text_cosines
-from common.seeds import Draws, derive_seed, derive_seeds
+from common.seeds import Draws, derive_seeds, views_seed
 from common.training import Batch, fit, settings_of
 from common.validation import held_out_loss
+from p3_clip.personalisation.base_kind import BaseKind, base_kind
 from p3_clip.personalisation.concepts import Concept, check_tokens, expand, initial_vectors, norms
 from p3_clip.personalisation.config import CustomDiffusion, TextualInversion
 from p3_clip.personalisation.custom_diffusion import Customised, projections
@@ -47,14 +48,13 @@ from p3_clip.personalisation.lessons import (
 )
 from p3_clip.personalisation.model import load_learned, personalise, save_learned, usual_words
 from p3_clip.personalisation.photos import Encoded, Pool, View, cut_mix_views, encode_views, make_views
-from p3_clip.personalisation.regularisation import Regular, regular_pictures, regular_prompts
+from p3_clip.personalisation.regularisation import Regular, regular_pictures
 
 if TYPE_CHECKING:
     from common.clip.model import Clip
 
 HELD_OUT_PICTURES, HELD_OUT_SEED, STEPS = 4, 1, 20
 VALIDATION_ROWS = 64  # of the loss that stands in where there is no CLIP
-RARE_WORD = "ktn"  # the word that Custom Diffusion's authors start from
 
 
 Config = (
@@ -65,7 +65,7 @@ Config = (
 
 def main(config: TextualInversion | CustomDiffusion) -> None:
     """Trains, or resumes."""
-    small = kind_of(config.base) == "small"
+    kind = base_kind(config.base)
     lessons = read_lessons(config)
     mixed = pairs_to_mix(config, lessons)
     custom = isinstance(config, CustomDiffusion)
@@ -74,25 +74,25 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     model = load_base(config.base).to(device)
     model.choose_attention(config.training.mixed_precision)
     base = base_hash(model)
-    concepts = new_concepts(config, lessons, model, small)
-    clip = load_judge(config.clip, config.training.device)
+    concepts = new_concepts(config, lessons, model, kind)
+    clip = clip_for_checkpoints(config.clip, config.training.device)
 
     # What the base model draws, before it learns anything.
     regular = Regular([], [])
     if custom:
-        prompts = regular_prompts([x.described for x in lessons], small, config.regular, config.training.seed)
+        prompts = kind.regularization_prompts([x.described for x in lessons], config.regular, config.training.seed)
         sampling = GenerationConfig(steps=STEPS, seed=config.training.seed)
         regular = regular_pictures(model, prompts, config.regular_dir or config.run_dir / "regular", sampling)
 
     # The learned words become parameters of their own; every other row of the table is frozen.
-    vocabulary = usual_words(model, small)
+    vocabulary = usual_words(model, kind)
     personalise(model, Customised({}, concepts))
     embedding = model.text_encoder.get_input_embeddings()
     matrices: dict[str, Parameter] = projections(model.unet) if custom else {}
     params = {f"word/{token}": rows for token, rows in embedding.rows.items()} | matrices
     for param in params.values():
         param.requires_grad_(True)
-    pool = make_pool(config, lessons, mixed, concepts, model, regular, base)
+    pool = make_pool(config, kind, lessons, mixed, concepts, model, regular, base)
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
         return pool.draw(config.training.batch_size, torch.Generator().manual_seed(generator.initial_seed()))
@@ -108,7 +108,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
             weight=batch["weight"].float(),
         )
 
-    held_out = held_out_prompts(config, lessons, small)
+    held_out = held_out_prompts(config, lessons, kind)
 
     def sample_held_out() -> Tensor:
         """Pictures uint8 [K, 3, S, S], HELD_OUT_PICTURES for each prompt, from the same noise each time."""
@@ -157,7 +157,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
 
 
 def new_concepts(
-    config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], model: LatentDiffusion, small: bool
+    config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], model: LatentDiffusion, kind: BaseKind
 ) -> list[Concept]:
     """The concepts with the vectors that they start from.
 
@@ -166,7 +166,7 @@ def new_concepts(
     check_tokens([lesson.token for lesson in lessons], model.tokenizer)
     if config.init_from:
         return _learned_before(config, lessons, model)
-    usual = RARE_WORD if isinstance(config, CustomDiffusion) and not small else None
+    usual = kind.rare_word if isinstance(config, CustomDiffusion) else None
 
     def start(lesson: Lesson) -> Tensor:
         word = config.start if config.start is not None else usual or lesson.word
@@ -191,6 +191,7 @@ def _learned_before(
 
 def make_pool(
     config: TextualInversion | CustomDiffusion,
+    kind: BaseKind,
     lessons: Sequence[Lesson],
     mixed: Sequence[tuple[Lesson, Lesson]],
     concepts: Sequence[Concept],
@@ -199,19 +200,17 @@ def make_pool(
     base: str,
 ) -> Pool:
     """All views, encoded, with their prompts; those of each pair in `mixed`, side by side, count as one concept more."""
-    small = kind_of(config.base) == "small"
-    random = torch.Generator().manual_seed(derive_seed(config.training.seed, 3))
+    random = torch.Generator().manual_seed(views_seed(config.training.seed))
     views: list[View] = []
     groups: list[int] = []
     prompts: list[list[str]] = []
     for k, lesson in enumerate(lessons):
         for photo, caption in zip(lesson.photos, lesson.captions, strict=True):
-            shown = [sentence.format(caption.format(lesson.token)) for sentence in sentences(lesson, small)]
+            shown = [sentence.format(caption.format(lesson.token)) for sentence in sentences(lesson, kind)]
             for view in make_views(photo, model.side, config.augmentation, config.views, random):
                 views.append(view)
                 groups.append(k)
-                # The small model's vocabulary has no words for near and far.
-                words = ("",) if small else view.words
+                words = view.words if kind.knows_distance else ("",)
                 prompts.append([expand(word + prompt, concepts) for prompt in shown for word in words])
     for group, (one, other) in enumerate(mixed, len(lessons)):
         for left, right in ((one, other), (other, one)):
@@ -219,7 +218,7 @@ def make_pool(
                 first, second = i % len(left.photos), i % len(right.photos)
                 shown = [
                     sentence.format(f"{left.phrase.format(left.token)} next to {caption.format(right.token)}")
-                    for sentence in sentences(left, small)
+                    for sentence in sentences(left, kind)
                     for caption in {right.phrase: None, right.captions[second]: None}
                 ]
                 own = cut_mix_views(left.photos[first], right.photos[second], model.side, config.cut_mix, random)
@@ -256,11 +255,11 @@ def about(config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson],
 # Scores.
 
 
-def load_judge(model: str | None, device: DeviceName) -> "Clip | None":
-    """The CLIP that compares checkpoints; None, which is said, where none was asked for and none is to be had."""
-    from common.clip.loading import find_clip
+def clip_for_checkpoints(model: str | None, device: DeviceName) -> "Clip | None":
+    """The CLIP that compares checkpoints, or None; prints which, or why none."""
+    from common.clip.loading import load_judge
 
-    clip, note = find_clip(model, device)
+    clip, note = load_judge(model, device=device)
     print(
         f"checkpoints are compared by {note}"
         if clip

@@ -17,7 +17,7 @@ from torch import Tensor
 from common import cli
 from common.errors import InputError
 from common.files import make_folder
-from common.images import read_rgb, write_png
+from common.images import read_rgb, to_pil, write_png
 from p3_clip.evaluate import calibration, confusion_matrix, halves, reliability
 from p3_clip.inference import Run
 
@@ -92,7 +92,7 @@ def _choose(labels: Tensor, keep: Tensor, seed: int) -> list[int]:
 
 
 def _square(image: Tensor) -> Image.Image:
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    picture = to_pil(image)
     small = max(picture.size) <= SIDE // 2
     picture.thumbnail((SIDE, SIDE))
     if small:  # enlarged by repeating pixels

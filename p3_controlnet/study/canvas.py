@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.examples import FINER, shrink
+from common.data.examples import FINER
 from common.data.layouts import caption, make_canvas, render_control, render_target
 from common.data.shapes import OUTLINE
+from common.images import resize
 from common.latent.generate import ControlledGenerationConfig, Request
 from common.latent.model import LatentDiffusion
 from common.latent.save_pictures import draw
@@ -37,7 +38,7 @@ def canvas_task(model: LatentDiffusion, seed: int, size: int = SIZE) -> tuple[Ta
         render_target(scene, size),
         true_circles(scene),
     )
-    return task, shrink(control, side)
+    return task, resize(control, side, "area")
 
 
 def draw_canvas(

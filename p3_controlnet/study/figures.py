@@ -27,10 +27,9 @@ from common.devices import pick_device
 from common.errors import InputError
 from common.files import make_folder
 from common.grid import labelled_grid
-from common.images import write_png
+from common.images import resize, write_png
 from common.latent.generate import ControlledGenerationConfig
 from common.latent.model import LatentDiffusion
-from common.latent.save_pictures import enlarge
 from common.latent.small import SIDE
 from common.metrics.segmentation import NO_OBJECT_ERROR
 from p3_controlnet.evaluate import read_output
@@ -195,7 +194,7 @@ def canvas(studio: Studio) -> Tensor:
     drawn = [draw_canvas(studio.model, task, hint, choice, studio.generation) for choice in (stride, None)]
     labels = ["control", "overlapping patches", "at once"]
     return labelled_grid(
-        torch.stack([enlarge(hint, drawn[0].shape[-1]), *drawn]), 3, column_labels=labels, title=task.prompt
+        torch.stack([resize(hint, drawn[0].shape[-1]), *drawn]), 3, column_labels=labels, title=task.prompt
     )
 
 

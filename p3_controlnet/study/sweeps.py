@@ -22,7 +22,6 @@ import tyro
 
 from common import cli
 from common.checkpoint import state_hash
-from common.data.examples import shrink
 from common.data.layouts import LAYOUT_COUNT, LayoutKind, Wording, make_layouts
 from common.data.shapes import Scene
 from common.devices import DeviceName, pick_device
@@ -30,11 +29,10 @@ from common.diffusion.samplers import count_evaluations
 from common.diffusion.schedule import SPACINGS
 from common.errors import InputError
 from common.files import ROOT, shown, write_json
-from common.images import to_model_range, to_uint8
+from common.images import resize, to_model_range, to_uint8
 from common.latent.generate import ControlledGenerationConfig, with_default_guidance
 from common.latent.load import load_base
 from common.latent.model import LatentDiffusion
-from common.latent.save_pictures import enlarge
 from common.latent.small import psnr
 from common.metrics.segmentation import SIZE
 from common.study import measured_rows
@@ -169,13 +167,13 @@ def canvas_study(config: Config, model: LatentDiffusion, default: ControlledGene
 def autoencoder_study(config: Config, model: LatentDiffusion, default: ControlledGenerationConfig) -> None:
     """The real targets at the model's size through the autoencoder, which no drawn picture can be better than."""
     tasks = real_tasks(config.fill50k)[: config.count]
-    images = torch.stack([shrink(task.target, model.side) for task in tasks])
+    images = torch.stack([resize(task.target, model.side, "area") for task in tasks])
     x = to_model_range(images).to(model.unet.device)
     again = torch.cat([model.decode(model.encode(part)) for part in x.split(16)]).clamp(-1.0, 1.0)
     each = [psnr(a[None], b[None]) for a, b in zip(x, again, strict=True)]
     measured = {}
     for name, pictures in (("resized", images), ("reconstructed", to_uint8(again).cpu())):
-        lines = measure_tasks(tasks, torch.stack([enlarge(picture, SIZE) for picture in pictures]), model.side)
+        lines = measure_tasks(tasks, torch.stack([resize(picture, SIZE) for picture in pictures]), model.side)
         measured[name] = means(lines)
     path, command = _file(config)
     result = {"model": shown(config.checkpoint), "pairs": len(tasks), "side": model.side, "psnr": psnr(x, again)}

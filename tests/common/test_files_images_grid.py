@@ -15,7 +15,16 @@ from torch import Tensor
 from common.errors import InputError
 from common.files import ROOT, atomic_write, make_folder, read_json, write_json
 from common.grid import GAP, MARGIN, TEXT_SIZE, labelled_grid
-from common.images import read_note, read_rgb, to_model_range, to_uint8, write_png
+from common.images import (
+    open_image,
+    read_note,
+    read_photo,
+    read_rgb,
+    resize,
+    to_model_range,
+    to_uint8,
+    write_png,
+)
 
 # ----------------------------------------------------------------------------
 # Files.
@@ -198,6 +207,56 @@ def test_unreadable_and_wrong_size_images_are_named(tmp_path: Path) -> None:
             read_rgb(path)
     with pytest.raises(InputError, match="is not a readable image"):
         read_rgb(tmp_path)
+
+
+def test_a_photo_is_turned_upright_and_a_picture_of_a_data_set_is_not(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: turn by 90 degrees
+    Image.new("RGB", (4, 5), "white").save(tmp_path / "a.jpg", exif=exif)
+    assert read_photo(tmp_path / "a.jpg").shape == (3, 4, 5)
+    assert read_rgb(tmp_path / "a.jpg").shape == (3, 5, 4)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_what_a_bad_file_is_called(tmp_path: Path, listed: bool) -> None:
+    (tmp_path / "a.png").write_text("text")
+    pil = f"cannot identify image file {str(tmp_path / 'a.png')!r}"
+    expected = f"the photo {tmp_path / 'a.png'} is not a readable image ({'not an image' if listed else pil})"
+    with pytest.raises(InputError) as error, open_image(tmp_path / "a.png", label="the photo ", listed=listed):
+        pass
+    assert str(error.value) == expected
+
+
+# ----------------------------------------------------------------------------
+# Sizes.
+
+
+def test_shrinking_by_areas_averages_whole_pixels() -> None:
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    image[:, :2, :2] = 100
+    image[0, 0, 0] = 0
+    small = resize(image, 2, "area")
+    assert small[:, 0, 0].tolist() == [75, 100, 100] and int(small[:, 1, 1].sum()) == 0
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear", "area", "nearest"])
+def test_resizing_keeps_type_dimensions_and_flat_colours(mode: str) -> None:
+    images = torch.tensor([10, 120, 255], dtype=torch.uint8)[:, None, None].expand(3, 6, 6)
+    for size, shape in ((4, (4, 4)), ((9, 12), (9, 12))):
+        resized = resize(images, size, mode)
+        assert resized.dtype == torch.uint8 and resized.shape == (3, *shape)
+        assert bool((resized == images[:, :1, :1]).all())
+        batch = resize(images[None].float(), size, mode)
+        assert batch.dtype == torch.float32 and batch.shape == (1, 3, *shape)
+        assert torch.equal(batch[0].round().to(torch.uint8), resized)
+    assert resize(images, 6, mode) is images
+
+
+def test_floats_are_neither_rounded_nor_clamped() -> None:
+    step = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(1, 4, 4)
+    large = resize(step, 16)
+    assert float(large.min()) < 0.0 and float(large.max()) > 1.0
+    assert len(large.unique()) > 3
 
 
 # ----------------------------------------------------------------------------

@@ -11,7 +11,17 @@ from common.diffusion.process import denoiser
 from common.diffusion.samplers import SAMPLERS, sample
 from common.diffusion.schedule import linear_schedule, trailing_pairs
 from common.errors import InputError
-from common.seeds import BatchDraws, StackedRandomGenerator, derive_seed, derive_seeds, padded_chunks
+from common.seeds import (
+    BatchDraws,
+    StackedRandomGenerator,
+    batch_seed,
+    derive_seed,
+    derive_seeds,
+    layers_seed,
+    noise_seed,
+    padded_chunks,
+    views_seed,
+)
 from p1_diffusion.sampling import SamplingConfig, image_noise, sample_digits
 
 SEEDS = [11, 22, 33, 44, 55, 66, 77]
@@ -147,6 +157,14 @@ def test_chunk_sizes_agree_to_one_grey_level() -> None:
 def test_keys_of_different_lengths_give_different_seeds() -> None:
     keys = [(), (0,), (1,), (1, 0), (0, 1), (1, 0, 0)]
     assert len({derive_seed(*key) for key in keys}) == len(keys)
+
+
+def test_the_streams_of_a_training_never_change() -> None:
+    """A run that is under way resumes with the numbers that it began with."""
+    assert noise_seed(5, 7) == derive_seed(5, 7) == 4429277695412761595
+    assert batch_seed(5, 7) == derive_seed(5, 7, 1)
+    assert layers_seed(5, 7, 1) == derive_seed(5, 7, 2, 1) != layers_seed(5, 7, 0)
+    assert views_seed(5) == derive_seed(5, 3)
 
 
 @pytest.mark.parametrize("word", [-1, 2**32])

@@ -22,7 +22,7 @@ from common.checkpoint import load_tensors, save_tensors
 from common.ema import EMA
 from common.errors import InputError
 from common.files import ROOT
-from common.seeds import Draws, derive_seed
+from common.seeds import Draws, batch_seed
 from common.training import Batch, TrainingConfig, fit, learning_rate
 from p1_diffusion import inference, train
 
@@ -249,7 +249,7 @@ def test_killed_then_interrupted_then_continued_gives_the_same_bits(
         """Ctrl-C comes while the batch of a step is drawn."""
 
         def __call__(self, count: int, generator: torch.Generator) -> Tensor:
-            if generator.initial_seed() == derive_seed(0, stop_at, 1):
+            if generator.initial_seed() == batch_seed(0, stop_at):
                 signal.raise_signal(signal.SIGINT)
             return super().__call__(count, generator)
 

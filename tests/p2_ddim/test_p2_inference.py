@@ -14,7 +14,6 @@ from tiny_faces import noise, save_noises, tiny_faces
 from torch import Tensor
 
 from common.diffusion.schedule import linear_schedule
-from common.files import ROOT
 from common.images import read_rgb
 from p2_ddim import inference
 from p2_ddim.model import FaceUNet
@@ -329,9 +328,7 @@ def test_made_noises_are_fixed_and_like_the_homeworks(tmp_path: Path) -> None:
     """Noise NN depends on the seed, the side and NN alone; the shape is that of the course's files."""
 
     def make(folder: str, *flags: object) -> dict[str, bytes]:
-        result = run_process(
-            [sys.executable, ROOT / "scripts" / "make_noise.py", "--output-dir", tmp_path / folder, *flags]
-        )
+        result = run_process([sys.executable, "-m", "scripts.make_noise", "--output-dir", tmp_path / folder, *flags])
         assert result.returncode == 0, result.stderr
         return contents(tmp_path / folder)
 

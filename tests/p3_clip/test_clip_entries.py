@@ -10,18 +10,11 @@ from clip_tiny import pictures, tiny_folder
 from tiny import environment, exit_code, refused
 
 from common.files import ROOT
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import benchmark_clip
-
-    return benchmark_clip
+from scripts import benchmark_clip as benchmark
 
 
 def test_the_benchmark_times_three_ways_to_the_same_features(
-    benchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, _ = pictures(tmp_path)
     flags = ["--images", images, "--model", tiny_folder(tmp_path / "model"), "--device", "cpu", "--batch-size", "5"]

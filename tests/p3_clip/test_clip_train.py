@@ -20,7 +20,8 @@ from common.checkpoint import load_tensors
 from common.clip.loading import load_clip, save_folder
 from common.colour import CSS_COLOURS, colour_difference
 from common.data.shapes import Scene, draw_scene, held_out_classes, held_out_scene, render
-from common.files import ROOT, read_json
+from common.files import read_json
+from common.images import resize
 from p3_clip import train
 from p3_clip.train import (
     Captioner,
@@ -28,11 +29,11 @@ from p3_clip.train import (
     RealPairs,
     contrastive_loss,
     read_model_cfg,
-    resize,
     shorten_vocabulary,
     vocabulary,
     whole_state,
 )
+from scripts import make_clip_testset as script
 
 FLAGS = [
     *("--steps", "4", "--batch-size", "8", "--device", "cpu", "--validate-every", "2", "--preview-every", "4"),
@@ -264,9 +265,6 @@ def test_several_processes_are_refused(
 def test_the_test_set_has_the_courses_layout_and_repeats(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import make_clip_testset as script
-
     for name in ("one", "two"):
         flags = ["--output-dir", tmp_path / name, "--count", "2", "--size", "32"]
         assert exit_code(script.main, script.Config, *flags) == 0

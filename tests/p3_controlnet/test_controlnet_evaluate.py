@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from PIL import Image
 from tiny import exit_code, refused, run_process
 from torch import Tensor
 
+from common.clip import loading
 from common.colour import CSS_COLOURS
 from common.data.layouts import make_layouts, write_layouts
 from common.data.shapes import Scene, Shape
@@ -21,7 +20,7 @@ from common.errors import InputError
 from common.files import ROOT
 from common.images import read_rgb, write_png
 from common.metrics.circles import Circle
-from p3_controlnet.evaluate import Config, assign_colours, cells, grade, load_judge, main
+from p3_controlnet.evaluate import Config, assign_colours, cells, grade, main
 
 SCENES = (
     Scene("teal", (Shape("circle", "peru", 0.5, 0.5, 0.25),)),
@@ -265,33 +264,29 @@ class OneAxis:
         return torch.full((len(texts), 1), self.sign)
 
 
-def fake_clip(monkeypatch: pytest.MonkeyPatch, load: Callable) -> None:
-    module = types.ModuleType("common.clip.loading")
-    module.DEFAULT_MODEL, module.DEFAULT_TAG, module.load_clip = "ViT-B-32-quickgelu", "openai", load
-    monkeypatch.setitem(sys.modules, "common.clip.loading", module)
-
-
 @pytest.mark.parametrize(("sign", "score"), [(1.0, 1.0), (-1.0, 0.0)])
 def test_clip_is_the_second_factor(
     sign: float, score: float, out: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake_clip(monkeypatch, lambda *_: (OneAxis(sign), "a fake."))
+    monkeypatch.setattr(loading, "load_clip", lambda *_: (OneAxis(sign), "a fake."))
     result = result_of(out, data, 0, "--clip", "auto")
     assert result["grader"] == {"score": score, "with_clip": True, "lines": 3, "mask": "two colours", "clip": "a fake."}
 
 
-def test_the_small_clip_is_never_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_small_clip_is_never_the_judge(
+    out: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Only OpenAI's weights are asked for; without them there is no judge, and weights asked for by name must be there."""
     asked = []
 
-    def load(*names: str) -> None:
+    def load(*names: str | None) -> None:
         asked.append(names)
-        raise InputError("the weights are not there")
+        raise InputError("the weights are not there: see --pretrained")
 
-    fake_clip(monkeypatch, load)
-    judge, note = load_judge("auto")
-    assert judge is None and note == "left out, since the weights are not there"
-    with pytest.raises(InputError, match="not there"):
-        load_judge("some.pt")
-    assert asked == [("ViT-B-32-quickgelu", "openai"), ("ViT-B-32-quickgelu", "some.pt")]
-    assert load_judge("none") == (None, "left out as asked for")
+    monkeypatch.setattr(loading, "load_clip", load)
+    note = result_of(out, data, 0, "--clip", "auto")["grader"]["clip"]
+    assert note == "left out, since the weights are not there: see --clip"
+    assert "not there" in refused(capsys, main, Config, *arguments(out, data, "--clip", "some.pt"))
+    name = "ViT-B-32-quickgelu"
+    assert asked == [(name, None, "auto"), (name, "some.pt", "auto")]
+    assert result_of(out, data, 0, "--clip", "none")["grader"]["clip"] == "left out as asked for"

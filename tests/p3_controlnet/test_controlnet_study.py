@@ -14,9 +14,8 @@ from torch import Tensor
 from common.colour import CSS_COLOURS, NAMES, colour_difference
 from common.data.shapes import Scene, Shape, render
 from common.files import ROOT, read_json
-from common.images import read_rgb
+from common.images import read_rgb, resize
 from common.latent.generate import ControlledGenerationConfig
-from common.latent.save_pictures import enlarge
 from common.latent.small import DEFAULT_GUIDANCE_SCALE, save_model
 from p3_controlnet import inference
 from p3_controlnet.loading import ModelConfig, load_model
@@ -76,7 +75,7 @@ def test_the_prompts_name_every_colour_and_one_or_two_shapes() -> None:
 
 def shown(scene: Scene) -> Tensor:
     """A picture of the small model's size, enlarged as its own are."""
-    return enlarge(render(scene, 64), 512)
+    return resize(render(scene, 64), 512)
 
 
 @pytest.mark.parametrize("scene", [PAIR, Scene("gold", (Shape("triangle", "navy", 0.5, 0.4, 0.3),)), *prompt_scenes(3)])
@@ -224,4 +223,4 @@ def test_the_script_trains_one_choice_at_a_time(tmp_path: Path) -> None:
     for line, study_line in zip(trained, measured, strict=True):
         run_dir = line.split("--run-dir ")[1].split()[0]
         assert f"--checkpoint {run_dir}/last --default-only" in study_line
-    assert "make_report.py" in last
+    assert "scripts.make_report" in last

@@ -1,27 +1,18 @@
 """The benchmark of ControlNet's training at a toy's size: every recipe trains, and the table is complete."""
 
-import importlib.util
 import subprocess
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from tiny import exit_code, refused
 
-from common.files import ROOT, read_json, write_json
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_controlnet", ROOT / "scripts" / "benchmark_controlnet.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from common.files import read_json, write_json
+from scripts import benchmark_controlnet as benchmark
 
 
 @pytest.mark.parametrize("name", ["diffusers", "this project", "base not frozen", "with moving average"])
-def test_a_step_trains_the_control_alone(name: str, benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_trains_the_control_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The optimiser holds as many numbers as diffusers' ControlNet of the base has, and all of them move but the base."""
     from diffusers import ControlNetModel
 
@@ -49,7 +40,7 @@ def test_a_step_trains_the_control_alone(name: str, benchmark: ModuleType, monke
 
 
 def test_the_table_has_a_row_for_each_recipe_and_keeps_other_sizes(
-    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The measuring itself stays in this process here."""
     turns, found = [], {}
@@ -73,7 +64,7 @@ def test_the_table_has_a_row_for_each_recipe_and_keeps_other_sizes(
 
 
 def test_a_recipe_is_measured_in_its_own_process(
-    benchmark: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = benchmark.Config(size="tiny", steps=2)
     found = benchmark.in_own_process(config, "this project")

@@ -11,10 +11,15 @@ from common.files import ROOT
 
 
 def test_loop_and_work_are_timed(tmp_path: Path) -> None:
-    script, result = ROOT / "scripts" / "benchmark_training.py", tmp_path / "overhead.json"
+    result = tmp_path / "overhead.json"
     flags = ["--batch-size", "8", "--steps", "5", "--result", str(result)]
     process = subprocess.run(
-        [sys.executable, script, *flags], env=environment(), capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "scripts.benchmark_training", *flags],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert process.returncode == 0, process.stderr
     table = json.loads(result.read_text())

@@ -1,8 +1,6 @@
 """Pairs without any data: single circles as the trainings' are, layouts after them, in the homework's layout."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -11,18 +9,10 @@ from tiny import exit_code, refused
 from common.data.examples import circle_scenes
 from common.data.fill50k import read_prompts
 from common.data.layouts import make_layouts, render_target
-from common.files import ROOT
+from scripts import make_circles
 
 
-@pytest.fixture(scope="module")
-def make_circles() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_circles", ROOT / "scripts" / "make_circles.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_pairs_are_written(make_circles: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pairs_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--output-dir", tmp_path, "--circles", 2, "--layouts", "two", "--count", 1)
     assert exit_code(make_circles.main, make_circles.Config, *flags) == 0
     assert capsys.readouterr().out == f"3 pairs in {tmp_path / 'prompt.json'}\n"
@@ -32,9 +22,7 @@ def test_pairs_are_written(make_circles: ModuleType, tmp_path: Path, capsys: pyt
     assert all(torch.equal(pair.read_target(), render_target(scene)) for pair, scene in zip(pairs, scenes, strict=True))
 
 
-def test_nothing_to_draw_is_refused(
-    make_circles: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_to_draw_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program = (capsys, make_circles.main, make_circles.Config, "--output-dir", tmp_path)
     assert "nothing to draw" in refused(*program, "--circles", 0, "--layouts")
     assert "must not be negative" in refused(*program, "--circles", -1)

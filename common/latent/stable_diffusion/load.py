@@ -10,7 +10,6 @@ import functools
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from common.errors import InputError
 from common.latent.model import LatentDiffusion
@@ -22,15 +21,14 @@ from common.latent.stable_diffusion.naming import (
     VAE,
     State,
     ema_names,
-    old_vae_names,
     text_encoder_names,
-    to_compvis,
     unet_names,
     vae_names,
 )
 from common.latent.stable_diffusion.sd14 import SD14, check_folder, check_table, empty_networks, noise_schedule
 from common.latent.stable_diffusion.weights import Part, fill, own_names, read_folder, read_weights
 from common.latent.text_encoder import clip_tokenizer
+from common.library_versions import has_old_attention, old_attention_names, text_prefix, without_positions
 
 
 def load_stable_diffusion(
@@ -53,13 +51,6 @@ def load_stable_diffusion(
     return LatentDiffusion(vae, text_encoder, clip_tokenizer(), unet, noise_schedule(configs), latent_std=std)
 
 
-def compvis_state(unet: nn.Module, autoencoder: nn.Module, text_encoder: nn.Module) -> State:
-    """The three networks' weights as a CompVis file has them under `state_dict`; the inverse of `load_stable_diffusion`."""
-    parts = ((unet, unet_names), (autoencoder, vae_names), (text_encoder, text_encoder_names))
-    states = [(network.state_dict(), names) for network, names in parts]
-    return {key: value for own, names in states for key, value in to_compvis(own, names(own)).items()}
-
-
 def _parts_of_file(path: Path, configs: Path, ema: bool) -> tuple[Part, Part, Part]:
     state = read_weights(path)
     by_prefix = {prefix: {k: v for k, v in state.items() if k.startswith(prefix)} for prefix in (UNET, VAE, TEXT, EMA)}
@@ -79,17 +70,14 @@ def _parts_of_file(path: Path, configs: Path, ema: bool) -> tuple[Part, Part, Pa
 def _parts_of_folder(folder: Path, configs: Path) -> tuple[Part, Part, Part]:
     check_folder(folder, configs)
     vae, file = read_folder(folder / "vae")
-    old = any(".query." in key for key in vae)
     return (
         Part(*read_folder(folder / "unet"), own_names),
-        Part(vae, file, old_vae_names if old else own_names),
+        Part(vae, file, old_attention_names if has_old_attention(vae) else own_names),
         _text_part(*read_folder(folder / "text_encoder"), ""),
     )
 
 
 def _text_part(state: State, source: Path, prefix: str) -> Part:
-    """transformers 4 wrote `text_model.` before each name and a table of positions; 5 writes neither."""
-    state = {key: value for key, value in state.items() if not key.endswith("embeddings.position_ids")}
-    if any(key.startswith(f"{prefix}text_model.") for key in state):
-        prefix += "text_model."
-    return Part(state, source, functools.partial(text_encoder_names, prefix=prefix))
+    """The text encoder's weights, which have `prefix` before transformers' own names."""
+    prefix += text_prefix(state, before=prefix)
+    return Part(without_positions(state), source, functools.partial(text_encoder_names, prefix=prefix))

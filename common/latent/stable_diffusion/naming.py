@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from common.errors import InputError
+from common.library_versions import TEXT_PREFIX
 
 Names = dict[str, str]
 State = dict[str, Tensor]
@@ -64,7 +65,6 @@ _VAE_PARTS = (
     (".attn_1.to_v.", ".attn_1.v."),
     (".attn_1.to_out.0.", ".attn_1.proj_out."),
 )
-_OLD_ATTENTION = ((".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn."))
 _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 _ONE_BY_ONE = re.compile(r"\.attn_1\.(q|k|v|proj_out)\.weight$")
 
@@ -123,14 +123,9 @@ def _vae_name(key: str, levels: int) -> str:
     return _replaced(key, _VAE_PARTS)
 
 
-def old_vae_names(keys: Iterable[str]) -> Names:
-    """The names that diffusers itself gave an autoencoder's attention when Stable Diffusion came out; its first folders have them."""
-    return {key: _replaced(key, _OLD_ATTENTION) for key in keys}
-
-
-def text_encoder_names(keys: Iterable[str], prefix: str = TEXT + "text_model.") -> Names:
-    """CompVis' names of the text encoder's weights; with the prefix "text_model." those of transformers 4, with "" of its 5."""
-    return {key: prefix + key.removeprefix("text_model.") for key in keys}
+def text_encoder_names(keys: Iterable[str], prefix: str = TEXT + TEXT_PREFIX) -> Names:
+    """CompVis' names of the text encoder's weights; with a `text_prefix` alone those of transformers' own files."""
+    return {key: prefix + key.removeprefix(TEXT_PREFIX) for key in keys}
 
 
 def ema_names(keys: Iterable[str]) -> Names:
@@ -145,24 +140,9 @@ def _replaced(key: str, rules: Iterable[tuple[str, str]]) -> str:
     return key
 
 
-def to_compvis(state: Mapping[str, Tensor], names: Names) -> State:
-    """A network's weights under CompVis' names; the autoencoder's attention becomes 1x1 convolutions [C, C, 1, 1]."""
-    return {
-        names[key]: value[:, :, None, None] if _ONE_BY_ONE.search(names[key]) else value for key, value in state.items()
-    }
-
-
 def linear_attention(state: Mapping[str, Tensor]) -> State:
     """CompVis' weights with the autoencoder's attention as linear layers [C, C], which is how diffusers has it."""
     return {
         key: value[:, :, 0, 0] if _ONE_BY_ONE.search(key) and value.shape[2:] == (1, 1) else value
         for key, value in state.items()
     }
-
-
-def from_compvis(state: Mapping[str, Tensor], names: Names) -> State:
-    """The inverse of `to_compvis`. Raises InputError that names the first weight without a counterpart."""
-    back = {theirs: ours for ours, theirs in names.items()}
-    if strange := [key for key in state if key not in back]:
-        raise InputError(f"the weight {strange[0]} is not one of this network's in CompVis' format")
-    return {back[key]: value for key, value in linear_attention(state).items()}

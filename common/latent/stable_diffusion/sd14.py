@@ -4,8 +4,7 @@ How many heads an attention has, or which noise the U-Net was trained on, shows 
 well and makes noise. So a folder's own configuration is compared with v1.4's before anything is computed.
 """
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from common.errors import InputError
 from common.files import read_json
 from common.latent.stable_diffusion.naming import CONFIG_FILE, SCHEDULER_FILE
 from common.latent.text_encoder import clip_tokenizer
+from common.library_versions import defaults_of, read_vocabulary
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -100,19 +100,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def defaults_of(build: Callable[..., Any]) -> dict[str, Any]:
-    """What a library assumes where a configuration is silent."""
-    parameters = inspect.signature(build).parameters.items()
-    return {name: given.default for name, given in parameters if given.default is not inspect.Parameter.empty}
-
-
 def _check_vocabulary(folder: Path) -> None:
-    """The tokenizer is the bundled one. transformers 4 writes vocab.json, its 5 tokenizer.json."""
-    if (folder / "vocab.json").is_file():
-        vocabulary = read_json(folder / "vocab.json")
-    elif (folder / "tokenizer.json").is_file():
-        vocabulary = read_json(folder / "tokenizer.json").get("model", {}).get("vocab")
-    else:
-        raise InputError(f"{folder} holds no tokenizer: neither vocab.json nor tokenizer.json")
-    if vocabulary != clip_tokenizer().get_vocab():
+    if read_vocabulary(folder) != clip_tokenizer().get_vocab():
         raise InputError(f"the vocabulary in {folder} is not Stable Diffusion v1.4's")

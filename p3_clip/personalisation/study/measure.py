@@ -23,10 +23,10 @@ from scipy import ndimage
 from skimage.color import deltaE_ciede2000
 from skimage.measure import regionprops
 from torch import Tensor
-from torch.nn import functional as F
 
 from common.colour import colour_difference, to_lab
 from common.data.concepts import DRAWN, GOLD, MAUVE, SLATE, WINE
+from common.images import resize
 from common.metrics.segmentation import NO_OBJECT_ERROR, SIZE, inner_region, median_colour, segment, separate
 
 NEAR = 10.0
@@ -73,7 +73,7 @@ class Judgement(NamedTuple):
 def look(picture: Tensor, colours: int) -> Seen:
     """The objects, of up to `colours` colours, and the background of a picture, uint8 [3, S, S]."""
     labels = segment(picture, colours)
-    large = F.interpolate(picture[None], (SIZE, SIZE), mode="nearest")[0]
+    large = resize(picture, SIZE, "nearest")
     side = picture.shape[-1]
     background = median_colour(large, inner_region(labels == 0, side))
     objects = [

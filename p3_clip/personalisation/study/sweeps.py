@@ -30,6 +30,7 @@ from common.latent.save_pictures import Picture, draw_missing
 from common.latent.small import DEFAULT_GUIDANCE_SCALE
 from common.metrics.clip_scores import FORMS, image_cosines, text_cosines
 from common.seeds import derive_seeds
+from p3_clip.personalisation.base_kind import SMALL
 from p3_clip.personalisation.concepts import Concept, expand, initial_vectors, norms
 from p3_clip.personalisation.custom_diffusion import Customised
 from p3_clip.personalisation.model import KIND, load_learned, personalise, usual_words
@@ -82,7 +83,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Draws, measures and writes."""
-    from common.clip.loading import find_clip
+    from common.clip.loading import load_judge
 
     if config.images < 1:
         raise InputError(f"--images must be at least 1, not {config.images}")
@@ -94,13 +95,13 @@ def main(config: Config) -> None:
     # All are read before the first picture.
     tokens = {path: tokens_of(path) for path in sources(config).values() if path is not None}
     learned_by_any = [name for name in DRAWN if any(name in known for known in tokens.values())]
-    clip, note = find_clip(config.clip, config.device)
+    clip, note = load_judge(config.clip, device=config.device)
     methods: dict[str, dict[str, Any]] = {}
     for method, path in sources(config).items():
         model = load_base(config.base)
         known = tokens[path] if path else {name: f"<new{k + 1}>" for k, name in enumerate(learned_by_any)}
         learned = learn(model, path, known, vectors_of(config))
-        usual = norms(learned.concepts, usual_words(model, small=True))
+        usual = norms(learned.concepts, usual_words(model, SMALL))
         personalise(model, learned)
         artist = Artist(config, model.to(device), learned.concepts, generation, method)
         singles = {

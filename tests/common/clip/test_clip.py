@@ -14,7 +14,7 @@ import huggingface_hub
 import open_clip
 import pytest
 import torch
-from clip_tiny import TEXTS, TINY, tiny_clip, tiny_folder
+from clip_tiny import TEXTS, TINY, tiny_clip, tiny_folder, transformers_model
 from PIL import Image
 from tiny import Malice
 from torch import nn
@@ -24,8 +24,8 @@ from common.checkpoint import save_tensors
 from common.clip import loading as clip_module
 from common.clip import weights
 from common.clip.fingerprint import check_activation, uses_quick_gelu
-from common.clip.formats import from_transformers, to_transformers, transformers_model
-from common.clip.loading import find_clip, load_clip, save_folder
+from common.clip.formats import from_transformers, to_transformers
+from common.clip.loading import load_clip, load_judge, save_folder
 from common.clip.model import Clip, encode_tokens
 from common.clip.torchscript import load_torchscript
 from common.clip.weights import find_weights, hub_files, network_reachable, preprocessing
@@ -338,13 +338,15 @@ def test_the_shipped_model_is_never_a_judge_unless_named(
     monkeypatch: pytest.MonkeyPatch, offline: None, folder: Path
 ) -> None:
     monkeypatch.setattr(clip_module, "SHIPPED", folder)
-    judge, why = find_clip(device="cpu")
+    judge, why = load_judge(device="cpu")
     assert judge is None and "no network" in why
-    assert find_clip("none") == (None, "left out as asked for")
-    judge, what = find_clip(str(folder), "cpu")
+    assert load_judge("none") == load_judge(pretrained="none") == (None, "left out as asked for")
+    judge, what = load_judge(str(folder), device="cpu")
     assert judge is not None and str(folder) in what
     with pytest.raises(InputError, match="does not exist"):
-        find_clip("nowhere/clip", "cpu")
+        load_judge("nowhere/clip", device="cpu")
+    with pytest.raises(InputError, match="nowhere.pt"):
+        load_judge(pretrained="nowhere.pt", device="cpu")
 
 
 def test_without_openai_the_default_is_the_shipped_model_and_says_so(

@@ -1,8 +1,6 @@
 """Photos of concepts: the drawn ones have no name, and real ones are read upright."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,19 +9,19 @@ from PIL import Image
 from tiny import contents, exit_code, refused
 
 from common.colour import CSS_COLOURS, colour_difference
-from common.data.concepts import DRAWN, GOLD, MAUVE, OTHERS, UNNAMED, distance_to_names, draw_photo, read_photos
+from common.data.concepts import DRAWN, GOLD, MAUVE, OTHERS, draw_photo, read_photos
 from common.errors import InputError
-from common.files import ROOT
 from common.metrics.segmentation import inner_region, median_colour, object_mask
 from p3_clip.personalisation.task import read_tasks
+from scripts import make_concepts
+
+UNNAMED = 15.0
+"""How far, in CIEDE2000, a colour is from every CSS colour if it counts as having no name."""
 
 
-@pytest.fixture(scope="module")
-def make_concepts() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_concepts", ROOT / "scripts" / "make_concepts.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def distance_to_names(colour: tuple[int, int, int]) -> float:
+    """CIEDE2000 from a colour to the nearest CSS colour."""
+    return float(colour_difference(np.array(colour)[None], np.array(list(CSS_COLOURS.values()))).min())
 
 
 @pytest.mark.parametrize("name", [name for name, concept in DRAWN.items() if concept.colour])
@@ -81,7 +79,7 @@ def test_photos_depend_on_the_seed_and_their_number_alone() -> None:
     assert not torch.equal(draw_photo("ring", 3), draw_photo("ring", 2))
 
 
-def test_the_script_writes_the_homeworks_layout(make_concepts: ModuleType, tmp_path: Path, capsys) -> None:
+def test_the_script_writes_the_homeworks_layout(tmp_path: Path, capsys) -> None:
     main, config = make_concepts.main, make_concepts.Config
     for folder in ("a", "b"):
         assert exit_code(main, config, "--output-dir", tmp_path / folder, "--count", 2, "--side", 32) == 0

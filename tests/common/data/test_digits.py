@@ -1,7 +1,6 @@
 """The digits: layout, splits, pairing, balanced draws, clear errors, and the two scripts that bring the data."""
 
 import dataclasses
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -9,7 +8,6 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -22,6 +20,7 @@ from common.data.digits import DATASETS, NUM_DIGITS, SIZE, BalancedDraw, Digits,
 from common.data.split import is_held_out
 from common.errors import InputError
 from common.files import ROOT
+from scripts import make_sample_data
 
 # ----------------------------------------------------------------------------
 # Layout and splits.
@@ -66,15 +65,6 @@ def test_a_tenth_is_held_out_and_the_choice_never_changes() -> None:
         share = sum(is_held_out(dataset, name) for name in names) / len(names)
         assert share == pytest.approx(0.1, abs=0.006)  # three standard errors of 20,000 draws
     assert [name for name in names[:60] if is_held_out("mnistm", name)] == ["00019.png", "00028.png", "00032.png"]
-
-
-def test_select_keeps_everything_aligned(digits_root: Path) -> None:
-    data = load_digits(digits_root, "all")
-    keep = data.digits == 7
-    sevens = data.select(keep)
-    assert len(sevens) == 12 and set(sevens.digits.tolist()) == {7}
-    assert sevens.names == [data.names[i] for i in torch.nonzero(keep).flatten().tolist()]
-    assert torch.equal(sevens.images, data.images[keep])
 
 
 def test_pairing_of_both_editions() -> None:
@@ -146,8 +136,11 @@ def test_a_missing_folder_names_the_commands_that_bring_it(tmp_path: Path) -> No
         load_digits(tmp_path / "nowhere")
     message = str(error.value)
     assert str(tmp_path / "nowhere" / "mnistm" / "train.csv") in message
-    for script in ("scripts/get_dataset.sh", "scripts/make_sample_data.py"):
-        assert script in message and (ROOT / script).is_file()
+    for command, file in (
+        ("bash scripts/get_dataset.sh", "scripts/get_dataset.sh"),
+        ("python3 -m scripts.make_sample_data", "scripts/make_sample_data.py"),
+    ):
+        assert command in message and (ROOT / file).is_file()
 
 
 def test_a_missing_image_names_the_row_of_the_table(digits_copy: Path) -> None:
@@ -228,16 +221,7 @@ def test_a_split_without_images_is_refused(digits_copy: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def make_sample_data() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("make_sample_data", ROOT / "scripts" / "make_sample_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def sample_data(make_sample_data: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the script made 40 images of each half."""
     folder = tmp_path_factory.mktemp("sample") / "new" / "hw2_data"
     cli.run(make_sample_data.main, make_sample_data.Config, ["--output-dir", str(folder), "--count", "40"])
@@ -264,7 +248,7 @@ def test_sample_data_says_which_half_is_synthetic(sample_data: Path) -> None:
     assert "svhn: synthetic" in (sample_data / "digits" / "README.txt").read_text()
 
 
-def test_sample_mnistm_is_the_difference_of_photo_and_digit(make_sample_data: ModuleType) -> None:
+def test_sample_mnistm_is_the_difference_of_photo_and_digit() -> None:
     """Against the blend done in integers on the same draws; patches that were passed over hid the digit."""
     for label in range(NUM_DIGITS):
         image = np.asarray(make_sample_data.mnistm_digit(label, np.random.default_rng(label))).astype(int)
@@ -279,7 +263,7 @@ def test_sample_mnistm_is_the_difference_of_photo_and_digit(make_sample_data: Mo
             assert np.abs(difference - patch)[stroke].mean() <= 70, "a legible patch was passed over"
 
 
-def test_sample_svhn_centres_its_digit(make_sample_data: ModuleType) -> None:
+def test_sample_svhn_centres_its_digit() -> None:
     """Over many draws the ink lies about the middle, and every draw has some there."""
     rng = np.random.default_rng(0)
     masks = np.stack([np.asarray(make_sample_data.number_mask(8, rng)) / 255 for _ in range(60)])
@@ -291,7 +275,7 @@ def test_sample_svhn_centres_its_digit(make_sample_data: ModuleType) -> None:
     assert masks[:, SIZE : 3 * SIZE, SIZE : 3 * SIZE].mean((1, 2)).min() > 0.08
 
 
-def test_sample_data_depends_on_the_seed_alone(make_sample_data: ModuleType, sample_data: Path, tmp_path: Path) -> None:
+def test_sample_data_depends_on_the_seed_alone(sample_data: Path, tmp_path: Path) -> None:
     config = make_sample_data.Config(tmp_path / "same", count=40)
     make_sample_data.main(config)
     assert _contents(tmp_path / "same") == _contents(sample_data)
@@ -299,16 +283,14 @@ def test_sample_data_depends_on_the_seed_alone(make_sample_data: ModuleType, sam
     assert _contents(tmp_path / "other") != _contents(sample_data)
 
 
-def test_sample_data_replaces_no_digits(make_sample_data: ModuleType, sample_data: Path) -> None:
+def test_sample_data_replaces_no_digits(sample_data: Path) -> None:
     before = _contents(sample_data)
     with pytest.raises(InputError, match="already there"):
         make_sample_data.main(make_sample_data.Config(sample_data, count=10))
     assert _contents(sample_data) == before
 
 
-def test_sample_data_leaves_nothing_when_it_fails(
-    make_sample_data: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sample_data_leaves_nothing_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(label: int, rng: np.random.Generator) -> Image.Image:
         raise OSError(28, "No space left on device")
 
@@ -318,11 +300,11 @@ def test_sample_data_leaves_nothing_when_it_fails(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sample_data_runs_from_any_folder_and_refuses_in_one_sentence(tmp_path: Path) -> None:
+def test_sample_data_runs_as_a_module_and_refuses_in_one_sentence(tmp_path: Path) -> None:
     """As a program: without an installed checkout, bad input is a sentence on stderr and exit code 2."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, ROOT / "scripts" / "make_sample_data.py", "--output-dir", tmp_path, "--count", "0"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    command = [sys.executable, "-m", "scripts.make_sample_data", "--output-dir", tmp_path, "--count", "0"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == "error: --count must be at least 1, not 0\n"
     assert list(tmp_path.iterdir()) == []
 
@@ -407,7 +389,7 @@ def test_a_failed_download_leaves_nothing_and_says_what_to_do(
     assert done.returncode == 2 and not (tmp_path / "dest").exists()
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: the download failed; place the course's archive by hand")
-    assert "python3 scripts/make_sample_data.py" in last
+    assert "python3 -m scripts.make_sample_data" in last
 
 
 @pytest.mark.parametrize("content", [b"<html>quota exceeded</html>", b"truncated", b"no entries"])

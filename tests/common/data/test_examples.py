@@ -17,12 +17,11 @@ from common.data.examples import (
     drawn_circles,
     drawn_examples,
     real_examples,
-    shrink,
 )
 from common.data.layouts import parse_caption, render_control
 from common.data.shapes import Scene, Shape, draw_circle
 from common.errors import InputError
-from common.images import read_rgb
+from common.images import read_rgb, resize
 from common.metrics.segmentation import iou, object_mask
 from common.seeds import derive_seed
 
@@ -114,7 +113,7 @@ def test_drawn_and_real_control_images_are_alike() -> None:
     drawn = drawn_circles(4, 64, 7).hints
     for k, hint in enumerate(drawn):
         scene = draw_circle(np.random.default_rng(derive_seed(7, k)))
-        real = shrink(render_control(scene), 64)[:1]
+        real = resize(render_control(scene), 64, "area")[:1]
         assert (hint.float() - real.float()).abs().mean() < 2.0
         assert 0.85 < hint.float().sum() / real.float().sum() < 1.15
 
@@ -137,10 +136,3 @@ def test_sums_keep_control_images_only_where_both_have_them() -> None:
     mixed = circles + shapes
     assert len(mixed) == 5 and mixed.hints is None
     assert (circles + dataclasses.replace(circles, hints=None)).hints is None
-
-
-def test_shrinking_averages_areas() -> None:
-    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
-    image[:, :2, :2] = 100
-    image[0, 0, 0] = 0
-    assert shrink(image, 2)[:, 0, 0].tolist() == [75, 100, 100] and int(shrink(image, 2)[:, 1, 1].sum()) == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from common.colour import CSS_COLOURS, colour_difference
 from common.data.fill50k import read_prompts
@@ -14,7 +15,6 @@ from common.data.layouts import (
     KINDS,
     Description,
     caption,
-    circle_masks,
     make_canvas,
     make_layouts,
     parse_caption,
@@ -22,7 +22,7 @@ from common.data.layouts import (
     render_target,
     write_layouts,
 )
-from common.data.shapes import OUTLINE, Scene, Shape
+from common.data.shapes import OUTLINE, Scene, Shape, render_mask
 from common.errors import InputError
 from common.images import read_rgb
 from common.metrics.circles import fit_circles
@@ -52,6 +52,11 @@ def test_places_are_what_the_kind_says() -> None:
             cut = [not all(r <= at <= 1.0 - r for at in (x, y)) for x, y, r in discs]
             assert all(abs(gap) < 1e-9 if kind == "touching" else gap >= 0.04 for gap in gaps)
             assert sum(cut) == (kind == "cut") and all(0.0 < at < 1.0 for x, y, _ in discs for at in (x, y))
+
+
+def circle_masks(scene: Scene, size: int = 512) -> Tensor:
+    """The true mask of each shape, bool [K, size, size], in the order of the scene; no scene here has shapes that overlap."""
+    return torch.stack([render_mask(shape, size) for shape in scene.shapes])
 
 
 def test_both_sets_of_two_circles_have_the_same_places() -> None:

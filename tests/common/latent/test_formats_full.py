@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from sd_tiny import lightning_installed, published_form, random_networks
+from sd_tiny import compvis_state, lightning_installed, published_form, random_networks
+from tiny_latent import text_condition
 
 from common.latent.load import kind_of
-from common.latent.stable_diffusion.load import compvis_state, load_stable_diffusion
+from common.latent.stable_diffusion.load import load_stable_diffusion
 from common.latent.stable_diffusion.sd14 import SD14
 
 TOKENS = [49406, 736, 7117, 593, 2866, 5994]  # start of text and five words
@@ -51,7 +52,7 @@ def test_v14_loads_offline_and_computes_a_step_as_diffusers_does(
 
     generator = torch.Generator().manual_seed(0)
     x_t, t = torch.randn(1, 4, 32, 32, generator=generator), torch.tensor([981])
-    condition = model.condition(["pale golden rod circle with old lace background"])
+    condition = text_condition(model, ["pale golden rod circle with old lace background"])
     assert condition.context.shape == (1, 77, 768)
     with torch.no_grad():
         assert torch.equal(model.text_encoder(torch.tensor([TOKENS])).last_hidden_state, text)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_latent import WIDTH, condition, controlled_model, tiny_model
+from tiny_latent import WIDTH, condition, controlled_model, text_condition, tiny_model
 from torch import Tensor
 
 from common.errors import InputError
@@ -85,7 +85,7 @@ def test_pictures_are_those_of_the_model_called_by_hand(model: LatentDiffusion) 
     for t, now, after in zip((500, 0), abar, abar[1:], strict=False):
         with torch.no_grad():
             cond, null = (
-                model.apply_model(x, torch.tensor([t]), model.condition([prompt], hint))
+                model.apply_model(x, torch.tensor([t]), text_condition(model, [prompt], hint))
                 for prompt in (request.prompt, "")
             )
         eps = null + 2.0 * (cond - null)
@@ -311,7 +311,7 @@ def test_a_larger_canvas_with_control_in_patches(model: LatentDiffusion) -> None
     hook = model.controlnet.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
     try:
         network = patched(model.apply_model, SIDE, 8, 8)
-        cond = model.condition(["red circle"], hint[None].float() / 255.0)
+        cond = text_condition(model, ["red circle"], hint[None].float() / 255.0)
         with torch.no_grad():
             output = network(torch.zeros(1, 4, 32, 16), torch.tensor([500]), cond)
     finally:

@@ -15,7 +15,7 @@ from torch import Tensor
 from common.colour import CSS_COLOURS, colour_difference
 from common.data.fill50k import SIZE
 from common.errors import InputError
-from common.latent.save_pictures import enlarge
+from common.images import resize
 from common.metrics.circles import Circle, disc, fit_circles
 from common.metrics.segmentation import (
     centre_mask,
@@ -158,7 +158,7 @@ def test_a_faint_object_is_found_in_noise(colour: str, background: str, strength
 
     def found(image: Tensor) -> Tensor:
         small = torch.nn.functional.avg_pool2d(image.float(), 8) + noise
-        return object_mask(enlarge(small.round().clamp(0, 255).to(torch.uint8), SIZE))
+        return object_mask(resize(small.round().clamp(0, 255).to(torch.uint8), SIZE))
 
     assert iou(found(picture((MIDDLE, colour), background=background)), disc(MIDDLE)) > 0.9
     assert not found(picture(background=background)).any()

@@ -11,6 +11,7 @@ from torch import nn
 
 from common.errors import InputError
 from common.latent.model import LatentDiffusion
+from p3_clip.personalisation.base_kind import SMALL, STABLE_DIFFUSION
 from p3_clip.personalisation.concepts import (
     Concept,
     expand,
@@ -113,11 +114,11 @@ def test_norms_are_relative_to_the_vocabulary() -> None:
 def test_the_usual_words_of_a_small_model_are_those_of_its_captions() -> None:
     """Most of CLIP's table was never trained there, and keeps smaller, random values."""
     model = tiny_base()
-    words = {tuple(row) for row in usual_words(model, small=True).tolist()}
+    words = {tuple(row) for row in usual_words(model, SMALL).tolist()}
     table = model.text_encoder.get_input_embeddings().weight
     for text in ("circle", "maroon", "next", "photo", "background", "golden"):
         assert tuple(table[model.tokenizer(text, add_special_tokens=False).input_ids[0]].tolist()) in words
-    assert 100 < len(words) < 200 and torch.equal(usual_words(model, small=False), table)
+    assert 100 < len(words) < 200 and torch.equal(usual_words(model, STABLE_DIFFUSION), table)
 
 
 @pytest.mark.parametrize(

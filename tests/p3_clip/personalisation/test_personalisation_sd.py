@@ -13,6 +13,7 @@ from tiny_concepts import FEW, make_world, quick
 from common.latent.model import LatentDiffusion
 from common.latent.stable_diffusion.load import load_stable_diffusion
 from p3_clip.personalisation import inference, templates, train
+from p3_clip.personalisation.base_kind import STABLE_DIFFUSION
 from p3_clip.personalisation.formats import load_concepts, save_concepts
 from p3_clip.personalisation.model import load_learned
 from p3_clip.personalisation.photos import Pool
@@ -77,7 +78,7 @@ def test_custom_diffusion_adds_a_rare_word_before_the_class(world: Path, tmp_pat
     about = json.loads((result / "config.json").read_text())
     assert [entry["phrase"] for entry in about["concepts"]] == ["{} dog", "{} painting"]
     base = load(world)
-    rare = base.tokenizer(train.RARE_WORD, add_special_tokens=False).input_ids[0]
+    rare = base.tokenizer(STABLE_DIFFUSION.rare_word, add_special_tokens=False).input_ids[0]
     start = base.text_encoder.get_input_embeddings().weight[rare]
     learned = load_learned([result], base)
     assert all(0.0 < (concept.vectors - start).abs().max() < 0.01 for concept in learned.concepts)

@@ -311,4 +311,4 @@ def test_the_script_is_sound(tmp_path: Path) -> None:
     assert all(("--regular-dir RUNS/personalisation/regular" in line) == ("custom" in line) for line in trained)
     (measured,) = (line for line in lines if "personalisation.study.sweeps" in line)
     assert all("checkpoints/clip_shapes" in line for line in [*trained, measured])  # none would mean no scores
-    assert sum("personalisation.merge" in line for line in lines) == 1 and "make_report.py" in lines[-1]
+    assert sum("personalisation.merge" in line for line in lines) == 1 and "scripts.make_report" in lines[-1]

@@ -116,7 +116,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
 def test_without_a_clip_the_loss_decides(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "load_judge", lambda model, device: None)
+    monkeypatch.setattr(train, "clip_for_checkpoints", lambda model, device: None)
     flags = ("--base", world / "base", "--drawn", "wine", "--augmentation", "none")
     assert learn("textual-inversion", tmp_path / "run", *flags) == 0
     last = metrics(tmp_path / "run")[-1]
