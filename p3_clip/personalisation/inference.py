@@ -26,6 +26,7 @@ from common.latent.generate import GenerationConfig, Request
 from common.latent.load import kind_of, load_base
 from common.latent.save_pictures import Picture, draw_missing
 from common.seeds import derive_seed
+from p3_clip.personalisation.base_kind import SMALL, STABLE_DIFFUSION, BaseKind
 from p3_clip.personalisation.concepts import Concept, expand, unused
 from p3_clip.personalisation.model import load_learned, personalise
 from p3_clip.personalisation.task import Task, read_tasks
@@ -61,10 +62,10 @@ def main(config: Config) -> None:
     if config.count < 1 or config.size < 1:
         raise InputError(f"--count and --size must be at least 1, not {config.count} and {config.size}")
     tasks = read_tasks(config.prompts)
-    small = is_small(config.checkpoint)
+    kind = checked_kind(config.checkpoint)
     config.generation.check()
     device = pick_device(config.device)
-    paths = find_concepts(config, tasks, small)
+    paths = find_concepts(config, tasks, kind)
     model = load_base(config.checkpoint)
     learned = load_learned(paths, model)
     pictures = plan(config, tasks, learned.concepts)
@@ -77,24 +78,24 @@ def main(config: Config) -> None:
         print(f"{len(pictures)} pictures in {config.output_dir}")
 
 
-def is_small(checkpoint: Path) -> bool:
-    """Whether it is a small model. Raises InputError if it is neither that nor Stable Diffusion, or is not shipped yet."""
+def checked_kind(checkpoint: Path) -> BaseKind:
+    """The kind of the base model. Raises InputError if it is neither Stable Diffusion nor a small model, or not shipped yet."""
     if checkpoint.resolve() == SHIPPED_BASE and not checkpoint.is_dir():
         raise InputError(f"checkpoints/{SHIPPED_BASE.name} is not there: no weights of the small model are shipped yet")
     kind = kind_of(checkpoint)
     if kind not in ("small", "sd_file", "sd_folder"):
         raise InputError(f"{checkpoint} is neither Stable Diffusion v1.4 nor a model folder of this project")
-    return kind == "small"
+    return SMALL if kind == "small" else STABLE_DIFFUSION
 
 
-def find_concepts(config: Config, tasks: Sequence[Task], small: bool) -> Sequence[Path]:
+def find_concepts(config: Config, tasks: Sequence[Task], kind: BaseKind) -> Sequence[Path]:
     """Where the learned concepts are. Raises InputError that names the command that trains them if there are none."""
     if config.concepts:
         return config.concepts
-    shipped = SHIPPED_CONCEPTS if small else SD_CONCEPTS
+    shipped = SHIPPED_CONCEPTS if kind is SMALL else SD_CONCEPTS
     if shipped.is_dir():
         return [shipped]
-    if small:
+    if kind is SMALL:
         raise InputError(
             f"checkpoints/{shipped.name} is not there: no concepts of the small model are shipped yet; "
             "name your own with --concepts"
