@@ -115,7 +115,9 @@ def sample_in_chunks(
 def _check_finite(images: Sequence[Tensor], names: Sequence[str]) -> None:
     for image, name in zip(images, names, strict=True):
         if not bool(image.isfinite().all()):
-            raise InputError(f"the image of {name} is not finite: the weights, the guidance or the precision do not fit")
+            raise InputError(
+                f"the image of {name} is not finite: the weights, the guidance or the precision do not fit"
+            )
 
 
 def _smaller(size: int) -> int:
