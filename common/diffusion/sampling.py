@@ -92,6 +92,7 @@ def sample_in_chunks(
     chunks = list(padded_chunks(items, config.chunk_size))[share[0] :: share[1]]
     hidden = not show_progress or share[0] > 0
     size = config.chunk_size  # what fits is found out once
+    done, count = 0, sum(real for _, real in chunks)
     with tqdm(total=len(chunks) * config.steps, unit="step", disable=hidden, dynamic_ncols=True) as bar:
 
         def step(i: int, t: int, x_t: Tensor, x0: Tensor) -> None:
@@ -106,8 +107,9 @@ def sample_in_chunks(
                     images += sample_chunk(chunk[len(images) : len(images) + size], step).float().cpu()
                 except torch.OutOfMemoryError:
                     size = _smaller(min(size, len(chunk) - len(images)))
+            done += real
             bar.n = number * config.steps  # halves of a chunk repeat its steps
-            bar.refresh()
+            bar.set_postfix_str(f"{done}/{count} images")
             _check_finite(images[:real], [name(item) for item in chunk[:real]])
             yield chunk[:real], torch.stack(images[:real])
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from common.data.faces import Faces
 from common.errors import InputError
+from common.metrics.detail import luminance_power, rms_difference
 from common.metrics.frechet import feature_statistics, frechet_distance
 from p2_ddim.study.features import Features
 
@@ -24,7 +25,12 @@ def stack_like(images: Mapping[str, Tensor], photos: Faces) -> Tensor:
 
 
 def quality(images: Tensor, train: Faces, held_out: Faces, features: Features) -> dict[str, float]:
-    """The Frechet distance of images to the training photos, beside that of as many held-out photos (mean of several draws)."""
+    """How near uint8 images [N, 3, S, S] are to photos.
+
+    - `frechet_distance` to the training photos, beside `frechet_distance_real` of as many held-out photos (mean of several draws).
+    - `detail`, the root mean square difference of neighbouring pixels in grey levels, beside the photos' `detail_real`.
+    - `luminance_power_K_ratio` over the photos' at the frequencies K = S/4 and S/2, where grain would show.
+    """
     target = feature_statistics(features(train.images))
     count = min(len(images), len(held_out))
     pool = features(held_out.images)
@@ -34,11 +40,16 @@ def quality(images: Tensor, train: Faces, held_out: Faces, features: Features) -
         real.append(frechet_distance(feature_statistics(pool[chosen]), target))
     distance = frechet_distance(feature_statistics(features(images[:count])), target)
     real_distance = sum(real) / len(real)
+    photos, side = torch.cat([train.images, held_out.images]), images.shape[-1]
+    powers = {k: luminance_power(images, k) / luminance_power(photos, k) for k in (side // 4, side // 2)}
     return {
         "count": count,
         "frechet_distance": distance,
         "frechet_distance_real": real_distance,
         "frechet_ratio": distance / real_distance,
+        "detail": rms_difference(images),
+        "detail_real": rms_difference(photos),
+        **{f"luminance_power_{k}_ratio": ratio for k, ratio in powers.items()},
     }
 
 

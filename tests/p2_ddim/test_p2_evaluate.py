@@ -120,6 +120,12 @@ def test_real_photos_are_nearer_to_real_photos_than_dark_images_are(photos: Path
     assert same["count"] == len(held_out)
     assert same["frechet_distance"] == pytest.approx(same["frechet_distance_real"], rel=1e-6)
     assert other["frechet_ratio"] > 1.5
+    grain = torch.randint(-40, 41, held_out.images.shape, generator=torch.Generator().manual_seed(0))
+    noisy = quality((held_out.images.int() + grain).clamp(0, 255).to(torch.uint8), train, held_out, colours)
+    side = held_out.images.shape[-1]
+    for k in (side // 4, side // 2):
+        assert noisy[f"luminance_power_{k}_ratio"] > 1.2 * same[f"luminance_power_{k}_ratio"]
+    assert noisy["detail"] > same["detail"] and noisy["detail_real"] == same["detail_real"]
 
 
 def test_any_function_can_be_the_features(photos: Path) -> None:

@@ -327,7 +327,7 @@ def test_memory_that_runs_out(
     with monkeypatch.context() as patch:
         patch.setattr(generate, "_generate_chunk", fragile)
         said = refused(capsys, main, Config, *arguments(world, data, tmp_path / "out"))
-    assert said.startswith("the device's memory does not hold one picture")
+    assert said.startswith("the device's memory does not hold one image")
     assert sorted(contents(tmp_path / "out")) == ["target/0.png", "target/1.png"]
     assert draw(world, data, tmp_path / "out").keys() == expected.keys()
     assert "2 of 3 pictures are there already" in capsys.readouterr().out

@@ -234,7 +234,7 @@ def test_a_smaller_batch_is_tried_and_said_once(
 
 def test_not_even_one_picture_fits(model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = short_of_memory(monkeypatch, fits=0)
-    with pytest.raises(InputError, match="the device's memory does not hold one picture: use a smaller model"):
+    with pytest.raises(InputError, match="the device's memory does not hold one image: use a smaller model"):
         pictures(model, requests(2))
     assert tried == [2, 1]
 
