@@ -29,7 +29,7 @@ from common.metrics.classifier import (
     load_published_svhn,
 )
 from p1_diffusion.quality import detail, dropped_context_rate, load_reference, nearest_training, quality
-from p1_diffusion.sampling import edition_jobs, file_name
+from p1_diffusion.sampling import edition_keys, file_name
 
 GRADER = ROOT / "checkpoints" / "p1_grader"
 BASELINES = {"simple": 0.90, "strong": 0.95}  # on the mean of the two accuracies
@@ -96,10 +96,10 @@ def read_output(folder: Path) -> tuple[Edition, Tensor, Tensor, Tensor]:
     if missing:
         count = len(wanted[edition])
         raise InputError(f"{folder} lacks {len(missing)} of the {count} images of {edition}, such as {missing[0]}")
-    jobs = wanted[edition]
-    images = torch.stack([read_rgb(folder / name, (SIZE, SIZE)) for name in jobs])
-    datasets = torch.tensor([DATASETS.index(dataset) for dataset, _, _ in jobs.values()])
-    return edition, images, torch.tensor([digit for _, digit, _ in jobs.values()]), datasets
+    keys = wanted[edition]
+    images = torch.stack([read_rgb(folder / name, (SIZE, SIZE)) for name in keys])
+    datasets = torch.tensor([DATASETS.index(dataset) for dataset, _, _ in keys.values()])
+    return edition, images, torch.tensor([digit for _, digit, _ in keys.values()]), datasets
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -107,7 +107,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _edition_jobs(edition: Edition) -> dict[str, tuple[str, int, int]]:
-    return {file_name(job): job for job in edition_jobs(pairing(edition))}
+    return {file_name(key): key for key in edition_keys(pairing(edition))}
 
 
 def pick_judges(config: Config, network: DigitClassifier) -> dict[str, tuple[str, Classifier]]:

@@ -19,7 +19,7 @@ from common.errors import InputError
 from common.files import ROOT, make_folder
 from common.images import write_png
 from p1_diffusion.model import ContextUNet
-from p1_diffusion.sampling import SamplingConfig, edition_jobs, file_name, sample_digits, translate_guide_w
+from p1_diffusion.sampling import SamplingConfig, edition_keys, file_name, sample_digits, translate_guide_w
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +46,14 @@ def main(config: Config) -> None:
     device = pick_device(config.device)
     config.sampling.check()
     model = ContextUNet.load(config.checkpoint).to(device)
-    everything = edition_jobs(pairing(config.edition))
-    jobs = edition_jobs(pick_classes(config.edition, config.classes))
-    prepare_output(config.output_dir, {file_name(job) for job in everything})
-    for part, images in sample_digits(model, jobs, config.sampling, share=(rank, processes)):
-        for job, image in zip(part, images, strict=True):
-            write_png(config.output_dir / file_name(job), image, staging=config.output_dir)
+    everything = edition_keys(pairing(config.edition))
+    keys = edition_keys(pick_classes(config.edition, config.classes))
+    prepare_output(config.output_dir, {file_name(key) for key in everything})
+    for part, images in sample_digits(model, keys, config.sampling, share=(rank, processes)):
+        for key, image in zip(part, images, strict=True):
+            write_png(config.output_dir / file_name(key), image, staging=config.output_dir)
     if rank == 0:
-        print(f"{len(jobs)} images in {config.output_dir}")
+        print(f"{len(keys)} images in {config.output_dir}")
 
 
 def pick_classes(edition: Edition, names: Sequence[str]) -> list[tuple[str, int]]:
@@ -70,7 +70,7 @@ def prepare_output(folder: Path, wanted: set[str]) -> None:
 
     The grader reads the first character of every entry as a digit, so nothing else may lie there.
     """
-    own = {file_name(job) for job in edition_jobs(pairing("2024"))}
+    own = {file_name(key) for key in edition_keys(pairing("2024"))}
     stale = []
     for dataset in DATASETS:
         for path in sorted(make_folder(folder / dataset).iterdir()):

@@ -1,4 +1,4 @@
-"""Sampling digits: how, and the images of a list of jobs, which depend on nothing else."""
+"""Sampling digits: how, and the images of a list of keys, which depend on nothing else."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from common.seeds import StackedRandomGenerator, derive_seed
 from p1_diffusion.model import NULL_DIGIT, ContextUNet
 
 IMAGES_PER_CLASS = 50
-Job = tuple[str, int, int]  # (dataset, digit, number)
+ImageKey = tuple[str, int, int]  # (dataset, digit, number)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,33 +57,33 @@ def translate_guide_w(arguments: list[str]) -> list[str]:
     return [*arguments[:at], "--guidance-scale", repr(scale), *rest]
 
 
-def edition_jobs(classes: Sequence[tuple[str, int]]) -> list[Job]:
+def edition_keys(classes: Sequence[tuple[str, int]]) -> list[ImageKey]:
     """Fifty images of each (dataset, digit)."""
     return [(dataset, digit, number) for dataset, digit in classes for number in range(1, IMAGES_PER_CLASS + 1)]
 
 
-def file_name(job: Job) -> str:
+def file_name(key: ImageKey) -> str:
     """The grader's name of an image, relative to the output folder."""
-    dataset, digit, number = job
+    dataset, digit, number = key
     return f"{dataset}/{digit}_{number:03d}.png"
 
 
 @torch.no_grad()
 def sample_digits(
     model: ContextUNet,
-    jobs: Sequence[Job],
+    keys: Sequence[ImageKey],
     config: SamplingConfig,
     *,
     share: tuple[int, int] = (0, 1),
     callback: Callback | None = None,
     show_progress: bool = True,
-) -> Iterator[tuple[list[Job], Tensor]]:
-    """Yields (jobs, images uint8 [n, 3, 28, 28] on the CPU) chunk by chunk.
+) -> Iterator[tuple[list[ImageKey], Tensor]]:
+    """Yields (keys, images uint8 [n, 3, 28, 28] on the CPU) chunk by chunk.
 
     `share` = (r, P) takes every P-th chunk, from the r-th on. `callback` is the samplers', on whole chunks, padding included.
     Raises InputError on a dataset that the model does not know, and if an image is not finite.
     """
-    for dataset in sorted({dataset for dataset, _, _ in jobs}):
+    for dataset in sorted({dataset for dataset, _, _ in keys}):
         if DATASETS.index(dataset) >= model.config.datasets:
             raise InputError(
                 f"this model was not trained on {dataset}: it knows {', '.join(DATASETS[: model.config.datasets])}"
@@ -92,7 +92,7 @@ def sample_digits(
     schedule = make_schedule(model.config.schedule)
     timestep_pairs = SPACINGS[config.spacing](schedule.num_timesteps, config.steps)
 
-    def sample_chunk(chunk: list[Job], callback: Callback) -> Tensor:
+    def sample_chunk(chunk: list[ImageKey], callback: Callback) -> Tensor:
         context = torch.tensor([[digit, DATASETS.index(dataset)] for dataset, digit, _ in chunk], device=device)
         null = torch.stack([torch.full_like(context[:, 0], NULL_DIGIT), context[:, 1]], dim=1)
         noise = image_noise(chunk, config.seed, device)
@@ -110,14 +110,14 @@ def sample_digits(
         )
 
     chunks = sample_in_chunks(
-        jobs, sample_chunk, config, name=file_name, share=share, callback=callback, show_progress=show_progress
+        keys, sample_chunk, config, name=file_name, share=share, callback=callback, show_progress=show_progress
     )
     for chunk, images in chunks:
         yield chunk, to_uint8(images)
 
 
-def image_noise(jobs: Sequence[Job], seed: int, device: torch.device | str) -> Callable[[], Tensor]:
-    """Fresh noise [N, 3, 28, 28] at each call; each image's depends on the seed and its own job alone."""
-    seeds = [derive_seed(seed, DATASETS.index(dataset), digit, number) for dataset, digit, number in jobs]
+def image_noise(keys: Sequence[ImageKey], seed: int, device: torch.device | str) -> Callable[[], Tensor]:
+    """Fresh noise [N, 3, 28, 28] at each call; each image's depends on the seed and its own key alone."""
+    seeds = [derive_seed(seed, DATASETS.index(dataset), digit, number) for dataset, digit, number in keys]
     generators = StackedRandomGenerator(seeds, device)
     return lambda: generators.randn(3, SIZE, SIZE)

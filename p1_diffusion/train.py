@@ -134,8 +134,8 @@ def main(config: Config) -> None:
 
     def preview(path: Path) -> None:
         """A picture from the same noise each time: rows are digits, the left columns MNIST-M, the right SVHN."""
-        jobs = [(dataset, digit, number) for digit in range(NUM_DIGITS) for dataset in DATASETS for number in (1, 2, 3)]
-        images = torch.cat([images for _, images in sample_digits(model, jobs, SamplingConfig(), show_progress=False)])
+        keys = [(dataset, digit, number) for digit in range(NUM_DIGITS) for dataset in DATASETS for number in (1, 2, 3)]
+        images = torch.cat([images for _, images in sample_digits(model, keys, SamplingConfig(), show_progress=False)])
         write_png(path, labelled_grid(images, columns=6, row_labels=[str(d) for d in range(NUM_DIGITS)], scale=2))
 
     fit(

@@ -44,16 +44,16 @@ def main(config: Config) -> None:
     device = pick_device(config.device)
     config.sampling.check()
     config.sampling.check_device(device)
-    jobs = read_noises(config.noises)
+    named_noises = read_noises(config.noises)
     network = load_network(config.checkpoint).to(device)
-    check_side(network, jobs[0][1], config.noises)
+    check_side(network, named_noises[0][1], config.noises)
     make_folder(config.output_dir)
-    for part, x0 in sample_faces(network, jobs, config.sampling, device, share=(rank, processes)):
+    for part, x0 in sample_faces(network, named_noises, config.sampling, device, share=(rank, processes)):
         images = minmax_to_uint8(x0) if config.stretch else to_uint8(x0)
         for (name, _), image in zip(part, images, strict=True):
             write_png(config.output_dir / f"{name}.png", image)
     if rank == 0:
-        print(f"{len(jobs)} images in {config.output_dir}")
+        print(f"{len(named_noises)} images in {config.output_dir}")
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ def load_network(path: Path) -> FaceNetwork:
     path = Path(path)
     if path == FACES and not path.exists():
         raise InputError(
-            f"{shown(path)} is not there: no weights of the face model are shipped yet; give a checkpoint, such as the homework's UNet.pt"
+            f"{shown(path)} is missing; it is part of the repository: restore it with git, or give a checkpoint, such as the homework's UNet.pt"
         )
     if not path.is_dir():
         state = load_tensors(path)[0] if path.suffix == ".safetensors" else load_pickle(path)

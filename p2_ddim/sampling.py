@@ -20,7 +20,7 @@ from common.seeds import StackedRandomGenerator, derive_seed
 from p2_ddim.model import FaceNetwork
 
 Precision = Literal["fp32", "fp16", "bf16"]
-Job = tuple[str, Tensor]  # (name, noise [3, H, W])
+NamedNoise = tuple[str, Tensor]  # (name, noise [3, H, W])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ CONVENTIONS: dict[str, dict[str, Any]] = {
 """How DDIM is written down in circulation: what differs from the defaults of `SamplingConfig`. `p2_ddim.study.calibrate` tries them."""
 
 
-def read_noises(folder: Path) -> list[Job]:
+def read_noises(folder: Path) -> list[NamedNoise]:
     """The (name, noise float32 [3, H, W]) of every `.pt` file in the folder, in the order of names, all of one shape.
 
     Raises InputError that names the folder or file that is missing, empty, unreadable, of a wrong shape or not finite.
@@ -85,15 +85,15 @@ def read_noises(folder: Path) -> list[Job]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"the noise folder {folder} does not exist")
-    jobs = [(path.stem, read_noise(path)) for path in sorted(folder.glob("*.pt"))]
-    if not jobs:
+    named_noises = [(path.stem, read_noise(path)) for path in sorted(folder.glob("*.pt"))]
+    if not named_noises:
         raise InputError(f"{folder} holds no noise file: NAME.pt is expected")
-    for name, noise in jobs:
-        if noise.shape != jobs[0][1].shape:
+    for name, noise in named_noises:
+        if noise.shape != named_noises[0][1].shape:
             raise InputError(
-                f"{folder / name}.pt is {_size(noise)}, but {jobs[0][0]}.pt is {_size(jobs[0][1])}: one size is expected"
+                f"{folder / name}.pt is {_size(noise)}, but {named_noises[0][0]}.pt is {_size(named_noises[0][1])}: one size is expected"
             )
-    return jobs
+    return named_noises
 
 
 def read_noise(path: Path) -> Tensor:
@@ -157,15 +157,15 @@ def face_denoiser(network: FaceNetwork, schedule: NoiseSchedule, config: Samplin
 @torch.inference_mode()
 def sample_faces(
     network: FaceNetwork,
-    jobs: Sequence[Job],
+    named_noises: Sequence[NamedNoise],
     config: SamplingConfig,
     device: torch.device | str = "cpu",
     *,
     share: tuple[int, int] = (0, 1),
     callback: Callback | None = None,
     show_progress: bool = True,
-) -> Iterator[tuple[list[Job], Tensor]]:
-    """Yields (jobs, clean images float32 [n, 3, H, W] on the CPU) chunk by chunk.
+) -> Iterator[tuple[list[NamedNoise], Tensor]]:
+    """Yields (named_noises, clean images float32 [n, 3, H, W] on the CPU) chunk by chunk.
 
     `share` = (r, P) takes every P-th chunk, from the r-th on. `callback` is the samplers', on whole chunks, padding included.
     Raises InputError if an image is not finite.
@@ -175,7 +175,7 @@ def sample_faces(
     schedule, timestep_pairs = plan(config)
     denoise = face_denoiser(network, schedule, config)
 
-    def sample_chunk(chunk: list[Job], callback: Callback) -> Tensor:
+    def sample_chunk(chunk: list[NamedNoise], callback: Callback) -> Tensor:
         x_T = torch.stack([noise for _, noise in chunk]).to(device)
         generators = StackedRandomGenerator(
             [derive_seed(config.seed, zlib.crc32(name.encode())) for name, _ in chunk], device
@@ -190,10 +190,10 @@ def sample_faces(
             )
 
     yield from sample_in_chunks(
-        jobs,
+        named_noises,
         sample_chunk,
         config,
-        name=lambda job: job[0],
+        name=lambda pair: pair[0],
         share=share,
         callback=callback,
         show_progress=show_progress,

@@ -108,10 +108,10 @@ def main(config: Config) -> None:
     def preview(path: Path) -> None:
         """Faces from the same noises each time."""
         noise = StackedRandomGenerator(derive_seeds(0, count=PREVIEW_IMAGES)).randn(3, side, side)
-        jobs = [(f"{i:02d}", noise[i]) for i in range(PREVIEW_IMAGES)]
+        named_noises = [(f"{i:02d}", noise[i]) for i in range(PREVIEW_IMAGES)]
         model.eval()
         device = next(model.parameters()).device
-        ((_, x0),) = sample_faces(model, jobs, PREVIEW_SAMPLING, device, show_progress=False)
+        ((_, x0),) = sample_faces(model, named_noises, PREVIEW_SAMPLING, device, show_progress=False)
         model.train()
         write_png(path, labelled_grid(to_uint8(x0), PREVIEW_COLUMNS))
 

@@ -23,7 +23,7 @@ CHUNK = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Bank:
+class LatentCache:
     """Frozen features of N examples, on the CPU. Captions that come more than once are stored once."""
 
     latents: Tensor
@@ -46,27 +46,27 @@ class Bank:
         batch = {"index": index, "latent": self.latents[index], "context": self.contexts[self.caption[index]]}
         return batch if self.hints is None else batch | {"hint": self.hints[index]}
 
-    def resident(self, device: torch.device) -> "Bank":
-        """The bank on the device, if there is room for it; else itself."""
+    def resident(self, device: torch.device) -> "LatentCache":
+        """The cache on the device, if there is room for it; else itself."""
         tensors = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if not has_room(device, [value for value in tensors.values() if value is not None]):
             return self
-        return Bank(**{name: None if value is None else value.to(device) for name, value in tensors.items()})
+        return LatentCache(**{name: None if value is None else value.to(device) for name, value in tensors.items()})
 
     @classmethod
-    def cached(cls, path: Path, made_from: Mapping[str, Any], make: Callable[[], "Bank"]) -> "Bank":
-        """The bank in the file `path`, which is made where it is missing. Raises InputError if it was made from something else."""
+    def cached(cls, path: Path, made_from: Mapping[str, Any], make: Callable[[], "LatentCache"]) -> "LatentCache":
+        """The cache in the file `path`, which is made where it is missing. Raises InputError if it was made from something else."""
 
         def tensors() -> dict[str, Tensor]:
-            bank = make()
-            values = {field.name: getattr(bank, field.name) for field in dataclasses.fields(bank)}
+            cache = make()
+            values = {field.name: getattr(cache, field.name) for field in dataclasses.fields(cache)}
             return {name: value for name, value in values.items() if value is not None}
 
         return cls(**cached_tensors(path, made_from, tensors))
 
 
 @torch.no_grad()
-def make_bank(model: LatentDiffusion, examples: Examples) -> Bank:
+def make_latent_cache(model: LatentDiffusion, examples: Examples) -> LatentCache:
     """Encodes examples; pictures of the model's size."""
     device = model.unet.device
     captions = sorted(set(examples.captions))
@@ -77,7 +77,7 @@ def make_bank(model: LatentDiffusion, examples: Examples) -> Bank:
     ]
     parts = [captions[i : i + CHUNK] for i in range(0, len(captions), CHUNK)]
     contexts = [model.encode_text(part).half().cpu() for part in _shown(parts, "reading captions")]
-    return Bank(
+    return LatentCache(
         torch.cat(latents),
         torch.cat(contexts),
         torch.tensor([number[caption] for caption in examples.captions]),

@@ -82,4 +82,4 @@ def with_control(base: Path, control: Path) -> LatentDiffusion:
 
 def _check_shipped(path: Path) -> None:
     if path.resolve() in (SHIPPED_BASE, SHIPPED_CONTROL) and not path.is_dir():
-        raise InputError(f"checkpoints/{path.name} is not there: no weights of the small model are shipped yet")
+        raise InputError(f"checkpoints/{path.name} is missing; it is part of the repository: restore it with git")

@@ -1,4 +1,4 @@
-"""The one training loss over a latent-diffusion model, with or without control: that of a batch from the bank."""
+"""The one training loss over a latent-diffusion model, with or without control: that of a batch from the cache."""
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ def latent_loss(
     min_snr_gamma: float | None,
     snr_offset: float,
 ) -> Tensor:
-    """`common.diffusion.loss.diffusion_loss` of a batch of `Bank.take`, a scalar.
+    """`common.diffusion.loss.diffusion_loss` of a batch of `LatentCache.take`, a scalar.
 
     A caption gives way to `null` [L, D], the empty prompt's features, with the probability `cond_drop_prob`; the hint, where the batch
     has one, stays.

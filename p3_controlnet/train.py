@@ -32,7 +32,7 @@ from common.metrics.segmentation import NO_OBJECT_ERROR, inner_region, iou, medi
 from common.seeds import Draws, derive_seeds, random_indices
 from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_controlnet.formats import load_controlnet
-from p3_controlnet.latent_cache import Bank, make_bank
+from p3_controlnet.latent_cache import LatentCache, make_latent_cache
 from p3_controlnet.loss import latent_loss
 from p3_controlnet.model import SD_HINT_CHANNELS, ControlNet
 
@@ -49,7 +49,7 @@ class Config:
     """Trains a ControlNet on circles, over a frozen latent-diffusion model."""
 
     run_dir: Path
-    """Folder of the run: checkpoints, metrics, previews, and the bank of latents, hints and text features."""
+    """Folder of the run: checkpoints, metrics, previews, and the cache of latents, hints and text features."""
     base: Path = ROOT / "checkpoints" / "ldm_shapes"
     """The frozen model: a Stable Diffusion v1.4 file or folder, or the folder of a small model."""
     fill50k: Path | None = None
@@ -142,19 +142,21 @@ def main(config: Config) -> None:
         "base": frozen,
     }
     with accelerator.main_process_first():
-        bank = Bank.cached(config.run_dir / "bank.safetensors", made_from, lambda: make_bank(model, examples()))
-    bank = bank.resident(accelerator.device)
+        cache = LatentCache.cached(
+            config.run_dir / "latent_cache.safetensors", made_from, lambda: make_latent_cache(model, examples())
+        )
+    cache = cache.resident(accelerator.device)
     held_out = drawn_circles(VALIDATION_EXAMPLES, size, config.training.seed + VALIDATION_SEED)
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
-        return bank.take(random_indices(len(bank), config.training.batch_size, generator))
+        return cache.take(random_indices(len(cache), config.training.batch_size, generator))
 
     def loss_fn(batch: Batch, draws: Draws) -> Tensor:
         plain = model.parameterization == "eps"
         return latent_loss(
             model,
             batch,
-            bank.null,
+            cache.null,
             draws,
             cond_drop_prob=config.cond_drop_prob,
             min_snr_gamma=None if plain else config.min_snr_gamma,

@@ -4,7 +4,7 @@
     python3 -m scripts.benchmark_controlnet --size sd14        (Stable Diffusion v1.4, random weights; needs 20 GB and half an hour)
 
 diffusers' step is that of its `train_controlnet.py`: autoencoder and text encoder run in every step, ControlNetModel, AdamW with
-its defaults, gradients kept at zero. This project's step takes latents and text from the bank. Between the two, each lever is
+its defaults, gradients kept at zero. This project's step takes latents and text from the cache. Between the two, each lever is
 changed alone. Every measurement is a process of its own, so that no peak of memory contains another's; they take turns, and
 medians over all rounds count. Leave the machine alone meanwhile.
 """
@@ -54,9 +54,9 @@ class Recipe:
     diffusers: bool = False
     """diffusers' ControlNetModel and step."""
     cached_latents: bool = True
-    """Latents come from the bank; otherwise the autoencoder runs in each step."""
+    """Latents come from the cache; otherwise the autoencoder runs in each step."""
     cached_text: bool = True
-    """Text features come from the bank; otherwise the text encoder runs in each step."""
+    """Text features come from the cache; otherwise the text encoder runs in each step."""
     encoders_loaded: bool = False
     """Autoencoder and text encoder stay in memory though no step needs them, as a trainer that draws previews keeps them."""
     frozen_base: bool = True
@@ -191,7 +191,7 @@ class Networks(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """A batch as files hold it, and as the bank holds it."""
+    """A batch as files hold it, and as the cache holds it."""
 
     images: Tensor
     """float32 [N, 3, H, W] in [-1, 1]."""

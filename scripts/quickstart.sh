@@ -85,7 +85,7 @@ else
   fi
   missing="$(missing_of "$job")"
   if [ -n "$missing" ]; then
-    echo "error: checkpoints/$missing is not there: no weights for $job are shipped yet" >&2
+    echo "error: checkpoints/$missing is missing; it is part of the repository: restore it with git" >&2
     exit 2
   fi
 fi
@@ -97,6 +97,6 @@ for job in "${asked[@]}"; do
   if [ -z "$missing" ]; then
     "run_$job"
   else
-    echo "$job is left out: checkpoints/$missing is not there, no weights for it are shipped yet."
+    echo "$job is left out: checkpoints/$missing is missing; it is part of the repository: restore it with git."
   fi
 done

@@ -21,7 +21,7 @@ from common.files import ROOT, make_folder
 from common.grid import labelled_grid
 from common.images import read_rgb, to_uint8, write_png
 from p1_diffusion.model import ContextUNet
-from p1_diffusion.sampling import Job, SamplingConfig, file_name, sample_digits, translate_guide_w
+from p1_diffusion.sampling import ImageKey, SamplingConfig, file_name, sample_digits, translate_guide_w
 
 COLUMNS = 10
 REVERSE_IMAGES = 6
@@ -59,9 +59,9 @@ def main(config: Config) -> None:
     editions = {"2025": [("mnistm", 0, 1), ("svhn", 1, 1)]} | (
         {"2024": [("mnistm", 0, 1), ("svhn", 0, 1)]} if full else {}
     )
-    for edition, jobs in editions.items():
+    for edition, keys in editions.items():
         made.append(folder / f"reverse_{edition}.png")
-        write_png(made[-1], reverse_process(model, jobs, config.sampling))
+        write_png(made[-1], reverse_process(model, keys, config.sampling))
     print("\n".join(str(path) for path in made))
 
 
@@ -72,21 +72,21 @@ def grid(folder: Path, classes: list[tuple[str, int]]) -> Tensor:
     return labelled_grid(torch.stack(images), COLUMNS, row_labels=labels, scale=2)
 
 
-def reverse_process(model: ContextUNet, jobs: list[Job], sampling: SamplingConfig) -> Tensor:
-    """One row for each job: x_t from pure noise to the finished image at six moments equally far apart, labelled by t."""
+def reverse_process(model: ContextUNet, keys: list[ImageKey], sampling: SamplingConfig) -> Tensor:
+    """One row for each key: x_t from pure noise to the finished image at six moments equally far apart, labelled by t."""
     states: list[tuple[int, Tensor]] = []
     (_, final), *_ = sample_digits(
         model,
-        jobs,
+        keys,
         sampling,
-        callback=lambda i, t, x_t, x0: states.append((t, x_t[: len(jobs)].cpu())),
+        callback=lambda i, t, x_t, x0: states.append((t, x_t[: len(keys)].cpu())),
         show_progress=False,
     )
     chosen = torch.linspace(0, len(states), REVERSE_IMAGES).round().long().tolist()
     frames = [to_uint8(states[i][1]) if i < len(states) else final for i in chosen]
     labels = [f"t = {states[i][0]}" if i < len(states) else "image" for i in chosen]
-    rows = [f"{dataset} {digit}" for dataset, digit, _ in jobs]
-    images = torch.stack([frame[row] for row in range(len(jobs)) for frame in frames])
+    rows = [f"{dataset} {digit}" for dataset, digit, _ in keys]
+    images = torch.stack([frame[row] for row in range(len(keys)) for frame in frames])
     return labelled_grid(images, REVERSE_IMAGES, row_labels=rows, column_labels=labels, scale=3)
 
 

@@ -157,12 +157,12 @@ def measure(
     model: ContextUNet, sampling: SamplingConfig, per_class: int, network: DigitClassifier, reference: Any
 ) -> dict[str, Any]:
     """Accuracy, distance, spread and seconds of one way to sample, means of both datasets and each of them."""
-    jobs = [(dataset, digit, n) for dataset, digit in pairing("2024") for n in range(1, per_class + 1)]
+    keys = [(dataset, digit, n) for dataset, digit in pairing("2024") for n in range(1, per_class + 1)]
     started = time.monotonic()
-    images = torch.cat([images for _, images in sample_digits(model, jobs, sampling)])
+    images = torch.cat([images for _, images in sample_digits(model, keys, sampling)])
     seconds = time.monotonic() - started
-    digits = torch.tensor([digit for _, digit, _ in jobs])
-    datasets = torch.tensor([DATASETS.index(dataset) for dataset, _, _ in jobs])
+    digits = torch.tensor([digit for _, digit, _ in keys])
+    datasets = torch.tensor([DATASETS.index(dataset) for dataset, _, _ in keys])
     graded = grade(images, digits, datasets, dict.fromkeys(DATASETS, ("project", network)))
     numbers = {
         dataset: {"accuracy": graded["datasets"][dataset]["accuracy"], **values}

@@ -52,16 +52,18 @@ def main(config: Config) -> None:
     for sampling in tried.values():
         sampling.check()
     references = read_images(config.references)
-    jobs = [job for job in read_noises(config.noises) if job[0] in references][: config.count]
-    if not jobs:
+    named_noises = [named_noise for named_noise in read_noises(config.noises) if named_noise[0] in references][
+        : config.count
+    ]
+    if not named_noises:
         raise InputError(f"no noise in {config.noises} has its image in {config.references}, or --count is below 1")
     network = load_network(config.checkpoint).to(device)
-    check_side(network, jobs[0][1], config.noises)
-    wanted = {name: references[name] for name, _ in jobs}
+    check_side(network, named_noises[0][1], config.noises)
+    wanted = {name: references[name] for name, _ in named_noises}
     rows = []
     for convention_name, sampling in tried.items():
         images = {}
-        for part, x0 in sample_faces(network, jobs, sampling, device):
+        for part, x0 in sample_faces(network, named_noises, sampling, device):
             images |= {name: image for (name, _), image in zip(part, minmax_to_uint8(x0), strict=True)}
         result = compare(images, wanted)
         rows.append(
@@ -71,7 +73,7 @@ def main(config: Config) -> None:
     for row in rows:
         print(f"{row['convention']:<22} MSE {row['mse']:9.4f}, largest difference {row['max_difference']}")
     if config.result:
-        write_json(config.result, {"images": [name for name, _ in jobs], "conventions": rows})
+        write_json(config.result, {"images": [name for name, _ in named_noises], "conventions": rows})
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from common.grid import labelled_grid
 from common.images import write_png
 from p2_ddim.evaluate import read_images
 from p2_ddim.model import FACES, FaceNetwork, load_network
-from p2_ddim.sampling import Job, SamplingConfig, check_side, minmax_to_uint8, read_noises, sample_faces
+from p2_ddim.sampling import NamedNoise, SamplingConfig, check_side, minmax_to_uint8, read_noises, sample_faces
 
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLUMNS = 4
@@ -55,38 +55,42 @@ def main(config: Config) -> None:
     device = pick_device(config.device)
     config.sampling.check()
     config.sampling.check_device(device)
-    jobs = read_noises(config.noises)
-    if len(jobs) < 2:
+    named_noises = read_noises(config.noises)
+    if len(named_noises) < 2:
         raise InputError(f"{config.noises} holds one noise, but the strips need two")
     figures = {"faces": face_grid(config.images)} if config.images else {}
     network = load_network(config.checkpoint).to(device)
-    check_side(network, jobs[0][1], config.noises)
+    check_side(network, named_noises[0][1], config.noises)
     folder = make_folder(config.output_dir)
-    figures["eta"] = eta_grid(network, jobs[:COLUMNS], config.sampling, device)
+    figures["eta"] = eta_grid(network, named_noises[:COLUMNS], config.sampling, device)
     for name in PATHS:
-        figures[name] = strip(network, jobs[0], jobs[1], name, config.sampling, device)
+        figures[name] = strip(network, named_noises[0], named_noises[1], name, config.sampling, device)
     for name, figure in figures.items():
         write_png(folder / f"{name}.png", figure)
         print(folder / f"{name}.png")
 
 
-def eta_grid(network: FaceNetwork, jobs: list[Job], sampling: SamplingConfig, device: torch.device) -> Tensor:
+def eta_grid(
+    network: FaceNetwork, named_noises: list[NamedNoise], sampling: SamplingConfig, device: torch.device
+) -> Tensor:
     """Rows are etas, columns noises. Down a column the fresh noise is the same but for its strength."""
-    rows = [faces(network, jobs, dataclasses.replace(sampling, eta=eta), device) for eta in ETAS]
+    rows = [faces(network, named_noises, dataclasses.replace(sampling, eta=eta), device) for eta in ETAS]
     labels = [f"eta {eta:g}" for eta in ETAS]
-    names = [name for name, _ in jobs]
-    return labelled_grid(torch.cat(rows), len(jobs), row_labels=labels, column_labels=names, scale=_scale(rows[0]))
+    names = [name for name, _ in named_noises]
+    return labelled_grid(
+        torch.cat(rows), len(named_noises), row_labels=labels, column_labels=names, scale=_scale(rows[0])
+    )
 
 
 def strip(
-    network: FaceNetwork, start: Job, end: Job, path: str, sampling: SamplingConfig, device: torch.device
+    network: FaceNetwork, start: NamedNoise, end: NamedNoise, path: str, sampling: SamplingConfig, device: torch.device
 ) -> Tensor:
     """The images along a path from one noise to another, in a row labelled by alpha."""
-    jobs = [(f"alpha {alpha:.1f}", PATHS[path](start[1], end[1], alpha)) for alpha in ALPHAS]
-    images = faces(network, jobs, sampling, device)
+    named_noises = [(f"alpha {alpha:.1f}", PATHS[path](start[1], end[1], alpha)) for alpha in ALPHAS]
+    images = faces(network, named_noises, sampling, device)
     title = f"{path} from {start[0]} to {end[0]}"
     labels = [f"{alpha:.1f}" for alpha in ALPHAS]
-    return labelled_grid(images, len(jobs), column_labels=labels, title=title, scale=_scale(images))
+    return labelled_grid(images, len(named_noises), column_labels=labels, title=title, scale=_scale(images))
 
 
 def face_grid(folder: Path) -> Tensor:
@@ -98,9 +102,11 @@ def face_grid(folder: Path) -> Tensor:
     return labelled_grid(torch.stack(images), min(FACES_IN_A_ROW, len(images)), scale=_scale(images[0]))
 
 
-def faces(network: FaceNetwork, jobs: list[Job], sampling: SamplingConfig, device: torch.device) -> Tensor:
+def faces(
+    network: FaceNetwork, named_noises: list[NamedNoise], sampling: SamplingConfig, device: torch.device
+) -> Tensor:
     """The images of the noises as hw2_2.sh writes them, uint8 [N, 3, H, W]."""
-    return minmax_to_uint8(torch.cat([x0 for _, x0 in sample_faces(network, jobs, sampling, device)]))
+    return minmax_to_uint8(torch.cat([x0 for _, x0 in sample_faces(network, named_noises, sampling, device)]))
 
 
 def _scale(images: Tensor) -> int:

@@ -29,7 +29,7 @@ from common.metrics.detail import rms_difference
 from common.metrics.frechet import feature_statistics, frechet_distance
 from common.seeds import StackedRandomGenerator, derive_seeds
 from p2_ddim.model import FACES, FaceNetwork, load_network
-from p2_ddim.sampling import Job, SamplingConfig, check_side, plan, sample_faces
+from p2_ddim.sampling import NamedNoise, SamplingConfig, check_side, plan, sample_faces
 from p2_ddim.study.features import SHIPPED, Features, choose_features, colours
 from p2_ddim.study.figures import ALPHAS, ETAS, PATHS
 
@@ -132,8 +132,8 @@ def final_images(
     network: FaceNetwork, noises: Sequence[Tensor], sampling: SamplingConfig, device: torch.device
 ) -> Tensor:
     """The images in [-1, 1], clamped, without the stretch of `minmax_to_uint8`, so that grey levels can be compared."""
-    jobs: list[Job] = [(str(i), noise) for i, noise in enumerate(noises)]
-    return torch.cat([x0 for _, x0 in sample_faces(network, jobs, sampling, device)]).clamp(-1.0, 1.0)
+    named_noises: list[NamedNoise] = [(str(i), noise) for i, noise in enumerate(noises)]
+    return torch.cat([x0 for _, x0 in sample_faces(network, named_noises, sampling, device)]).clamp(-1.0, 1.0)
 
 
 # ----------------------------------------------------------------------------

@@ -2,14 +2,38 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
+from common.cli import Preset
 from common.data.concepts import DRAWN
 from common.files import ROOT
 from common.training import TrainingConfig
 from p3_clip.personalisation.photos import Augmentation
+
+WORDS = TrainingConfig(
+    steps=3000,
+    batch_size=8,
+    lr=5e-3,
+    warmup=100,
+    ema_decay=0.99,
+    validate_every=250,
+    preview_every=500,
+    checkpoint_every=250,
+)
+MATRICES = TrainingConfig(
+    steps=500,
+    batch_size=16,
+    lr=8e-5,
+    warmup=20,
+    ema_decay=0.99,
+    validate_every=100,
+    preview_every=250,
+    checkpoint_every=100,
+)
+SMOKE_STEPS = {"steps": 2, "batch_size": 2, "warmup": 1, "log_every": 1}
+SMOKE = {"views": 2, "drawn": ("wine",), "training": dataclasses.replace(WORDS, **SMOKE_STEPS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +76,24 @@ class TextualInversion(_Common):
 
     augmentation: Augmentation = "flip"
     """What is done to photos."""
-    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=3000,
-        batch_size=8,
-        lr=5e-3,
-        warmup=100,
-        ema_decay=0.99,
-        validate_every=250,
-        preview_every=500,
-        checkpoint_every=250,
-    )
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = WORDS
+    PRESETS: ClassVar = {
+        "small": Preset(
+            "the defaults: the drawn concepts over the small model, about half an hour on two CPU cores; what to expect stands in "
+            "docs/report.md",
+            {},
+        ),
+        "sd14": Preset(
+            "for Stable Diffusion v1.4: the learning rate and the 5,000 steps of the paper (arXiv:2208.01618) at a batch of 4, one "
+            "GPU of 12 GB or more; never run here on real weights",
+            {
+                "training": dataclasses.replace(
+                    WORDS, steps=5000, batch_size=4, mixed_precision="bf16", validate_every=500, preview_every=500
+                )
+            },
+        ),
+        "smoke": Preset("is everything in place? Two steps, under a minute on a CPU; it learns nothing", SMOKE),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +102,28 @@ class CustomDiffusion(_Common):
 
     augmentation: Augmentation = "resize"
     """What is done to photos."""
-    regular: int = 200
+    num_class_images: int = 200
     """Regularisation pictures, which the base model draws."""
-    regular_dir: Path | None = None
-    """Folder in which they are kept; by default RUN_DIR/regular."""
-    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=500,
-        batch_size=16,
-        lr=8e-5,
-        warmup=20,
-        ema_decay=0.99,
-        validate_every=100,
-        preview_every=250,
-        checkpoint_every=100,
-    )
+    class_data_dir: Path | None = None
+    """Folder in which they are kept; by default RUN_DIR/class_data."""
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = MATRICES
+    PRESETS: ClassVar = {
+        "small": Preset(
+            "the defaults: the drawn concepts over the small model, about half an hour on two CPU cores; what to expect stands in "
+            "docs/report.md",
+            {},
+        ),
+        "sd14": Preset(
+            "for Stable Diffusion v1.4: learning rate, batch and steps of the authors' code for arXiv:2212.04488 and 200 class "
+            "images, one GPU of 24 GB; never run here on real weights",
+            {
+                "training": dataclasses.replace(
+                    MATRICES, steps=500, batch_size=8, lr=8e-5, mixed_precision="bf16", ema_decay=0.99
+                )
+            },
+        ),
+        "smoke": Preset(
+            "is everything in place? Two steps, under a minute on a CPU; it learns nothing",
+            SMOKE | {"num_class_images": 2, "training": dataclasses.replace(MATRICES, **SMOKE_STEPS)},
+        ),
+    }

@@ -21,7 +21,7 @@ PROJECTIONS = (".attn2.to_k.weight", ".attn2.to_v.weight")  # diffusers' names: 
 Weights = Mapping[str, Tensor]
 
 
-class Customised(NamedTuple):
+class CustomDiffusionResult(NamedTuple):
     """What Custom Diffusion learns."""
 
     weights: Weights
@@ -35,11 +35,11 @@ def projections(unet: nn.Module) -> dict[str, Parameter]:
     return {name: param for name, param in unet.named_parameters() if name.endswith(PROJECTIONS)}
 
 
-def merge(base: Weights, learned: Sequence[tuple[Weights, Tensor]], regular: Tensor) -> dict[str, Tensor]:
+def merge(base: Weights, learned: Sequence[tuple[Weights, Tensor]], regularization: Tensor) -> dict[str, Tensor]:
     """One set of matrices for several concepts that were trained apart (Equation 4 of the paper, Section 3.2).
 
     `learned` holds, for each concept, its matrices and the text features C [n, D] that should give its own keys and values;
-    `regular` [m, D] are features of other texts, whose keys and values should change least. For each matrix W [out, D] that
+    `regularization` [m, D] are features of other texts, whose keys and values should change least. For each matrix W [out, D] that
     minimises |W C_reg^T - W0 C_reg^T| subject to W C^T = V, with C and V of all concepts stacked:
     W = W0 + (V - W0 C^T) (d C^T)^-1 d, d = C (C_reg^T C_reg)^-1. In float64; directions that the features do not fill are left
     out by pseudo-inverses, so rows of C may repeat. Raises ValueError if the matrices' names differ.
@@ -47,8 +47,8 @@ def merge(base: Weights, learned: Sequence[tuple[Weights, Tensor]], regular: Ten
     if any(weights.keys() != base.keys() for weights, _ in learned):
         raise ValueError("the concepts were trained on other matrices")
     targets = torch.cat([features for _, features in learned]).double()  # [n, D]
-    regular = regular.double()
-    d = targets @ torch.linalg.pinv(regular.T @ regular, hermitian=True)  # [n, D]
+    regularization = regularization.double()
+    d = targets @ torch.linalg.pinv(regularization.T @ regularization, hermitian=True)  # [n, D]
     inverse = torch.linalg.pinv(d @ targets.T, hermitian=True)  # [n, n]
     merged = {}
     for name, weight in base.items():
@@ -62,13 +62,13 @@ def merge(base: Weights, learned: Sequence[tuple[Weights, Tensor]], regular: Ten
 # Files.
 
 
-def save_delta(path: Path, learned: Customised) -> None:
+def save_delta(path: Path, learned: CustomDiffusionResult) -> None:
     """Writes the trained matrices and the learned words as one safetensors file: all in which the model differs from its base."""
     weights = {f"unet/{name}": value for name, value in learned.weights.items()}
     save_tensors(path, weights | {f"concept/{concept.token}": concept.vectors for concept in learned.concepts})
 
 
-def load_delta(path: Path, base: Weights) -> Customised:
+def load_delta(path: Path, base: Weights) -> CustomDiffusionResult:
     """Reads a file of `save_delta` for a U-Net with the matrices `base`.
 
     Raises InputError if it holds something else, or was trained on a U-Net of other sizes.
@@ -82,7 +82,7 @@ def load_delta(path: Path, base: Weights) -> Customised:
         shapes = [list(state[name].shape) if name in state else None for state in (weights, base)]
         if shapes[0] != shapes[1]:
             raise InputError(f"{path} was trained on another U-Net: {name} is {shapes[0]} in it, but {shapes[1]} here")
-    return Customised(weights, [Concept(token, rows) for token, rows in words.items()])
+    return CustomDiffusionResult(weights, [Concept(token, rows) for token, rows in words.items()])
 
 
 @torch.no_grad()

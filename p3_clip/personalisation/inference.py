@@ -79,9 +79,11 @@ def main(config: Config) -> None:
 
 
 def checked_kind(checkpoint: Path) -> BaseKind:
-    """The kind of the base model. Raises InputError if it is neither Stable Diffusion nor a small model, or not shipped yet."""
+    """The kind of the base model. Raises InputError if it is neither Stable Diffusion nor a small model, or missing."""
     if checkpoint.resolve() == SHIPPED_BASE and not checkpoint.is_dir():
-        raise InputError(f"checkpoints/{SHIPPED_BASE.name} is not there: no weights of the small model are shipped yet")
+        raise InputError(
+            f"checkpoints/{SHIPPED_BASE.name} is missing; it is part of the repository: restore it with git"
+        )
     kind = kind_of(checkpoint)
     if kind not in ("small", "sd_file", "sd_folder"):
         raise InputError(f"{checkpoint} is neither Stable Diffusion v1.4 nor a model folder of this project")
@@ -97,7 +99,7 @@ def find_concepts(config: Config, tasks: Sequence[Task], kind: BaseKind) -> Sequ
         return [shipped]
     if kind is SMALL:
         raise InputError(
-            f"checkpoints/{shipped.name} is not there: no concepts of the small model are shipped yet; "
+            f"checkpoints/{shipped.name} is missing; it is part of the repository: restore it with git, or "
             "name your own with --concepts"
         )
     raise InputError(

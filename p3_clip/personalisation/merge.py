@@ -18,7 +18,7 @@ from common.latent.load import load_base
 from common.latent.model import LatentDiffusion
 from p3_clip.personalisation.base_kind import base_kind
 from p3_clip.personalisation.concepts import check_tokens, expand, with_concepts
-from p3_clip.personalisation.custom_diffusion import Customised, merge, projections
+from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult, merge, projections
 from p3_clip.personalisation.model import KIND, load_learned, save_learned
 
 
@@ -32,7 +32,7 @@ class Config:
     """Folder of the merged result."""
     base: Path = ROOT / "checkpoints" / "ldm_shapes"
     """The base model: a Stable Diffusion v1.4 file or folder, or the folder of a small model."""
-    regular: int = 200
+    num_class_images: int = 200
     """Other prompts, whose keys and values should change least."""
     seed: int = 0
     """Seed of these prompts."""
@@ -40,8 +40,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Writes the merged result."""
-    if len(config.results) < 2 or config.regular < 1:
-        raise InputError("--results must name at least two results, and --regular must be at least 1")
+    if len(config.results) < 2 or config.num_class_images < 1:
+        raise InputError("--results must name at least two results, and --num-class-images must be at least 1")
     kind = base_kind(config.base)
     model = load_base(config.base)
     parts = [load_learned([path], model) for path in config.results]
@@ -59,19 +59,19 @@ def main(config: Config) -> None:
         for part, own in zip(parts, about, strict=True)
     ]
     described = [entry["word"] for own in about for entry in own["concepts"]]
-    prompts = kind.regularization_prompts(described, config.regular, config.seed)
-    regular = model.encode_text(prompts).flatten(0, 1)
+    prompts = kind.regularization_prompts(described, config.num_class_images, config.seed)
+    features = model.encode_text(prompts).flatten(0, 1)
     base = {name: weight.detach() for name, weight in projections(model.unet).items()}
-    merged = merge(base, learned, regular)
+    merged = merge(base, learned, features)
     entries = [entry for own in about for entry in own["concepts"]]
     result = {"method": "Custom Diffusion, merged", "base": about[0].get("base"), "concepts": entries}
-    save_learned(config.output_dir, Customised(merged, concepts), result)
+    save_learned(config.output_dir, CustomDiffusionResult(merged, concepts), result)
     print(f"{', '.join(concept.token for concept in concepts)} in {config.output_dir}")
 
 
 @torch.no_grad()
 def phrase_features(
-    model: LatentDiffusion, part: Customised, phrases: Sequence[str], sentences: Sequence[str]
+    model: LatentDiffusion, part: CustomDiffusionResult, phrases: Sequence[str], sentences: Sequence[str]
 ) -> Tensor:
     """The text features [n, D] of the words that stand for the concepts, in each of the sentences, as float32.
 

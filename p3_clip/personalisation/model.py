@@ -17,14 +17,20 @@ from common.latent.load import base_hash
 from common.latent.model import LatentDiffusion
 from p3_clip.personalisation.base_kind import BaseKind
 from p3_clip.personalisation.concepts import Concept, with_concepts
-from p3_clip.personalisation.custom_diffusion import Customised, apply_weights, load_delta, projections, save_delta
+from p3_clip.personalisation.custom_diffusion import (
+    CustomDiffusionResult,
+    apply_weights,
+    load_delta,
+    projections,
+    save_delta,
+)
 from p3_clip.personalisation.formats import load_concepts, save_concepts
 
 KIND = "p3_clip.personalisation"
 FILE = "model.safetensors"
 
 
-def save_learned(folder: Path, learned: Customised, about: Mapping[str, Any]) -> None:
+def save_learned(folder: Path, learned: CustomDiffusionResult, about: Mapping[str, Any]) -> None:
     """Writes a folder; `about` is JSON for its config.json. Words alone are a file of the form "own" (see `formats.py`)."""
     make_folder(folder)
     if learned.weights:
@@ -34,7 +40,7 @@ def save_learned(folder: Path, learned: Customised, about: Mapping[str, Any]) ->
     write_json(folder / "config.json", {"kind": KIND, **about})
 
 
-def load_learned(paths: Sequence[Path], base: LatentDiffusion) -> Customised:
+def load_learned(paths: Sequence[Path], base: LatentDiffusion) -> CustomDiffusionResult:
     """What the folders and files hold together: words of any form, and at most one set of matrices for this base model.
 
     Raises InputError if one holds something else or matrices that were trained on another base model, or if several hold matrices.
@@ -52,17 +58,17 @@ def load_learned(paths: Sequence[Path], base: LatentDiffusion) -> Customised:
             "merge them with python3 -m p3_clip.personalisation.merge"
         )
     weights = next((part.weights for part in parts if part.weights), {})
-    return Customised(weights, [concept for part in parts for concept in part.concepts])
+    return CustomDiffusionResult(weights, [concept for part in parts for concept in part.concepts])
 
 
-def _load(path: Path, own: Mapping[str, Tensor]) -> Customised:
+def _load(path: Path, own: Mapping[str, Tensor]) -> CustomDiffusionResult:
     file = path / FILE if path.is_dir() else path
     if file.suffix == ".safetensors" and any(name.startswith("unet/") for name in tensor_names(file)):
         return load_delta(file, own)
-    return Customised({}, load_concepts(file))
+    return CustomDiffusionResult({}, load_concepts(file))
 
 
-def personalise(model: LatentDiffusion, learned: Customised) -> None:
+def personalise(model: LatentDiffusion, learned: CustomDiffusionResult) -> None:
     """Gives the model the words and, where there are any, the matrices. Raises InputError as `with_concepts` does."""
     concepts: list[Concept] = learned.concepts
     model.text_encoder, model.tokenizer = with_concepts(model.text_encoder, model.tokenizer, concepts)

@@ -15,7 +15,7 @@ from common.latent.save_pictures import Picture, draw_missing
 from common.seeds import derive_seed
 
 
-class Regular(NamedTuple):
+class RegularizationImages(NamedTuple):
     """Regularisation pictures."""
 
     prompts: list[str]
@@ -23,7 +23,9 @@ class Regular(NamedTuple):
     """uint8 [3, S, S], one for each prompt."""
 
 
-def regular_pictures(model: LatentDiffusion, prompts: Sequence[str], folder: Path, config: GenerationConfig) -> Regular:
+def regularization_images(
+    model: LatentDiffusion, prompts: Sequence[str], folder: Path, config: GenerationConfig
+) -> RegularizationImages:
     """A picture of the base model for each prompt, kept in `folder` by prompt and seed; equal prompts get different seeds."""
     seeds = [derive_seed(config.seed, number) for number in range(len(prompts))]
     wanted = [
@@ -33,7 +35,7 @@ def regular_pictures(model: LatentDiffusion, prompts: Sequence[str], folder: Pat
     draw_missing(model, wanted, config, model.side)
     if distributed.is_initialized():
         distributed.barrier()  # each process drew its share, and reads all
-    return Regular(list(prompts), [read_rgb(picture.path) for picture in wanted])
+    return RegularizationImages(list(prompts), [read_rgb(picture.path) for picture in wanted])
 
 
 def _name(prompt: str, seed: int) -> str:

@@ -34,21 +34,21 @@ from common.seeds import Draws, derive_seeds, views_seed
 from common.training import Batch, fit, settings_of
 from common.validation import held_out_loss
 from p3_clip.personalisation.base_kind import BaseKind, base_kind
-from p3_clip.personalisation.concepts import Concept, check_tokens, expand, initial_vectors, norms
-from p3_clip.personalisation.config import CustomDiffusion, TextualInversion
-from p3_clip.personalisation.custom_diffusion import Customised, projections
-from p3_clip.personalisation.lessons import (
-    Lesson,
+from p3_clip.personalisation.concept_data import (
+    ConceptData,
     _digest,
     held_out_prompts,
     pairs_to_mix,
     photos_hash,
-    read_lessons,
+    read_concept_data,
     sentences,
 )
+from p3_clip.personalisation.concepts import Concept, check_tokens, expand, initial_vectors, norms
+from p3_clip.personalisation.config import CustomDiffusion, TextualInversion
+from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult, projections
 from p3_clip.personalisation.model import load_learned, personalise, save_learned, usual_words
 from p3_clip.personalisation.photos import Encoded, Pool, View, cut_mix_views, encode_views, make_views
-from p3_clip.personalisation.regularisation import Regular, regular_pictures
+from p3_clip.personalisation.regularisation import RegularizationImages, regularization_images
 
 if TYPE_CHECKING:
     from common.clip.model import Clip
@@ -66,33 +66,37 @@ Config = (
 def main(config: TextualInversion | CustomDiffusion) -> None:
     """Trains, or resumes."""
     kind = base_kind(config.base)
-    lessons = read_lessons(config)
-    mixed = pairs_to_mix(config, lessons)
+    concept_data = read_concept_data(config)
+    mixed = pairs_to_mix(config, concept_data)
     custom = isinstance(config, CustomDiffusion)
     torch.manual_seed(config.training.seed)
     device = make_accelerator(config.training.device, config.training.mixed_precision).device
     model = load_base(config.base).to(device)
     model.choose_attention(config.training.mixed_precision)
     base = base_hash(model)
-    concepts = new_concepts(config, lessons, model, kind)
+    concepts = new_concepts(config, concept_data, model, kind)
     clip = clip_for_checkpoints(config.clip, config.training.device)
 
     # What the base model draws, before it learns anything.
-    regular = Regular([], [])
+    regularization = RegularizationImages([], [])
     if custom:
-        prompts = kind.regularization_prompts([x.described for x in lessons], config.regular, config.training.seed)
+        prompts = kind.regularization_prompts(
+            [x.described for x in concept_data], config.num_class_images, config.training.seed
+        )
         sampling = GenerationConfig(steps=STEPS, seed=config.training.seed)
-        regular = regular_pictures(model, prompts, config.regular_dir or config.run_dir / "regular", sampling)
+        regularization = regularization_images(
+            model, prompts, config.class_data_dir or config.run_dir / "class_data", sampling
+        )
 
     # The learned words become parameters of their own; every other row of the table is frozen.
     vocabulary = usual_words(model, kind)
-    personalise(model, Customised({}, concepts))
+    personalise(model, CustomDiffusionResult({}, concepts))
     embedding = model.text_encoder.get_input_embeddings()
     matrices: dict[str, Parameter] = projections(model.unet) if custom else {}
     params = {f"word/{token}": rows for token, rows in embedding.rows.items()} | matrices
     for param in params.values():
         param.requires_grad_(True)
-    pool = make_pool(config, kind, lessons, mixed, concepts, model, regular, base)
+    pool = make_pool(config, kind, concept_data, mixed, concepts, model, regularization, base)
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
         return pool.draw(config.training.batch_size, torch.Generator().manual_seed(generator.initial_seed()))
@@ -108,12 +112,13 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
             weight=batch["weight"].float(),
         )
 
-    held_out = held_out_prompts(config, lessons, kind)
+    held_out = held_out_prompts(config, concept_data, kind)
 
     def sample_held_out() -> Tensor:
         """Pictures uint8 [K, 3, S, S], HELD_OUT_PICTURES for each prompt, from the same noise each time."""
         prompts = [
-            expand(prompt.format(lessons[k].phrase.format(lessons[k].token)), concepts) for k, prompt in held_out
+            expand(prompt.format(concept_data[k].phrase.format(concept_data[k].token)), concepts)
+            for k, prompt in held_out
         ]
         seeds = derive_seeds(HELD_OUT_SEED, count=HELD_OUT_PICTURES)
         requests = [Request(prompt, seed) for prompt in prompts for seed in seeds]
@@ -126,26 +131,26 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         if clip is None:
             rows = pool.draw(VALIDATION_ROWS, torch.Generator().manual_seed(HELD_OUT_SEED))
             return {"loss": held_out_loss(model, loss_fn, rows), **sizes}
-        texts = [(k, prompt.format(lessons[k].described)) for k, prompt in held_out]
-        image, text = scores(clip, sample_held_out(), texts, [lesson.photos for lesson in lessons])
+        texts = [(k, prompt.format(concept_data[k].described)) for k, prompt in held_out]
+        image, text = scores(clip, sample_held_out(), texts, [data.photos for data in concept_data])
         return {"loss": -(image + TEXT_WEIGHT * text), "image": image, "text": text, **sizes}
 
     def preview(path: Path) -> None:
-        labels = [prompt.format(lessons[k].phrase.format(lessons[k].token)) for k, prompt in held_out]
+        labels = [prompt.format(concept_data[k].phrase.format(concept_data[k].token)) for k, prompt in held_out]
         write_png(path, labelled_grid(sample_held_out(), HELD_OUT_PICTURES, row_labels=labels))
 
     def save(folder: Path) -> None:
         weights = {name: value.detach().float().cpu().clone() for name, value in matrices.items()}
-        save_learned(folder, Customised(weights, embedding.concepts()), about(config, lessons, base))
+        save_learned(folder, CustomDiffusionResult(weights, embedding.concepts()), about(config, concept_data, base))
 
-    settings = settings_of(config, "photos", "base", "clip", "regular_dir", base=base, photos=photos_hash(lessons))
+    settings = settings_of(config, "photos", "base", "clip", "regular_dir", base=base, photos=photos_hash(concept_data))
     fit(
         params,
         loss_fn,
         get_batch,
         config.training,
         config.run_dir,
-        settings=settings | about(config, lessons, base),
+        settings=settings | about(config, concept_data, base),
         save=save,
         validate=validate,
         preview=preview,
@@ -157,46 +162,49 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
 
 
 def new_concepts(
-    config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], model: LatentDiffusion, kind: BaseKind
+    config: TextualInversion | CustomDiffusion,
+    concept_data: Sequence[ConceptData],
+    model: LatentDiffusion,
+    kind: BaseKind,
 ) -> list[Concept]:
     """The concepts with the vectors that they start from.
 
     Raises InputError if a token is a word already, or if `config.init_from` holds no words or not as many vectors for one.
     """
-    check_tokens([lesson.token for lesson in lessons], model.tokenizer)
+    check_tokens([data.token for data in concept_data], model.tokenizer)
     if config.init_from:
-        return _learned_before(config, lessons, model)
+        return _learned_before(config, concept_data, model)
     usual = kind.rare_word if isinstance(config, CustomDiffusion) else None
 
-    def start(lesson: Lesson) -> Tensor:
-        word = config.start if config.start is not None else usual or lesson.word
+    def start(data: ConceptData) -> Tensor:
+        word = config.start if config.start is not None else usual or data.word
         return initial_vectors(word, config.vectors, model.text_encoder, model.tokenizer)
 
-    return [Concept(lesson.token, start(lesson)) for lesson in lessons]
+    return [Concept(data.token, start(data)) for data in concept_data]
 
 
 def _learned_before(
-    config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], model: LatentDiffusion
+    config: TextualInversion | CustomDiffusion, concept_data: Sequence[ConceptData], model: LatentDiffusion
 ) -> list[Concept]:
     learned = load_learned([config.init_from], model)
     if learned.weights:
         raise InputError(f"{config.init_from} holds matrices too: training starts from a result of textual inversion")
     known = {concept.token: concept for concept in learned.concepts}
-    for lesson in lessons:
-        found = len(known[lesson.token].vectors) if lesson.token in known else 0
+    for data in concept_data:
+        found = len(known[data.token].vectors) if data.token in known else 0
         if found != config.vectors:
-            raise InputError(f"{config.init_from} has {found} vectors for {lesson.token}, not {config.vectors}")
-    return [known[lesson.token] for lesson in lessons]
+            raise InputError(f"{config.init_from} has {found} vectors for {data.token}, not {config.vectors}")
+    return [known[data.token] for data in concept_data]
 
 
 def make_pool(
     config: TextualInversion | CustomDiffusion,
     kind: BaseKind,
-    lessons: Sequence[Lesson],
-    mixed: Sequence[tuple[Lesson, Lesson]],
+    concept_data: Sequence[ConceptData],
+    mixed: Sequence[tuple[ConceptData, ConceptData]],
     concepts: Sequence[Concept],
     model: LatentDiffusion,
-    regular: Regular,
+    regularization: RegularizationImages,
     base: str,
 ) -> Pool:
     """All views, encoded, with their prompts; those of each pair in `mixed`, side by side, count as one concept more."""
@@ -204,15 +212,15 @@ def make_pool(
     views: list[View] = []
     groups: list[int] = []
     prompts: list[list[str]] = []
-    for k, lesson in enumerate(lessons):
-        for photo, caption in zip(lesson.photos, lesson.captions, strict=True):
-            shown = [sentence.format(caption.format(lesson.token)) for sentence in sentences(lesson, kind)]
+    for k, data in enumerate(concept_data):
+        for photo, caption in zip(data.photos, data.captions, strict=True):
+            shown = [sentence.format(caption.format(data.token)) for sentence in sentences(data, kind)]
             for view in make_views(photo, model.side, config.augmentation, config.views, random):
                 views.append(view)
                 groups.append(k)
                 words = view.words if kind.knows_distance else ("",)
                 prompts.append([expand(word + prompt, concepts) for prompt in shown for word in words])
-    for group, (one, other) in enumerate(mixed, len(lessons)):
+    for group, (one, other) in enumerate(mixed, len(concept_data)):
         for left, right in ((one, other), (other, one)):
             for i in range(max(len(left.photos), len(right.photos))):
                 first, second = i % len(left.photos), i % len(right.photos)
@@ -225,14 +233,14 @@ def make_pool(
                 views += own
                 groups += [group] * len(own)
                 prompts += [[expand(prompt, concepts) for prompt in shown]] * len(own)
-    for prompt, picture in zip(regular.prompts, regular.pictures, strict=True):
+    for prompt, picture in zip(regularization.prompts, regularization.pictures, strict=True):
         views += make_views(picture, model.side, "none", 1, random)
         groups.append(-1)
         prompts.append([prompt])
     made_from: dict[str, Any] = {
         "base": base,
-        "photos": photos_hash(lessons),
-        "regular": _digest(regular.pictures),
+        "photos": photos_hash(concept_data),
+        "regular": _digest(regularization.pictures),
         "augmentation": config.augmentation,
         "views": config.views,
         "cut_mix": config.cut_mix,
@@ -242,12 +250,12 @@ def make_pool(
     return Pool.make(model, encoded, groups, prompts)
 
 
-def about(config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], base: str) -> dict[str, Any]:
+def about(config: TextualInversion | CustomDiffusion, concept_data: Sequence[ConceptData], base: str) -> dict[str, Any]:
     """What the folder of a result says of itself."""
     method: Literal["textual inversion", "Custom Diffusion"] = (
         "textual inversion" if isinstance(config, TextualInversion) else "Custom Diffusion"
     )
-    concepts = [{"token": x.token, "word": x.word, "phrase": x.phrase} for x in lessons]
+    concepts = [{"token": x.token, "word": x.word, "phrase": x.phrase} for x in concept_data]
     return {"method": method, "base": base, "vectors": config.vectors, "concepts": concepts}
 
 

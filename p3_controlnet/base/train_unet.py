@@ -39,7 +39,7 @@ from common.latent.text_encoder import load_text_encoder
 from common.seeds import Draws, derive_seeds, random_indices
 from common.training import Batch, TrainingConfig, fit, settings_of
 from common.validation import held_out_loss
-from p3_controlnet.latent_cache import Bank, make_bank
+from p3_controlnet.latent_cache import LatentCache, make_latent_cache
 from p3_controlnet.loss import latent_loss
 
 VALIDATION_SEED, VALIDATION_EXAMPLES = 1, 256
@@ -62,7 +62,7 @@ class Config:
     """Trains the U-Net of the small latent-diffusion model."""
 
     run_dir: Path
-    """Folder of the run: checkpoints, metrics, previews, and the bank of latents and text features."""
+    """Folder of the run: checkpoints, metrics, previews, and the cache of latents and text features."""
     autoencoder: Path
     """Folder of the trained autoencoder."""
     text_encoder: Path
@@ -119,16 +119,20 @@ def main(config: Config) -> None:
         "frozen": frozen,
     }
     with accelerator.main_process_first():
-        bank = Bank.cached(config.run_dir / "bank.safetensors", made_from, lambda: make_bank(model, examples()))
-    bank = bank.resident(accelerator.device)
-    held_out = make_bank(model, drawn_examples(VALIDATION_EXAMPLES, SIDE, VALIDATION_SEED + config.training.seed))
+        cache = LatentCache.cached(
+            config.run_dir / "latent_cache.safetensors", made_from, lambda: make_latent_cache(model, examples())
+        )
+    cache = cache.resident(accelerator.device)
+    held_out = make_latent_cache(
+        model, drawn_examples(VALIDATION_EXAMPLES, SIDE, VALIDATION_SEED + config.training.seed)
+    )
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
-        return bank.take(random_indices(len(bank), config.training.batch_size, generator))
+        return cache.take(random_indices(len(cache), config.training.batch_size, generator))
 
     def loss_of(batch: Batch, draws: Draws, cond_drop_prob: float) -> Tensor:
         weight = {"min_snr_gamma": config.min_snr_gamma, "snr_offset": config.snr_offset}
-        return latent_loss(model, batch, bank.null, draws, cond_drop_prob=cond_drop_prob, **weight)
+        return latent_loss(model, batch, cache.null, draws, cond_drop_prob=cond_drop_prob, **weight)
 
     def validate() -> dict[str, float]:
         """The loss on the same held-out pictures each time, none of their captions hidden."""

@@ -83,10 +83,10 @@ def main(config: Config) -> None:
         raise InputError(f"--rows must be at least 1, not {config.rows}")
     needs_pairs = bool({"circles", "failures", "control_scale"} & {*config.only})
     tasks = load_tasks(config) if needs_pairs else []
-    studio = Studio(config, tasks)
+    inputs = FigureInputs(config, tasks)
     folder = make_folder(config.output_dir)
     for name in dict.fromkeys(config.only):
-        write_png(folder / f"{name}.png", DRAW[name](studio))
+        write_png(folder / f"{name}.png", DRAW[name](inputs))
         print(folder / f"{name}.png")
 
 
@@ -100,7 +100,7 @@ def load_tasks(config: Config) -> list[Task]:
     return scene_tasks(circle_scenes(DRAWN_COUNT, DRAWN_SEED), "drawn")
 
 
-class Studio:
+class FigureInputs:
     """What the figures share: the pairs, the model, and the pictures of the pairs, each made when it is first needed."""
 
     def __init__(self, config: Config, tasks: list[Task]) -> None:
@@ -137,26 +137,26 @@ class Studio:
 # One function for each figure.
 
 
-def circles(studio: Studio) -> Tensor:
+def circles(inputs: FigureInputs) -> Tensor:
     """The first pairs: nothing is picked."""
-    shown = slice(studio.config.rows)
-    return strips(studio.tasks[shown], studio.pictures[shown], [task.prompt for task in studio.tasks[shown]])
+    shown = slice(inputs.config.rows)
+    return strips(inputs.tasks[shown], inputs.pictures[shown], [task.prompt for task in inputs.tasks[shown]])
 
 
-def failures_figure(studio: Studio) -> Tensor:
+def failures_figure(inputs: FigureInputs) -> Tensor:
     """The worst pictures, with what is wrong, and below them the best."""
-    lines = measure_tasks(studio.tasks, studio.pictures, studio.config.resolution)
+    lines = measure_tasks(inputs.tasks, inputs.pictures, inputs.config.resolution)
     order = sorted(range(len(lines)), key=lambda k: badness(lines[k]))
     shown = max(1, min(WORST, len(order) // 2))
     chosen = [*reversed(order[-shown:]), *order[:shown]]
     labels = [f"{lines[k]['prompt']}: {verdict(lines[k])}" for k in chosen]
-    return strips([studio.tasks[k] for k in chosen], studio.pictures[chosen], labels)
+    return strips([inputs.tasks[k] for k in chosen], inputs.pictures[chosen], labels)
 
 
-def two_circles(studio: Studio) -> Tensor:
+def two_circles(inputs: FigureInputs) -> Tensor:
     """The same places in two sets of colours: one for both circles, and one for each."""
     sets = [layout_tasks("two_shared"), layout_tasks("two")]
-    drawn = [studio.draw(tasks) for tasks in sets]
+    drawn = [inputs.draw(tasks) for tasks in sets]
     columns = [[task.source for task in sets[0]]]
     for tasks, pictures in zip(sets, drawn, strict=True):
         columns += [[task.target for task in tasks], list(pictures)]
@@ -164,41 +164,41 @@ def two_circles(studio: Studio) -> Tensor:
     return table(columns, labels, [task.prompt for task in sets[1]])
 
 
-def more_circles(studio: Studio) -> Tensor:
+def more_circles(inputs: FigureInputs) -> Tensor:
     """Three circles, two that touch, and one cut by the border."""
     tasks = [task for kind in ("three", "touching", "cut") for task in layout_tasks(kind, count=WORST)]
-    return strips(tasks, studio.draw(tasks), [task.prompt for task in tasks])
+    return strips(tasks, inputs.draw(tasks), [task.prompt for task in tasks])
 
 
-def base(studio: Studio) -> Tensor:
+def base(inputs: FigureInputs) -> Tensor:
     """The first prompts of the study, in four noises each."""
     prompts = [scene.caption for scene in prompt_scenes(BASE_ROWS)]
     pictures = draw_prompts(
-        studio.model, [prompt for prompt in prompts for _ in range(BASE_COLUMNS)], studio.generation
+        inputs.model, [prompt for prompt in prompts for _ in range(BASE_COLUMNS)], inputs.generation
     )
     return labelled_grid(small(pictures), BASE_COLUMNS, row_labels=wrapped(prompts))
 
 
-def control_scale(studio: Studio) -> Tensor:
+def control_scale(inputs: FigureInputs) -> Tensor:
     """The same prompts and noises under more and more control."""
-    tasks = studio.tasks[:SCALE_ROWS]
-    drawn = [list(studio.draw(tasks, control_scales=(scale,))) for scale in SCALES]
+    tasks = inputs.tasks[:SCALE_ROWS]
+    drawn = [list(inputs.draw(tasks, control_scales=(scale,))) for scale in SCALES]
     labels = ["control", *(f"scale {scale:g}" for scale in SCALES)]
     return table([[task.source for task in tasks], *drawn], labels, [task.prompt for task in tasks])
 
 
-def canvas(studio: Studio) -> Tensor:
+def canvas(inputs: FigureInputs) -> Tensor:
     """The control picture of a canvas, the canvas in overlapping patches, and at once."""
-    task, hint = canvas_task(studio.model, 0)
-    stride = studio.model.latent_side // 2
-    drawn = [draw_canvas(studio.model, task, hint, choice, studio.generation) for choice in (stride, None)]
+    task, hint = canvas_task(inputs.model, 0)
+    stride = inputs.model.latent_side // 2
+    drawn = [draw_canvas(inputs.model, task, hint, choice, inputs.generation) for choice in (stride, None)]
     labels = ["control", "overlapping patches", "at once"]
     return labelled_grid(
         torch.stack([resize(hint, drawn[0].shape[-1]), *drawn]), 3, column_labels=labels, title=task.prompt
     )
 
 
-DRAW: dict[Figure, Callable[[Studio], Tensor]] = {
+DRAW: dict[Figure, Callable[[FigureInputs], Tensor]] = {
     "circles": circles,
     "failures": failures_figure,
     "two_circles": two_circles,

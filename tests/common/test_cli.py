@@ -12,6 +12,7 @@ import p2_ddim.train
 import p3_controlnet.train
 from common import cli
 from common.cli import Preset
+from p3_clip.personalisation.config import CustomDiffusion, TextualInversion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +77,21 @@ def test_a_preset_does_not_stand_in_for_what_is_required() -> None:
     assert ended.value.code == 2
 
 
-@pytest.mark.parametrize("trainer", [p1_diffusion.train, p2_ddim.train, p3_controlnet.train])
-def test_every_trainers_presets_fit_its_settings(trainer: object) -> None:
-    known = {field.name for field in dataclasses.fields(trainer.Config)}
-    assert {"small", "smoke"} <= set(trainer.Config.PRESETS)
-    for name, preset in trainer.Config.PRESETS.items():
+TRAINERS = (
+    p1_diffusion.train.Config,
+    p2_ddim.train.Config,
+    p3_controlnet.train.Config,
+    TextualInversion,
+    CustomDiffusion,
+)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_every_trainers_presets_fit_its_settings(trainer: type) -> None:
+    known = {field.name for field in dataclasses.fields(trainer)}
+    assert {"small", "smoke"} <= set(trainer.PRESETS)
+    for name, preset in trainer.PRESETS.items():
         assert set(preset.settings) <= known and preset.what
         seen: list[object] = []
-        cli.run(seen.append, trainer.Config, ["--preset", name, "--run-dir", "x"])
+        cli.run(seen.append, trainer, ["--preset", name, "--run-dir", "x"])
         assert all(getattr(seen[0], key) == value for key, value in preset.settings.items())

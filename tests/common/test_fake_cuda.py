@@ -130,9 +130,9 @@ def test_sampling_digits(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) ->
     """The whole of P1's sampling; its images come back to the CPU."""
     monkeypatch.setattr("p1_diffusion.sampling.make_schedule", lambda name: SCHEDULE)
     monkeypatch.setattr("common.diffusion.sampling._check_finite", lambda images, names: None)  # looks at values
-    jobs = [("mnistm", 0, 1), ("svhn", 1, 1), ("svhn", 1, 2)]
-    chunks = list(sample_digits(network(cuda), jobs, SamplingConfig(steps=2, chunk_size=2), show_progress=False))
-    assert [job for part, _ in chunks for job in part] == jobs
+    keys = [("mnistm", 0, 1), ("svhn", 1, 1), ("svhn", 1, 2)]
+    chunks = list(sample_digits(network(cuda), keys, SamplingConfig(steps=2, chunk_size=2), show_progress=False))
+    assert [key for part, _ in chunks for key in part] == keys
     assert [(images.device.type, len(images)) for _, images in chunks] == [("cpu", 2), ("cpu", 1)]
 
 

@@ -1,4 +1,4 @@
-"""Sampling digits: the grader's names and counts, the same bytes however the job is run, and clean folders."""
+"""Sampling digits: the grader's names and counts, the same bytes however the work is split, and clean folders."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ from common.errors import InputError
 from common.images import to_uint8
 from p1_diffusion.inference import Config, main, prepare_output
 from p1_diffusion.model import ContextUNet
-from p1_diffusion.sampling import Job, SamplingConfig, sample_digits, translate_guide_w
+from p1_diffusion.sampling import ImageKey, SamplingConfig, sample_digits, translate_guide_w
 
 QUICK = SamplingConfig(steps=2)
 NAMES_2025 = {f"mnistm/{d}_{n:03d}.png" for d in (0, 2, 4, 6, 8) for n in range(1, 51)} | {
@@ -41,8 +41,8 @@ def out_2025(digit_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
-def draw(network: ContextUNet, jobs: list[Job], config: SamplingConfig = QUICK, **options: object) -> torch.Tensor:
-    return torch.cat([images for _, images in sample_digits(network, jobs, config, show_progress=False, **options)])
+def draw(network: ContextUNet, keys: list[ImageKey], config: SamplingConfig = QUICK, **options: object) -> torch.Tensor:
+    return torch.cat([images for _, images in sample_digits(network, keys, config, show_progress=False, **options)])
 
 
 # ----------------------------------------------------------------------------
@@ -73,43 +73,43 @@ def test_2024_is_1000_images_with_the_2025_ones_among_them(
 
 
 def test_each_process_takes_its_share_of_the_chunks(network: ContextUNet) -> None:
-    """With 5 chunks, the second of 2 processes computes chunks 1 and 3; together they cover the job once."""
-    jobs = [("svhn", 3, n) for n in range(1, 10)]
+    """With 5 chunks, the second of 2 processes computes chunks 1 and 3; together they cover all once."""
+    keys = [("svhn", 3, n) for n in range(1, 10)]
     config = dataclasses.replace(QUICK, chunk_size=2)
     shares = [
-        [job for part, _ in sample_digits(network, jobs, config, share=(rank, 2), show_progress=False) for job in part]
+        [key for part, _ in sample_digits(network, keys, config, share=(rank, 2), show_progress=False) for key in part]
         for rank in (0, 1)
     ]
-    assert shares[1] == [jobs[2], jobs[3], jobs[6], jobs[7]]
-    assert sorted(shares[0] + shares[1]) == jobs
+    assert shares[1] == [keys[2], keys[3], keys[6], keys[7]]
+    assert sorted(shares[0] + shares[1]) == keys
 
 
 # ----------------------------------------------------------------------------
-# An image depends on its own job and the settings alone.
+# An image depends on its own key and the settings alone.
 
 
 @pytest.mark.parametrize("config", [QUICK, SamplingConfig(steps=3, sampler="ddim", eta=1.0)], ids=["dpmpp", "eta 1"])
 def test_an_image_does_not_depend_on_the_jobs_beside_it(network: ContextUNet, config: SamplingConfig) -> None:
     config = dataclasses.replace(config, chunk_size=4)
-    jobs = [("mnistm", 0, 1), ("svhn", 7, 50), ("mnistm", 9, 3), ("svhn", 0, 1), ("svhn", 7, 2), ("mnistm", 4, 4)]
-    images = draw(network, jobs, config)
+    keys = [("mnistm", 0, 1), ("svhn", 7, 50), ("mnistm", 9, 3), ("svhn", 0, 1), ("svhn", 7, 2), ("mnistm", 4, 4)]
+    images = draw(network, keys, config)
     order = [4, 2, 0, 5, 1, 3]
-    assert torch.equal(draw(network, [jobs[i] for i in order], config), images[order])
-    assert torch.equal(draw(network, jobs[3:], config), images[3:])  # the last chunk padded
+    assert torch.equal(draw(network, [keys[i] for i in order], config), images[order])
+    assert torch.equal(draw(network, keys[3:], config), images[3:])  # the last chunk padded
 
 
 def test_chunk_sizes_agree_to_one_grey_level(network: ContextUNet) -> None:
-    jobs = [("svhn", 3, n) for n in range(1, 8)]
-    images = draw(network, jobs, dataclasses.replace(QUICK, steps=8, chunk_size=7))
+    keys = [("svhn", 3, n) for n in range(1, 8)]
+    images = draw(network, keys, dataclasses.replace(QUICK, steps=8, chunk_size=7))
     assert images.float().std() > 20.0
     for size in (1, 3, 20):
-        other = draw(network, jobs, dataclasses.replace(QUICK, steps=8, chunk_size=size))
+        other = draw(network, keys, dataclasses.replace(QUICK, steps=8, chunk_size=size))
         assert int((images.int() - other.int()).abs().max()) <= 1
 
 
 def test_seed_digit_dataset_and_number_each_give_another_image(network: ContextUNet) -> None:
-    jobs = [("mnistm", 0, 1), ("mnistm", 0, 2), ("mnistm", 1, 1), ("svhn", 0, 1)]
-    images = [*draw(network, jobs), *draw(network, jobs, dataclasses.replace(QUICK, seed=1))]
+    keys = [("mnistm", 0, 1), ("mnistm", 0, 2), ("mnistm", 1, 1), ("svhn", 0, 1)]
+    images = [*draw(network, keys), *draw(network, keys, dataclasses.replace(QUICK, seed=1))]
     for i, a in enumerate(images):
         for b in images[:i]:
             assert (a.int() - b.int()).abs().float().mean() > 5.0
@@ -159,14 +159,14 @@ def test_guide_w_is_the_guidance_scale_less_one() -> None:
 
 
 def test_guidance_acts_inside_its_interval_alone(network: ContextUNet) -> None:
-    jobs = [("svhn", 3, 1)]
+    keys = [("svhn", 3, 1)]
     strong = dataclasses.replace(QUICK, steps=4, chunk_size=1, guidance_scale=6.0, guidance_interval=(0, 999))
     nowhere = dataclasses.replace(strong, guidance_interval=(0, 10))  # below the last t, 249
     everywhere = dataclasses.replace(strong, guidance_interval=(249, 999))
     assert torch.equal(
-        draw(network, jobs, nowhere), draw(network, jobs, dataclasses.replace(strong, guidance_scale=1.0))
+        draw(network, keys, nowhere), draw(network, keys, dataclasses.replace(strong, guidance_scale=1.0))
     )
-    assert torch.equal(draw(network, jobs, everywhere), draw(network, jobs, strong))
+    assert torch.equal(draw(network, keys, everywhere), draw(network, keys, strong))
 
 
 @pytest.mark.parametrize(

@@ -205,13 +205,14 @@ def _find(figure: Tensor, image: Tensor) -> tuple[int, int]:
 
 
 def test_rows_of_the_eta_grid_differ() -> None:
-    network, jobs = tiny_faces(), [("00", noise(0)), ("01", noise(1))]
+    network, named_noises = tiny_faces(), [("00", noise(0)), ("01", noise(1))]
     sampling = SamplingConfig(steps=3)
     images = [
-        figures.faces(network, jobs, SamplingConfig(steps=3, eta=eta), torch.device("cpu")) for eta in figures.ETAS
+        figures.faces(network, named_noises, SamplingConfig(steps=3, eta=eta), torch.device("cpu"))
+        for eta in figures.ETAS
     ]
     assert len({image.numpy().tobytes() for image in images}) == 5
-    grid = figures.eta_grid(network, jobs, sampling, torch.device("cpu"))
+    grid = figures.eta_grid(network, named_noises, sampling, torch.device("cpu"))
     assert grid.shape[1] > 5 * 32
 
 

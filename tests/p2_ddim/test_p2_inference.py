@@ -35,8 +35,10 @@ def run(noises: Path, out: Path, checkpoint: Path, *flags: object) -> dict[str, 
 
 
 def draw(network: FaceUNet, *seeds: int, **config: object) -> Tensor:
-    jobs = [(f"{seed:02d}", noise(seed)) for seed in seeds]
-    return torch.cat([x0 for _, x0 in sample_faces(network, jobs, SamplingConfig(**config), show_progress=False)])
+    named_noises = [(f"{seed:02d}", noise(seed)) for seed in seeds]
+    return torch.cat(
+        [x0 for _, x0 in sample_faces(network, named_noises, SamplingConfig(**config), show_progress=False)]
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -96,10 +98,10 @@ def test_eta_adds_the_homeworks_noise() -> None:
             calls.append(x_t.clone())
             return torch.zeros_like(x_t)
 
-    jobs = [("a", torch.full((3, 64, 64), 0.5))]
+    named_noises = [("a", torch.full((3, 64, 64), 0.5))]
     for eta in (0.0, 0.5, 1.0):
         calls.clear()
-        next(sample_faces(Still(), jobs, SamplingConfig(eta=eta), show_progress=False))
+        next(sample_faces(Still(), named_noises, SamplingConfig(eta=eta), show_progress=False))
         schedule = linear_schedule()
         abar_t, abar_prev = schedule.abar(981), schedule.abar(961)
         sigma = eta * math.sqrt((1 - abar_prev) / (1 - abar_t)) * math.sqrt(1 - abar_t / abar_prev)
@@ -135,11 +137,11 @@ def steps_taken(changes: dict[str, Any]) -> list[tuple[int, float, float, bool]]
 
     clamped: list[bool] = []
     sampling = SamplingConfig(**changes)
-    jobs = [("a", torch.zeros(3, 2, 2))]
+    named_noises = [("a", torch.zeros(3, 2, 2))]
     list(
         sample_faces(
             Loud(),
-            jobs,
+            named_noises,
             sampling,
             callback=lambda i, t, x_t, x0: clamped.append(x0.abs().max().item() <= 1.0),
             show_progress=False,
@@ -220,9 +222,9 @@ def test_noises_of_three_or_four_dimensions_any_name_and_precision(tmp_path: Pat
     torch.save(noise(1)[None].double(), tmp_path / "A 7.pt")
     torch.save(noise(2).requires_grad_(), tmp_path / "c.d.pt")
     (tmp_path / "readme.txt").write_text("not a noise")
-    jobs = read_noises(tmp_path)
-    assert [name for name, _ in jobs] == ["A 7", "b", "c.d"]
-    for (_, tensor), seed in zip(jobs, (1, 0, 2), strict=True):
+    named_noises = read_noises(tmp_path)
+    assert [name for name, _ in named_noises] == ["A 7", "b", "c.d"]
+    for (_, tensor), seed in zip(named_noises, (1, 0, 2), strict=True):
         assert tensor.dtype == torch.float32 and torch.equal(tensor, noise(seed))
 
 
@@ -242,7 +244,7 @@ def test_sizes_need_not_be_square(face_checkpoint: Path, tmp_path: Path) -> None
 
 
 # ----------------------------------------------------------------------------
-# The same image however the job is run.
+# The same image however the work is split.
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.7])

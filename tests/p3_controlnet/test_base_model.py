@@ -39,7 +39,7 @@ from common.latent.text_encoder import clip_tokenizer, load_text_encoder, load_t
 from common.seeds import StackedRandomGenerator
 from p3_controlnet.base import train_autoencoder, train_text, train_unet
 from p3_controlnet.formats import is_small, load_controlnet
-from p3_controlnet.latent_cache import Bank, make_bank
+from p3_controlnet.latent_cache import LatentCache, make_latent_cache
 from p3_controlnet.loss import latent_loss
 
 FEW = ("--pictures", 12, "--batch-size", 4, "--warmup", 1, "--device", "cpu", "--log-every", 1, "--checkpoint-every", 2)
@@ -230,29 +230,29 @@ def test_the_autoencoder_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.
 def test_the_bank_holds_what_the_frozen_networks_say(model: LatentDiffusion, tmp_path: Path) -> None:
     examples = drawn_circles(3, 64, 0)
     examples = examples + examples
-    bank = make_bank(model, examples)
-    assert len(bank) == 6 and bank.contexts.shape == (3, 32, 16)  # equal captions are read once
-    batch = bank.take(torch.tensor([4, 0]))
+    cache = make_latent_cache(model, examples)
+    assert len(cache) == 6 and cache.contexts.shape == (3, 32, 16)  # equal captions are read once
+    batch = cache.take(torch.tensor([4, 0]))
     assert torch.equal(batch["hint"], examples.hints[[4, 0]]) and batch["index"].tolist() == [4, 0]
     latents = model.encode(to_model_range(examples.images[[4, 0]]))
     assert torch.allclose(batch["latent"].float(), latents, atol=2e-2)
     context = model.encode_text([examples.captions[k] for k in (4, 0)])
     assert torch.allclose(batch["context"].float(), context, atol=2e-2)
-    assert torch.allclose(bank.null.float(), model.encode_text([""])[0], atol=2e-2)
-    assert "hint" not in make_bank(model, drawn_examples(2, 64, 0)).take(torch.tensor([0]))
+    assert torch.allclose(cache.null.float(), model.encode_text([""])[0], atol=2e-2)
+    assert "hint" not in make_latent_cache(model, drawn_examples(2, 64, 0)).take(torch.tensor([0]))
 
 
 def test_the_bank_is_made_once_for_what_it_is_made_from(model: LatentDiffusion, tmp_path: Path) -> None:
-    path, calls = tmp_path / "run" / "bank.safetensors", []
+    path, calls = tmp_path / "run" / "latent_cache.safetensors", []
 
-    def make() -> Bank:
+    def make() -> LatentCache:
         calls.append(1)
-        return make_bank(model, drawn_examples(2, 64, 0))
+        return make_latent_cache(model, drawn_examples(2, 64, 0))
 
-    first, second = (Bank.cached(path, {"seed": 0}, make) for _ in range(2))
+    first, second = (LatentCache.cached(path, {"seed": 0}, make) for _ in range(2))
     assert len(calls) == 1 and torch.equal(first.latents, second.latents) and second.hints is None
     with pytest.raises(InputError, match="was made from other data or by another model"):
-        Bank.cached(path, {"seed": 1}, make)
+        LatentCache.cached(path, {"seed": 1}, make)
 
 
 def run_unet(run: Path, autoencoder: Path, *flags: Any) -> int:
@@ -271,7 +271,7 @@ def test_the_unet_trains_resumes_and_is_saved_as_a_whole_model(
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 4 and lines[-1]["validation_loss"] > 0.0
     assert (whole / "samples" / "0000004.png").is_file()
-    tensors, made_from = load_tensors(whole / "bank.safetensors")
+    tensors, made_from = load_tensors(whole / "latent_cache.safetensors")
     assert len(tensors["latents"]) == 14 and made_from["fill50k"] is True and "hints" not in tensors
     saved = load_base(whole / "last")
     assert saved.unet.config.block_out_channels == [16, 32] and saved.parameterization == "v"
@@ -386,8 +386,8 @@ def test_the_default_model_is_small() -> None:
 
 def test_the_loss_is_the_weighted_one_and_hides_captions_but_not_hints(model: LatentDiffusion) -> None:
     """One loss for the base and for ControlNet."""
-    bank = make_bank(model, drawn_circles(1, 64, 0))
-    batch, seen = bank.take(torch.tensor([0])), []
+    cache = make_latent_cache(model, drawn_circles(1, 64, 0))
+    batch, seen = cache.take(torch.tensor([0])), []
 
     def apply_model(x_t: torch.Tensor, t: torch.Tensor, cond: LatentCondition) -> torch.Tensor:
         seen.append((t, cond))
@@ -397,14 +397,14 @@ def test_the_loss_is_the_weighted_one_and_hides_captions_but_not_hints(model: La
 
     def loss(part: dict[str, torch.Tensor], cond_drop_prob: float, gamma: float | None) -> float:
         options = {"cond_drop_prob": cond_drop_prob, "min_snr_gamma": gamma, "snr_offset": 1.0}
-        return latent_loss(spy, part, bank.null, StackedRandomGenerator([3]), **options).item()
+        return latent_loss(spy, part, cache.null, StackedRandomGenerator([3]), **options).item()
 
     plain, weighted = loss(batch, 0.0, None), loss(batch, 1.0, 5.0)
     (t, kept), (_, hidden) = seen
     weight = min_snr_weight(model.schedule.snr(t), 5.0, "v", 1.0).item()
     assert weight < 1.0 and weighted == pytest.approx(plain * weight)
     assert torch.equal(kept.context, batch["context"].float())
-    assert torch.equal(hidden.context, bank.null.float().expand_as(kept.context))
+    assert torch.equal(hidden.context, cache.null.float().expand_as(kept.context))
     for cond in (kept, hidden):
         assert torch.equal(cond.hint, batch["hint"].expand(-1, 3, -1, -1) / 255.0)
     loss({name: value for name, value in batch.items() if name != "hint"}, 0.0, None)

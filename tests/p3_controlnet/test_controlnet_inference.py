@@ -344,11 +344,11 @@ def test_a_small_base_takes_the_shipped_control_or_the_one_given(
     monkeypatch.setattr(loading, "SHIPPED_CONTROL", world / "control")
     assert load_model(ModelConfig(world / "base")).controlnet.num_residuals == 5
     monkeypatch.setattr(loading, "SHIPPED_CONTROL", tmp_path / "controlnet_circles")
-    with pytest.raises(InputError, match="checkpoints/controlnet_circles is not there: no weights"):
+    with pytest.raises(InputError, match="checkpoints/controlnet_circles is missing"):
         load_model(ModelConfig(world / "base"))
     monkeypatch.setattr(loading, "SHIPPED_BASE", tmp_path / "ldm_shapes")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="checkpoints/ldm_shapes is not there: no weights"):
+    with pytest.raises(InputError, match="checkpoints/ldm_shapes is missing"):
         load_model(ModelConfig(Path("ldm_shapes")))
 
 

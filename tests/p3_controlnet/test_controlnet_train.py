@@ -77,7 +77,7 @@ def test_it_trains_the_control_alone_resumes_and_saves_a_controlnet_folder(
     assert [line["step"] for line in lines if "validation_iou" in line] == [2, 4]
     assert 0.0 <= lines[-1]["validation_iou"] <= 1.0 and lines[-1]["validation_colour_error"] >= 0.0
     assert (tmp_path / "whole" / "samples" / "0000004.png").is_file()
-    tensors, made_from = load_tensors(tmp_path / "whole" / "bank.safetensors")
+    tensors, made_from = load_tensors(tmp_path / "whole" / "latent_cache.safetensors")
     assert len(tensors["hints"]) == 12 and made_from["size"] == 64
 
     # Stopped after two of four steps, then gone on with: the same weights.

@@ -127,7 +127,7 @@ def test_hw2_2_without_a_network_takes_the_shipped_faces(clone: Path, noises: Pa
     flags = ("--device", "cpu", "--steps", 2)
     result = run_entry(clone / "hw2_2.sh", noises, tmp_path / "out", *flags)
     assert result.returncode == 2
-    assert refusal(result.stderr).startswith("checkpoints/p2_faces is not there: no weights of the face model are")
+    assert refusal(result.stderr).startswith("checkpoints/p2_faces is missing; it is part of the repository")
     assert not (tmp_path / "out").exists()
     shipped = clone / "checkpoints" / "p2_faces"
     tiny_faces().save(shipped)
@@ -210,7 +210,9 @@ def test_quickstart_says_which_weights_are_not_there(job: str, folder: str, clon
     """Before anything is installed; `clone` has the weights of Problem 1 alone."""
     result = run_entry(clone / "scripts" / "quickstart.sh", job)
     assert result.returncode == 2
-    assert refusal(result.stderr) == f"checkpoints/{folder} is not there: no weights for {job} are shipped yet"
+    assert (
+        refusal(result.stderr) == f"checkpoints/{folder} is missing; it is part of the repository: restore it with git"
+    )
     assert not (clone / ".venv").exists()
 
 

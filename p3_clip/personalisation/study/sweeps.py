@@ -32,7 +32,7 @@ from common.metrics.clip_scores import FORMS, image_cosines, text_cosines
 from common.seeds import derive_seeds
 from p3_clip.personalisation.base_kind import SMALL
 from p3_clip.personalisation.concepts import Concept, expand, initial_vectors, norms
-from p3_clip.personalisation.custom_diffusion import Customised
+from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult
 from p3_clip.personalisation.model import KIND, load_learned, personalise, usual_words
 from p3_clip.personalisation.study.measure import PAIRS, colour_error, is_present, look, rates
 from p3_clip.personalisation.templates import HELD_OUT_SHAPES
@@ -103,12 +103,15 @@ def main(config: Config) -> None:
         learned = learn(model, path, known, vectors_of(config))
         usual = norms(learned.concepts, usual_words(model, SMALL))
         personalise(model, learned)
-        artist = Artist(config, model.to(device), learned.concepts, generation, method)
+        personalised = PersonalisedModel(config, model.to(device), learned.concepts, generation, method)
         singles = {
-            name: {**measure_single(artist, name, token, clip), "norm": usual[token]} for name, token in known.items()
+            name: {**measure_single(personalised, name, token, clip), "norm": usual[token]}
+            for name, token in known.items()
         }
         pairs = {
-            name: measure_pair(artist, name, known) for name, pair in PAIRS.items() if {*pair.names} <= known.keys()
+            name: measure_pair(personalised, name, known)
+            for name, pair in PAIRS.items()
+            if {*pair.names} <= known.keys()
         }
         methods[method] = {"singles": singles, "pairs": pairs}
         print_method(method, methods[method])
@@ -164,11 +167,11 @@ def vectors_of(config: Config) -> int:
     return int(load_config(first, KIND).get("vectors", 1))
 
 
-def learn(model: LatentDiffusion, path: Path | None, tokens: Mapping[str, str], vectors: int) -> Customised:
+def learn(model: LatentDiffusion, path: Path | None, tokens: Mapping[str, str], vectors: int) -> CustomDiffusionResult:
     """What a result holds, or without one the words with the `vectors` vectors each that training starts from."""
     if path is not None:
         return load_learned([path], model)
-    return Customised(
+    return CustomDiffusionResult(
         {},
         [
             Concept(token, initial_vectors(DRAWN[name].word, vectors, model.text_encoder, model.tokenizer))
@@ -182,7 +185,7 @@ def learn(model: LatentDiffusion, path: Path | None, tokens: Mapping[str, str], 
 
 
 @dataclasses.dataclass(frozen=True)
-class Artist:
+class PersonalisedModel:
     """A model that has learned, and where it draws."""
 
     config: Config
@@ -207,11 +210,11 @@ def picture_paths(folder: Path, method: str, name: str, count: int) -> list[Path
     return [place / f"{number:03d}.png" for number in range(count)]
 
 
-def measure_single(artist: Artist, name: str, token: str, clip: "Clip | None") -> dict[str, Any]:
+def measure_single(personalised: PersonalisedModel, name: str, token: str, clip: "Clip | None") -> dict[str, Any]:
     """One concept by itself: how often it is there, the error of its colour, its image score; and the text score of a prompt that
     no training shows."""
     drawn = DRAWN[name]
-    pictures = artist.draw(name, f"a {drawn.caption(0).format(token)}")
+    pictures = personalised.draw(name, f"a {drawn.caption(0).format(token)}")
     seen = [look(picture, 1) for picture in pictures]
     result: dict[str, Any] = {"presence": fmean([is_present(name, each) for each in seen])}
     if drawn.colour:
@@ -220,7 +223,7 @@ def measure_single(artist: Artist, name: str, token: str, clip: "Clip | None") -
         from common.clip.features import encode_pictures
 
         photos = [draw_photo(name, index) for index in range(PHOTOS)]
-        held_out = artist.draw(f"{name}_held_out", HELD_OUT.format(drawn.caption(0).format(token)))
+        held_out = personalised.draw(f"{name}_held_out", HELD_OUT.format(drawn.caption(0).format(token)))
         image = image_cosines(encode_pictures(clip, pictures), encode_pictures(clip, photos))
         words = HELD_OUT.format(drawn.caption(0).format(drawn.word))
         text = text_cosines(clip, encode_pictures(clip, held_out), words)
@@ -229,10 +232,10 @@ def measure_single(artist: Artist, name: str, token: str, clip: "Clip | None") -
     return result
 
 
-def measure_pair(artist: Artist, pair: str, tokens: Mapping[str, str]) -> dict[str, Any]:
+def measure_pair(personalised: PersonalisedModel, pair: str, tokens: Mapping[str, str]) -> dict[str, Any]:
     """Two concepts in one picture."""
     asked = PAIRS[pair]
-    pictures = artist.draw(pair, asked.prompt.format(*(tokens[name] for name in asked.names)))
+    pictures = personalised.draw(pair, asked.prompt.format(*(tokens[name] for name in asked.names)))
     judgements = [asked.judge(look(picture, asked.colours)) for picture in pictures]
     prompt = asked.prompt.format(*(f"<{name}>" for name in asked.names))
     return {"prompt": prompt, **rates(judgements), "bound_images": [judgement.bound for judgement in judgements]}

@@ -12,7 +12,7 @@ from common.errors import InputError
 from common.latent.model import LatentCondition
 from p3_clip.personalisation.concepts import Concept
 from p3_clip.personalisation.custom_diffusion import (
-    Customised,
+    CustomDiffusionResult,
     apply_weights,
     load_delta,
     merge,
@@ -80,7 +80,7 @@ def test_a_delta_brings_the_same_picture_back(tmp_path: Path) -> None:
     plain = model.apply_model(x_t, t, cond)
     learned = {name: weight + 0.1 * random(*weight.shape, seed=5).float() for name, weight in base.items()}
     concept = Concept("<new1>", random(2, WIDTH, seed=6).float())
-    save_delta(tmp_path / "delta.safetensors", Customised(learned, [concept]))
+    save_delta(tmp_path / "delta.safetensors", CustomDiffusionResult(learned, [concept]))
 
     loaded = load_delta(tmp_path / "delta.safetensors", base)
     assert loaded.concepts[0].token == "<new1>" and torch.equal(loaded.concepts[0].vectors, concept.vectors)
@@ -92,7 +92,7 @@ def test_a_delta_brings_the_same_picture_back(tmp_path: Path) -> None:
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path, name = tmp_path / "delta.safetensors", "a.attn2.to_k.weight"
-    save_delta(path, Customised({name: torch.ones(2, 3)}, []))
+    save_delta(path, CustomDiffusionResult({name: torch.ones(2, 3)}, []))
     with pytest.raises(InputError, match=r"another U-Net: a.attn2.to_k.weight is \[2, 3\] in it, but \[2, 4\] here"):
         load_delta(path, {name: torch.zeros(2, 4)})
     with pytest.raises(InputError, match=r"another U-Net: b is None in it, but \[1\] here"):

@@ -19,7 +19,7 @@ from common.latent.load import load_base
 from common.latent.model import LatentDiffusion
 from p3_clip.personalisation import inference
 from p3_clip.personalisation.concepts import Concept
-from p3_clip.personalisation.custom_diffusion import Customised, projections
+from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult, projections
 from p3_clip.personalisation.formats import save_concepts
 from p3_clip.personalisation.inference import COUNT, SIZE, Config, main
 from p3_clip.personalisation.model import save_learned
@@ -51,8 +51,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     concepts = [Concept(f"<new{k}>", seeded(nn.Linear, 16, k).weight.detach()) for k in (1, 2)]
     weights = {name: weight.detach() * 1.5 for name, weight in projections(base.unet).items()}
     about = {"concepts": [{"token": concept.token, "word": "red", "phrase": "{}"} for concept in concepts]}
-    save_learned(root / "words", Customised({}, concepts), about)
-    save_learned(root / "matrices", Customised(weights, concepts), about)
+    save_learned(root / "words", CustomDiffusionResult({}, concepts), about)
+    save_learned(root / "matrices", CustomDiffusionResult(weights, concepts), about)
     return root
 
 
@@ -199,10 +199,10 @@ def test_what_is_not_shipped_yet_is_said(
     monkeypatch.setattr(inference, "SHIPPED_CONCEPTS", tmp_path / "concepts_shapes")
     flags = ("--prompts", task_file, "--output-dir", tmp_path / "out", "--device", "cpu", "--checkpoint")
     said = refused(capsys, main, Config, *flags, world / "base")
-    assert said.startswith("checkpoints/concepts_shapes is not there: no concepts of the small model are shipped yet")
+    assert said.startswith("checkpoints/concepts_shapes is missing; it is part of the repository: restore it with git")
     monkeypatch.setattr(inference, "SHIPPED_BASE", tmp_path / "ldm_shapes")
     said = refused(capsys, main, Config, *flags, tmp_path / "ldm_shapes")
-    assert said.startswith("checkpoints/ldm_shapes is not there: no weights of the small model are shipped yet")
+    assert said.startswith("checkpoints/ldm_shapes is missing; it is part of the repository: restore it with git")
 
 
 # ----------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def draw(world: Path, folder: Path, name: str, *concepts: Path) -> dict[str, byt
 
 
 def test_custom_diffusion_adds_a_rare_word_before_the_class(world: Path, tmp_path: Path) -> None:
-    result = learn(world, "custom-diffusion", tmp_path / "run", "--regular", 2, "--views", 2)
+    result = learn(world, "custom-diffusion", tmp_path / "run", "--num-class-images", 2, "--views", 2)
     about = json.loads((result / "config.json").read_text())
     assert [entry["phrase"] for entry in about["concepts"]] == ["{} dog", "{} painting"]
     base = load(world)

@@ -19,7 +19,7 @@ from common.data.shapes import Shape, render_mask
 from common.files import ROOT
 from common.latent.load import load_base
 from p3_clip.personalisation.concepts import Concept
-from p3_clip.personalisation.custom_diffusion import Customised, projections
+from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult, projections
 from p3_clip.personalisation.model import save_learned
 from p3_clip.personalisation.study import figures, measure
 from p3_clip.personalisation.study import sweeps as study
@@ -190,7 +190,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"token": concept.token, "word": DRAWN[name].word, "phrase": DRAWN[name].phrase}
             for concept, name in zip(concepts, names, strict=True)
         ]
-        save_learned(root / folder, Customised(weights, concepts), {"concepts": entries})
+        save_learned(root / folder, CustomDiffusionResult(weights, concepts), {"concepts": entries})
     return root
 
 
@@ -276,7 +276,7 @@ def test_what_is_not_given_is_left_out(world: Path, tmp_path: Path, capsys: pyte
 
 
 def test_the_untrained_placeholder_has_as_many_vectors_as_the_trained_one(world: Path, tmp_path: Path) -> None:
-    save_learned(tmp_path, Customised({}, [Concept("<new1>", torch.ones(3, 16))]), {"vectors": 3})
+    save_learned(tmp_path, CustomDiffusionResult({}, [Concept("<new1>", torch.ones(3, 16))]), {"vectors": 3})
     assert study.vectors_of(study.Config(joint=tmp_path)) == 3 and study.vectors_of(study.Config(world / "place")) == 1
     words = study.learn(load_base(world / "base"), None, {"wine": "<new1>"}, 3)
     assert words.concepts[0].vectors.shape == (3, 16)
@@ -287,7 +287,9 @@ def test_a_result_without_drawn_concepts_is_refused(
 ) -> None:
     flags = arguments(world, tmp_path)
     entry = {"token": "<new1>", "word": "dog", "phrase": "{} dog"}
-    save_learned(tmp_path / "dog", Customised({}, [Concept("<new1>", torch.ones(1, 16))]), {"concepts": [entry]})
+    save_learned(
+        tmp_path / "dog", CustomDiffusionResult({}, [Concept("<new1>", torch.ones(1, 16))]), {"concepts": [entry]}
+    )
     said = refused(capsys, study.main, study.Config, *flags, "--joint", tmp_path / "dog")
     assert said == f"{tmp_path / 'dog'} learned none of the drawn concepts wine, mauve, slate_triangle, ring"
     assert not (tmp_path / "result.json").exists()
@@ -308,7 +310,7 @@ def test_the_script_is_sound(tmp_path: Path) -> None:
     trained = [line for line in lines if "personalisation.train" in line]
     assert len(trained) == 8 and sum("--cut-mix" in line for line in trained) == 2
     assert all("--base BASE" in line and line.endswith("--steps 3") for line in trained)
-    assert all(("--regular-dir RUNS/personalisation/regular" in line) == ("custom" in line) for line in trained)
+    assert all(("--class-data-dir RUNS/personalisation/class_data" in line) == ("custom" in line) for line in trained)
     (measured,) = (line for line in lines if "personalisation.study.sweeps" in line)
     assert all("checkpoints/clip_shapes" in line for line in [*trained, measured])  # none would mean no scores
     assert sum("personalisation.merge" in line for line in lines) == 1 and "scripts.make_report" in lines[-1]

@@ -23,7 +23,7 @@ from p3_clip.personalisation.custom_diffusion import PROJECTIONS, projections
 from p3_clip.personalisation.formats import load_concepts
 from p3_clip.personalisation.model import load_learned
 from p3_clip.personalisation.photos import Encoded, Pool, _latent_weights, cut_mix_views, make_views
-from p3_clip.personalisation.regularisation import regular_pictures
+from p3_clip.personalisation.regularisation import regularization_images
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, method in (("word", "textual-inversion"), ("matrices", "custom-diffusion")):
-        flags = photos(world, "a") + (("--regular", 2) if method == "custom-diffusion" else ())
+        flags = photos(world, "a") + (("--num-class-images", 2) if method == "custom-diffusion" else ())
         assert learn(method, tmp_path / name, *flags) == 0
         with monkeypatch.context() as patch:
             patch.setattr(train, "fit", stop_after(train.fit, 2))
@@ -131,7 +131,7 @@ def test_custom_diffusion_moves_words_and_the_projections_alone(
     world: Path, tmp_path: Path, seen: list[LatentDiffusion], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Regularisation pictures are drawn once, and a second run elsewhere takes them from the folder."""
-    flags = (*photos(world, "a", "b"), "--regular", 3, "--regular-dir", tmp_path / "regular")
+    flags = (*photos(world, "a", "b"), "--num-class-images", 3, "--class-data-dir", tmp_path / "regular")
     assert learn("custom-diffusion", tmp_path / "run", *flags) == 0
     (model,), base = seen, load_base(world / "base")
     own, before = model.unet.state_dict(), base.unet.state_dict()
@@ -163,13 +163,13 @@ def test_processes_wait_for_each_others_regularisation_pictures(
     def second_process() -> None:
         monkeypatch.setenv("RANK", "1")
         monkeypatch.setattr(distributed, "barrier", lambda: None)
-        assert len(regular_pictures(*arguments).pictures) == 3
+        assert len(regularization_images(*arguments).pictures) == 3
 
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "barrier", second_process)
-    assert len(regular_pictures(*arguments).pictures) == 3 == len(contents(tmp_path))
+    assert len(regularization_images(*arguments).pictures) == 3 == len(contents(tmp_path))
 
 
 def test_results_that_were_trained_apart_are_merged(
@@ -179,9 +179,9 @@ def test_results_that_were_trained_apart_are_merged(
     runs = []
     for name, token in (("a", "<new1>"), ("b", "<new2>")):
         runs.append(tmp_path / name / "last")
-        flags = ("--tokens", token, "--regular", 2, "--lr", 0.05)
+        flags = ("--tokens", token, "--num-class-images", 2, "--lr", 0.05)
         assert learn("custom-diffusion", tmp_path / name, *photos(world, name), *flags) == 0
-    flags = ("--base", world / "base", "--output-dir", tmp_path / "merged", "--regular", 20)
+    flags = ("--base", world / "base", "--output-dir", tmp_path / "merged", "--num-class-images", 20)
     assert exit_code(merge.main, merge.Config, "--results", *runs, *flags) == 0
     base = load_base(world / "base")
     merged = load_learned([tmp_path / "merged"], base)
@@ -312,7 +312,7 @@ def test_training_can_start_from_learned_words(world: Path, tmp_path: Path, caps
         world / "base",
         "--device",
         "cpu",
-        "--regular",
+        "--num-class-images",
         0,
     )
     for flags, said in (
@@ -370,5 +370,7 @@ def test_an_unreadable_photo_is_named(world: Path, tmp_path: Path, capsys: pytes
     command = ("custom-diffusion", "--run-dir", tmp_path / "run", "--base", world / "base", "--device", "cpu")
     flags = ("--photos", tmp_path / "photos", "--words", "red")
     assert "x.jpg is not a readable image" in refused(capsys, train.main, train.Config, *command, *flags)
-    assert "--regular must be at least 0" in refused(capsys, train.main, train.Config, *command, "--regular", -1)
+    assert "--num-class-images must be at least 0" in refused(
+        capsys, train.main, train.Config, *command, "--num-class-images", -1
+    )
     assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ from p3_clip.personalisation.config import CustomDiffusion, TextualInversion
 
 
 @dataclasses.dataclass(frozen=True)
-class Lesson:
+class ConceptData:
     """A concept that is to be learned."""
 
     token: str
@@ -32,7 +32,7 @@ class Lesson:
     """Whether it can stand beside another; a style and a colour of backgrounds cannot."""
 
 
-def read_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
+def read_concept_data(config: TextualInversion | CustomDiffusion) -> list[ConceptData]:
     """The concepts with their photos. Raises InputError if the lists do not go together or photos are missing or unreadable."""
     for phrase in (*config.phrases, *config.held_out):
         if phrase.count("{}") != 1 or {*"{}"} & {*phrase.replace("{}", "")}:
@@ -41,10 +41,10 @@ def read_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
         raise InputError(f"--views must be at least 1, not {config.views}")
     if config.cut_mix < 0:
         raise InputError(f"--cut-mix must be at least 0, not {config.cut_mix}")
-    if isinstance(config, CustomDiffusion) and config.regular < 0:
-        raise InputError(f"--regular must be at least 0, not {config.regular}")
+    if isinstance(config, CustomDiffusion) and config.num_class_images < 0:
+        raise InputError(f"--num-class-images must be at least 0, not {config.num_class_images}")
     if not config.photos:
-        return _drawn_lessons(config)
+        return _drawn_concept_data(config)
     count, tokens = len(config.photos), _tokens(config, len(config.photos))
     usual = "{}" if isinstance(config, TextualInversion) else None
     phrases = config.phrases or tuple(usual or f"{{}} {word}" for word in config.words)
@@ -58,15 +58,17 @@ def read_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
     described = [
         phrase.format(word) if config.phrases else word for phrase, word in zip(phrases, config.words, strict=True)
     ]
-    lessons = []
+    concept_data = []
     for k, folder in enumerate(config.photos):
         photos = read_photos(folder)
         style, captions = tokens[k] in config.styles, [phrases[k]] * len(photos)
-        lessons.append(Lesson(tokens[k], config.words[k], phrases[k], described[k], style, photos, captions, not style))
-    return lessons
+        concept_data.append(
+            ConceptData(tokens[k], config.words[k], phrases[k], described[k], style, photos, captions, not style)
+        )
+    return concept_data
 
 
-def _drawn_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
+def _drawn_concept_data(config: TextualInversion | CustomDiffusion) -> list[ConceptData]:
     if config.words or config.phrases or config.styles:
         raise InputError("--words, --phrases and --styles are for --photos: the drawn concepts have their own")
     if strange := [name for name in config.drawn if name not in DRAWN]:
@@ -76,45 +78,49 @@ def _drawn_lessons(config: TextualInversion | CustomDiffusion) -> list[Lesson]:
         raise InputError(
             f"--drawn and --tokens must name equally many concepts, not {len(config.drawn)} and {len(tokens)}"
         )
-    lessons = []
+    concept_data = []
     for token, name in zip(tokens, config.drawn, strict=True):
         drawn, photos = DRAWN[name], [draw_photo(name, index) for index in range(PHOTOS)]
         described, captions = drawn.phrase.format(drawn.word), [drawn.caption(index) for index in range(PHOTOS)]
-        lessons.append(Lesson(token, drawn.word, drawn.phrase, described, False, photos, captions, drawn.is_thing))
-    return lessons
+        concept_data.append(
+            ConceptData(token, drawn.word, drawn.phrase, described, False, photos, captions, drawn.is_thing)
+        )
+    return concept_data
 
 
 def _tokens(config: TextualInversion | CustomDiffusion, count: int) -> tuple[str, ...]:
     return config.tokens or tuple(f"<new{k + 1}>" for k in range(count))
 
 
-def sentences(lesson: Lesson, kind: BaseKind) -> tuple[str, ...]:
+def sentences(data: ConceptData, kind: BaseKind) -> tuple[str, ...]:
     """The sentences in which a concept is shown."""
-    return kind.style_sentences if lesson.style else kind.object_sentences
+    return kind.style_sentences if data.style else kind.object_sentences
 
 
 def held_out_prompts(
-    config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson], kind: BaseKind
+    config: TextualInversion | CustomDiffusion, concept_data: Sequence[ConceptData], kind: BaseKind
 ) -> list[tuple[int, str]]:
     """(number of a concept, prompt with {}) that no training shows."""
 
-    def usual(lesson: Lesson) -> tuple[str, ...]:
-        return kind.held_out_style if lesson.style else kind.held_out_object
+    def usual(data: ConceptData) -> tuple[str, ...]:
+        return kind.held_out_style if data.style else kind.held_out_object
 
-    return [(k, prompt) for k, lesson in enumerate(lessons) for prompt in config.held_out or usual(lesson)]
+    return [(k, prompt) for k, data in enumerate(concept_data) for prompt in config.held_out or usual(data)]
 
 
-def pairs_to_mix(config: TextualInversion | CustomDiffusion, lessons: Sequence[Lesson]) -> list[tuple[Lesson, Lesson]]:
+def pairs_to_mix(
+    config: TextualInversion | CustomDiffusion, concept_data: Sequence[ConceptData]
+) -> list[tuple[ConceptData, ConceptData]]:
     """The pairs of concepts that are shown side by side. Raises InputError if they are asked for and there are none."""
-    pairs = list(itertools.combinations([lesson for lesson in lessons if lesson.is_thing], 2))
+    pairs = list(itertools.combinations([data for data in concept_data if data.is_thing], 2))
     if config.cut_mix and not pairs:
         raise InputError("--cut-mix needs two concepts that can stand beside each other")
     return pairs if config.cut_mix else []
 
 
-def photos_hash(lessons: Sequence[Lesson]) -> str:
+def photos_hash(concept_data: Sequence[ConceptData]) -> str:
     """A hash of all photos."""
-    return _digest([photo for lesson in lessons for photo in lesson.photos])
+    return _digest([photo for data in concept_data for photo in data.photos])
 
 
 def _digest(images: Sequence[Tensor]) -> str:
