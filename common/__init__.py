@@ -1,1 +1,2 @@
-"""What all problems share: the diffusion core, the training loop, data, images and metrics. Imports no problem folder."""
+"""What all problems share: the diffusion core, the training loop, data, images and metrics. Imports
+no problem folder."""

@@ -1,8 +1,8 @@
 """Reading and writing weights and other tensors: safe, strict and atomic.
 
-A model folder holds `config.json` (the kind of model and what builds it) and `model.safetensors`. Nothing is ever unpickled
-blindly: foreign `.pt` and `.pth` files go through PyTorch's restricted unpickler, which refuses code, and of TorchScript archives
-only the tensors are read.
+A model folder holds `config.json` (the kind of model and what builds it) and `model.safetensors`.
+Nothing is ever unpickled blindly: foreign `.pt` and `.pth` files go through PyTorch's restricted
+unpickler, which refuses code, and of TorchScript archives only the tensors are read.
 """
 
 import dataclasses
@@ -26,14 +26,19 @@ from common.files import atomic_write, make_folder, read_json, write_json
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
+) -> None:
     """Writes named tensors, and JSON metadata, as one safetensors file, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    atomic_write(path, serialize(tensors, {"json": json.dumps(metadata)} if metadata is not None else None))
+    atomic_write(
+        path, serialize(tensors, {"json": json.dumps(metadata)} if metadata is not None else None)
+    )
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """The tensors and the metadata of a file written by `save_tensors` (metadata None if it has none).
+    """The tensors and the metadata of a file written by `save_tensors` (metadata None if it has
+    none).
 
     Raises InputError if the file is missing, truncated or not safetensors.
     """
@@ -42,7 +47,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("json")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata) if metadata else None  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads(metadata) if metadata else None
     except SafetensorError as error:
         raise InputError(f"{path} is not a complete safetensors file ({error})") from None
 
@@ -50,12 +56,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 def cached_tensors(
     path: Path, made_from: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The tensors in the file `path`, which is made where it is missing. Raises InputError if it was made from something else."""
+    """The tensors in the file `path`, which is made where it is missing. Raises InputError if it
+    was made from something else."""
     if path.is_file():
         tensors, before = load_tensors(path)
         if before != made_from:
             raise InputError(
-                f"{path} was made from other data or by another model: choose another run folder, or delete the file"
+                f"{path} was made from other data or by another model: choose another run folder,"
+                " or delete the file"
             )
         return tensors
     make_folder(path.parent)
@@ -65,7 +73,8 @@ def cached_tensors(
 
 
 def tensor_names(path: Path) -> list[str]:
-    """The names of the tensors in a safetensors file, whose values are not read. Raises InputError as `load_tensors` does."""
+    """The names of the tensors in a safetensors file, whose values are not read. Raises InputError
+    as `load_tensors` does."""
     if not Path(path).is_file():
         raise InputError(f"the weight file {path} does not exist")
     try:
@@ -76,27 +85,43 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def load_pickle(path: Path, stubs: Sequence[tuple[type, str]] = (), *, lazy: bool = False) -> Any:
-    """The content of a `.pt`, `.pth` or `.ckpt` file, on the CPU, read by PyTorch's restricted unpickler.
+    """The content of a `.pt`, `.pth` or `.ckpt` file, on the CPU, read by PyTorch's restricted
+    unpickler.
 
-    `stubs` are (class, full name) pairs that a known file pickles by name; any other global is refused and never runs.
-    With `lazy`, values stay in the file until they are used, where its format allows that; the file must outlive them.
-    Raises InputError if the file is missing, damaged or would run code.
+    `stubs` are (class, full name) pairs that a known file pickles by name; any other global is
+    refused and never runs. With `lazy`, values stay in the file until they are used, where its
+    format allows that; the file must outlive them. Raises InputError if the file is missing,
+    damaged or would run code.
     """
     if not Path(path).is_file():
         raise InputError(f"the file {path} does not exist")
     try:
         with torch.serialization.safe_globals(list(stubs)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy and zipfile.is_zipfile(path))
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=lazy and zipfile.is_zipfile(path)
+            )
     except pickle.UnpicklingError as error:
         reason = str(error)
         if "GLOBAL" in reason or "Unsupported" in reason:
             raise InputError(
-                f"{path} was refused: it holds something other than plain tensors, which could run code"
+                f"{path} was refused: it holds something other than plain tensors, which could run"
+                " code"
             ) from None
         raise InputError(f"{path} is not a readable file of PyTorch") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError):
-        raise InputError(f"{path} is not a readable file of PyTorch: it is damaged or of another format") from None
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        TypeError,
+    ):
+        raise InputError(
+            f"{path} is not a readable file of PyTorch: it is damaged or of another format"
+        ) from None
 
 
 def load_strict(
@@ -107,17 +132,21 @@ def load_strict(
     *,
     assign: bool = False,
 ) -> None:
-    """Loads a state dict whose keys and shapes must fit exactly. Raises InputError that names the ones that do not.
+    """Loads a state dict whose keys and shapes must fit exactly. Raises InputError that names the
+    ones that do not.
 
-    `names` gives, for each of the model's keys, the key in `state`, if that is another one. With `assign` the tensors of `state`
-    become the model's, dtype included, so that a model on the meta device is filled without a copy.
+    `names` gives, for each of the model's keys, the key in `state`, if that is another one. With
+    `assign` the tensors of `state` become the model's, dtype included, so that a model on the meta
+    device is filled without a copy.
     """
     theirs = names or {name: name for name in model.state_dict()}
     own = {theirs[name]: value for name, value in model.state_dict().items()}
     problems = {
         "missing": sorted(own.keys() - state.keys()),
         "unexpected": sorted(state.keys() - own.keys()),
-        "of another shape": sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape),
+        "of another shape": sorted(
+            k for k in own.keys() & state.keys() if own[k].shape != state[k].shape
+        ),
     }
     found = [
         f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
@@ -130,7 +159,8 @@ def load_strict(
 
 
 def state_hash(module: nn.Module) -> str:
-    """A hash of a network's names, dtypes, shapes and values: equal weights, wherever they lie, give an equal hash."""
+    """A hash of a network's names, dtypes, shapes and values: equal weights, wherever they lie,
+    give an equal hash."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -139,9 +169,14 @@ def state_hash(module: nn.Module) -> str:
 
 
 def save_model(
-    folder: Path, model: nn.Module, kind: str, config: Mapping[str, Any], dtype: torch.dtype = torch.float32
+    folder: Path,
+    model: nn.Module,
+    kind: str,
+    config: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Writes a model folder, its parameters in `dtype` (buffers, such as tables of frequencies, keep theirs).
+    """Writes a model folder, its parameters in `dtype` (buffers, such as tables of frequencies,
+    keep theirs).
 
     `config` is JSON and is what `load_config` gives back. A model card beside it stays.
     """
@@ -152,12 +187,14 @@ def save_model(
 
 
 def load_config(folder: Path, kind: str) -> dict[str, Any]:
-    """The configuration in a model folder. Raises InputError if it is missing or belongs to another kind of model."""
+    """The configuration in a model folder. Raises InputError if it is missing or belongs to another
+    kind of model."""
     folder = Path(folder)
     if not folder.is_dir():
         if folder.is_file():
             raise InputError(
-                f"{folder} is a file, but a model folder with config.json and model.safetensors is expected"
+                f"{folder} is a file, but a model folder with config.json and model.safetensors is"
+                " expected"
             )
         raise InputError(f"the checkpoint folder {folder} does not exist")
     config = read_json(folder / "config.json")
@@ -167,18 +204,27 @@ def load_config(folder: Path, kind: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "kind"}
 
 
-def load_model(folder: Path, kind: str, model_class: Callable[[Any], Model], config_class: type) -> Model:
-    """Rebuilds the model of a folder, `model_class(config_class(**config))`, in evaluation mode and channels_last.
+def load_model(
+    folder: Path, kind: str, model_class: Callable[[Any], Model], config_class: type
+) -> Model:
+    """Rebuilds the model of a folder, `model_class(config_class(**config))`, in evaluation mode and
+    channels_last.
 
-    `config_class` is a dataclass; its fields with a tuple for a default are tuples again, which JSON has not. Raises InputError
-    if the folder holds no such model.
+    `config_class` is a dataclass; its fields with a tuple for a default are tuples again, which
+    JSON has not. Raises InputError if the folder holds no such model.
     """
     values = load_config(folder, kind)
-    tuples = [field.name for field in dataclasses.fields(config_class) if isinstance(field.default, tuple)]
+    tuples = [
+        field.name for field in dataclasses.fields(config_class) if isinstance(field.default, tuple)
+    ]
     try:
-        model = model_class(config_class(**{**values, **{name: tuple(values[name]) for name in tuples}}))
+        model = model_class(
+            config_class(**{**values, **{name: tuple(values[name]) for name in tuples}})
+        )
     except (TypeError, KeyError, ValueError, RuntimeError, InputError) as error:
-        raise InputError(f"{folder}/config.json does not describe a network of this program ({error})") from None
+        raise InputError(
+            f"{folder}/config.json does not describe a network of this program ({error})"
+        ) from None
     load_weights(folder, model)
     return model.eval().to(memory_format=torch.channels_last)
 

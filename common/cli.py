@@ -1,4 +1,5 @@
-"""Runs a program: its command line comes from one dataclass, its errors end in one sentence and exit code 2."""
+"""Runs a program: its command line comes from one dataclass, its errors end in one sentence and
+exit code 2."""
 
 import dataclasses
 import signal
@@ -23,17 +24,22 @@ class Preset:
     """Fields of the program's dataclass that differ from its defaults."""
 
 
-def run(program: Callable[[Config], None], config_class: type[Config], argv: Sequence[str] | None = None) -> None:
-    """Parses `argv` (default: the process's arguments) into `config_class` and calls `program` with it.
+def run(
+    program: Callable[[Config], None], config_class: type[Config], argv: Sequence[str] | None = None
+) -> None:
+    """Parses `argv` (default: the process's arguments) into `config_class` and calls `program` with
+    it.
 
-    Bad input (`InputError`) and failures of files and disks (`OSError`) are printed to stderr as one sentence, exit code 2.
-    Ctrl-C exits with 130. Any other exception is a defect of this project and keeps its traceback.
+    Bad input (`InputError`) and failures of files and disks (`OSError`) are printed to stderr as
+    one sentence, exit code 2. Ctrl-C exits with 130. Any other exception is a defect of this
+    project and keeps its traceback.
 
     A class may have
 
-    - `translate_arguments(arguments)`, a static method that turns other spellings of arguments, such as the homework's, into the
-      program's own;
-    - `PRESETS`, a class variable with a `Preset` for each name of `--preset NAME`, whose values other flags then change.
+    - `translate_arguments(arguments)`, a static method that turns other spellings of arguments,
+      such as the homework's, into the program's own;
+    - `PRESETS`, a class variable with a `Preset` for each name of `--preset NAME`, whose values
+      other flags then change.
     """
     try:
         program(_parse(config_class, list(sys.argv[1:] if argv is None else argv)))
@@ -52,7 +58,11 @@ def _parse(config_class: type[Config], arguments: list[str]) -> Config:
     for variant in get_args(config_class):  # a union of subcommands, each with presets of its own
         own_class, subcommand = get_args(variant) or (variant, None)
         if subcommand and arguments[:1] == [subcommand.name]:
-            config_class, arguments, prog = own_class, arguments[1:], f"{sys.argv[0]} {subcommand.name}"
+            config_class, arguments, prog = (
+                own_class,
+                arguments[1:],
+                f"{sys.argv[0]} {subcommand.name}",
+            )
     presets: Mapping[str, Preset] = getattr(config_class, "PRESETS", {})
     if not presets:
         return tyro.cli(config_class, args=arguments, prog=prog)
@@ -67,7 +77,9 @@ def _parse(config_class: type[Config], arguments: list[str]) -> Config:
     listed = "\n".join(f"- {preset}: {presets[preset].what}" for preset in presets)
     chosen = f"Shown below: the preset {name}." if name else "Flags change what a preset sets."
     description = f"{config_class.__doc__}\n\nPresets, by --preset NAME:\n\n{listed}\n\n{chosen}"
-    return tyro.cli(config_class, args=arguments, prog=prog, default=default, description=description)
+    return tyro.cli(
+        config_class, args=arguments, prog=prog, default=default, description=description
+    )
 
 
 def _take_preset(arguments: list[str], known: list[str]) -> tuple[str | None, list[str]]:

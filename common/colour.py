@@ -1,32 +1,38 @@
-"""Colours: the CSS names spelled in words, CIELAB, and differences as the eye sees them (CIEDE2000)."""
+"""Colours: the CSS names spelled in words, CIELAB, and differences as the eye sees them
+(CIEDE2000)."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import ImageColor
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-# The CSS Color Module Level 4 names (https://www.w3.org/TR/css-color-4/#named-colors) in words, as the fill50k prompts spell
-# them. Of names for the same colour one is kept: aqua (cyan), fuchsia (magenta), gray (grey).
-NAMES = tuple(
-    """alice blue, antique white, aqua, aquamarine, azure, beige, bisque, black, blanched almond, blue, blue violet, brown,
-    burly wood, cadet blue, chartreuse, chocolate, coral, cornflower blue, cornsilk, crimson, dark blue, dark cyan,
-    dark golden rod, dark gray, dark green, dark khaki, dark magenta, dark olive green, dark orange, dark orchid, dark red,
-    dark salmon, dark sea green, dark slate blue, dark slate gray, dark turquoise, dark violet, deep pink, deep sky blue,
-    dim gray, dodger blue, fire brick, floral white, forest green, fuchsia, gainsboro, ghost white, gold, golden rod, gray,
-    green, green yellow, honey dew, hot pink, indian red, indigo, ivory, khaki, lavender, lavender blush, lawn green,
-    lemon chiffon, light blue, light coral, light cyan, light golden rod yellow, light gray, light green, light pink,
-    light salmon, light sea green, light sky blue, light slate gray, light steel blue, light yellow, lime, lime green, linen,
-    maroon, medium aqua marine, medium blue, medium orchid, medium purple, medium sea green, medium slate blue,
-    medium spring green, medium turquoise, medium violet red, midnight blue, mint cream, misty rose, moccasin, navajo white,
-    navy, old lace, olive, olive drab, orange, orange red, orchid, pale golden rod, pale green, pale turquoise,
-    pale violet red, papaya whip, peach puff, peru, pink, plum, powder blue, purple, rebecca purple, red, rosy brown,
-    royal blue, saddle brown, salmon, sandy brown, sea green, sea shell, sienna, silver, sky blue, slate blue, slate gray,
-    snow, spring green, steel blue, tan, teal, thistle, tomato, turquoise, violet, wheat, white, white smoke, yellow,
-    yellow green""".replace("\n", " ")
-    .replace("    ", "")
-    .split(", ")
-)
-CSS_COLOURS: dict[str, tuple[int, int, int]] = {name: ImageColor.getrgb(name.replace(" ", "")) for name in NAMES}
+# The CSS Color Module Level 4 names (https://www.w3.org/TR/css-color-4/#named-colors) in words, as
+# the fill50k prompts spell them. Of names for the same colour one is kept: aqua (cyan), fuchsia
+# (magenta), gray (grey).
+_NAMES = """
+alice blue, antique white, aqua, aquamarine, azure, beige, bisque, black, blanched almond, blue,
+blue violet, brown, burly wood, cadet blue, chartreuse, chocolate, coral, cornflower blue, cornsilk,
+crimson, dark blue, dark cyan, dark golden rod, dark gray, dark green, dark khaki, dark magenta,
+dark olive green, dark orange, dark orchid, dark red, dark salmon, dark sea green, dark slate blue,
+dark slate gray, dark turquoise, dark violet, deep pink, deep sky blue, dim gray, dodger blue,
+fire brick, floral white, forest green, fuchsia, gainsboro, ghost white, gold, golden rod, gray,
+green, green yellow, honey dew, hot pink, indian red, indigo, ivory, khaki, lavender,
+lavender blush, lawn green, lemon chiffon, light blue, light coral, light cyan,
+light golden rod yellow, light gray, light green, light pink, light salmon, light sea green,
+light sky blue, light slate gray, light steel blue, light yellow, lime, lime green, linen, maroon,
+medium aqua marine, medium blue, medium orchid, medium purple, medium sea green, medium slate blue,
+medium spring green, medium turquoise, medium violet red, midnight blue, mint cream, misty rose,
+moccasin, navajo white, navy, old lace, olive, olive drab, orange, orange red, orchid,
+pale golden rod, pale green, pale turquoise, pale violet red, papaya whip, peach puff, peru, pink,
+plum, powder blue, purple, rebecca purple, red, rosy brown, royal blue, saddle brown, salmon,
+sandy brown, sea green, sea shell, sienna, silver, sky blue, slate blue, slate gray, snow,
+spring green, steel blue, tan, teal, thistle, tomato, turquoise, violet, wheat, white, white smoke,
+yellow, yellow green
+"""
+NAMES = tuple(name.strip() for name in _NAMES.split(","))
+CSS_COLOURS: dict[str, tuple[int, int, int]] = {
+    name: ImageColor.getrgb(name.replace(" ", "")) for name in NAMES
+}
 """Name in words -> (red, green, blue) in 0..255; 139 different colours."""
 
 
@@ -36,7 +42,8 @@ def to_lab(rgb: ArrayLike) -> NDArray[np.float64]:
 
 
 def colour_difference(rgb: ArrayLike, other: ArrayLike) -> NDArray[np.float64]:
-    """CIEDE2000 between sRGB colours in 0..255, [..., 3] each (broadcast) -> [...]; 1 is about the smallest visible step."""
+    """CIEDE2000 between sRGB colours in 0..255, [..., 3] each (broadcast) -> [...]; 1 is about the
+    smallest visible step."""
     # scikit-image gives wrong numbers, silently, for shapes that only broadcast.
     return deltaE_ciede2000(*np.broadcast_arrays(to_lab(rgb), to_lab(other)))
 

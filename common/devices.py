@@ -37,11 +37,16 @@ def this_process() -> Process:
 
 
 def pick_device(name: DeviceName) -> torch.device:
-    """The device of that name; auto is CUDA, else MPS, else the CPU. Raises InputError if it is not there.
+    """The device of that name; auto is CUDA, else MPS, else the CPU. Raises InputError if it is not
+    there.
 
     Of several CUDA devices a process of `torchrun` takes its own, LOCAL_RANK.
     """
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     kind = next(kind for kind, there in present.items() if there) if name == "auto" else name
     if not present[kind]:
         raise InputError(f"--device {name} was asked for, but no {name.upper()} device is present")
@@ -50,14 +55,16 @@ def pick_device(name: DeviceName) -> torch.device:
 
 
 def has_room(device: torch.device, tensors: Iterable[Tensor]) -> bool:
-    """Whether training data of this size may stay on the device: it takes at most a quarter of what is free there."""
+    """Whether training data of this size may stay on the device: it takes at most a quarter of what
+    is free there."""
     if device.type != "cuda":
         return True
     return sum(tensor.nbytes for tensor in tensors) <= torch.cuda.mem_get_info(device)[0] / 4
 
 
 def make_accelerator(device: DeviceName, mixed_precision: str = "no") -> "Accelerator":
-    """accelerate's handle on devices and processes, started by `torchrun` or `accelerate launch` or alone."""
+    """accelerate's handle on devices and processes, started by `torchrun` or `accelerate launch` or
+    alone."""
     from accelerate import Accelerator
 
     kind = pick_device(device).type

@@ -8,10 +8,11 @@ from torch import Tensor
 
 
 class EMA:
-    """An exponential moving average of named parameters: average <- d average + (1 - d) parameter after each step.
+    """An exponential moving average of named parameters: average <- d average + (1 - d) parameter
+    after each step.
 
-    d = min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is forgotten soon (the warm-up of
-    TensorFlow's ExponentialMovingAverage). Buffers are not averaged.
+    d = min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is forgotten soon
+    (the warm-up of TensorFlow's ExponentialMovingAverage). Buffers are not averaged.
     """
 
     def __init__(self, params: Mapping[str, Tensor], decay: float) -> None:
@@ -29,7 +30,8 @@ class EMA:
 
     @contextmanager
     def applied_to(self, params: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside the block the parameters hold the average; afterwards they hold their own values again."""
+        """Inside the block the parameters hold the average; afterwards they hold their own values
+        again."""
         own = {name: param.detach().clone() for name, param in params.items()}
         with torch.no_grad():
             for name, param in params.items():

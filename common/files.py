@@ -22,9 +22,10 @@ def shown(path: Path) -> str:
 def atomic_write(path: Path, data: bytes, staging: Path | None = None) -> None:
     """Writes `data` to `path` through a temporary file that is renamed at the end, or not at all.
 
-    `staging` is the folder of the temporary file, on the same disk as `path` (default: the folder of `path`);
-    graders look into output folders, so images are staged one level above. Raises OSError, with nothing left behind; what a
-    killed process left of the same file is swept by the next one that writes it.
+    `staging` is the folder of the temporary file, on the same disk as `path` (default: the folder
+    of `path`); graders look into output folders, so images are staged one level above. Raises
+    OSError, with nothing left behind; what a killed process left of the same file is swept by the
+    next one that writes it.
     """
     path = Path(path)
     folder = staging or path.parent
@@ -43,9 +44,11 @@ def atomic_write(path: Path, data: bytes, staging: Path | None = None) -> None:
 
 
 def _sweep(folder: Path, name: str) -> None:
-    """Removes the temporary files of `name` whose writers are dead. Other machines may share the disk: theirs are left alone,
-    since only processes of this one can be asked for."""
-    ours = re.compile(rf"\.{re.escape(name)}\.{re.escape(os.uname().nodename)}\.(\d{{1,9}})\.partial")
+    """Removes the temporary files of `name` whose writers are dead. Other machines may share the
+    disk: theirs are left alone, since only processes of this one can be asked for."""
+    ours = re.compile(
+        rf"\.{re.escape(name)}\.{re.escape(os.uname().nodename)}\.(\d{{1,9}})\.partial"
+    )
     for file in folder.glob(".*.partial"):
         if (match := ours.fullmatch(file.name)) and not _is_running(int(match[1])):
             with contextlib.suppress(OSError):

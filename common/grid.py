@@ -23,14 +23,18 @@ def labelled_grid(
     title: str = "",
     scale: int = 1,
 ) -> Tensor:
-    """Lays out uint8 images [N, 3, H, W] row by row on white, uint8 [3, H', W'], with labels at the left and on top.
+    """Lays out uint8 images [N, 3, H, W] row by row on white, uint8 [3, H', W'], with labels at the
+    left and on top.
 
-    `scale` enlarges each image by repeating pixels. A row's label may have several lines. Raises ValueError if a list of labels
-    does not fit the grid.
+    `scale` enlarges each image by repeating pixels. A row's label may have several lines. Raises
+    ValueError if a list of labels does not fit the grid.
     """
     rows = -(-len(images) // columns)
     if row_labels and len(row_labels) != rows or column_labels and len(column_labels) != columns:
-        raise ValueError(f"{len(row_labels)} row and {len(column_labels)} column labels for a grid of {rows}x{columns}")
+        raise ValueError(
+            f"{len(row_labels)} row and {len(column_labels)} column labels for a grid of"
+            f" {rows}x{columns}"
+        )
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     height, width = images.shape[-2:]
     font = ImageFont.load_default(TEXT_SIZE)
@@ -47,7 +51,13 @@ def labelled_grid(
     if title:
         pen.text((MARGIN, MARGIN - 2), title, fill="black", font=font)
     for c, label in enumerate(column_labels):
-        pen.text((left + c * (width + GAP) + width / 2, top - line), label, fill="black", font=font, anchor="ma")
+        pen.text(
+            (left + c * (width + GAP) + width / 2, top - line),
+            label,
+            fill="black",
+            font=font,
+            anchor="ma",
+        )
     for r, label in enumerate(row_labels):
         at = (left - MARGIN, top + r * (height + GAP) + height / 2)
         pen.text(at, label, fill="black", font=font, anchor="rm", align="right")

@@ -1,4 +1,5 @@
-"""Images between files, uint8 and the range that models see: the one reader and the one resizer of all programs."""
+"""Images between files, uint8 and the range that models see: the one reader and the one resizer of
+all programs."""
 
 import contextlib
 import io
@@ -37,9 +38,11 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_hint(images: Tensor) -> Tensor:
-    """uint8 in 0..255 to float32 in [0, 1], the range of control images. Raises ValueError on another dtype.
+    """uint8 in 0..255 to float32 in [0, 1], the range of control images. Raises ValueError on
+    another dtype.
 
-    Floats are refused because those at hand are in [-1, 1], a mistake that no later step would notice.
+    Floats are refused because those at hand are in [-1, 1], a mistake that no later step would
+    notice.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"a hint is made from uint8, not from {images.dtype}")
@@ -53,7 +56,8 @@ def resize(
     *,
     antialias: bool = True,
 ) -> Tensor:
-    """Images [C, H, W] or [N, C, H, W] at another size: a side, or (height, width). The same tensor if it has that size.
+    """Images [C, H, W] or [N, C, H, W] at another size: a side, or (height, width). The same tensor
+    if it has that size.
 
     uint8 comes back as uint8, by rounding; floats stay floats, unrounded and not clamped. Modes:
 
@@ -78,7 +82,8 @@ def resize(
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder (by SUFFIXES), in the order of names; none if there is no such folder."""
+    """The image files of a folder (by SUFFIXES), in the order of names; none if there is no such
+    folder."""
     return sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in SUFFIXES)
 
 
@@ -88,7 +93,8 @@ def image_files(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def open_image(path: Path, *, label: str = "", listed: bool = True) -> Iterator[Image.Image]:
-    """PIL's image of a file, decoded where it is first used. Raises InputError if the file cannot be read or decoded.
+    """PIL's image of a file, decoded where it is first used. Raises InputError if the file cannot
+    be read or decoded.
 
     `label` stands before the path in the sentence. `listed` says that the path was found in a
     folder, so that it is there: the sentence then says "not an image" where PIL repeats the path.
@@ -106,15 +112,20 @@ def open_image(path: Path, *, label: str = "", listed: bool = True) -> Iterator[
 
 
 def read_rgb(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """An image file as uint8 [3, H, W]. Raises InputError if it is missing, unreadable or not of `size` (width, height)."""
+    """An image file as uint8 [3, H, W]. Raises InputError if it is missing, unreadable or not of
+    `size` (width, height)."""
     with open_image(path, listed=False) as image:
         if size is not None and image.size != size:
-            raise InputError(f"{path} has {image.size[0]}x{image.size[1]} pixels, but {size[0]}x{size[1]} are expected")
+            raise InputError(
+                f"{path} has {image.size[0]}x{image.size[1]} pixels, but {size[0]}x{size[1]} are"
+                " expected"
+            )
         return _from_pil(image)
 
 
 def read_photo(path: Path) -> Tensor:
-    """A camera's photo as uint8 [3, H, W], turned upright as its EXIF entry says. Raises InputError if it is unreadable.
+    """A camera's photo as uint8 [3, H, W], turned upright as its EXIF entry says. Raises InputError
+    if it is unreadable.
 
     `read_rgb` leaves pixels where they are: a data set's pictures are not turned.
     """
@@ -131,8 +142,11 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
-def write_png(path: Path, image: Tensor, staging: Path | None = None, note: tuple[str, str] | None = None) -> None:
-    """Writes uint8 [3, H, W] as an RGB PNG, atomically (see `atomic_write` for `staging`), with a text entry if given."""
+def write_png(
+    path: Path, image: Tensor, staging: Path | None = None, note: tuple[str, str] | None = None
+) -> None:
+    """Writes uint8 [3, H, W] as an RGB PNG, atomically (see `atomic_write` for `staging`), with a
+    text entry if given."""
     buffer, info = io.BytesIO(), PngInfo()
     if note:
         info.add_text(*note)
@@ -141,7 +155,8 @@ def write_png(path: Path, image: Tensor, staging: Path | None = None, note: tupl
 
 
 def read_note(path: Path, name: str) -> str | None:
-    """The text entry of that name in a PNG; None if there is none, or no such picture that is whole."""
+    """The text entry of that name in a PNG; None if there is none, or no such picture that is
+    whole."""
     try:
         with Image.open(path) as image:
             image.load()

@@ -1,14 +1,14 @@
-"""What differs between versions of transformers and diffusers, in memory and in the folders that they wrote.
+"""What differs between versions of transformers and diffusers, in memory and in the folders that
+they wrote.
 
-| | earlier | later |
-|---|---|---|
-| CLIPTextModel's weights | `text_model.` before each name: in files up to transformers 4, in memory up to 5.0 | no prefix |
-| a table of positions among CLIP's weights | files of transformers 4 | none |
-| a tokenizer's vocabulary | vocab.json (transformers 4) | tokenizer.json |
-| CLIPTokenizer's arguments | files (transformers 4, which is not supported) | the vocabulary itself |
-| a configuration of wrong types | the network's own exception | `StrictDataclassError` before it is built |
-| AutoencoderKL's attention | query, key, value, proj_attn (diffusers of 2022) | to_q, to_k, to_v, to_out.0 |
-| a configuration's keys | those that its version had | new keys, with defaults |
+| | earlier | later | |---|---|---| | CLIPTextModel's weights | `text_model.` before each name: in
+files up to transformers 4, in memory up to 5.0 | no prefix | | a table of positions among CLIP's
+weights | files of transformers 4 | none | | a tokenizer's vocabulary | vocab.json (transformers 4)
+| tokenizer.json | | CLIPTokenizer's arguments | files (transformers 4, which is not supported) |
+the vocabulary itself | | a configuration of wrong types | the network's own exception |
+`StrictDataclassError` before it is built | | AutoencoderKL's attention | query, key, value,
+proj_attn (diffusers of 2022) | to_q, to_k, to_v, to_out.0 | | a configuration's keys | those that
+its version had | new keys, with defaults |
 
 requirements.txt states the oldest versions that work. Nothing here is imported before it is needed.
 """
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TEXT_PREFIX = "text_model."
-_OLD_ATTENTION = ((".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn."))
+_OLD_ATTENTION = (
+    (".to_q.", ".query."),
+    (".to_k.", ".key."),
+    (".to_v.", ".value."),
+    (".to_out.0.", ".proj_attn."),
+)
 
 
 # ----------------------------------------------------------------------------
@@ -48,7 +53,8 @@ def without_positions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def has_old_attention(names: Iterable[str]) -> bool:
-    """Whether an autoencoder's weights have the names that diffusers gave them when Stable Diffusion came out."""
+    """Whether an autoencoder's weights have the names that diffusers gave them when Stable
+    Diffusion came out."""
     return any(".query." in name for name in names)
 
 
@@ -68,13 +74,19 @@ def old_attention_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def defaults_of(build: Callable[..., Any]) -> dict[str, Any]:
-    """What a library assumes where a configuration is silent: a version writes only the keys that it knew."""
+    """What a library assumes where a configuration is silent: a version writes only the keys that
+    it knew."""
     parameters = inspect.signature(build).parameters.items()
-    return {name: given.default for name, given in parameters if given.default is not inspect.Parameter.empty}
+    return {
+        name: given.default
+        for name, given in parameters
+        if given.default is not inspect.Parameter.empty
+    }
 
 
 def new_text_model(config: "Mapping[str, Any] | CLIPTextConfig") -> "CLIPTextModel":
-    """A new CLIPTextModel in evaluation mode. Raises ValueError if the configuration describes none."""
+    """A new CLIPTextModel in evaluation mode. Raises ValueError if the configuration describes
+    none."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -92,11 +104,14 @@ def new_tokenizer(
     """A CLIPTokenizer of byte pairs that pads and cuts to `context_length` ids."""
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), model_max_length=context_length)
+    return CLIPTokenizer(
+        vocab=dict(vocabulary), merges=list(merges), model_max_length=context_length
+    )
 
 
 def read_vocabulary(folder: Path) -> Any:
-    """The vocabulary {word: id} in a tokenizer's folder. Raises InputError if neither of its two forms is there."""
+    """The vocabulary {word: id} in a tokenizer's folder. Raises InputError if neither of its two
+    forms is there."""
     if (folder / "vocab.json").is_file():
         return read_json(folder / "vocab.json")
     if (folder / "tokenizer.json").is_file():

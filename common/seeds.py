@@ -1,5 +1,6 @@
-"""Randomness. In sampling each image has a generator of its own, so that it depends on its own seed and on nothing beside it;
-in training one generator draws for the whole batch, which costs nothing however large the batch is.
+"""Randomness. In sampling each image has a generator of its own, so that it depends on its own seed
+and on nothing beside it; in training one generator draws for the whole batch, which costs nothing
+however large the batch is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +16,16 @@ Item = TypeVar("Item")
 
 
 def derive_seeds(*key: int, count: int) -> list[int]:
-    """`count` independent 63-bit seeds from a key of integers; the first k do not depend on `count`.
+    """`count` independent 63-bit seeds from a key of integers; the first k do not depend on
+    `count`.
 
     Raises InputError if an integer is outside 0..2^32 - 1.
     """
     if not all(0 <= word < 2**32 for word in key):
-        raise InputError(f"a seed must lie between 0 and {2**32 - 1}, not {min(key) if min(key) < 0 else max(key)}")
+        raise InputError(
+            f"a seed must lie between 0 and {2**32 - 1}, not"
+            f" {min(key) if min(key) < 0 else max(key)}"
+        )
     # numpy pads short keys with zeros: the length in front keeps (1,) and (1, 0) apart.
     state = np.random.SeedSequence([len(key), *key]).generate_state(count, np.uint64)
     return [int(word) >> 1 for word in state]
@@ -64,7 +69,8 @@ def views_seed(seed: int) -> int:
 
 
 class Draws(Protocol):
-    """Random numbers for a batch of N images: what a loss draws from. `StackedRandomGenerator` and `BatchDraws` are such."""
+    """Random numbers for a batch of N images: what a loss draws from. `StackedRandomGenerator` and
+    `BatchDraws` are such."""
 
     def randn(self, *shape: int) -> Tensor:
         """Standard normal float32 [N, *shape]."""
@@ -79,8 +85,9 @@ class Draws(Protocol):
 class StackedRandomGenerator:
     """N generators, one for each image of a batch, drawn from on the CPU for every device.
 
-    Image k's draws depend on `seeds[k]` and on the order of its own draws alone, bit for bit: not on the batch around it,
-    the number of processes or the device. Methods return one row for each image, on `device`.
+    Image k's draws depend on `seeds[k]` and on the order of its own draws alone, bit for bit: not
+    on the batch around it, the number of processes or the device. Methods return one row for each
+    image, on `device`.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -104,10 +111,12 @@ class StackedRandomGenerator:
 
 
 class BatchDraws:
-    """The random numbers of one optimiser step, drawn for its global batch at once, on `device`, by one generator.
+    """The random numbers of one optimiser step, drawn for its global batch at once, on `device`, by
+    one generator.
 
-    `part(slice)` gives the `Draws` of the images in that slice. Each part must draw the same things in the same order, as
-    micro-batches and processes do that run one loss: they then get what a single process would.
+    `part(slice)` gives the `Draws` of the images in that slice. Each part must draw the same things
+    in the same order, as micro-batches and processes do that run one loss: they then get what a
+    single process would.
     """
 
     def __init__(self, seed: int, count: int, device: torch.device | str = "cpu") -> None:
@@ -120,7 +129,8 @@ class BatchDraws:
         return _Part(self, images)
 
     def draw(self, index: int, make: Callable[[torch.Generator], Tensor]) -> Tensor:
-        """The step's draw of that index, for the global batch; made when a part first asks for it."""
+        """The step's draw of that index, for the global batch; made when a part first asks for
+        it."""
         if index == len(self._drawn):
             self._drawn.append(make(self._generator))
         return self._drawn[index]
@@ -140,7 +150,9 @@ class _Part:
         return self._draw(lambda options: torch.randint(high, (self._draws.count,), **options))
 
     def _draw(self, make: Callable[[dict], Tensor]) -> Tensor:
-        drawn = self._draws.draw(self._next, lambda g: make({"generator": g, "device": self._draws.device}))
+        drawn = self._draws.draw(
+            self._next, lambda g: make({"generator": g, "device": self._draws.device})
+        )
         self._next += 1
         return drawn[self._images]
 
@@ -151,10 +163,11 @@ def random_indices(total: int, count: int, generator: torch.Generator) -> Tensor
 
 
 def padded_chunks(items: Sequence[Item], size: int) -> Iterator[tuple[list[Item], int]]:
-    """Cuts `items` into lists of exactly `size`, the last one padded by repeating its last item; yields (list, real count).
+    """Cuts `items` into lists of exactly `size`, the last one padded by repeating its last item;
+    yields (list, real count).
 
-    Kernels choose their order of summation by batch shape, so equal shapes are what makes results equal bit for bit
-    however a job is split.
+    Kernels choose their order of summation by batch shape, so equal shapes are what makes results
+    equal bit for bit however a job is split.
     """
     for start in range(0, len(items), size):
         chunk = list(items[start : start + size])

@@ -1,4 +1,5 @@
-"""Tables that take long to measure: finished rows are kept in their file, and a second call goes on with the missing ones."""
+"""Tables that take long to measure: finished rows are kept in their file, and a second call goes on
+with the missing ones."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,8 @@ from common.files import read_json, write_json
 
 Row = dict[str, Any]
 WEIGHTS = "weights"
-"""The key's entry that says which weights were measured, if there is one: a row of other weights is replaced."""
+"""The key's entry that says which weights were measured, if there is one: a row of other weights is
+replaced."""
 
 
 def measured_rows(
@@ -18,10 +20,12 @@ def measured_rows(
     plan: Sequence[tuple[Mapping[str, Any], Callable[[], Mapping[str, Any]]]],
     shown: tuple[str, ...] = (),
 ) -> list[Row]:
-    """The rows of the study's file at `path`, after those of the plan that it lacks were measured and saved one by one.
+    """The rows of the study's file at `path`, after those of the plan that it lacks were measured
+    and saved one by one.
 
-    The plan gives for each row its key, by which it is recognised, and the function that measures it. The file holds `command`,
-    which makes it, and `rows`; the entries `shown` of each new row are printed.
+    The plan gives for each row its key, by which it is recognised, and the function that measures
+    it. The file holds `command`, which makes it, and `rows`; the entries `shown` of each new row
+    are printed.
     """
     rows: list[Row] = read_json(path)["rows"] if path.exists() else []
     for number, (key, measure) in enumerate(plan, 1):
@@ -32,7 +36,11 @@ def measured_rows(
         settings = {name: value for name, value in key.items() if name != WEIGHTS}
         rows = [other for other in rows if not _agrees(other, settings)] + [row]
         write_json(path, {"command": command, "rows": rows})
-        print(f"{number} of {len(plan)}:", ", ".join(f"{name} {_short(row[name])}" for name in shown), flush=True)
+        print(
+            f"{number} of {len(plan)}:",
+            ", ".join(f"{name} {_short(row[name])}" for name in shown),
+            flush=True,
+        )
     return rows
 
 

@@ -1,8 +1,8 @@
 """The one training loop. It knows optimisation, files and time, and nothing about diffusion.
 
-Every draw is a function of (seed, optimiser step), so a run that is stopped anywhere, even killed, goes on from its last
-checkpoint as if nothing had happened, and many processes compute what one would. The CPU does not wait for the device in each
-step: losses are read a few times a second.
+Every draw is a function of (seed, optimiser step), so a run that is stopped anywhere, even killed,
+goes on from its last checkpoint as if nothing had happened, and many processes compute what one
+would. The CPU does not wait for the device in each step: losses are read a few times a second.
 """
 
 import contextlib
@@ -60,7 +60,8 @@ class TrainingConfig:
     lr: float = 1e-3
     """Peak learning rate."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up the rate falls to 0 along a cosine, or stays constant until it falls to 0 in a line over the last fifth."""
+    """After the warm-up the rate falls to 0 along a cosine, or stays constant until it falls to 0
+    in a line over the last fifth."""
     warmup: int = 200
     """Optimiser steps over which the learning rate rises from 0."""
     weight_decay: float = 0.01
@@ -94,9 +95,12 @@ class TrainingConfig:
 
 
 class _Objective(nn.Module):
-    """The loss as a module over the trained parameters, which is the form in which data parallelism synchronises gradients."""
+    """The loss as a module over the trained parameters, which is the form in which data parallelism
+    synchronises gradients."""
 
-    def __init__(self, params: Mapping[str, Parameter], loss_fn: Callable[[Batch, Draws], Tensor]) -> None:
+    def __init__(
+        self, params: Mapping[str, Parameter], loss_fn: Callable[[Batch, Draws], Tensor]
+    ) -> None:
         super().__init__()
         self.params = nn.ParameterList(params.values())
         self.loss_fn = loss_fn
@@ -117,26 +121,34 @@ def fit(
     validate: Callable[[], dict[str, float]] | None = None,
     preview: Callable[[Path], None] | None = None,
 ) -> None:
-    """Minimises `loss_fn` over `params` (and nothing else), and resumes if `run_dir` holds a checkpoint.
+    """Minimises `loss_fn` over `params` (and nothing else), and resumes if `run_dir` holds a
+    checkpoint.
 
-    - `get_batch(step, generator)` gives the step's global batch, a dict of tensors [N, ...] on any device; it must depend on
-      its arguments alone, and the generator, on the training device, on the step. A tensor "index", if there is one, names the
-      batch in the message about a non-finite loss.
-    - `loss_fn(batch, draws)` gives the mean loss of the slice that this process and micro-batch got, on its device; `draws`
-      gives the random numbers of that slice.
+    - `get_batch(step, generator)` gives the step's global batch, a dict of tensors [N, ...] on any
+      device; it must depend on its arguments alone, and the generator, on the training device, on
+      the step. A tensor "index", if there is one, names the batch in the message about a non-finite
+      loss.
+    - `loss_fn(batch, draws)` gives the mean loss of the slice that this process and micro-batch
+      got, on its device; `draws` gives the random numbers of that slice.
     - `validate()` gives numbers, of which "loss" (lower is better) chooses the best checkpoint.
-    - `save(folder)` writes the model as inference reads it, into `last` and `best` of the run folder; `preview(path)` writes a
-      picture. These three run on the main process and see the averaged parameters.
+    - `save(folder)` writes the model as inference reads it, into `last` and `best` of the run
+      folder; `preview(path)` writes a picture. These three run on the main process and see the
+      averaged parameters.
 
-    `settings` is saved beside `config` in the run folder; resuming with other ones is refused, but for `steps`: a run may be
-    made longer or shorter, and its learning rate goes on along the new schedule. The run folder gets
-    `config.json`, `metrics.jsonl`, `state.safetensors`, `last/`, `best/` and `samples/`. Raises InputError on a non-finite
-    loss, on a device that is not there, and on a run folder of another run or past `steps`; KeyboardInterrupt after Ctrl-C or
-    SIGTERM, which break off what is going on, with the state saved.
+    `settings` is saved beside `config` in the run folder; resuming with other ones is refused, but
+    for `steps`: a run may be made longer or shorter, and its learning rate goes on along the new
+    schedule. The run folder gets `config.json`, `metrics.jsonl`, `state.safetensors`, `last/`,
+    `best/` and `samples/`. Raises InputError on a non-finite loss, on a device that is not there,
+    and on a run folder of another run or past `steps`; KeyboardInterrupt after Ctrl-C or SIGTERM,
+    which break off what is going on, with the state saved.
     """
     _check_config(config)
     accelerator = make_accelerator(config.device, config.mixed_precision)
-    main, processes, device = accelerator.is_main_process, accelerator.num_processes, accelerator.device
+    main, processes, device = (
+        accelerator.is_main_process,
+        accelerator.num_processes,
+        accelerator.device,
+    )
     micro_batches, run_dir = _micro_batches(config, accelerator), Path(run_dir)
     if main:
         claim_run_folder(run_dir, {**dataclasses.asdict(config), **(settings or {})})
@@ -151,26 +163,36 @@ def fit(
     ema = EMA(params, config.ema_decay)
     progress = load_state(run_dir / "state.safetensors", params, ema, optimizers)
     if progress.step > config.steps:
-        raise InputError(f"{run_dir} has come to step {progress.step} already, past --steps {config.steps}")
+        raise InputError(
+            f"{run_dir} has come to step {progress.step} already, past --steps {config.steps}"
+        )
     if main:
         cut_metrics(run_dir / "metrics.jsonl", progress.step - (not progress.looked))
         set_steps(run_dir, progress.step, config.steps)
-    objective, *prepared = accelerator.prepare(_Objective(params, loss_fn), *[each for each, _ in optimizers])
+    objective, *prepared = accelerator.prepare(
+        _Objective(params, loss_fn), *[each for each, _ in optimizers]
+    )
     losses = _Losses(progress, accelerator, lambda step: batch_of(step).get("index"))
 
     def batch_of(step: int) -> Batch:
         return get_batch(step, torch.Generator(device).manual_seed(batch_seed(config.seed, step)))
 
     def take_step(step: int) -> None:
-        """One step of the optimisers on one global batch, of which each micro-batch takes an equal, contiguous slice."""
+        """One step of the optimisers on one global batch, of which each micro-batch takes an equal,
+        contiguous slice."""
         # Layers that draw for themselves, like dropout, use the global generator.
         torch.manual_seed(layers_seed(config.seed, step, accelerator.process_index))
         loss_value = torch.zeros((), device=device)
         # One process alone may break a step off: nothing has changed before the optimisers move.
         with interrupts.at_once() if processes == 1 else contextlib.nullcontext():
-            batch, draws = batch_of(step), BatchDraws(noise_seed(config.seed, step), config.batch_size, device)
+            batch, draws = (
+                batch_of(step),
+                BatchDraws(noise_seed(config.seed, step), config.batch_size, device),
+            )
             for micro, part in enumerate(micro_batches, 1):
-                inputs = {name: value[part].to(device, non_blocking=True) for name, value in batch.items()}
+                inputs = {
+                    name: value[part].to(device, non_blocking=True) for name, value in batch.items()
+                }
                 last = micro == len(micro_batches)
                 with contextlib.nullcontext() if last else accelerator.no_sync(objective):
                     with accelerator.autocast():
@@ -190,7 +212,8 @@ def fit(
     def save_now() -> None:
         save_state(run_dir / "state.safetensors", params, ema, optimizers, progress)
 
-    # Each turn of the loop: look if the last step asks for it, end if a signal came, take the next step.
+    # Each turn of the loop: look if the last step asks for it, end if a signal came, take the next
+    # step.
     with _Interrupts() as interrupts, _Observer(config, run_dir, progress, main) as observer:
         if main:
             observer.say(f"training on {device}, processes: {processes}, from step {progress.step}")
@@ -202,7 +225,11 @@ def fit(
             if due and not stop:
                 if main:
                     with contextlib.suppress(_Interrupted):
-                        with ema.applied_to(params) if observer.looks(progress.step) else contextlib.nullcontext():
+                        with (
+                            ema.applied_to(params)
+                            if observer.looks(progress.step)
+                            else contextlib.nullcontext()
+                        ):
                             observer.look(interrupts, save, validate, preview)
                         progress.looked = True
                         if _due(progress.step, config.checkpoint_every, config.steps):
@@ -216,21 +243,27 @@ def fit(
         if stop:
             if main:
                 save_now()
-                observer.say(f"stopped at step {progress.step} of {config.steps}; run the same command again to go on")
+                observer.say(
+                    f"stopped at step {progress.step} of {config.steps}; run the same command again"
+                    " to go on"
+                )
             raise KeyboardInterrupt
     accelerator.wait_for_everyone()
 
 
 def settings_of(config: Any, *left_out: str, **more: Any) -> dict[str, Any]:
-    """A trainer's own settings for `fit`: the fields of its dataclass but `training`, `run_dir` and those left out (places of
-    data, which may move), and more."""
+    """A trainer's own settings for `fit`: the fields of its dataclass but `training`, `run_dir` and
+    those left out (places of data, which may move), and more."""
     values = dataclasses.asdict(config)
-    return {key: values[key] for key in values if key not in ("training", "run_dir", *left_out)} | more
+    return {
+        key: values[key] for key in values if key not in ("training", "run_dir", *left_out)
+    } | more
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """The learning rate at `step`: a linear rise, then half a cosine down to 0 (arXiv:1608.03983), or a constant that falls to 0
-    in a line over the last part COOL_DOWN of the run (arXiv:2405.18392), which can thus begin at any checkpoint.
+    """The learning rate at `step`: a linear rise, then half a cosine down to 0 (arXiv:1608.03983),
+    or a constant that falls to 0 in a line over the last part COOL_DOWN of the run
+    (arXiv:2405.18392), which can thus begin at any checkpoint.
     """
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
@@ -241,7 +274,8 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def prepare_network(model: nn.Module, config: TrainingConfig) -> Callable[..., Tensor]:
-    """Moves the model to where it trains and lays it out, in place; returns what the loss calls: it, compiled if asked for."""
+    """Moves the model to where it trains and lays it out, in place; returns what the loss calls:
+    it, compiled if asked for."""
     model.to(pick_device(config.device))
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -260,7 +294,9 @@ def _check_config(config: TrainingConfig) -> None:
         "checkpoint_every",
     ):
         if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
+            raise InputError(
+                f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}"
+            )
 
 
 def _due(step: int, every: int, steps: int) -> bool:
@@ -269,23 +305,32 @@ def _due(step: int, every: int, steps: int) -> bool:
 
 def _micro_batches(config: TrainingConfig, accelerator: "Accelerator") -> list[slice]:
     """This process's slices of the global batch, equal and contiguous, one for each micro-batch."""
-    processes, shards = accelerator.num_processes, accelerator.num_processes * config.gradient_accumulation_steps
+    processes, shards = (
+        accelerator.num_processes,
+        accelerator.num_processes * config.gradient_accumulation_steps,
+    )
     if config.batch_size % shards:
         raise InputError(
-            f"the batch size {config.batch_size} is not a multiple of processes times gradient accumulation steps, {shards}"
+            f"the batch size {config.batch_size} is not a multiple of processes times gradient"
+            f" accumulation steps, {shards}"
         )
     size = config.batch_size // shards
     firsts = [
-        size * (micro * processes + accelerator.process_index) for micro in range(config.gradient_accumulation_steps)
+        size * (micro * processes + accelerator.process_index)
+        for micro in range(config.gradient_accumulation_steps)
     ]
     return [slice(first, first + size) for first in firsts]
 
 
 class _Losses:
-    """Losses on the device, which are read a few times a second, so that the CPU does not wait for the device in each step."""
+    """Losses on the device, which are read a few times a second, so that the CPU does not wait for
+    the device in each step."""
 
     def __init__(
-        self, progress: RunProgress, accelerator: "Accelerator", images_of: Callable[[int], Tensor | None]
+        self,
+        progress: RunProgress,
+        accelerator: "Accelerator",
+        images_of: Callable[[int], Tensor | None],
     ) -> None:
         self._progress, self._accelerator, self._images_of = progress, accelerator, images_of
         self._unread: list[Tensor] = []
@@ -300,19 +345,25 @@ class _Losses:
         return self._progress.step >= self._next
 
     def read(self, received: bool) -> bool:
-        """Waits for the device, takes in the losses since the last time, and says whether any process received a signal.
+        """Waits for the device, takes in the losses since the last time, and says whether any
+        process received a signal.
 
         Raises InputError that names the step of a loss that is not finite.
         """
-        flags = torch.tensor([float(received), time.monotonic() - self._read_at], device=self._accelerator.device)
-        *losses, stop, seconds = self._accelerator.reduce(torch.stack([*self._unread, *flags]), "mean").tolist()
+        flags = torch.tensor(
+            [float(received), time.monotonic() - self._read_at], device=self._accelerator.device
+        )
+        *losses, stop, seconds = self._accelerator.reduce(
+            torch.stack([*self._unread, *flags]), "mean"
+        ).tolist()
         self._unread.clear()
         for step, loss in enumerate(losses, self._progress.step - len(losses)):
             if not math.isfinite(loss):
                 images = self._images_of(step)
                 raise InputError(
-                    f"the loss is {loss} at step {step}, on the batch of images "
-                    f"{'unknown' if images is None else images.tolist()}; the last checkpoint is kept"
+                    f"the loss is {loss} at step {step}, on the batch of images"
+                    f" {'unknown' if images is None else images.tolist()}; the last checkpoint is"
+                    " kept"
                 )
             self._progress.loss_sum += loss
             self._progress.loss_count += 1
@@ -324,12 +375,21 @@ class _Losses:
 
 
 class _Observer:
-    """What is seen of a run: its progress bar, its lines of metrics, its validations, previews and checkpoints."""
+    """What is seen of a run: its progress bar, its lines of metrics, its validations, previews and
+    checkpoints."""
 
-    def __init__(self, config: TrainingConfig, run_dir: Path, progress: RunProgress, main: bool) -> None:
+    def __init__(
+        self, config: TrainingConfig, run_dir: Path, progress: RunProgress, main: bool
+    ) -> None:
         self._config, self._run_dir, self._progress = config, run_dir, progress
         self._writer = tensorboard_writer(run_dir) if config.tensorboard and main else None
-        self.bar = tqdm(total=config.steps, initial=progress.step, disable=not main, unit="step", dynamic_ncols=True)
+        self.bar = tqdm(
+            total=config.steps,
+            initial=progress.step,
+            disable=not main,
+            unit="step",
+            dynamic_ncols=True,
+        )
         self._started, self._started_at = time.monotonic(), progress.step
 
     def __enter__(self) -> "_Observer":
@@ -361,12 +421,24 @@ class _Observer:
         validate: Callable[[], dict[str, float]] | None,
         preview: Callable[[Path], None] | None,
     ) -> None:
-        """Does what is due, with the averaged parameters in place, and writes the line of metrics; a signal breaks it off."""
-        config, progress, run_dir, step, line = self._config, self._progress, self._run_dir, self._progress.step, {}
+        """Does what is due, with the averaged parameters in place, and writes the line of metrics;
+        a signal breaks it off."""
+        config, progress, run_dir, step, line = (
+            self._config,
+            self._progress,
+            self._run_dir,
+            self._progress.step,
+            {},
+        )
         logs = _due(step, config.log_every, config.steps)
         if logs:
-            line |= {"loss": progress.loss_sum / progress.loss_count, "lr": learning_rate(config, step - 1)}
-            rate = config.batch_size * (step - self._started_at) / (time.monotonic() - self._started)
+            line |= {
+                "loss": progress.loss_sum / progress.loss_count,
+                "lr": learning_rate(config, step - 1),
+            }
+            rate = (
+                config.batch_size * (step - self._started_at) / (time.monotonic() - self._started)
+            )
             self.bar.set_postfix_str(f"loss {line['loss']:.4f}, {rate:.0f} images/s")
         if validate and _due(step, config.validate_every, config.steps):
             with interrupts.at_once():
@@ -392,14 +464,18 @@ class _Interrupted(BaseException):
 
 
 class _Interrupts:
-    """Inside the block, Ctrl-C and SIGTERM do not end the process: they are noted, and break off what runs `at_once`."""
+    """Inside the block, Ctrl-C and SIGTERM do not end the process: they are noted, and break off
+    what runs `at_once`."""
 
     def __init__(self) -> None:
         self.received = False
         self._breaks = False
 
     def __enter__(self) -> "_Interrupts":
-        self._handlers = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,8 +10,11 @@ from common.training import Batch
 
 
 @torch.no_grad()
-def held_out_loss(model: nn.Module, loss_fn: Callable[[Batch, Draws], Tensor], images: Batch, size: int = 100) -> float:
-    """The mean of `loss_fn` over held-out images, `size` at a time, on the model's device and in evaluation mode.
+def held_out_loss(
+    model: nn.Module, loss_fn: Callable[[Batch, Draws], Tensor], images: Batch, size: int = 100
+) -> float:
+    """The mean of `loss_fn` over held-out images, `size` at a time, on the model's device and in
+    evaluation mode.
 
     The generators of an image are the same each time, and so are its t and its noise.
     """

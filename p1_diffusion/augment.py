@@ -1,4 +1,5 @@
-"""Augmentation that the network is told of, so that samples look like the data (EDM, arXiv:2206.00364, Appendix F.2)."""
+"""Augmentation that the network is told of, so that samples look like the data (EDM,
+arXiv:2206.00364, Appendix F.2)."""
 
 import itertools
 
@@ -8,16 +9,22 @@ from torch.nn import functional as F
 
 from common.seeds import Draws
 
-ORDERS = torch.tensor(list(itertools.permutations(range(3))))  # of the colour channels; the first is the images' own
-LARGEST_SHIFT, LARGEST_SCALE = 3.0 / 14.0, 0.15  # three of 28 pixels; along each axis, as a logarithm
+ORDERS = torch.tensor(
+    list(itertools.permutations(range(3)))
+)  # of the colour channels; the first is the images' own
+LARGEST_SHIFT, LARGEST_SCALE = (
+    3.0 / 14.0,
+    0.15,
+)  # three of 28 pixels; along each axis, as a logarithm
 AUGMENTATION = len(ORDERS) - 1 + 1 + 4  # order, negative, shift and scale along x and y
 
 
 def augment(images: Tensor, probability: float, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Images [N, 3, H, W] in [-1, 1] and what was done to each, [N, AUGMENTATION], all zeros where nothing was.
+    """Images [N, 3, H, W] in [-1, 1] and what was done to each, [N, AUGMENTATION], all zeros where
+    nothing was.
 
-    With the given probability each, an image gets its colour channels in another order, becomes negative, and is shifted and
-    stretched. None of these changes what a digit is.
+    With the given probability each, an image gets its colour channels in another order, becomes
+    negative, and is shifted and stretched. None of these changes what a digit is.
     """
     n = len(images)
     order = torch.where(draws.rand() < probability, 1 + draws.randint(len(ORDERS) - 1), 0)

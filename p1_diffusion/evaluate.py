@@ -1,10 +1,13 @@
 """A CPU-capable replica of Problem 1's grader, and what the grader does not see.
 
-    python3 -m p1_diffusion.evaluate --images OUT                              (the project's classifier)
-    python3 -m p1_diffusion.evaluate --images OUT --classifier Classifier.pth  (the course's LeNet for MNIST-M)
-    python3 -m p1_diffusion.evaluate --images OUT --data hw2_data/digits       (adds what needs the real digits)
+    python3 -m p1_diffusion.evaluate --images OUT  (the project's classifier)
+    # the course's LeNet for MNIST-M
+    python3 -m p1_diffusion.evaluate --images OUT --classifier Classifier.pth
+    # adds what needs the real digits
+    python3 -m p1_diffusion.evaluate --images OUT --data hw2_data/digits
 
-Exit code 0 if the mean accuracy passes the strong baseline, 1 if not, 2 if the folder cannot be graded.
+Exit code 0 if the mean accuracy passes the strong baseline, 1 if not, 2 if the folder cannot be
+graded.
 """
 
 import dataclasses
@@ -28,7 +31,13 @@ from common.metrics.classifier import (
     load_lenet,
     load_published_svhn,
 )
-from p1_diffusion.quality import detail, dropped_context_rate, load_reference, nearest_training, quality
+from p1_diffusion.quality import (
+    detail,
+    dropped_context_rate,
+    load_reference,
+    nearest_training,
+    quality,
+)
 from p1_diffusion.sampling import edition_keys, file_name
 
 GRADER = ROOT / "checkpoints" / "p1_grader"
@@ -46,9 +55,11 @@ class Config:
     classifier: Path | None = None
     """The course's Classifier.pth, to judge MNIST-M."""
     svhn_classifier: Path | None = None
-    """Weight file of the published SVHN ResNet-34 (edadaltocg/resnet34_svhn), to judge SVHN; found by itself in the hub cache."""
+    """Weight file of the published SVHN ResNet-34 (edadaltocg/resnet34_svhn), to judge SVHN; found
+    by itself in the hub cache."""
     data: Path | None = None
-    """The real digits; adds detail, nearest-training distances and the judges' own accuracy on held-out digits."""
+    """The real digits; adds detail, nearest-training distances and the judges' own accuracy on
+    held-out digits."""
     result: Path | None = None
     """JSON file to write."""
 
@@ -87,15 +98,22 @@ def read_output(folder: Path) -> tuple[Edition, Tensor, Tensor, Tensor]:
     """
     if not Path(folder).is_dir():
         raise InputError(f"the folder {folder} does not exist")
-    names = {f"{dataset}/{path.name}" for dataset in DATASETS for path in _entries(folder / dataset)}
+    names = {
+        f"{dataset}/{path.name}" for dataset in DATASETS for path in _entries(folder / dataset)
+    }
     wanted = {edition: _edition_jobs(edition) for edition in ("2025", "2024")}
     edition: Edition = "2025" if names <= wanted["2025"].keys() else "2024"
     strays, missing = sorted(names - wanted[edition].keys()), sorted(wanted[edition].keys() - names)
     if strays:
-        raise InputError(f"{folder} holds {len(strays)} entries that break the grader, such as {strays[0]}")
+        raise InputError(
+            f"{folder} holds {len(strays)} entries that break the grader, such as {strays[0]}"
+        )
     if missing:
         count = len(wanted[edition])
-        raise InputError(f"{folder} lacks {len(missing)} of the {count} images of {edition}, such as {missing[0]}")
+        raise InputError(
+            f"{folder} lacks {len(missing)} of the {count} images of {edition}, such as"
+            f" {missing[0]}"
+        )
     keys = wanted[edition]
     images = torch.stack([read_rgb(folder / name, (SIZE, SIZE)) for name in keys])
     datasets = torch.tensor([DATASETS.index(dataset) for dataset, _, _ in keys.values()])
@@ -111,8 +129,11 @@ def _edition_jobs(edition: Edition) -> dict[str, tuple[str, int, int]]:
 
 
 def pick_judges(config: Config, network: DigitClassifier) -> dict[str, tuple[str, Classifier]]:
-    """The name and the classifier that judge each dataset: the course's where they are to be had, else the project's."""
-    judges: dict[str, tuple[str, Classifier]] = {dataset: ("project", network) for dataset in DATASETS}
+    """The name and the classifier that judge each dataset: the course's where they are to be had,
+    else the project's."""
+    judges: dict[str, tuple[str, Classifier]] = {
+        dataset: ("project", network) for dataset in DATASETS
+    }
     if config.classifier:
         judges["mnistm"] = ("course LeNet", load_lenet(config.classifier))
     svhn = config.svhn_classifier or find_published_svhn()
@@ -124,7 +145,8 @@ def pick_judges(config: Config, network: DigitClassifier) -> dict[str, tuple[str
 def grade(
     images: Tensor, digits: Tensor, datasets: Tensor, judges: dict[str, tuple[str, Classifier]]
 ) -> dict[str, Any]:
-    """Accuracy for each dataset and digit with the confusion matrix (rows: asked for, columns: recognised), and the mean."""
+    """Accuracy for each dataset and digit with the confusion matrix (rows: asked for, columns:
+    recognised), and the mean."""
     parts = {}
     for i, dataset in enumerate(DATASETS):
         name, judge = judges[dataset]
@@ -136,10 +158,15 @@ def grade(
         parts[dataset] = {
             "judge": name,
             "accuracy": (predicted == asked).double().mean().item(),
-            "accuracy_by_digit": {str(d): confusion[d, d].item() / totals[d].item() for d in asked.unique().tolist()},
+            "accuracy_by_digit": {
+                str(d): confusion[d, d].item() / totals[d].item() for d in asked.unique().tolist()
+            },
             "confusion": confusion.tolist(),
         }
-    return {"datasets": parts, "mean_accuracy": sum(part["accuracy"] for part in parts.values()) / len(parts)}
+    return {
+        "datasets": parts,
+        "mean_accuracy": sum(part["accuracy"] for part in parts.values()) / len(parts),
+    }
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -149,21 +176,29 @@ def _print(result: dict[str, Any]) -> None:
                 "judge": part["judge"],
                 "accuracy": f"{part['accuracy']:.2%}",
                 **{
-                    f"  digit {d}": f"{part['accuracy_by_digit'][str(d)]:.0%}"
-                    if str(d) in part["accuracy_by_digit"]
-                    else "-"
+                    f"  digit {d}": (
+                        f"{part['accuracy_by_digit'][str(d)]:.0%}"
+                        if str(d) in part["accuracy_by_digit"]
+                        else "-"
+                    )
                     for d in range(NUM_DIGITS)
                 },
-                "judge on held-out digits": f"{result['judge_accuracy'][dataset]:.2%}"
-                if "judge_accuracy" in result
-                else "-",
-                **{key.replace("_", " "): f"{value:.3f}" for key, value in result["quality"][dataset].items()},
+                "judge on held-out digits": (
+                    f"{result['judge_accuracy'][dataset]:.2%}"
+                    if "judge_accuracy" in result
+                    else "-"
+                ),
+                **{
+                    key.replace("_", " "): f"{value:.3f}"
+                    for key, value in result["quality"][dataset].items()
+                },
                 **{
                     f"nearest training, {key.replace('_', ' ')}": f"{value:.1f}"
                     for key, value in result.get("nearest_training", {}).get(dataset, {}).items()
                 },
                 **{
-                    f"detail, {key}": f"{value:.3f}" for key, value in result.get("detail", {}).get(dataset, {}).items()
+                    f"detail, {key}": f"{value:.3f}"
+                    for key, value in result.get("detail", {}).get(dataset, {}).items()
                 },
             }
             for dataset, part in result["datasets"].items()
@@ -175,7 +210,8 @@ def _print(result: dict[str, Any]) -> None:
         for name, bar in BASELINES.items()
     ]
     print(
-        f"{result['images']} images of {result['edition']}, mean accuracy {result['mean_accuracy']:.2%}: {', '.join(verdict)}"
+        f"{result['images']} images of {result['edition']}, mean accuracy"
+        f" {result['mean_accuracy']:.2%}: {', '.join(verdict)}"
     )
 
 

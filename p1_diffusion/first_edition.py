@@ -1,4 +1,5 @@
-"""The network of this project's first edition, so that its checkpoints still load: all work at 14x14 and 7x7."""
+"""The network of this project's first edition, so that its checkpoints still load: all work at
+14x14 and 7x7."""
 
 import dataclasses
 from pathlib import Path
@@ -51,10 +52,15 @@ class FirstEditionUNet(nn.Module):
         width = config.embedding
 
         def blocks(channels_in: int, channels: int) -> nn.ModuleList:
-            parts = (ResBlock(channels_in, channels, width, config.dropout, GROUPS) for _ in range(config.blocks))
+            parts = (
+                ResBlock(channels_in, channels, width, config.dropout, GROUPS)
+                for _ in range(config.blocks)
+            )
             return nn.ModuleList(parts)
 
-        self.time = nn.Sequential(SinusoidalEmbedding(high), nn.Linear(high, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = nn.Sequential(
+            SinusoidalEmbedding(high), nn.Linear(high, width), nn.SiLU(), nn.Linear(width, width)
+        )
         self.digit = nn.Embedding(NUM_DIGITS + 1, width)
         self.dataset = nn.Embedding(config.datasets, width)
         self.conv_in = nn.Conv2d(12, high, 3, padding=1)
@@ -67,7 +73,9 @@ class FirstEditionUNet(nn.Module):
         self.conv_out = nn.Conv2d(high, 12, 3, padding=1)
 
     def forward(self, x_t: Tensor, t: Tensor, context: Tensor, augmentation: None = None) -> Tensor:
-        emb = F.silu(self.time(t) + self.digit(context[:, 0]) + self.dataset(context[:, 1]))  # [N, E]
+        emb = F.silu(
+            self.time(t) + self.digit(context[:, 0]) + self.dataset(context[:, 1])
+        )  # [N, E]
         h = self.conv_in(F.pixel_unshuffle(x_t, 2))  # [N, C, 14, 14]
         skips = []
         for block in self.down_high:
@@ -93,5 +101,6 @@ class FirstEditionUNet(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "FirstEditionUNet":
-        """Rebuilds the network from its folder, in evaluation mode. Raises InputError if the folder does not hold one."""
+        """Rebuilds the network from its folder, in evaluation mode. Raises InputError if the folder
+        does not hold one."""
         return load_model(folder, KIND, cls, FirstEditionConfig)

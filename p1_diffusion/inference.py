@@ -19,7 +19,13 @@ from common.errors import InputError
 from common.files import ROOT, make_folder
 from common.images import write_png
 from p1_diffusion.model import ContextUNet
-from p1_diffusion.sampling import SamplingConfig, edition_keys, file_name, sample_digits, translate_guide_w
+from p1_diffusion.sampling import (
+    SamplingConfig,
+    edition_keys,
+    file_name,
+    sample_digits,
+    translate_guide_w,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +35,11 @@ class Config:
     output_dir: Path
     """Folder for mnistm/ and svhn/."""
     edition: Edition = "2025"
-    """2025: 500 images, even digits from MNIST-M and odd ones from SVHN; 2024: 1000 images, all digits from both."""
+    """2025: 500 images, even digits from MNIST-M and odd ones from SVHN; 2024: 1000 images, all
+    digits from both."""
     classes: tuple[str, ...] = ()
-    """Only these classes of the edition, each as DATASET/DIGIT, for example svhn/7; the default is all."""
+    """Only these classes of the edition, each as DATASET/DIGIT, for example svhn/7; the default is
+    all."""
     checkpoint: Path = ROOT / "checkpoints" / "p1_digits"
     """Model folder."""
     device: DeviceName = "auto"
@@ -57,16 +65,20 @@ def main(config: Config) -> None:
 
 
 def pick_classes(edition: Edition, names: Sequence[str]) -> list[tuple[str, int]]:
-    """The edition's classes of these names, all if none is given. Raises InputError that lists the known names."""
+    """The edition's classes of these names, all if none is given. Raises InputError that lists the
+    known names."""
     known = {f"{dataset}/{digit}": (dataset, digit) for dataset, digit in pairing(edition)}
     for name in names:
         if name not in known:
-            raise InputError(f"the edition {edition} has no class {name!r}; its classes are {', '.join(known)}")
+            raise InputError(
+                f"the edition {edition} has no class {name!r}; its classes are {', '.join(known)}"
+            )
     return [known[name] for name in names] or list(known.values())
 
 
 def prepare_output(folder: Path, wanted: set[str]) -> None:
-    """Makes the folders and clears what another edition's run left there. Raises InputError that names a stranger's file.
+    """Makes the folders and clears what another edition's run left there. Raises InputError that
+    names a stranger's file.
 
     The grader reads the first character of every entry as a digit, so nothing else may lie there.
     """
@@ -77,7 +89,8 @@ def prepare_output(folder: Path, wanted: set[str]) -> None:
             name = f"{dataset}/{path.name}"
             if name not in own or not path.is_file():
                 raise InputError(
-                    f"{path} was not written by this program and would break the grader: move it away first"
+                    f"{path} was not written by this program and would break the grader: move it"
+                    " away first"
                 )
             if name not in wanted:
                 stale.append(path)

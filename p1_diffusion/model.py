@@ -1,6 +1,7 @@
 """The U-Net of Problem 1, conditioned on time, digit and dataset.
 
-Designed for quality per FLOP on 28x28 images: most work happens at 14x14 and 7x7, and a narrow path at 28x28 draws the edges.
+Designed for quality per FLOP on 28x28 images: most work happens at 14x14 and 7x7, and a narrow path
+at 28x28 draws the edges.
 """
 
 import dataclasses
@@ -41,11 +42,13 @@ class ContextUNetConfig:
     embedding: int = 256
     """Width of the time and context embeddings."""
     class_maps: bool = True
-    """Whether each class also has a learned map of features at the coarsest resolution: a first idea of where strokes lie."""
+    """Whether each class also has a learned map of features at the coarsest resolution: a first
+    idea of where strokes lie."""
     dropout: float = 0.0
     """Dropout inside the residual blocks."""
     augmentation: int = 0
-    """Length of the vectors that tell the network how a training image was augmented; 0 if none is."""
+    """Length of the vectors that tell the network how a training image was augmented; 0 if none
+    is."""
     parameterization: Parameterization = "v"
     """What the network's output means."""
     schedule: ScheduleName = "cosine"
@@ -53,11 +56,13 @@ class ContextUNetConfig:
 
 
 class ContextUNet(nn.Module):
-    """Predicts from x_t [N, 3, 28, 28], t long [N] and context long [N, 2] = (digit, dataset) an output like x_t.
+    """Predicts from x_t [N, 3, 28, 28], t long [N] and context long [N, 2] = (digit, dataset) an
+    output like x_t.
 
-    The digit NULL_DIGIT stands for dropped context. The dataset is never dropped: guidance then pulls towards the digit
-    and leaves the dataset's look alone. In training `augmentation` [N, A] may tell what was done to an image; without it, as in
-    sampling, images are as in the data (the non-leaky augmentation of EDM, arXiv:2206.00364, Appendix F.2).
+    The digit NULL_DIGIT stands for dropped context. The dataset is never dropped: guidance then
+    pulls towards the digit and leaves the dataset's look alone. In training `augmentation` [N, A]
+    may tell what was done to an image; without it, as in sampling, images are as in the data (the
+    non-leaky augmentation of EDM, arXiv:2206.00364, Appendix F.2).
     """
 
     def __init__(self, config: ContextUNetConfig) -> None:
@@ -66,16 +71,23 @@ class ContextUNet(nn.Module):
         self.config = config
         first, width = config.channels[0], config.embedding
         self.time = nn.Sequential(
-            SinusoidalEmbedding(2 * first), nn.Linear(2 * first, width), nn.SiLU(), nn.Linear(width, width)
+            SinusoidalEmbedding(2 * first),
+            nn.Linear(2 * first, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
         )
         self.digit = nn.Embedding(NUM_DIGITS + 1, width)
         self.dataset = nn.Embedding(config.datasets, width)
-        self.augmentation = nn.Linear(config.augmentation, width, bias=False) if config.augmentation else None
+        self.augmentation = (
+            nn.Linear(config.augmentation, width, bias=False) if config.augmentation else None
+        )
 
         self.class_embedding = None
         if config.class_maps:
             self.map_shape = (config.channels[-1], *[SIZE // 2 ** (len(config.channels) - 1)] * 2)
-            self.class_embedding = nn.Embedding((NUM_DIGITS + 1) * config.datasets, math.prod(self.map_shape))
+            self.class_embedding = nn.Embedding(
+                (NUM_DIGITS + 1) * config.datasets, math.prod(self.map_shape)
+            )
             nn.init.normal_(self.class_embedding.weight, std=0.02)
 
         self.conv_in = nn.Conv2d(3, first, 3, padding=1)
@@ -85,7 +97,10 @@ class ContextUNet(nn.Module):
             attends = level in config.attention
             for side, channels_in in ((self.down, channels), (self.up, 2 * channels)):
                 side.append(
-                    nn.ModuleList(Block(channels_in, channels, config, attends) for _ in range(config.blocks[level]))
+                    nn.ModuleList(
+                        Block(channels_in, channels, config, attends)
+                        for _ in range(config.blocks[level])
+                    )
                 )
             if level + 1 < len(config.channels):
                 coarser = config.channels[level + 1]
@@ -96,7 +111,9 @@ class ContextUNet(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
-    def forward(self, x_t: Tensor, t: Tensor, context: Tensor, augmentation: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_t: Tensor, t: Tensor, context: Tensor, augmentation: Tensor | None = None
+    ) -> Tensor:
         emb = self.time(t) + self.digit(context[:, 0]) + self.dataset(context[:, 1])
         if augmentation is not None:
             emb = emb + self.augmentation(augmentation)
@@ -125,12 +142,15 @@ class ContextUNet(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "ContextUNet":
-        """Rebuilds the network from its folder, in evaluation mode; also one of the first edition, which has the same calls.
+        """Rebuilds the network from its folder, in evaluation mode; also one of the first edition,
+        which has the same calls.
 
         Raises InputError if the folder does not hold one.
         """
         if isinstance(load_config(folder, KIND).get("blocks"), int):
-            from p1_diffusion.first_edition import FirstEditionUNet  # it is made of this file's blocks
+            from p1_diffusion.first_edition import (
+                FirstEditionUNet,
+            )  # it is made of this file's blocks
 
             return FirstEditionUNet.load(folder)
         return load_model(folder, KIND, cls, ContextUNetConfig)
@@ -149,15 +169,20 @@ def _check(config: ContextUNetConfig) -> None:
         or min(config.blocks) < 1
     ):
         raise InputError(
-            f"a network needs blocks for each resolution, not channels {channels} and blocks {config.blocks}"
+            f"a network needs blocks for each resolution, not channels {channels} and blocks"
+            f" {config.blocks}"
         )
     if any(count % min(GROUP, count) or count % 2 for count in channels) or SIZE % 2**coarsest:
         raise InputError(
-            f"channels must be multiples of {GROUP} (or even and below it) for at most 3 resolutions, not {channels}"
+            f"channels must be multiples of {GROUP} (or even and below it) for at most 3"
+            f" resolutions, not {channels}"
         )
-    if any(not 0 <= level <= coarsest or channels[level] % config.heads for level in config.attention):
+    if any(
+        not 0 <= level <= coarsest or channels[level] % config.heads for level in config.attention
+    ):
         raise InputError(
-            f"attention at {config.attention} with {config.heads} heads does not fit the channels {channels}"
+            f"attention at {config.attention} with {config.heads} heads does not fit the channels"
+            f" {channels}"
         )
     if config.schedule not in SCHEDULES:
         raise InputError(f"the schedule {config.schedule!r} is none of {', '.join(SCHEDULES)}")
@@ -171,7 +196,9 @@ def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
 class Block(nn.Module):
     """A residual block, followed by attention where the network attends."""
 
-    def __init__(self, channels_in: int, channels: int, config: ContextUNetConfig, attends: bool) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, config: ContextUNetConfig, attends: bool
+    ) -> None:
         super().__init__()
         self.residual = ResBlock(channels_in, channels, config.embedding, config.dropout)
         self.attention = Attention(channels, config.heads) if attends else None
@@ -182,10 +209,16 @@ class Block(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, convolution, twice; between them the embedding [N, E] scales and shifts each channel (AdaGN, arXiv:2105.05233)."""
+    """Norm, SiLU, convolution, twice; between them the embedding [N, E] scales and shifts each
+    channel (AdaGN, arXiv:2105.05233)."""
 
     def __init__(
-        self, channels_in: int, channels: int, embedding: int, dropout: float, groups: int | None = None
+        self,
+        channels_in: int,
+        channels: int,
+        embedding: int,
+        dropout: float,
+        groups: int | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = group_norm(channels_in, groups)
@@ -194,7 +227,9 @@ class ResBlock(nn.Module):
         self.norm2 = group_norm(channels, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
+        self.skip = (
+            nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
+        )
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 

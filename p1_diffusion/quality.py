@@ -23,7 +23,8 @@ REAL_DRAWS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What is known of real digits: moments of the training features by class, and the held-out digits' features."""
+    """What is known of real digits: moments of the training features by class, and the held-out
+    digits' features."""
 
     mean: Tensor  # [20, D]
     second_moment: Tensor  # [20, D, D]
@@ -34,12 +35,17 @@ class Reference:
     def statistics(self, classes: list[int]) -> FeatureStatistics:
         """Mean and covariance of the training digits, the given classes weighing equally."""
         mean = self.mean[classes].double().mean(0)
-        return FeatureStatistics(mean, self.second_moment[classes].double().mean(0) - torch.outer(mean, mean))
+        return FeatureStatistics(
+            mean, self.second_moment[classes].double().mean(0) - torch.outer(mean, mean)
+        )
 
 
 def make_reference(network: DigitClassifier, train: Digits, held_out: Digits, path: Path) -> None:
     """Writes the reference statistics of real digits beside the classifier."""
-    features, classes = extract_features(network, train.images), class_index(train.digits, train.datasets)
+    features, classes = (
+        extract_features(network, train.images),
+        class_index(train.digits, train.datasets),
+    )
     means, moments = [], []
     for c in range(len(DATASETS) * NUM_DIGITS):
         mine = features[classes == c].double()
@@ -52,7 +58,9 @@ def make_reference(network: DigitClassifier, train: Digits, held_out: Digits, pa
         "second_moment": torch.stack(moments).float(),
         "features": extract_features(network, held_out.images),
         "classes": held_out_classes,
-        "pixel_spread": torch.stack([_spread(pixels[held_out_classes == c]) for c in range(len(means))]),
+        "pixel_spread": torch.stack(
+            [_spread(pixels[held_out_classes == c]) for c in range(len(means))]
+        ),
     }
     save_tensors(path, tensors)
 
@@ -80,9 +88,9 @@ def class_index(digits: Tensor, datasets: Tensor) -> Tensor:
 def quality(
     images: Tensor, digits: Tensor, datasets: Tensor, network: DigitClassifier, reference: Reference
 ) -> dict[str, Any]:
-    """For each dataset: Frechet distance to the real training digits, beside that of as many real held-out digits drawn
-    class by class in the same numbers (mean of several draws); within-class spread over that of held-out digits,
-    in features and in pixels.
+    """For each dataset: Frechet distance to the real training digits, beside that of as many real
+    held-out digits drawn class by class in the same numbers (mean of several draws); within-class
+    spread over that of held-out digits, in features and in pixels.
 
     Spread is the root mean square distance from the class mean; its ratio is averaged over classes.
     """
@@ -100,8 +108,13 @@ def quality(
         real_distance = sum(real) / len(real)
         spreads, pixel_spreads = [], []
         for c in present:
-            spreads.append(_spread(features[classes == c]) / _spread(reference.features[reference.classes == c]))
-            pixel_spreads.append(_spread(images[classes == c].flatten(1).double()) / reference.pixel_spread[c])
+            spreads.append(
+                _spread(features[classes == c])
+                / _spread(reference.features[reference.classes == c])
+            )
+            pixel_spreads.append(
+                _spread(images[classes == c].flatten(1).double()) / reference.pixel_spread[c]
+            )
         result[dataset] = {
             "frechet_distance": distance,
             "frechet_distance_real": real_distance,
@@ -128,18 +141,27 @@ def _spread(rows: Tensor) -> Tensor:
 def nearest_training(
     images: Tensor, digits: Tensor, datasets: Tensor, train: Digits, held_out: Digits
 ) -> dict[str, dict[str, float]]:
-    """Median and smallest distance (root mean square over pixels, 0..255) to the nearest training image of the same class,
-    of the generated images and of held-out real ones. A copying model would lie far below the held-out ones.
+    """Median and smallest distance (root mean square over pixels, 0..255) to the nearest training
+    image of the same class, of the generated images and of held-out real ones. A copying model
+    would lie far below the held-out ones.
     """
     train_classes = class_index(train.digits, train.datasets)
     result: dict[str, dict[str, float]] = {}
     for what, rows, classes, kinds in (
         ("generated", images, class_index(digits, datasets), datasets),
-        ("held_out", held_out.images, class_index(held_out.digits, held_out.datasets), held_out.datasets),
+        (
+            "held_out",
+            held_out.images,
+            class_index(held_out.digits, held_out.datasets),
+            held_out.datasets,
+        ),
     ):
         distances = torch.empty(len(rows))
         for c in classes.unique().tolist():
-            own, pool = rows[classes == c].flatten(1).float(), train.images[train_classes == c].flatten(1).float()
+            own, pool = (
+                rows[classes == c].flatten(1).float(),
+                train.images[train_classes == c].flatten(1).float(),
+            )
             distances[classes == c] = torch.cdist(own, pool).amin(1) / own.shape[1] ** 0.5
         for i, dataset in enumerate(DATASETS):
             mine = distances[kinds == i]
@@ -150,7 +172,8 @@ def nearest_training(
 
 
 def detail(images: Tensor, datasets: Tensor, real: Digits) -> dict[str, dict[str, float]]:
-    """For each dataset the mean absolute difference of neighbouring pixels in grey levels, of generated and of real digits."""
+    """For each dataset the mean absolute difference of neighbouring pixels in grey levels, of
+    generated and of real digits."""
     found = {}
     for i, dataset in enumerate(DATASETS):
         generated = mean_difference(images[datasets == i])
@@ -159,11 +182,15 @@ def detail(images: Tensor, datasets: Tensor, real: Digits) -> dict[str, dict[str
     return found
 
 
-def dropped_context_rate(probability: float = 0.1, seed: int = 0, steps: int = 500, batch_size: int = 32) -> float:
+def dropped_context_rate(
+    probability: float = 0.1, seed: int = 0, steps: int = 500, batch_size: int = 32
+) -> float:
     """How often training really hides the digit, counted over the draws of its first steps."""
     dropped = 0
     for step in range(steps):
         draws = BatchDraws(noise_seed(seed, step), batch_size).part(slice(None))
-        digits = drop_context(torch.zeros(batch_size, dtype=torch.long), NULL_DIGIT, probability, draws)
+        digits = drop_context(
+            torch.zeros(batch_size, dtype=torch.long), NULL_DIGIT, probability, draws
+        )
         dropped += int((digits == NULL_DIGIT).sum())
     return dropped / (steps * batch_size)

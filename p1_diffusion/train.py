@@ -1,9 +1,11 @@
 """Trains the conditional diffusion model of Problem 1 on MNIST-M and SVHN digits.
 
     python3 -m p1_diffusion.train --data hw2_data/digits --run-dir runs/p1
-    torchrun --nproc_per_node 2 -m p1_diffusion.train --device cpu ...    (`accelerate launch` on several GPUs)
+    # `accelerate launch` on several GPUs
+    torchrun --nproc_per_node 2 -m p1_diffusion.train --device cpu ...
 
-The same command again resumes. The averaged weights are in RUN_DIR/last, ready for `p1_diffusion.inference --checkpoint`.
+The same command again resumes. The averaged weights are in RUN_DIR/last, ready for
+`p1_diffusion.inference --checkpoint`.
 """
 
 import dataclasses
@@ -18,7 +20,13 @@ from common import cli
 from common.cli import Preset
 from common.data.digits import DATASETS, NUM_DIGITS, BalancedDraw, Digits, load_digits
 from common.diffusion.guidance import drop_context
-from common.diffusion.loss import LossWeight, LossWeighting, TimestepDistribution, TrainedGuidance, diffusion_loss
+from common.diffusion.loss import (
+    LossWeight,
+    LossWeighting,
+    TimestepDistribution,
+    TrainedGuidance,
+    diffusion_loss,
+)
 from common.diffusion.schedule import make_schedule
 from common.errors import InputError
 from common.files import ROOT
@@ -54,30 +62,39 @@ class Config:
     init_from: Path | None = None
     """Model folder to start from, instead of random weights."""
     cond_drop_prob: float = 0.1
-    """Probability that an image's digit is hidden from the network, for classifier-free guidance."""
+    """Probability that an image's digit is hidden from the network, for classifier-free
+    guidance."""
     loss_weight: LossWeight = "learned"
-    """How noise levels weigh: by a learned log-variance, by min(SNR + 1, 5) on the x0 error, or all alike in v."""
+    """How noise levels weigh: by a learned log-variance, by min(SNR + 1, 5) on the x0 error, or all
+    alike in v."""
     timesteps: TimestepDistribution = "logit_normal"
     """How the timesteps of training images are distributed."""
     guidance_scale: float = 1.0
-    """Guidance to train in, so that sampling needs none; 1 is none. Best in a last stretch, with --init-from."""
+    """Guidance to train in, so that sampling needs none; 1 is none. Best in a last stretch, with
+    --init-from."""
     guidance_interval: tuple[int, int] = SamplingConfig().guidance_interval
     """Lowest and highest t at which trained-in guidance acts."""
     augment: float = 0.15
-    """Probability of each kind of augmentation (colours, shift and scale), of which the network is told; 0 is none."""
+    """Probability of each kind of augmentation (colours, shift and scale), of which the network is
+    told; 0 is none."""
     model: ContextUNetConfig = ContextUNetConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {
         "small": Preset(
-            "the defaults: 3.3 million weights and 5 million digits, some 7 hours on two CPU cores with --mixed-precision bf16; "
-            "after 64,000 digits expect a held-out error of v of 0.10 (docs/experiments.md)",
+            "the defaults: 3.3 million weights and 5 million digits, some 7 hours on two CPU cores"
+            " with --mixed-precision bf16; after 64,000 digits expect a held-out error of v of 0.10"
+            " (docs/experiments.md)",
             {},
         ),
         "smoke": Preset(
             "is everything in place? A tiny network for 20 steps, seconds on a CPU; it draws noise",
             {
-                "model": ContextUNetConfig(channels=(16, 32), blocks=(1, 1), attention=(1,), heads=2, embedding=32),
-                "training": dataclasses.replace(TRAINING, steps=20, batch_size=16, warmup=5, log_every=10),
+                "model": ContextUNetConfig(
+                    channels=(16, 32), blocks=(1, 1), attention=(1,), heads=2, embedding=32
+                ),
+                "training": dataclasses.replace(
+                    TRAINING, steps=20, batch_size=16, warmup=5, log_every=10
+                ),
             },
         ),
     }
@@ -92,14 +109,21 @@ def main(config: Config) -> None:
         model = ContextUNet.load(config.init_from).train()
     else:
         augmentation = AUGMENTATION if config.augment else 0
-        model = ContextUNet(dataclasses.replace(config.model, augmentation=augmentation, datasets=len(DATASETS)))
+        model = ContextUNet(
+            dataclasses.replace(config.model, augmentation=augmentation, datasets=len(DATASETS))
+        )
     if config.augment and model.config.augmentation != AUGMENTATION:
         raise InputError(f"{config.init_from} was trained without augmentation: give --augment 0")
     network = prepare_network(model, config.training)
     device = next(model.parameters()).device
-    weighting = LossWeighting(config.loss_weight, model.config.parameterization, config.timesteps).to(device)
+    weighting = LossWeighting(
+        config.loss_weight, model.config.parameterization, config.timesteps
+    ).to(device)
     schedule = make_schedule(model.config.schedule)
-    data, held_out = load_digits(config.data, "train").to(device), load_digits(config.data, "held_out").to(device)
+    data, held_out = (
+        load_digits(config.data, "train").to(device),
+        load_digits(config.data, "held_out").to(device),
+    )
     balanced = BalancedDraw(data)
 
     def loss_of(
@@ -117,7 +141,9 @@ def main(config: Config) -> None:
             torch.stack([digit, batch["dataset"]], dim=1),
             draws,
             parameterization=model.config.parameterization,
-            guidance=TrainedGuidance(guide, null, config.guidance_interval) if guide > 1.0 else None,
+            guidance=(
+                TrainedGuidance(guide, null, config.guidance_interval) if guide > 1.0 else None
+            ),
             **options,
         )
 
@@ -125,23 +151,50 @@ def main(config: Config) -> None:
         return batch_of(data, balanced(config.training.batch_size, generator))
 
     def validate() -> dict[str, float]:
-        """The plain error of v on the same held-out images each time, none of their digits hidden, all as they are."""
+        """The plain error of v on the same held-out images each time, none of their digits hidden,
+        all as they are."""
         drawn = BalancedDraw(held_out)(VALIDATION_IMAGES, torch.Generator(device).manual_seed(0))
         loss = held_out_loss(
-            model, lambda batch, draws: loss_of(batch, draws, 0.0, 0.0, 1.0), batch_of(held_out, drawn)
+            model,
+            lambda batch, draws: loss_of(batch, draws, 0.0, 0.0, 1.0),
+            batch_of(held_out, drawn),
         )
         return {"loss": loss}
 
     def preview(path: Path) -> None:
-        """A picture from the same noise each time: rows are digits, the left columns MNIST-M, the right SVHN."""
-        keys = [(dataset, digit, number) for digit in range(NUM_DIGITS) for dataset in DATASETS for number in (1, 2, 3)]
-        images = torch.cat([images for _, images in sample_digits(model, keys, SamplingConfig(), show_progress=False)])
-        write_png(path, labelled_grid(images, columns=6, row_labels=[str(d) for d in range(NUM_DIGITS)], scale=2))
+        """A picture from the same noise each time: rows are digits, the left columns MNIST-M, the
+        right SVHN."""
+        keys = [
+            (dataset, digit, number)
+            for digit in range(NUM_DIGITS)
+            for dataset in DATASETS
+            for number in (1, 2, 3)
+        ]
+        images = torch.cat(
+            [
+                images
+                for _, images in sample_digits(model, keys, SamplingConfig(), show_progress=False)
+            ]
+        )
+        write_png(
+            path,
+            labelled_grid(
+                images, columns=6, row_labels=[str(d) for d in range(NUM_DIGITS)], scale=2
+            ),
+        )
 
     fit(
-        {**dict(model.named_parameters()), **{f"weighting.{name}": p for name, p in weighting.named_parameters()}},
+        {
+            **dict(model.named_parameters()),
+            **{f"weighting.{name}": p for name, p in weighting.named_parameters()},
+        },
         lambda batch, draws: loss_of(
-            batch, draws, config.cond_drop_prob, config.augment, config.guidance_scale, **weighting.options
+            batch,
+            draws,
+            config.cond_drop_prob,
+            config.augment,
+            config.guidance_scale,
+            **weighting.options,
         ),
         get_batch,
         config.training,

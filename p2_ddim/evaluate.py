@@ -1,9 +1,13 @@
-"""Compares faces with references as Problem 2's grader does, or with real photos where there are no references.
+"""Compares faces with references as Problem 2's grader does, or with real photos where there are no
+references.
 
-    python3 -m p2_ddim.evaluate --images OUT --references hw2_data/face/GT     (MSE on 0..255, below 20)
-    python3 -m p2_ddim.evaluate --images OUT --photos hw2_data/face            (Frechet distance, nearest photos)
+    # MSE on 0..255, below 20
+    python3 -m p2_ddim.evaluate --images OUT --references hw2_data/face/GT
+    # Frechet distance, nearest photos
+    python3 -m p2_ddim.evaluate --images OUT --photos hw2_data/face
 
-Exit code 0 if the mean MSE is below 20 (or no references are given), 1 if not, 2 if the folder cannot be graded.
+Exit code 0 if the mean MSE is below 20 (or no references are given), 1 if not, 2 if the folder
+cannot be graded.
 """
 
 import dataclasses
@@ -33,9 +37,11 @@ class Config:
     references: Path | None = None
     """Folder of the images that they should be, of the same names."""
     photos: Path | None = None
-    """Folder with photos/, real faces of the same size; adds distances between distributions and to the nearest photo."""
+    """Folder with photos/, real faces of the same size; adds distances between distributions and to
+    the nearest photo."""
     features: Path = SHIPPED
-    """Folder of the network in whose features the Frechet distance is measured; colours on a grid where there is none."""
+    """Folder of the network in whose features the Frechet distance is measured; colours on a grid
+    where there is none."""
     result: Path | None = None
     """JSON file to write."""
 
@@ -57,7 +63,10 @@ def main(config: Config) -> None:
         result["nearest_photo"] = nearest_photo(stack, train, held_out)
         for name in ("quality", "nearest_photo"):
             for key, value in result[name].items():
-                print(f"{key.replace('_', ' ')}: {value if isinstance(value, str) else format(value, '.3f')}")
+                print(
+                    f"{key.replace('_', ' ')}:"
+                    f" {value if isinstance(value, str) else format(value, '.3f')}"
+                )
     if config.result:
         write_json(config.result, result)
     if config.references and not result["passes"]:
@@ -69,7 +78,8 @@ def main(config: Config) -> None:
 
 
 def read_images(folder: Path) -> dict[str, Tensor]:
-    """Every image of a folder, uint8 [3, H, W], by its name without suffix. Raises InputError if there is none."""
+    """Every image of a folder, uint8 [3, H, W], by its name without suffix. Raises InputError if
+    there is none."""
     if not Path(folder).is_dir():
         raise InputError(f"the folder {folder} does not exist")
     paths = image_files(folder)
@@ -82,12 +92,15 @@ def read_images(folder: Path) -> dict[str, Tensor]:
 
 
 def compare(images: Mapping[str, Tensor], references: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The MSE on 0..255 of each image, their mean and sum, the largest difference, and whether the mean is below 20.
+    """The MSE on 0..255 of each image, their mean and sum, the largest difference, and whether the
+    mean is below 20.
 
     Raises InputError if counts, names or sizes differ.
     """
     if len(images) != len(references):
-        raise InputError(f"{len(images)} images cannot be compared with {len(references)} references")
+        raise InputError(
+            f"{len(images)} images cannot be compared with {len(references)} references"
+        )
     strange = sorted(images.keys() ^ references.keys())
     if strange:
         raise InputError(f"images and references have different names, such as {strange[0]}")
@@ -115,8 +128,9 @@ def print_comparison(result: dict[str, Any]) -> None:
     for name, value in result["mse"].items():
         print(f"{name:<12} MSE {value:10.4f}")
     print(
-        f"{'PASS' if result['passes'] else 'FAIL'}: mean MSE {result['mean_mse']:.4f} (below {PASS_BELOW:g} passes), "
-        f"sum {result['sum_mse']:.4f}, largest difference {result['max_difference']}"
+        f"{'PASS' if result['passes'] else 'FAIL'}: mean MSE {result['mean_mse']:.4f} (below"
+        f" {PASS_BELOW:g} passes), sum {result['sum_mse']:.4f}, largest difference"
+        f" {result['max_difference']}"
     )
 
 

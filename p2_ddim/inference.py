@@ -1,10 +1,12 @@
 """Samples faces from fixed noises by DDIM (Problem 2): OUT/NN.png for every NN.pt in a folder.
 
-python3 -m p2_ddim.inference --noises NOISE_DIR --output-dir OUT --checkpoint UNet.pt     (exactly the homework's reference)
-python3 -m p2_ddim.inference --noises NOISE_DIR --output-dir OUT                          (the shipped face model)
-torchrun --nproc_per_node 2 -m p2_ddim.inference ...                                      (the same files)
+python3 -m p2_ddim.inference --noises NOISE_DIR --output-dir OUT --checkpoint UNet.pt     (exactly
+the homework's reference) python3 -m p2_ddim.inference --noises NOISE_DIR --output-dir OUT
+(the shipped face model) torchrun --nproc_per_node 2 -m p2_ddim.inference ...
+(the same files)
 
-The defaults are the convention behind the homework's reference faces; flags of `SamplingConfig` leave it.
+The defaults are the convention behind the homework's reference faces; flags of `SamplingConfig`
+leave it.
 """
 
 import dataclasses
@@ -30,9 +32,11 @@ class Config:
     output_dir: Path
     """Folder for NAME.png."""
     checkpoint: Path = FACES
-    """The homework's UNet.pt, a model folder of this project, or a folder of a diffusers UNet2DModel."""
+    """The homework's UNet.pt, a model folder of this project, or a folder of a diffusers
+    UNet2DModel."""
     stretch: bool = True
-    """Stretch each image from its own smallest and largest value to 0 and 255, as the homework does; otherwise clamp."""
+    """Stretch each image from its own smallest and largest value to 0 and 255, as the homework
+    does; otherwise clamp."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if present."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig()
@@ -48,7 +52,9 @@ def main(config: Config) -> None:
     network = load_network(config.checkpoint).to(device)
     check_side(network, named_noises[0][1], config.noises)
     make_folder(config.output_dir)
-    for part, x0 in sample_faces(network, named_noises, config.sampling, device, share=(rank, processes)):
+    for part, x0 in sample_faces(
+        network, named_noises, config.sampling, device, share=(rank, processes)
+    ):
         images = minmax_to_uint8(x0) if config.stretch else to_uint8(x0)
         for (name, _), image in zip(part, images, strict=True):
             write_png(config.output_dir / f"{name}.png", image)

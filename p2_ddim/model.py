@@ -1,7 +1,8 @@
-"""The U-Net of Problem 2: the homework's 114M-parameter face network and smaller ones, from one class.
+"""The U-Net of Problem 2: the homework's 114M-parameter face network and smaller ones, from one
+class.
 
-The default configuration has exactly the keys and shapes of the homework's `UNet.pt`. `load_network` also reads this project's
-model folders and a diffusers `UNet2DModel`.
+The default configuration has exactly the keys and shapes of the homework's `UNet.pt`.
+`load_network` also reads this project's model folders and a diffusers `UNet2DModel`.
 """
 
 import dataclasses
@@ -37,7 +38,8 @@ class FaceNetwork(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FaceUNetConfig:
-    """What builds the network, and how to read its output. The defaults are the homework's `UNet.pt`."""
+    """What builds the network, and how to read its output. The defaults are the homework's
+    `UNet.pt`."""
 
     channels: tuple[int, ...] = (128, 128, 256, 256, 512, 512)
     """Channels at each resolution, from the finest; every next one is half as wide and high."""
@@ -52,18 +54,21 @@ class FaceUNetConfig:
     dropout: float = 0.0
     """Dropout inside the residual blocks."""
     patch: int = 1
-    """Side of the pixel squares that are folded into channels at the entrance and unfolded at the exit; 1 is none."""
+    """Side of the pixel squares that are folded into channels at the entrance and unfolded at the
+    exit; 1 is none."""
     refine: int = 0
-    """Channels of a last residual block at full resolution, which takes away the grain that patches leave; 0 is none."""
+    """Channels of a last residual block at full resolution, which takes away the grain that patches
+    leave; 0 is none."""
     parameterization: Parameterization = "eps"
     """What the network's output means."""
 
 
 class FaceUNet(nn.Module):
-    """Predicts from x_t [N, 3, H, W] and t long [N] an output like x_t; sides are multiples of `side_multiple`.
+    """Predicts from x_t [N, 3, H, W] and t long [N] an output like x_t; sides are multiples of
+    `side_multiple`.
 
-    `down1, down2, ...` run on the way down and each leaves a skip; `up1, up2, ...` take the skips in reverse, but for the
-    up-samplings. The names are those of the keys in `UNet.pt`.
+    `down1, down2, ...` run on the way down and each leaves a skip; `up1, up2, ...` take the skips
+    in reverse, but for the up-samplings. The names are those of the keys in `UNet.pt`.
     """
 
     def __init__(self, config: FaceUNetConfig) -> None:
@@ -77,7 +82,8 @@ class FaceUNet(nn.Module):
             SinusoidalEmbedding(first), nn.Linear(first, width), nn.SiLU(), nn.Linear(width, width)
         )
 
-        # Down: an entrance convolution, then the blocks of each resolution with a stride-2 convolution in between.
+        # Down: an entrance convolution, then the blocks of each resolution with a stride-2
+        # convolution in between.
         down: list[nn.Module] = [nn.Conv2d(3 * config.patch**2, first, 3, padding=1)]
         skips = [first]
         for level, channels in enumerate(config.channels):
@@ -91,28 +97,42 @@ class FaceUNet(nn.Module):
         self.mid1 = Block(last, last, config, attends=True)
         self.mid2 = Block(last, last, config, attends=False)
 
-        # Up: one block for each skip, with nearest-neighbour up-sampling and a convolution between resolutions.
+        # Up: one block for each skip, with nearest-neighbour up-sampling and a convolution between
+        # resolutions.
         up: list[nn.Module] = []
         before = last
         for level, channels in reversed(list(enumerate(config.channels))):
             for _ in range(config.blocks + 1):
-                up.append(Block(before + skips.pop(), channels, config, attends=level in config.attention))
+                up.append(
+                    Block(before + skips.pop(), channels, config, attends=level in config.attention)
+                )
                 before = channels
             if level > 0:
-                up.append(nn.Sequential(nn.Upsample(scale_factor=2.0), nn.Conv2d(channels, channels, 3, padding=1)))
+                up.append(
+                    nn.Sequential(
+                        nn.Upsample(scale_factor=2.0), nn.Conv2d(channels, channels, 3, padding=1)
+                    )
+                )
         self._up = self._name("up", up)
 
-        # Out: to pixels at once, or to features of each pixel, beside those of the noisy image, and from these to pixels.
+        # Out: to pixels at once, or to features of each pixel, beside those of the noisy image, and
+        # from these to pixels.
         fine, groups = config.refine, max(config.refine // 16, 1)
         self.unfold = (
-            nn.Sequential(nn.GroupNorm(GROUPS, first), nn.SiLU(), nn.Conv2d(first, fine * config.patch**2, 1))
+            nn.Sequential(
+                nn.GroupNorm(GROUPS, first), nn.SiLU(), nn.Conv2d(first, fine * config.patch**2, 1)
+            )
             if fine
             else None
         )
         self.fine = nn.Conv2d(3, fine, 3, padding=1) if fine else None
         self.refine = ResBlock(fine, fine, width, config.dropout, groups) if fine else None
         last_norm = nn.GroupNorm(groups, fine) if fine else nn.GroupNorm(GROUPS, first)
-        last_conv = nn.Conv2d(fine, 3, 3, padding=1) if fine else nn.Conv2d(first, 3 * config.patch**2, 3, padding=1)
+        last_conv = (
+            nn.Conv2d(fine, 3, 3, padding=1)
+            if fine
+            else nn.Conv2d(first, 3 * config.patch**2, 3, padding=1)
+        )
         self.out = nn.Sequential(last_norm, nn.SiLU(), last_conv)
         nn.init.zeros_(last_conv.weight)
         nn.init.zeros_(last_conv.bias)
@@ -141,7 +161,8 @@ class FaceUNet(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "FaceUNet":
-        """Rebuilds the network from its folder, in evaluation mode. Raises InputError if the folder does not hold one."""
+        """Rebuilds the network from its folder, in evaluation mode. Raises InputError if the folder
+        does not hold one."""
         return load_model(folder, KIND, cls, FaceUNetConfig)
 
     def _name(self, prefix: str, parts: list[nn.Module]) -> list[str]:
@@ -159,7 +180,9 @@ def run_part(part: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
 class Block(nn.Module):
     """A residual block, followed by attention where the network attends."""
 
-    def __init__(self, channels_in: int, channels: int, config: FaceUNetConfig, *, attends: bool) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, config: FaceUNetConfig, *, attends: bool
+    ) -> None:
         super().__init__()
         self.resblocks = ResBlock(channels_in, channels, config.embedding, config.dropout)
         self.attention = Attention(channels, config.heads) if attends else None
@@ -170,12 +193,16 @@ class Block(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, convolution, twice; the projected SiLU of the time embedding [N, E] is added in between.
+    """Norm, SiLU, convolution, twice; the projected SiLU of the time embedding [N, E] is added in
+    between.
 
-    `emb` arrives with the SiLU applied, which is the same for every block; the keys keep its place (`time.1`).
+    `emb` arrives with the SiLU applied, which is the same for every block; the keys keep its place
+    (`time.1`).
     """
 
-    def __init__(self, channels_in: int, channels: int, embedding: int, dropout: float, groups: int = GROUPS) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, embedding: int, dropout: float, groups: int = GROUPS
+    ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
@@ -183,7 +210,9 @@ class ResBlock(nn.Module):
         self.norm2 = nn.GroupNorm(groups, channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
+        self.skip = (
+            nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
+        )
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
@@ -195,7 +224,8 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Residual self-attention over the pixels of x [N, C, H, W], with weights softmax(q k / sqrt(C / heads))."""
+    """Residual self-attention over the pixels of x [N, C, H, W], with weights softmax(q k / sqrt(C
+    / heads))."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -228,13 +258,15 @@ def silu(x: Tensor) -> Tensor:
 def load_network(path: Path) -> FaceNetwork:
     """The network at `path`, in evaluation mode on the CPU, whatever form it has:
 
-    the homework's `UNet.pt` (a plain state dict, or the same as .safetensors), a model folder of this project, or a folder of
-    a diffusers `UNet2DModel`, alone or inside a pipeline. Raises InputError if it is none of these or does not fit.
+    the homework's `UNet.pt` (a plain state dict, or the same as .safetensors), a model folder of
+    this project, or a folder of a diffusers `UNet2DModel`, alone or inside a pipeline. Raises
+    InputError if it is none of these or does not fit.
     """
     path = Path(path)
     if path == FACES and not path.exists():
         raise InputError(
-            f"{shown(path)} is missing; it is part of the repository: restore it with git, or give a checkpoint, such as the homework's UNet.pt"
+            f"{shown(path)} is missing; it is part of the repository: restore it with git, or give"
+            " a checkpoint, such as the homework's UNet.pt"
         )
     if not path.is_dir():
         state = load_tensors(path)[0] if path.suffix == ".safetensors" else load_pickle(path)
@@ -248,8 +280,11 @@ def load_network(path: Path) -> FaceNetwork:
 
 
 def from_state_dict(state: object, source: Path) -> FaceUNet:
-    """The homework's network with the weights of its state dict. Raises InputError that names keys and shapes that do not fit."""
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    """The homework's network with the weights of its state dict. Raises InputError that names keys
+    and shapes that do not fit."""
+    if not isinstance(state, Mapping) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
         raise InputError(f"{source} holds no state dict: a dict from names to tensors is expected")
     model = FaceUNet(FaceUNetConfig())
     load_strict(model, state, source)
@@ -257,17 +292,20 @@ def from_state_dict(state: object, source: Path) -> FaceUNet:
 
 
 def fold_upsampling(network: FaceUNet) -> FaceUNet:
-    """Replaces each up-sampling and its 3x3 convolution by one transposed 4x4 convolution of stride 2: the same map to within
-    rounding, for 4 products in place of 9. For inference: the keys of these layers change.
+    """Replaces each up-sampling and its 3x3 convolution by one transposed 4x4 convolution of stride
+    2: the same map to within rounding, for 4 products in place of 9. For inference: the keys of
+    these layers change.
 
-    Of the three taps of the convolution, two fall on the same repeated pixel: an even output sees w0 on the pixel before and
-    w1 + w2 on its own, an odd one w0 + w1 on its own and w2 on the next.
+    Of the three taps of the convolution, two fall on the same repeated pixel: an even output sees
+    w0 on the pixel before and w1 + w2 on its own, an odd one w0 + w1 on its own and w2 on the next.
     """
     taps = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     for name, part in list(network.named_children()):
         if isinstance(part, nn.Sequential) and isinstance(part[0], nn.Upsample):
             conv = part[1]
-            folded = nn.utils.skip_init(nn.ConvTranspose2d, conv.in_channels, conv.out_channels, 4, stride=2, padding=1)
+            folded = nn.utils.skip_init(
+                nn.ConvTranspose2d, conv.in_channels, conv.out_channels, 4, stride=2, padding=1
+            )
             with torch.no_grad():
                 folded.weight.copy_(torch.einsum("oikl,mk,nl->iomn", conv.weight, taps, taps))
                 folded.bias.copy_(conv.bias)
@@ -276,7 +314,8 @@ def fold_upsampling(network: FaceUNet) -> FaceUNet:
 
 
 class DiffusersUNet(nn.Module):
-    """A diffusers `UNet2DModel` that predicts eps, such as google/ddpm-celebahq-256, as a network of this program."""
+    """A diffusers `UNet2DModel` that predicts eps, such as google/ddpm-celebahq-256, as a network
+    of this program."""
 
     parameterization: Parameterization = "eps"
 
@@ -285,7 +324,9 @@ class DiffusersUNet(nn.Module):
         try:
             from diffusers import UNet2DModel  # needed here only
         except ImportError:
-            raise InputError(f"{folder} holds a diffusers model, which needs the package diffusers") from None
+            raise InputError(
+                f"{folder} holds a diffusers model, which needs the package diffusers"
+            ) from None
         try:
             self.unet, found = UNet2DModel.from_pretrained(
                 folder, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
@@ -295,7 +336,8 @@ class DiffusersUNet(nn.Module):
         strange = found["missing_keys"] + found["unexpected_keys"] + found["mismatched_keys"]
         if strange:
             raise InputError(
-                f"the weights in {folder} do not fit its config.json: {len(strange)} keys, such as {strange[0]}"
+                f"the weights in {folder} do not fit its config.json: {len(strange)} keys, such as"
+                f" {strange[0]}"
             )
         self.side_multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
         self.eval().to(memory_format=torch.channels_last)

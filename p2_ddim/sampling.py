@@ -1,4 +1,5 @@
-"""Sampling faces: the conventions of DDIM in circulation, noise files, and the images that come of them."""
+"""Sampling faces: the conventions of DDIM in circulation, noise files, and the images that come of
+them."""
 
 import dataclasses
 import zlib
@@ -25,15 +26,17 @@ NamedNoise = tuple[str, Tensor]  # (name, noise [3, H, W])
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig(SamplerConfig):
-    """How faces are sampled; the defaults are the convention behind the homework's reference faces. An image depends on these, on
-    its noise and, where fresh noise is drawn, on the seed and its own name."""
+    """How faces are sampled; the defaults are the convention behind the homework's reference faces.
+    An image depends on these, on its noise and, where fresh noise is drawn, on the seed and its own
+    name."""
 
     sampler: SamplerName = "ddim"
     """The solver."""
     steps: int = 50
     """Steps of the solver: network evaluations, but for Heun, which takes two a step."""
     spacing: Literal["leading", "trailing", "linspace", "homework"] = "homework"
-    """Which timesteps are visited; of 50 steps, homework visits t = 981, ..., 21, 1, leading 980, ..., 20, 0, trailing 999, ..., 39, 19."""
+    """Which timesteps are visited; of 50 steps, homework visits t = 981, ..., 21, 1, leading 980,
+    ..., 20, 0, trailing 999, ..., 39, 19."""
     chunk_size: int = 1
     """Images in one network call. Files agree to the byte at the same size."""
     clip_x0: bool = True
@@ -43,7 +46,8 @@ class SamplingConfig(SamplerConfig):
     table_length: int = 1000
     """Betas in the table, from 0.0001 to 0.02."""
     table_offset: int = 0
-    """The network at t goes with alphas_cumprod[t + offset]; -1 counts from a table that begins with an alpha-bar of 1."""
+    """The network at t goes with alphas_cumprod[t + offset]; -1 counts from a table that begins
+    with an alpha-bar of 1."""
     precision: Precision = "fp32"
     """Autocast on CUDA; only fp32 is exact."""
 
@@ -55,13 +59,16 @@ class SamplingConfig(SamplerConfig):
         t = [t for t, _ in plan(self)[1]]
         if min(t) < 0 or max(t) >= self.table_length or min(t) - self.table_offset < 0:
             raise InputError(
-                f"--table-offset {self.table_offset} leads out of the table of {self.table_length} entries with these steps"
+                f"--table-offset {self.table_offset} leads out of the table of {self.table_length}"
+                " entries with these steps"
             )
 
     def check_device(self, device: torch.device) -> None:
         """Raises InputError if the device does not have the precision."""
         if self.precision != "fp32" and device.type != "cuda":
-            raise InputError(f"--precision {self.precision} needs a CUDA device, not {device.type.upper()}")
+            raise InputError(
+                f"--precision {self.precision} needs a CUDA device, not {device.type.upper()}"
+            )
 
 
 CONVENTIONS: dict[str, dict[str, Any]] = {
@@ -74,13 +81,16 @@ CONVENTIONS: dict[str, dict[str, Any]] = {
     "trailing": {"spacing": "trailing", "last_abar": "one"},
     "linspace": {"spacing": "linspace", "last_abar": "one"},
 }
-"""How DDIM is written down in circulation: what differs from the defaults of `SamplingConfig`. `p2_ddim.study.calibrate` tries them."""
+"""How DDIM is written down in circulation: what differs from the defaults of `SamplingConfig`.
+`p2_ddim.study.calibrate` tries them."""
 
 
 def read_noises(folder: Path) -> list[NamedNoise]:
-    """The (name, noise float32 [3, H, W]) of every `.pt` file in the folder, in the order of names, all of one shape.
+    """The (name, noise float32 [3, H, W]) of every `.pt` file in the folder, in the order of names,
+    all of one shape.
 
-    Raises InputError that names the folder or file that is missing, empty, unreadable, of a wrong shape or not finite.
+    Raises InputError that names the folder or file that is missing, empty, unreadable, of a wrong
+    shape or not finite.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -91,13 +101,15 @@ def read_noises(folder: Path) -> list[NamedNoise]:
     for name, noise in named_noises:
         if noise.shape != named_noises[0][1].shape:
             raise InputError(
-                f"{folder / name}.pt is {_size(noise)}, but {named_noises[0][0]}.pt is {_size(named_noises[0][1])}: one size is expected"
+                f"{folder / name}.pt is {_size(noise)}, but {named_noises[0][0]}.pt is"
+                f" {_size(named_noises[0][1])}: one size is expected"
             )
     return named_noises
 
 
 def read_noise(path: Path) -> Tensor:
-    """One noise, float32 [3, H, W] on the CPU, whatever device it was saved on. Raises InputError if the file holds none."""
+    """One noise, float32 [3, H, W] on the CPU, whatever device it was saved on. Raises InputError
+    if the file holds none."""
     noise = load_pickle(path)
     if not isinstance(noise, Tensor):
         raise InputError(f"{path} holds no tensor")
@@ -106,7 +118,8 @@ def read_noise(path: Path) -> Tensor:
         noise = noise[0]
     if noise.dim() != 3 or noise.shape[0] != 3 or not noise.is_floating_point():
         raise InputError(
-            f"{path} holds a tensor {shape} of {noise.dtype}, but floats [1, 3, H, W] or [3, H, W] are expected"
+            f"{path} holds a tensor {shape} of {noise.dtype}, but floats [1, 3, H, W] or [3, H, W]"
+            " are expected"
         )
     if not bool(noise.isfinite().all()):
         raise InputError(f"{path} holds numbers that are not finite")
@@ -119,12 +132,14 @@ def check_side(network: FaceNetwork, noise: Tensor, source: Path) -> None:
     multiple = network.side_multiple
     if height % multiple or width % multiple or not height or not width:
         raise InputError(
-            f"the noises in {source} are {_size(noise)}, but this network needs sides that are multiples of {multiple}"
+            f"the noises in {source} are {_size(noise)}, but this network needs sides that are"
+            f" multiples of {multiple}"
         )
 
 
 def minmax_to_uint8(x0: Tensor) -> Tensor:
-    """Images [N, 3, H, W] to uint8, each stretched from its own smallest and largest value to 0 and 255.
+    """Images [N, 3, H, W] to uint8, each stretched from its own smallest and largest value to 0 and
+    255.
 
     This is what `torchvision.utils.save_image(image, normalize=True)` writes.
     """
@@ -137,7 +152,8 @@ def _size(noise: Tensor) -> str:
 
 
 def plan(config: SamplingConfig) -> tuple[NoiseSchedule, TimestepPairs]:
-    """The schedule and the pairs (t, t_prev) of indices into it. The network is fed t - `table_offset`."""
+    """The schedule and the pairs (t, t_prev) of indices into it. The network is fed t -
+    `table_offset`."""
     schedule, offset = linear_schedule(config.table_length), config.table_offset
     timestep_pairs = SPACINGS[config.spacing](config.table_length, config.steps)
     timestep_pairs[-1] = (timestep_pairs[-1][0], 0 if config.last_abar == "first" else -1)
@@ -167,8 +183,8 @@ def sample_faces(
 ) -> Iterator[tuple[list[NamedNoise], Tensor]]:
     """Yields (named_noises, clean images float32 [n, 3, H, W] on the CPU) chunk by chunk.
 
-    `share` = (r, P) takes every P-th chunk, from the r-th on. `callback` is the samplers', on whole chunks, padding included.
-    Raises InputError if an image is not finite.
+    `share` = (r, P) takes every P-th chunk, from the r-th on. `callback` is the samplers', on whole
+    chunks, padding included. Raises InputError if an image is not finite.
     """
     _use_exact_kernels()
     device = torch.device(device)
@@ -186,7 +202,14 @@ def sample_faces(
 
         with _autocast(device, config.precision):
             return sample(
-                config.sampler, denoise, schedule, x_T, timestep_pairs, eta=config.eta, noise=noise, callback=callback
+                config.sampler,
+                denoise,
+                schedule,
+                x_T,
+                timestep_pairs,
+                eta=config.eta,
+                noise=noise,
+                callback=callback,
             )
 
     yield from sample_in_chunks(
@@ -207,7 +230,8 @@ def _autocast(device: torch.device, precision: Precision) -> torch.autocast | nu
 
 
 def _use_exact_kernels() -> None:
-    """On CUDA: convolutions and products in full float32 (no TF32), the same kernels at each run."""
+    """On CUDA: convolutions and products in full float32 (no TF32), the same kernels at each
+    run."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.deterministic = True

@@ -1,9 +1,11 @@
 """Trains the face model of Problem 2 on photos.
 
     python3 -m p2_ddim.train --data hw2_data/face --run-dir runs/p2_faces
-    torchrun --nproc_per_node 2 -m p2_ddim.train --device cpu ...    (`accelerate launch` on several GPUs)
+    # `accelerate launch` on several GPUs
+    torchrun --nproc_per_node 2 -m p2_ddim.train --device cpu ...
 
-The same command again resumes. The averaged weights are in RUN_DIR/last, stored as float16, ready for `p2_ddim.inference --checkpoint`.
+The same command again resumes. The averaged weights are in RUN_DIR/last, stored as float16, ready
+for `p2_ddim.inference --checkpoint`.
 """
 
 import dataclasses
@@ -30,7 +32,9 @@ from p2_ddim.sampling import SamplingConfig, sample_faces
 
 PREVIEW_IMAGES, PREVIEW_COLUMNS = 32, 8
 TRAINING = TrainingConfig(steps=6000, batch_size=32, lr=8e-4, warmup=300)
-PREVIEW_SAMPLING = SamplingConfig(sampler="dpmpp_2m", steps=20, chunk_size=PREVIEW_IMAGES, spacing="trailing")
+PREVIEW_SAMPLING = SamplingConfig(
+    sampler="dpmpp_2m", steps=20, chunk_size=PREVIEW_IMAGES, spacing="trailing"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,29 +50,46 @@ class Config:
     flip: bool = True
     """Mirror half of the photos."""
     loss_weight: LossWeight = "learned"
-    """How noise levels weigh: by a learned log-variance, by min(SNR + 1, 5) on the x0 error, or all alike in v."""
+    """How noise levels weigh: by a learned log-variance, by min(SNR + 1, 5) on the x0 error, or all
+    alike in v."""
     timesteps: TimestepDistribution = "uniform"
     """How the timesteps of training images are distributed."""
     model: FaceUNetConfig = FaceUNetConfig(
-        channels=(128, 160, 192), blocks=1, attention=(1, 2), heads=4, embedding=256, patch=4, parameterization="v"
+        channels=(128, 160, 192),
+        blocks=1,
+        attention=(1, 2),
+        heads=4,
+        embedding=256,
+        patch=4,
+        parameterization="v",
     )
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {
         "small": Preset("the defaults: faces of 64x64, some hours on two CPU cores", {}),
         "homework": Preset(
-            "the homework's network, 114 million weights, for photos of 256x256: days on one GPU; never run here",
+            "the homework's network, 114 million weights, for photos of 256x256: days on one GPU;"
+            " never run here",
             {
                 "model": FaceUNetConfig(),
-                "training": dataclasses.replace(TRAINING, steps=500_000, batch_size=64, lr=1e-4, ema_decay=0.9999),
+                "training": dataclasses.replace(
+                    TRAINING, steps=500_000, batch_size=64, lr=1e-4, ema_decay=0.9999
+                ),
             },
         ),
         "smoke": Preset(
             "is everything in place? A tiny network for 20 steps, seconds on a CPU; it draws noise",
             {
                 "model": FaceUNetConfig(
-                    channels=(32, 64), blocks=1, attention=(1,), embedding=32, patch=4, parameterization="v"
+                    channels=(32, 64),
+                    blocks=1,
+                    attention=(1,),
+                    embedding=32,
+                    patch=4,
+                    parameterization="v",
                 ),
-                "training": dataclasses.replace(TRAINING, steps=20, batch_size=8, warmup=5, log_every=10),
+                "training": dataclasses.replace(
+                    TRAINING, steps=20, batch_size=8, warmup=5, log_every=10
+                ),
             },
         ),
     }
@@ -81,11 +102,19 @@ def main(config: Config) -> None:
     model = FaceUNet.load(config.init_from).train() if config.init_from else FaceUNet(config.model)
     network = prepare_network(model, config.training)
     device = next(model.parameters()).device
-    weighting = LossWeighting(config.loss_weight, model.parameterization, config.timesteps).to(device)
-    data, held_out = load_faces(config.data, "train").to(device), load_faces(config.data, "held_out").to(device)
+    weighting = LossWeighting(config.loss_weight, model.parameterization, config.timesteps).to(
+        device
+    )
+    data, held_out = (
+        load_faces(config.data, "train").to(device),
+        load_faces(config.data, "held_out").to(device),
+    )
     side = data.images.shape[-1]
     if side % model.side_multiple:
-        raise InputError(f"the photos are {side}x{side}, but this network needs a multiple of {model.side_multiple}")
+        raise InputError(
+            f"the photos are {side}x{side}, but this network needs a multiple of"
+            f" {model.side_multiple}"
+        )
 
     def loss_of(batch: Batch, draws: Draws, **options: Any) -> torch.Tensor:
         return diffusion_loss(
@@ -111,12 +140,17 @@ def main(config: Config) -> None:
         named_noises = [(f"{i:02d}", noise[i]) for i in range(PREVIEW_IMAGES)]
         model.eval()
         device = next(model.parameters()).device
-        ((_, x0),) = sample_faces(model, named_noises, PREVIEW_SAMPLING, device, show_progress=False)
+        ((_, x0),) = sample_faces(
+            model, named_noises, PREVIEW_SAMPLING, device, show_progress=False
+        )
         model.train()
         write_png(path, labelled_grid(to_uint8(x0), PREVIEW_COLUMNS))
 
     fit(
-        {**dict(model.named_parameters()), **{f"weighting.{name}": p for name, p in weighting.named_parameters()}},
+        {
+            **dict(model.named_parameters()),
+            **{f"weighting.{name}": p for name, p in weighting.named_parameters()},
+        },
         lambda batch, draws: loss_of(batch, draws, **weighting.options),
         get_batch,
         config.training,
@@ -129,7 +163,8 @@ def main(config: Config) -> None:
 
 
 def draw_faces(data: Faces, count: int, generator: torch.Generator, flip: bool) -> Batch:
-    """`count` photos with replacement, each mirrored with probability one half if asked; on the generator's and data's device."""
+    """`count` photos with replacement, each mirrored with probability one half if asked; on the
+    generator's and data's device."""
     index = random_indices(len(data), count, generator)
     mirrored = torch.rand(count, generator=generator, device=generator.device) < 0.5
     images = data.images[index]

@@ -1,10 +1,12 @@
 """The numbers behind the zero-shot report, and the 2024 grader's rule for personalised pictures.
 
-    python3 -m p3_clip.evaluate zero-shot --run OUT                       (OUT as written by p3_clip.inference)
-    python3 -m p3_clip.evaluate personalised --images OUT --input input.json --references hw2_data/textual_inversion
+    python3 -m p3_clip.evaluate zero-shot --run OUT  (OUT as written by p3_clip.inference)
+    python3 -m p3_clip.evaluate personalised --images OUT --input input.json \
+        --references hw2_data/textual_inversion
 
-The first writes OUT/evaluation.json: top-1 and top-5 with Wilson intervals, a table of classes, the most confused pairs and the
-calibration. The second answers by exit code: 0 if every prompt reaches its baseline, 1 if not, 2 if it cannot be graded.
+The first writes OUT/evaluation.json: top-1 and top-5 with Wilson intervals, a table of classes, the
+most confused pairs and the calibration. The second answers by exit code: 0 if every prompt reaches
+its baseline, 1 if not, 2 if it cannot be graded.
 """
 
 import dataclasses
@@ -62,7 +64,11 @@ def report(config: ZeroShot) -> None:
     """Measures, writes and prints."""
     run = Run.load(config.run)
     cosines, labels = run.cosines[config.prompts], run.labels
-    result: dict[str, Any] = {"prompts": config.prompts, "images": len(labels), "classes": len(run.ids)}
+    result: dict[str, Any] = {
+        "prompts": config.prompts,
+        "images": len(labels),
+        "classes": len(run.ids),
+    }
     for name in ("acc1", "acc5"):
         value = accuracy(cosines, labels)[name]
         low, high = wilson_interval(round(value * len(labels)), len(labels))
@@ -80,21 +86,23 @@ def report(config: ZeroShot) -> None:
         print("{}: {value:.2%}, 95 % interval {low:.2%} to {high:.2%}".format(name, **result[name]))
     fitted = result["calibration"]
     print(
-        f"expected calibration error {fitted['ece']:.3f} at the model's temperature; on the other half, "
-        f"{fitted['ece_fitted']:.3f} with the scale fitted to one half, {fitted['fitted_scale']:.1f}, and "
-        f"{fitted['ece_unfitted']:.3f} without"
+        f"expected calibration error {fitted['ece']:.3f} at the model's temperature; on the other"
+        f" half, {fitted['ece_fitted']:.3f} with the scale fitted to one half,"
+        f" {fitted['fitted_scale']:.1f}, and {fitted['ece_unfitted']:.3f} without"
     )
 
 
 def wilson_interval(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927): (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)."""
+    """The 95 % interval of a proportion (Wilson 1927): (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2))
+    / (1 + z^2/n)."""
     p, square = hits / count, z * z / count
     middle, half = p + square / 2.0, z * math.sqrt(p * (1.0 - p) / count + square / (4.0 * count))
     return max(0.0, (middle - half) / (1.0 + square)), min(1.0, (middle + half) / (1.0 + square))
 
 
 def class_table(run: Run, prompts: str) -> pd.DataFrame:
-    """For each class present: pictures, recall, precision and the class it is most often taken for."""
+    """For each class present: pictures, recall, precision and the class it is most often taken
+    for."""
     matrix = confusion_matrix(run, prompts)
     rows = []
     for c in range(len(run.ids)):
@@ -129,7 +137,9 @@ def confused_pairs(run: Run, prompts: str, count: int = 10) -> list[dict[str, An
     matrix.fill_diagonal_(0)
     order = matrix.flatten().argsort(descending=True, stable=True)[:count].tolist()
     cells = [(*divmod(i, len(run.ids)), int(matrix.flatten()[i])) for i in order]
-    return [{"truth": run.names[t], "prediction": run.names[p], "count": n} for t, p, n in cells if n]
+    return [
+        {"truth": run.names[t], "prediction": run.names[p], "count": n} for t, p, n in cells if n
+    ]
 
 
 class Reliability(NamedTuple):
@@ -141,9 +151,11 @@ class Reliability(NamedTuple):
 
     @property
     def error(self) -> float:
-        """The expected calibration error: the gap between confidence and accuracy, weighted by pictures (Guo et al. 2017,
-        arXiv:1706.04599, Equation 3)."""
-        return float(((self.confidence - self.accuracy).abs() * self.counts).sum() / self.counts.sum())
+        """The expected calibration error: the gap between confidence and accuracy, weighted by
+        pictures (Guo et al. 2017, arXiv:1706.04599, Equation 3)."""
+        return float(
+            ((self.confidence - self.accuracy).abs() * self.counts).sum() / self.counts.sum()
+        )
 
 
 def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> Reliability:
@@ -153,12 +165,16 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> Reli
     right = (prediction == labels).double()
     counts = torch.bincount(index, minlength=bins).double()
     safe = counts.clamp(min=1.0)
-    sums = [torch.zeros(bins, dtype=torch.float64).index_add_(0, index, values) for values in (confidence, right)]
+    sums = [
+        torch.zeros(bins, dtype=torch.float64).index_add_(0, index, values)
+        for values in (confidence, right)
+    ]
     return Reliability(counts, sums[0] / safe, sums[1] / safe)
 
 
 def fit_scale(cosines: Tensor, labels: Tensor) -> float:
-    """The inverse temperature that makes the truth likeliest, by golden-section search over its logarithm within SCALES."""
+    """The inverse temperature that makes the truth likeliest, by golden-section search over its
+    logarithm within SCALES."""
     cosines = cosines.double()
 
     def loss(log_scale: float) -> float:
@@ -172,12 +188,14 @@ def fit_scale(cosines: Tensor, labels: Tensor) -> float:
 
 
 def halves(count: int) -> tuple[slice, slice]:
-    """The pictures that the scale is fitted to, every second one, and those that it is measured on."""
+    """The pictures that the scale is fitted to, every second one, and those that it is measured
+    on."""
     return slice(0, None, 2), slice(1, None, 2) if count > 1 else slice(None)
 
 
 def calibration(cosines: Tensor, labels: Tensor, scale: float) -> dict[str, Any]:
-    """Calibration errors at the model's scale and at one fitted to every second picture, measured on the others."""
+    """Calibration errors at the model's scale and at one fitted to every second picture, measured
+    on the others."""
     part, other = halves(len(labels))
     fitted = fit_scale(cosines[part], labels[part])
 

@@ -1,12 +1,15 @@
-"""CLIP zero-shot classification of a folder of pictures, with a single prompt and with an ensemble of prompts side by side.
+"""CLIP zero-shot classification of a folder of pictures, with a single prompt and with an ensemble
+of prompts side by side.
 
-    python3 -m p3_clip.inference --images hw2_data/clip_zeroshot/val --labels hw2_data/clip_zeroshot/id2label.json --output-dir OUT
+    python3 -m p3_clip.inference --images hw2_data/clip_zeroshot/val \
+        --labels hw2_data/clip_zeroshot/id2label.json --output-dir OUT
     python3 -m p3_clip.inference ... --model ViT-B-32 --pretrained laion2b_s34b_b79k
     python3 -m p3_clip.inference ... --model checkpoints/clip_shapes
 
-Pictures are named {class_id}_{image_id}.png. OUT gets results.json (CLIP_benchmark's schema), predictions.csv and
-cosines.safetensors, from which p3_clip.evaluate and p3_clip.study.figures make the report. Image features are kept by content, so
-that other labels and templates on the same pictures take seconds.
+Pictures are named {class_id}_{image_id}.png. OUT gets results.json (CLIP_benchmark's schema),
+predictions.csv and cosines.safetensors, from which p3_clip.evaluate and p3_clip.study.figures make
+the report. Image features are kept by content, so that other labels and templates on the same
+pictures take seconds.
 """
 
 import dataclasses
@@ -51,9 +54,11 @@ class Config:
     template: str = "a photo of a {}"
     """The single prompt; {} stands for the class name."""
     ensemble: Path | None = None
-    """Text file with a template in each line; by default the model folder's templates.txt, else OpenAI's seven."""
+    """Text file with a template in each line; by default the model folder's templates.txt, else
+    OpenAI's seven."""
     names: Path | None = None
-    """JSON file, class id or name to other words for it, for example p3_clip/data/names/course_2024.json."""
+    """JSON file, class id or name to other words for it, for example
+    p3_clip/data/names/course_2024.json."""
     batch_size: int = 64
     """Pictures in one network call."""
     workers: int = 2
@@ -69,7 +74,9 @@ def main(config: Config) -> None:
     """Classifies, prints the table and writes the three files."""
     for name in ("batch_size", "workers"):
         if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
+            raise InputError(
+                f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}"
+            )
     single = check_template(config.template, "--template")
     if config.ensemble:
         read_templates(config.ensemble)
@@ -90,7 +97,9 @@ def main(config: Config) -> None:
         workers=config.workers,
         cache=config.cache if config.use_cache else None,
     )
-    cosines = {what: features @ zero_shot_classifier(clip, names, list(t)) for what, t in prompts.items()}
+    cosines = {
+        what: features @ zero_shot_classifier(clip, names, list(t)) for what, t in prompts.items()
+    }
     ids = list(classes)
     labels = torch.tensor([ids.index(class_id) for _, class_id in items])
     run = Run([file.name for file, _ in items], labels, ids, names, clip.scale, cosines)
@@ -103,7 +112,11 @@ def main(config: Config) -> None:
         for what, values in cosines.items()
     }
     result = {
-        "dataset": config.images.resolve().name if config.images.name != "val" else config.images.resolve().parent.name,
+        "dataset": (
+            config.images.resolve().name
+            if config.images.name != "val"
+            else config.images.resolve().parent.name
+        ),
         "model": clip.name,
         "pretrained": clip.pretrained,
         "identity": clip.identity,
@@ -118,7 +131,10 @@ def main(config: Config) -> None:
         "seconds": round(time.monotonic() - started, 2),
         "settings": {
             key: _plain(key, value)
-            for key, value in {**dataclasses.asdict(config), **dataclasses.asdict(config.clip)}.items()
+            for key, value in {
+                **dataclasses.asdict(config),
+                **dataclasses.asdict(config.clip),
+            }.items()
             if key not in ("output_dir", "cache", "use_cache", "clip")
         },
     }
@@ -127,16 +143,24 @@ def main(config: Config) -> None:
     run.save(folder)
     write_json(folder / "results.json", result)
     print(f"{changed} of {len(ids)} class names changed (underscores to spaces, and overrides)")
-    table = {what: {name: f"{value:.2%}" for name, value in part["metrics"].items()} for what, part in parts.items()}
+    table = {
+        what: {name: f"{value:.2%}" for name, value in part["metrics"].items()}
+        for what, part in parts.items()
+    }
     print(pd.DataFrame(table).to_string())
     print(
-        f"{len(items)} images, {len(ids)} classes; single: {single!r}; ensemble: {len(prompts['ensemble'])} of {path}"
+        f"{len(items)} images, {len(ids)} classes; single: {single!r}; ensemble:"
+        f" {len(prompts['ensemble'])} of {path}"
     )
 
 
 def _plain(key: str, value: Any) -> Any:
     may_be_path = key in ("model", "pretrained") and value is not None
-    return shown(Path(value)) if isinstance(value, Path) or (may_be_path and Path(value).exists()) else value
+    return (
+        shown(Path(value))
+        if isinstance(value, Path) or (may_be_path and Path(value).exists())
+        else value
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -144,19 +168,27 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """Class id -> class name, from the JSON file. Raises InputError if it is not that or two classes have one name."""
+    """Class id -> class name, from the JSON file. Raises InputError if it is not that or two
+    classes have one name."""
     value = read_json(path)
-    if not isinstance(value, dict) or not value or not all(isinstance(name, str) and name for name in value.values()):
+    if (
+        not isinstance(value, dict)
+        or not value
+        or not all(isinstance(name, str) and name for name in value.values())
+    ):
         raise InputError(f'{path} must map class ids to names, like {{"0": "bicycle"}}')
     seen: dict[str, str] = {}
     for class_id, name in value.items():
         if (other := seen.setdefault(spaced(name), class_id)) != class_id:
-            raise InputError(f"{path}: the classes {other} and {class_id} have the same name, {name!r}")
+            raise InputError(
+                f"{path}: the classes {other} and {class_id} have the same name, {name!r}"
+            )
     return value
 
 
 def find_images(folder: Path, classes: Mapping[str, str]) -> list[tuple[Path, str]]:
-    """The pictures of a folder, sorted by name, with their class ids. Raises InputError that names the file."""
+    """The pictures of a folder, sorted by name, with their class ids. Raises InputError that names
+    the file."""
     if not Path(folder).is_dir():
         raise InputError(f"the image folder {folder} does not exist")
     files = image_files(folder)
@@ -179,7 +211,8 @@ def find_images(folder: Path, classes: Mapping[str, str]) -> list[tuple[Path, st
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run found: `cosines` by kind of prompt, each [N, C]; `labels` are indices into `ids` and `names`."""
+    """What a run found: `cosines` by kind of prompt, each [N, C]; `labels` are indices into `ids`
+    and `names`."""
 
     files: list[str]
     labels: Tensor
@@ -191,11 +224,14 @@ class Run:
     def save(self, folder: Path) -> None:
         """Writes cosines.safetensors."""
         metadata = {"files": self.files, "ids": self.ids, "names": self.names, "scale": self.scale}
-        save_tensors(Path(folder) / "cosines.safetensors", {"labels": self.labels, **self.cosines}, metadata)
+        save_tensors(
+            Path(folder) / "cosines.safetensors", {"labels": self.labels, **self.cosines}, metadata
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "Run":
-        """Reads cosines.safetensors. Raises InputError if the folder was not written by this program."""
+        """Reads cosines.safetensors. Raises InputError if the folder was not written by this
+        program."""
         path = Path(folder) / "cosines.safetensors"
         if not path.is_file():
             raise InputError(f"{path} does not exist: write {folder} with p3_clip.inference first")
@@ -211,7 +247,8 @@ class Run:
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """Parts of one: right at first, among the first five, and the mean over classes of the part that is right."""
+    """Parts of one: right at first, among the first five, and the mean over classes of the part
+    that is right."""
     order = scores.topk(min(5, scores.shape[1]), dim=1).indices
     right = order == labels[:, None]
     recalls = [right[labels == c, 0].float().mean() for c in labels.unique()]

@@ -16,8 +16,9 @@ DATA = Path(__file__).resolve().parent / "data"
 
 
 def zero_shot_classifier(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """The classifier's matrix float32 [D, C]: for each class the mean of its unit prompt vectors, made a unit vector again
-    (Section 3.1.4 of Radford et al. 2021, arXiv:2103.00020). Logits are `clip.scale * image_features @ matrix`."""
+    """The classifier's matrix float32 [D, C]: for each class the mean of its unit prompt vectors,
+    made a unit vector again (Section 3.1.4 of Radford et al. 2021, arXiv:2103.00020). Logits are
+    `clip.scale * image_features @ matrix`."""
     prompts = [template.replace("{}", name) for name in names for template in templates]
     features = clip.encode_texts(prompts).view(len(names), len(templates), -1)
     return F.normalize(features.mean(dim=1), dim=-1).T.contiguous()
@@ -33,12 +34,17 @@ def spaced(name: str) -> str:
 
 
 def class_names(classes: Mapping[str, str], overrides: Any) -> tuple[list[str], int]:
-    """The words for the classes, and how many differ from the labels' names. Raises InputError on an unknown override."""
-    if not isinstance(overrides, dict) or not all(isinstance(words, str) and words for words in overrides.values()):
+    """The words for the classes, and how many differ from the labels' names. Raises InputError on
+    an unknown override."""
+    if not isinstance(overrides, dict) or not all(
+        isinstance(words, str) and words for words in overrides.values()
+    ):
         raise InputError("class-name overrides must be a JSON object of class id or name to words")
     known = {key for class_id, name in classes.items() for key in (class_id, name, spaced(name))}
     if unknown := [key for key in overrides if key not in known]:
-        raise InputError(f"the class-name override {unknown[0]!r} is neither an id nor a name of the labels")
+        raise InputError(
+            f"the class-name override {unknown[0]!r} is neither an id nor a name of the labels"
+        )
     names = []
     for class_id, name in classes.items():
         keys = [key for key in (class_id, name, spaced(name)) if key in overrides]
@@ -50,16 +56,22 @@ def class_names(classes: Mapping[str, str], overrides: Any) -> tuple[list[str], 
 
 
 def check_template(template: str, source: str) -> str:
-    """The template with {} for the class name; {object} and the like mean the same. Raises InputError if it has none."""
+    """The template with {} for the class name; {object} and the like mean the same. Raises
+    InputError if it has none."""
     plain = re.sub(r"\{\w*\}", "{}", template.strip())
     if plain.count("{}") != 1:
-        problem = "is empty" if not plain else f"{template!r} must hold {{}} once, in the place of the class name"
+        problem = (
+            "is empty"
+            if not plain
+            else f"{template!r} must hold {{}} once, in the place of the class name"
+        )
         raise InputError(f"{source}: the template {problem}")
     return plain
 
 
 def read_templates(path: Path) -> list[str]:
-    """The templates of a file, one in each line; lines that start with # are notes. Raises InputError that names the line."""
+    """The templates of a file, one in each line; lines that start with # are notes. Raises
+    InputError that names the line."""
     try:
         lines = Path(path).read_text().splitlines()
     except FileNotFoundError:

@@ -1,18 +1,22 @@
-"""Trains a small CLIP of coloured shapes: contrastively, on pictures drawn on the fly and on the real pairs of fill50k.
+"""Trains a small CLIP of coloured shapes: contrastively, on pictures drawn on the fly and on the
+real pairs of fill50k.
 
     python3 -m p3_clip.train --run-dir runs/clip_shapes --fill50k hw2_data/fill50k
     python3 -m p3_clip.train --run-dir runs/other --model ViT-S-32
 
-The same command again resumes. RUN_DIR/last is the shipped form: `open_clip.create_model("local-dir:RUN_DIR/last")`, float16.
-The 50 classes of common.data.shapes.held_out_classes never occur. On one free CPU core the default run takes about one and a half hours.
+The same command again resumes. RUN_DIR/last is the shipped form:
+`open_clip.create_model("local-dir:RUN_DIR/last")`, float16. The 50 classes of
+common.data.shapes.held_out_classes never occur. On one free CPU core the default run takes about
+one and a half hours.
 
-Sizes (p3_clip/data/clip_shapes.json) are chosen for the CPU: 48x48 pictures in patches of 8, and 32 token positions instead of
-77, since the longest caption has 24 tokens with start and end; CLIPTextModel takes any number, and a diffusion model conditioned
-on it gets its tokens from `clip_tokenizer(32)` of `common.latent.text_encoder`. Training reads no position after the longest
+Sizes (p3_clip/data/clip_shapes.json) are chosen for the CPU: 48x48 pictures in patches of 8, and 32
+token positions instead of 77, since the longest caption has 24 tokens with start and end;
+CLIPTextModel takes any number, and a diffusion model conditioned on it gets its tokens from
+`clip_tokenizer(32)` of `common.latent.text_encoder`. Training reads no position after the longest
 caption of the batch.
 
-A contrastive loss compares every picture of a batch with every caption of it, so a batch cannot be cut: gradient accumulation
-steps must be 1 and the run is of one process (one GPU).
+A contrastive loss compares every picture of a batch with every caption of it, so a batch cannot be
+cut: gradient accumulation steps must be 1 and the run is of one process (one GPU).
 """
 
 import dataclasses
@@ -47,8 +51,19 @@ from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_clip.model import DATA, read_templates, zero_shot_classifier
 
 CAPTIONS = (
-    *("{caption}", "{caption}", "a {caption}", "a photo of a {objects} on a {background} background."),
-    *("{objects}", "a {objects}", "a photo of {objects}", "a photo of a {objects}", "a photo of a {objects}."),
+    *(
+        "{caption}",
+        "{caption}",
+        "a {caption}",
+        "a photo of a {objects} on a {background} background.",
+    ),
+    *(
+        "{objects}",
+        "a {objects}",
+        "a photo of {objects}",
+        "a photo of a {objects}",
+        "a photo of a {objects}.",
+    ),
     "a picture of a {objects}",
 )
 """Wordings of a caption, drawn evenly; some leave the background out, as class names do."""
@@ -94,13 +109,21 @@ class Config:
 def main(config: Config) -> None:
     """Trains, or resumes."""
     if config.training.gradient_accumulation_steps != 1:
-        raise InputError("a contrastive loss needs its whole batch at once: --gradient-accumulation-steps must be 1")
+        raise InputError(
+            "a contrastive loss needs its whole batch at once: --gradient-accumulation-steps must"
+            " be 1"
+        )
     if this_process().count != 1:
         raise InputError("a contrastive loss needs its whole batch at once: train in one process")
     for name in ("real_fraction", "pair_fraction"):
         if not 0.0 <= getattr(config, name) <= 1.0:
-            raise InputError(f"--{name.replace('_', '-')} must be between 0 and 1, not {getattr(config, name)}")
-    if config.fill50k and round(config.real_fraction * config.training.batch_size) == config.training.batch_size:
+            raise InputError(
+                f"--{name.replace('_', '-')} must be between 0 and 1, not {getattr(config, name)}"
+            )
+    if (
+        config.fill50k
+        and round(config.real_fraction * config.training.batch_size) == config.training.batch_size
+    ):
         raise InputError("--real-fraction leaves no drawn picture in a batch: make it smaller")
     import open_clip
 
@@ -123,7 +146,10 @@ def main(config: Config) -> None:
         images = F.normalize(network.encode_image(to_model_range(batch["image"])), dim=-1)
         texts = F.normalize(encode_tokens(network, batch["ids"]), dim=-1)
         logits = network.logit_scale.exp().clamp(max=MAX_SCALE) * images @ texts.T  # [N, N]
-        return contrastive_loss(logits), (logits.argmax(1) == torch.arange(len(logits), device=logits.device)).float()
+        return (
+            contrastive_loss(logits),
+            (logits.argmax(1) == torch.arange(len(logits), device=logits.device)).float(),
+        )
 
     def loss_fn(batch: Batch, draws: Draws) -> Tensor:
         return loss_of(batch)[0]
@@ -134,13 +160,15 @@ def main(config: Config) -> None:
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
-        """Loss and accuracy on fixed fresh batches of the training classes, which choose the best weights; the accuracy on
-        some pictures of the held-out classes is watched only."""
+        """Loss and accuracy on fixed fresh batches of the training classes, which choose the best
+        weights; the accuracy on some pictures of the held-out classes is watched only."""
         network.eval()
         device = network.logit_scale.device
         results = []
         for i in range(VALIDATION_BATCHES):
-            batch = {name: value.to(device) for name, value in batch_of(VALIDATION_STEP + i).items()}
+            batch = {
+                name: value.to(device) for name, value in batch_of(VALIDATION_STEP + i).items()
+            }
             results.append(loss_of(batch))
         watched_accuracy = zero_shot_accuracy(as_clip(), *watched)
         network.train()
@@ -165,21 +193,26 @@ def main(config: Config) -> None:
         config.training,
         config.run_dir,
         settings=settings_of(config, fill50k=bool(config.fill50k), model=model_cfg),
-        save=lambda folder: save_folder(folder, whole_state(network), model_cfg, TEMPLATES.read_text()),
+        save=lambda folder: save_folder(
+            folder, whole_state(network), model_cfg, TEMPLATES.read_text()
+        ),
         validate=validate,
         preview=preview,
     )
 
 
-# ----------------------------------------------------------------------------
-# The network. Captions use some hundred of CLIP's 49,408 tokens: only their rows are trained and kept in the optimiser.
+# ---------------------------------------------------------------------------- The network. Captions
+# use some hundred of CLIP's 49,408 tokens: only their rows are trained and kept in the optimiser.
 
 
 def read_model_cfg(model: str) -> dict[str, Any]:
     """open_clip's model_cfg, from a JSON file or by name."""
     if model.endswith(".json"):
         value = read_json(Path(model))
-        if not isinstance(value, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= value.keys():
+        if (
+            not isinstance(value, dict)
+            or not {"embed_dim", "vision_cfg", "text_cfg"} <= value.keys()
+        ):
             raise InputError(f"{model} must hold embed_dim, vision_cfg and text_cfg")
         return value
     check_model_name(model)
@@ -189,22 +222,31 @@ def read_model_cfg(model: str) -> dict[str, Any]:
 
 
 def build(model_cfg: dict[str, Any]) -> nn.Module:
-    """The network with random weights. Raises InputError if the configuration is not of a plain CLIP with a square picture."""
+    """The network with random weights. Raises InputError if the configuration is not of a plain
+    CLIP with a square picture."""
     import open_clip
 
     try:
         network = open_clip.CLIP(**json.loads(json.dumps(model_cfg)))
     except (TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
-        raise InputError(f"the configuration does not describe a plain CLIP of open_clip ({error})") from None
-    if not isinstance(network.visual, open_clip.transformer.VisionTransformer) or network.text_pool_type != "argmax":
+        raise InputError(
+            f"the configuration does not describe a plain CLIP of open_clip ({error})"
+        ) from None
+    if (
+        not isinstance(network.visual, open_clip.transformer.VisionTransformer)
+        or network.text_pool_type != "argmax"
+    ):
         raise InputError("only CLIPs with a ViT and a causal text tower are trained here")
     if len(set(network.visual.image_size)) > 1:
-        raise InputError(f"only square pictures are trained on here, not {network.visual.image_size}")
+        raise InputError(
+            f"only square pictures are trained on here, not {network.visual.image_size}"
+        )
     return network
 
 
 class TrainedRows(nn.Module):
-    """An embedding of which only the rows of some tokens are parameters; the table keeps the others as they were."""
+    """An embedding of which only the rows of some tokens are parameters; the table keeps the others
+    as they were."""
 
     def __init__(self, table: nn.Embedding, ids: Tensor) -> None:
         super().__init__()
@@ -231,7 +273,11 @@ def shorten_vocabulary(network: nn.Module, ids: Tensor) -> None:
 
 def whole_state(network: nn.Module) -> dict[str, Tensor]:
     """The state dict in open_clip's form; the inverse temperature within its bound."""
-    state = {name: value for name, value in network.state_dict().items() if not name.startswith("token_embedding.")}
+    state = {
+        name: value
+        for name, value in network.state_dict().items()
+        if not name.startswith("token_embedding.")
+    }
     state["logit_scale"] = state["logit_scale"].clamp(max=math.log(MAX_SCALE))
     return state | {"token_embedding.weight": network.token_embedding.whole()}
 
@@ -259,15 +305,19 @@ def read_real(root: Path, size: int) -> RealPairs:
     """The training part at the network's size."""
     pairs: list[Pair] = load_fill50k(root)
     colours = [pair.colours for pair in pairs]
-    images = [resize(pair.read_target()[None], size)[0] for pair in tqdm(pairs, desc="fill50k", dynamic_ncols=True)]
+    images = [
+        resize(pair.read_target()[None], size)[0]
+        for pair in tqdm(pairs, desc="fill50k", dynamic_ncols=True)
+    ]
     return RealPairs(torch.stack(images), colours)
 
 
 class Captioner:
-    """Pictures and captions of step n. The first shapes of a batch are all of different (colour, kind) classes, and pictures come
-    in groups that differ in the kind of the first shape alone. Without such hard negatives colour and background tell nearly all
-    pictures of a batch apart, and shapes are hardly learned. Rarely a caption is true of another picture as well,
-    since a second shape may be any."""
+    """Pictures and captions of step n. The first shapes of a batch are all of different (colour,
+    kind) classes, and pictures come in groups that differ in the kind of the first shape alone.
+    Without such hard negatives colour and background tell nearly all pictures of a batch apart, and
+    shapes are hardly learned. Rarely a caption is true of another picture as well, since a second
+    shape may be any."""
 
     def __init__(self, config: Config, size: int, real: RealPairs | None) -> None:
         self.config, self.size, self.real = config, size, real
@@ -275,7 +325,8 @@ class Captioner:
         self.classes = {(colour, kind) for colour in NAMES for kind in KINDS} - self.forbidden
         if config.training.batch_size > len(self.classes):
             raise InputError(
-                f"--batch-size must be at most {len(self.classes)}, the number of classes, so that no caption comes twice"
+                f"--batch-size must be at most {len(self.classes)}, the number of classes, so that"
+                " no caption comes twice"
             )
 
     def batch(self, step: int) -> tuple[Tensor, list[str]]:
@@ -287,19 +338,27 @@ class Captioner:
         texts: list[str] = []
         taken: set[tuple[str, str]] = set()
         if self.real:
-            for i in random.permutation(len(self.real.images))[: round(self.config.real_fraction * count)]:
+            for i in random.permutation(len(self.real.images))[
+                : round(self.config.real_fraction * count)
+            ]:
                 circle, background = self.real.colours[i]
                 if (circle, "circle") not in taken:
                     taken.add((circle, "circle"))
                     real.append(self.real.images[i])
                     texts.append(caption(background, f"{circle} circle", random))
         for i in random.permutation(len(NAMES)):
-            kinds = [kind for kind in KINDS if (NAMES[i], kind) in self.classes and (NAMES[i], kind) not in taken]
+            kinds = [
+                kind
+                for kind in KINDS
+                if (NAMES[i], kind) in self.classes and (NAMES[i], kind) not in taken
+            ]
             kinds = [kinds[k] for k in random.permutation(len(kinds))][: count - len(texts)]
             if not kinds:
                 continue
             shapes = 2 if random.random() < self.config.pair_fraction else 1
-            scene = draw_scene(random, count=shapes, forbidden=self.forbidden, first=(NAMES[i], kinds[0]))
+            scene = draw_scene(
+                random, count=shapes, forbidden=self.forbidden, first=(NAMES[i], kinds[0])
+            )
             for kind in kinds:
                 first = dataclasses.replace(scene.shapes[0], kind=kind)
                 sibling = dataclasses.replace(scene, shapes=(first, *scene.shapes[1:]))
@@ -321,9 +380,13 @@ def caption(background: str, objects: str, random: np.random.Generator) -> str:
 
 
 def watched_pictures(size: int) -> tuple[Tensor, Tensor]:
-    """A few pictures of each held-out class, uint8 [N, 3, S, S], and their classes; other ones than the test set's."""
+    """A few pictures of each held-out class, uint8 [N, 3, S, S], and their classes; other ones than
+    the test set's."""
     places = [(c, n) for c in range(len(held_out_classes())) for n in range(WATCHED_PER_CLASS)]
-    scenes = [held_out_scene(c, np.random.default_rng(derive_seed(VALIDATION_STEP, c, n))) for c, n in places]
+    scenes = [
+        held_out_scene(c, np.random.default_rng(derive_seed(VALIDATION_STEP, c, n)))
+        for c, n in places
+    ]
     images = torch.stack([render(scene, max(size, DRAWN)) for scene in scenes])
     return resize(images, size), torch.tensor([c for c, _ in places])
 

@@ -1,4 +1,5 @@
-"""ControlNets of Stable Diffusion v1.4 and of small base models, from the files that are in circulation, without a network.
+"""ControlNets of Stable Diffusion v1.4 and of small base models, from the files that are in
+circulation, without a network.
 
     model.controlnet = load_controlnet("control_sd15_canny.pth", model.unet)
 
@@ -30,12 +31,17 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 
-def load_controlnet(path: Path, unet: "UNet2DConditionModel", *, dtype: torch.dtype = torch.float32) -> ControlNet:
-    """The ControlNet of the base network `unet`, in evaluation mode on the CPU, from a diffusers folder or a single file.
+def load_controlnet(
+    path: Path, unet: "UNet2DConditionModel", *, dtype: torch.dtype = torch.float32
+) -> ControlNet:
+    """The ControlNet of the base network `unet`, in evaluation mode on the CPU, from a diffusers
+    folder or a single file.
 
-    A file is a pickle or safetensors in CompVis' or diffusers' names: lllyasviel's `control_model.*`, alone or in a whole cldm
-    file, `{"state_dict": ...}`, `{"controlnet_state_dict": ...}`, `{"control_model": ...}` or the bare weights. Its configuration
-    is the base's. Raises InputError on weights that do not fit, and if a folder's ControlNet is of another base.
+    A file is a pickle or safetensors in CompVis' or diffusers' names: lllyasviel's
+    `control_model.*`, alone or in a whole cldm file, `{"state_dict": ...}`,
+    `{"controlnet_state_dict": ...}`, `{"control_model": ...}` or the bare weights. Its
+    configuration is the base's. Raises InputError on weights that do not fit, and if a folder's
+    ControlNet is of another base.
     """
     path = Path(path)
     if path.is_dir():
@@ -59,11 +65,14 @@ def _control_part(path: Path) -> Part:
         return Part(state, path, functools.partial(unet_names, prefix=prefix))
     if prefix + HINT_DIFFUSERS in state:
         return Part(state, path, lambda keys: {key: prefix + key for key in keys})
-    raise InputError(f"{path} holds no ControlNet: neither {CONTROL}{HINT_COMPVIS} nor {HINT_DIFFUSERS} is in it")
+    raise InputError(
+        f"{path} holds no ControlNet: neither {CONTROL}{HINT_COMPVIS} nor {HINT_DIFFUSERS} is in it"
+    )
 
 
 def _folder_config(path: Path, unet: "UNet2DConditionModel") -> dict[str, Any]:
-    """The configuration of a ControlNet in a diffusers folder. Raises InputError if its encoder is not that of `unet`."""
+    """The configuration of a ControlNet in a diffusers folder. Raises InputError if its encoder is
+    not that of `unet`."""
     from diffusers import ControlNetModel
 
     base = {key: unet.config[key] for key in ENCODER_KEYS}
@@ -71,6 +80,9 @@ def _folder_config(path: Path, unet: "UNet2DConditionModel") -> dict[str, Any]:
 
 
 def is_small(folder: Path) -> bool:
-    """Whether the ControlNet in a folder is of other widths than Stable Diffusion's, so for a small base model."""
+    """Whether the ControlNet in a folder is of other widths than Stable Diffusion's, so for a small
+    base model."""
     config, sd = (read_json(path / CONFIG_FILE) for path in (Path(folder), SD14 / "unet"))
-    return list(config.get("block_out_channels", sd["block_out_channels"])) != sd["block_out_channels"]
+    return (
+        list(config.get("block_out_channels", sd["block_out_channels"])) != sd["block_out_channels"]
+    )

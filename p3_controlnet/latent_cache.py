@@ -1,6 +1,8 @@
-"""What a training of the U-Net or of ControlNet reads instead of pictures and captions: latents, hints and text features.
+"""What a training of the U-Net or of ControlNet reads instead of pictures and captions: latents,
+hints and text features.
 
-The autoencoder and the text encoder are frozen, so each picture and each caption goes through them once.
+The autoencoder and the text encoder are frozen, so each picture and each caption goes through them
+once.
 """
 
 import dataclasses
@@ -24,7 +26,8 @@ CHUNK = 64
 
 @dataclasses.dataclass(frozen=True)
 class LatentCache:
-    """Frozen features of N examples, on the CPU. Captions that come more than once are stored once."""
+    """Frozen features of N examples, on the CPU. Captions that come more than once are stored
+    once."""
 
     latents: Tensor
     """float16 [N, C, h, w]: posterior means, normalised."""
@@ -41,9 +44,14 @@ class LatentCache:
         return len(self.latents)
 
     def take(self, index: Tensor) -> Batch:
-        """The examples `index` as a batch: "index", "latent", "context" and, where there are any, "hint" (uint8)."""
+        """The examples `index` as a batch: "index", "latent", "context" and, where there are any,
+        "hint" (uint8)."""
         index = index.to(self.latents.device)
-        batch = {"index": index, "latent": self.latents[index], "context": self.contexts[self.caption[index]]}
+        batch = {
+            "index": index,
+            "latent": self.latents[index],
+            "context": self.contexts[self.caption[index]],
+        }
         return batch if self.hints is None else batch | {"hint": self.hints[index]}
 
     def resident(self, device: torch.device) -> "LatentCache":
@@ -51,11 +59,16 @@ class LatentCache:
         tensors = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if not has_room(device, [value for value in tensors.values() if value is not None]):
             return self
-        return LatentCache(**{name: None if value is None else value.to(device) for name, value in tensors.items()})
+        return LatentCache(
+            **{name: None if value is None else value.to(device) for name, value in tensors.items()}
+        )
 
     @classmethod
-    def cached(cls, path: Path, made_from: Mapping[str, Any], make: Callable[[], "LatentCache"]) -> "LatentCache":
-        """The cache in the file `path`, which is made where it is missing. Raises InputError if it was made from something else."""
+    def cached(
+        cls, path: Path, made_from: Mapping[str, Any], make: Callable[[], "LatentCache"]
+    ) -> "LatentCache":
+        """The cache in the file `path`, which is made where it is missing. Raises InputError if it
+        was made from something else."""
 
         def tensors() -> dict[str, Tensor]:
             cache = make()

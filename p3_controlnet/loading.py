@@ -11,7 +11,10 @@ from common.latent.load import holds_base, kind_of, load_base
 from common.latent.model import LatentDiffusion
 from p3_controlnet.formats import is_small, load_controlnet
 
-SHIPPED_BASE, SHIPPED_CONTROL = ROOT / "checkpoints" / "ldm_shapes", ROOT / "checkpoints" / "controlnet_circles"
+SHIPPED_BASE, SHIPPED_CONTROL = (
+    ROOT / "checkpoints" / "ldm_shapes",
+    ROOT / "checkpoints" / "controlnet_circles",
+)
 SD_CONTROL = ROOT / "checkpoints" / "controlnet_sd14"
 
 
@@ -20,9 +23,11 @@ class ModelConfig:
     """Which base model and which ControlNet to draw with, and where."""
 
     checkpoint: Path = SHIPPED_BASE
-    """Stable Diffusion v1.4 file or folder, ControlNet file or folder, or the folder of the small model."""
+    """Stable Diffusion v1.4 file or folder, ControlNet file or folder, or the folder of the small
+    model."""
     base: Path | None = None
-    """The base of a ControlNet given as checkpoint; the default is $SD_BASE, for a small one the shipped small model."""
+    """The base of a ControlNet given as checkpoint; the default is $SD_BASE, for a small one the
+    shipped small model."""
     control: Path | None = None
     """The ControlNet of a base given as checkpoint; the default is the shipped one."""
     device: DeviceName = "auto"
@@ -30,33 +35,41 @@ class ModelConfig:
 
 
 def load_model(config: ModelConfig) -> LatentDiffusion:
-    """The base and the ControlNet that the checkpoint stands for. Raises InputError if it is of no known kind."""
+    """The base and the ControlNet that the checkpoint stands for. Raises InputError if it is of no
+    known kind."""
     checkpoint = config.checkpoint
     _check_shipped(checkpoint)
     kind = kind_of(checkpoint)
     if kind == "unknown":
         raise InputError(
-            f"{checkpoint} is no Stable Diffusion v1.4, no ControlNet and no model folder of this project: nothing to draw with"
+            f"{checkpoint} is no Stable Diffusion v1.4, no ControlNet and no model folder of this"
+            " project: nothing to draw with"
         )
     if kind == "controlnet":
         if config.control:
-            raise InputError(f"{checkpoint} is a ControlNet itself, so --control {config.control} has no place")
+            raise InputError(
+                f"{checkpoint} is a ControlNet itself, so --control {config.control} has no place"
+            )
         return with_control(find_base(checkpoint, config.base), checkpoint)
     if config.base:
-        raise InputError(f"{checkpoint} is a base model itself, so --base {config.base} has no place")
+        raise InputError(
+            f"{checkpoint} is a base model itself, so --base {config.base} has no place"
+        )
     if kind == "small":
         return with_control(checkpoint, config.control or SHIPPED_CONTROL)
     if config.control or SD_CONTROL.is_dir():
         return with_control(checkpoint, config.control or SD_CONTROL)
     print(
-        f"there is no ControlNet for Stable Diffusion in checkpoints/{SD_CONTROL.name}, so the pictures are drawn by the "
-        f"project's small model, checkpoints/{SHIPPED_BASE.name} with checkpoints/{SHIPPED_CONTROL.name}"
+        f"there is no ControlNet for Stable Diffusion in checkpoints/{SD_CONTROL.name}, so the"
+        f" pictures are drawn by the project's small model, checkpoints/{SHIPPED_BASE.name} with"
+        f" checkpoints/{SHIPPED_CONTROL.name}"
     )
     return with_control(SHIPPED_BASE, SHIPPED_CONTROL)
 
 
 def find_base(control: Path, base: Path | None) -> Path:
-    """The base of a ControlNet: the one given, the file itself if it holds one, $SD_BASE, or for a small one the small model."""
+    """The base of a ControlNet: the one given, the file itself if it holds one, $SD_BASE, or for a
+    small one the small model."""
     if base is not None:
         return base
     if control.is_dir() and is_small(control):
@@ -82,4 +95,6 @@ def with_control(base: Path, control: Path) -> LatentDiffusion:
 
 def _check_shipped(path: Path) -> None:
     if path.resolve() in (SHIPPED_BASE, SHIPPED_CONTROL) and not path.is_dir():
-        raise InputError(f"checkpoints/{path.name} is missing; it is part of the repository: restore it with git")
+        raise InputError(
+            f"checkpoints/{path.name} is missing; it is part of the repository: restore it with git"
+        )

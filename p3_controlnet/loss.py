@@ -1,4 +1,5 @@
-"""The one training loss over a latent-diffusion model, with or without control: that of a batch from the cache."""
+"""The one training loss over a latent-diffusion model, with or without control: that of a batch
+from the cache."""
 
 from torch import Tensor
 
@@ -22,8 +23,8 @@ def latent_loss(
 ) -> Tensor:
     """`common.diffusion.loss.diffusion_loss` of a batch of `LatentCache.take`, a scalar.
 
-    A caption gives way to `null` [L, D], the empty prompt's features, with the probability `cond_drop_prob`; the hint, where the batch
-    has one, stays.
+    A caption gives way to `null` [L, D], the empty prompt's features, with the probability
+    `cond_drop_prob`; the hint, where the batch has one, stays.
     """
     context = drop_context(batch["context"].float(), null.float(), cond_drop_prob, draws)
     hint = to_hint(batch["hint"]).expand(-1, 3, -1, -1) if "hint" in batch else None

@@ -1,7 +1,8 @@
-"""ControlNet (Zhang et al. 2023, arXiv:2302.05543): a trained copy of a U-Net's encoder that steers the frozen U-Net by a hint.
+"""ControlNet (Zhang et al. 2023, arXiv:2302.05543): a trained copy of a U-Net's encoder that steers
+the frozen U-Net by a hint.
 
-The frozen U-Net and the addition of the residuals are in `common/latent/model.py`. Keys of the state dict, and the folder
-that `save` writes, are those of diffusers' `ControlNetModel`.
+The frozen U-Net and the addition of the residuals are in `common/latent/model.py`. Keys of the
+state dict, and the folder that `save` writes, are those of diffusers' `ControlNetModel`.
 """
 
 import math
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 SD_HINT_CHANNELS = (16, 32, 96, 256)
 
-# What of a U-Net's configuration shapes its encoder; diffusers' U-Net and its ControlNet share these names.
+# What of a U-Net's configuration shapes its encoder; diffusers' U-Net and its ControlNet share
+# these names.
 ENCODER_KEYS = (
     "in_channels",
     "flip_sin_to_cos",
@@ -72,15 +74,17 @@ FIXED = {
 
 
 class ControlNet(nn.Module):
-    """Predicts from x_t [N, C, h, w], hint [N, 3, H, W] in [0, 1], t long [N] and context [N, L, D] the control residuals.
+    """Predicts from x_t [N, C, h, w], hint [N, 3, H, W] in [0, 1], t long [N] and context [N, L, D]
+    the control residuals.
 
-    `unet_config` is the configuration of the base U-Net (`unet.config`) or the `config.json` of a diffusers ControlNet: keys
-    that do not concern the encoder are ignored. `hint_channels` are those of the hint encoder, Stable Diffusion's by default;
-    each step from one to the next divides the hint's sides by its entry of `hint_strides` (default: 2 each, the only value
-    that diffusers knows). Their product must be the factor between pixels and latents.
+    `unet_config` is the configuration of the base U-Net (`unet.config`) or the `config.json` of a
+    diffusers ControlNet: keys that do not concern the encoder are ignored. `hint_channels` are
+    those of the hint encoder, Stable Diffusion's by default; each step from one to the next divides
+    the hint's sides by its entry of `hint_strides` (default: 2 each, the only value that diffusers
+    knows). Their product must be the factor between pixels and latents.
 
-    The weights are new. `from_unet` is what starts a training; `load` reads a trained one. Raises InputError on a
-    configuration that is not of Stable Diffusion's kind.
+    The weights are new. `from_unet` is what starts a training; `load` reads a trained one. Raises
+    InputError on a configuration that is not of Stable Diffusion's kind.
     """
 
     def __init__(
@@ -93,8 +97,8 @@ class ControlNet(nn.Module):
         hint_strides = tuple(hint_strides or (2,) * (len(hint_channels) - 1))
         if len(hint_channels) < 2 or len(hint_strides) != len(hint_channels) - 1:
             raise InputError(
-                f"a hint encoder needs one stride less than channels, not channels {list(hint_channels)} "
-                f"and strides {list(hint_strides)}"
+                "a hint encoder needs one stride less than channels, not channels"
+                f" {list(hint_channels)} and strides {list(hint_strides)}"
             )
         self.hint_channels, self.hint_strides = tuple(hint_channels), hint_strides
         self.gradient_checkpointing = False
@@ -107,7 +111,9 @@ class ControlNet(nn.Module):
 
         width = self.conv_in.out_channels
         self.controlnet_cond_embedding = HintEncoder(self.hint_channels, hint_strides, width)
-        self.controlnet_down_blocks = nn.ModuleList(zero_conv(c, c, 1) for c in _skip_channels(width, self.down_blocks))
+        self.controlnet_down_blocks = nn.ModuleList(
+            zero_conv(c, c, 1) for c in _skip_channels(width, self.down_blocks)
+        )
         last = self.encoder_config["block_out_channels"][-1]
         self.controlnet_mid_block = zero_conv(last, last, 1)
 
@@ -118,7 +124,8 @@ class ControlNet(nn.Module):
         hint_channels: Sequence[int] = SD_HINT_CHANNELS,
         hint_strides: Sequence[int] | None = None,
     ) -> "ControlNet":
-        """A ControlNet whose encoder is a trainable copy of the U-Net's, on the U-Net's device (Section 3.1 of the paper)."""
+        """A ControlNet whose encoder is a trainable copy of the U-Net's, on the U-Net's device
+        (Section 3.1 of the paper)."""
         with unet.device:
             control = cls(unet.config, hint_channels, hint_strides)
         for part in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
@@ -126,7 +133,8 @@ class ControlNet(nn.Module):
         return control
 
     def forward(self, x_t: Tensor, hint: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
-        """One residual for each skip of the encoder, then the middle's: 12 + 1 for Stable Diffusion.
+        """One residual for each skip of the encoder, then the middle's: 12 + 1 for Stable
+        Diffusion.
 
         Raises InputError if the hint's size does not fit the latents'.
         """
@@ -138,7 +146,9 @@ class ControlNet(nn.Module):
             h, outputs = self._run(block, h, emb, **_text(block, context))
             skips += outputs
         h = self._run(self.mid_block, h, emb, **_text(self.mid_block, context))
-        residuals = [conv(skip) for conv, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
+        residuals = [
+            conv(skip) for conv, skip in zip(self.controlnet_down_blocks, skips, strict=True)
+        ]
         return [*residuals, self.controlnet_mid_block(h)]
 
     @property
@@ -152,11 +162,13 @@ class ControlNet(nn.Module):
         return math.prod(self.hint_strides)
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Whether to keep only each block's input for the backward pass and to compute the rest again."""
+        """Whether to keep only each block's input for the backward pass and to compute the rest
+        again."""
         self.gradient_checkpointing = enabled
 
     def save(self, folder: Path) -> None:
-        """Writes `config.json` and `diffusion_pytorch_model.safetensors`, which diffusers' ControlNetModel reads too.
+        """Writes `config.json` and `diffusion_pytorch_model.safetensors`, which diffusers'
+        ControlNetModel reads too.
 
         But for strides other than 2, which it ignores: it then computes residuals of another size.
         """
@@ -166,7 +178,8 @@ class ControlNet(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration as a diffusers ControlNet states it; `hint_strides` is there only where it is not all 2."""
+        """The configuration as a diffusers ControlNet states it; `hint_strides` is there only where
+        it is not all 2."""
         own = {} if set(self.hint_strides) == {2} else {"hint_strides": list(self.hint_strides)}
         return {
             "_class_name": CONTROL_CLASS,
@@ -179,7 +192,8 @@ class ControlNet(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ControlNet":
-        """A new network of the configuration in a ControlNet's folder. Raises InputError if it describes none."""
+        """A new network of the configuration in a ControlNet's folder. Raises InputError if it
+        describes none."""
         name = config.get("_class_name")
         if name != CONTROL_CLASS:
             raise InputError(f"the configuration is of a {name}, but {CONTROL_CLASS} is expected")
@@ -187,11 +201,14 @@ class ControlNet(nn.Module):
             channels = config.get("conditioning_embedding_out_channels", SD_HINT_CHANNELS)
             return cls(config, channels, config.get("hint_strides"))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"the configuration does not describe a {CONTROL_CLASS} ({error})") from None
+            raise InputError(
+                f"the configuration does not describe a {CONTROL_CLASS} ({error})"
+            ) from None
 
     @classmethod
     def load(cls, folder: Path) -> "ControlNet":
-        """Rebuilds the network from its folder, in evaluation mode. Raises InputError if the folder does not hold one."""
+        """Rebuilds the network from its folder, in evaluation mode. Raises InputError if the folder
+        does not hold one."""
         path = Path(folder) / CONFIG_FILE
         config = read_json(path)
         if not isinstance(config, dict):
@@ -210,7 +227,8 @@ class ControlNet(nn.Module):
         expected = tuple(side * self.downscale for side in x_t.shape[-2:])
         if tuple(hint.shape) != (len(x_t), 3, *expected):
             raise InputError(
-                f"latents of shape {list(x_t.shape)} need a hint of shape {[len(x_t), 3, *expected]}, not {list(hint.shape)}"
+                f"latents of shape {list(x_t.shape)} need a hint of shape"
+                f" {[len(x_t), 3, *expected]}, not {list(hint.shape)}"
             )
 
 
@@ -222,7 +240,10 @@ class HintEncoder(nn.Module):
         self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
         self.blocks = nn.ModuleList()
         for a, b, stride in zip(channels, channels[1:], strides, strict=False):
-            self.blocks += [nn.Conv2d(a, a, 3, padding=1), nn.Conv2d(a, b, 3, stride=stride, padding=1)]
+            self.blocks += [
+                nn.Conv2d(a, a, 3, padding=1),
+                nn.Conv2d(a, b, 3, stride=stride, padding=1),
+            ]
         self.conv_out = zero_conv(channels[-1], width, 3)
 
     def forward(self, hint: Tensor) -> Tensor:
@@ -233,7 +254,8 @@ class HintEncoder(nn.Module):
 
 
 def zero_conv(channels_in: int, channels: int, kernel: int) -> nn.Conv2d:
-    """A convolution that starts at zero, so that training starts from the frozen model (Section 3.1 of the paper)."""
+    """A convolution that starts at zero, so that training starts from the frozen model (Section 3.1
+    of the paper)."""
     conv = nn.Conv2d(channels_in, channels, kernel, padding=kernel // 2)
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)
@@ -241,14 +263,23 @@ def zero_conv(channels_in: int, channels: int, kernel: int) -> nn.Conv2d:
 
 
 def _new_encoder(config: Mapping[str, Any]) -> "UNet2DConditionModel":
-    """A new U-Net of which only the encoder and the middle have weights; the decoder stays on the meta device."""
+    """A new U-Net of which only the encoder and the middle have weights; the decoder stays on the
+    meta device."""
     from diffusers import UNet2DConditionModel
 
     strange = [key for key, value in FIXED.items() if config.get(key, value) != value]
     if strange:
-        raise InputError(f"a ControlNet of Stable Diffusion's kind has no {strange[0]} = {config[strange[0]]!r}")
-    if config.get("mid_block_type", "UNetMidBlock2DCrossAttn") not in ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"):
-        raise InputError(f"a ControlNet of Stable Diffusion's kind has no middle block {config['mid_block_type']!r}")
+        raise InputError(
+            f"a ControlNet of Stable Diffusion's kind has no {strange[0]} = {config[strange[0]]!r}"
+        )
+    if config.get("mid_block_type", "UNetMidBlock2DCrossAttn") not in (
+        "UNetMidBlock2DCrossAttn",
+        "UNetMidBlock2D",
+    ):
+        raise InputError(
+            "a ControlNet of Stable Diffusion's kind has no middle block"
+            f" {config['mid_block_type']!r}"
+        )
     values = {key: config[key] for key in ENCODER_KEYS if key in config}
     levels = len(values.get("down_block_types", (None,) * 4))
     device = torch.get_default_device()
@@ -258,7 +289,9 @@ def _new_encoder(config: Mapping[str, Any]) -> "UNet2DConditionModel":
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise InputError(f"the configuration does not describe a U-Net ({error})") from None
     for part in (unet.conv_in, unet.time_embedding, unet.down_blocks, unet.mid_block):
-        empty = {key: torch.empty_like(value, device=device) for key, value in part.state_dict().items()}
+        empty = {
+            key: torch.empty_like(value, device=device) for key, value in part.state_dict().items()
+        }
         part.load_state_dict(empty, assign=True)
         part.apply(_reset)
     return unet
@@ -280,4 +313,6 @@ def _skip_channels(width: int, down_blocks: nn.ModuleList) -> list[int]:
 
 
 def _text(block: nn.Module, context: Tensor) -> dict[str, Tensor]:
-    return {"encoder_hidden_states": context} if getattr(block, "has_cross_attention", False) else {}
+    return (
+        {"encoder_hidden_states": context} if getattr(block, "has_cross_attention", False) else {}
+    )

@@ -1,4 +1,5 @@
-"""Pictures larger than the model's own size: the network, ControlNet included, on overlapping patches."""
+"""Pictures larger than the model's own size: the network, ControlNet included, on overlapping
+patches."""
 
 import dataclasses
 
@@ -13,10 +14,11 @@ from common.latent.model import LatentCondition
 def patched(network: Network, size: int, stride: int, downscale: int) -> Network:
     """A network for latents [N, C, h, w] of any size from one for `size` x `size`.
 
-    The latents are cut into patches of `size` at every `stride` (the last ones flush with the far sides), and so is the hint,
-    at the same places times `downscale` (pixels for each latent). Outputs are folded back, each weighted by a pyramid that falls
-    towards its patch's sides, so that no seam shows. Where one patch covers everything the network is called as it is.
-    Raises InputError if the latents are smaller than a patch or the stride leaves gaps.
+    The latents are cut into patches of `size` at every `stride` (the last ones flush with the far
+    sides), and so is the hint, at the same places times `downscale` (pixels for each latent).
+    Outputs are folded back, each weighted by a pyramid that falls towards its patch's sides, so
+    that no seam shows. Where one patch covers everything the network is called as it is. Raises
+    InputError if the latents are smaller than a patch or the stride leaves gaps.
     """
     if not 1 <= stride <= size:
         raise InputError(f"a stride of {stride} latents leaves gaps between patches of {size}")
@@ -24,7 +26,9 @@ def patched(network: Network, size: int, stride: int, downscale: int) -> Network
     def apply(x_t: Tensor, t: Tensor, cond: LatentCondition) -> Tensor:
         height, width = x_t.shape[-2:]
         if min(height, width) < size:
-            raise InputError(f"latents of {height}x{width} are smaller than one patch of {size}x{size}")
+            raise InputError(
+                f"latents of {height}x{width} are smaller than one patch of {size}x{size}"
+            )
         if (height, width) == (size, size):
             return network(x_t, t, cond)
         window = pyramid(size).to(x_t)

@@ -1,12 +1,15 @@
-"""The speed of zero-shot classification against the straightforward open_clip loop, in one run on one set of pictures.
+"""The speed of zero-shot classification against the straightforward open_clip loop, in one run on
+one set of pictures.
 
     python3 -m scripts.benchmark_clip --images hw2_data/clip_shapes_test/val
-    python3 -m scripts.benchmark_clip --images DIR --model ViT-B-32 --random      (no weights needed)
+    python3 -m scripts.benchmark_clip --images DIR --model ViT-B-32 --random  (no weights needed)
 
-Three ways to the same features: the loop of open_clip's README (read, preprocess, encode, one after the other), this project's
-(read ahead in threads, cache empty), and this project's a second time (cache full). Then, unless the weights are random, what a
-user waits for: `python -m p3_clip.inference` as a process of its own, imports included, twice with one cache folder and another
-template the second time. All files are read once before, so that none of it pays for a cold disk.
+Three ways to the same features: the loop of open_clip's README (read, preprocess, encode, one after
+the other), this project's (read ahead in threads, cache empty), and this project's a second time
+(cache full). Then, unless the weights are random, what a user waits for: `python -m
+p3_clip.inference` as a process of its own, imports included, twice with one cache folder and
+another template the second time. All files are read once before, so that none of it pays for a cold
+disk.
 """
 
 import dataclasses
@@ -92,12 +95,17 @@ def main(config: Config) -> None:
 
 
 def time_features(config: Config, clip: Clip, files: list[Path]) -> list[tuple[str, float]]:
-    """Seconds of three ways to the features, which are checked to agree: the plain loop, and this project's twice."""
+    """Seconds of three ways to the features, which are checked to agree: the plain loop, and this
+    project's twice."""
     with tempfile.TemporaryDirectory() as folder:
 
         def ours() -> Tensor:
             return extract_features(
-                clip, files, batch_size=config.batch_size, workers=config.workers, cache=Path(folder)
+                clip,
+                files,
+                batch_size=config.batch_size,
+                workers=config.workers,
+                cache=Path(folder),
             )
 
         ways = {
@@ -113,8 +121,9 @@ def time_features(config: Config, clip: Clip, files: list[Path]) -> list[tuple[s
 
 
 def time_program(config: Config, files: list[Path]) -> list[tuple[str, float]]:
-    """Seconds of three processes: one that only imports open_clip, and two runs of p3_clip.inference, the second with the first's
-    cache and another template. None for random weights, which the program does not take."""
+    """Seconds of three processes: one that only imports open_clip, and two runs of
+    p3_clip.inference, the second with the first's cache and another template. None for random
+    weights, which the program does not take."""
     if config.random:
         return []
     with tempfile.TemporaryDirectory() as folder:
@@ -123,18 +132,37 @@ def time_program(config: Config, files: list[Path]) -> list[tuple[str, float]]:
         for n, file in enumerate(files):  # any pictures will do: the classes cost nothing here
             (images / f"{n % 50}_{n}{file.suffix}").symlink_to(file.resolve())
         labels.write_text(json.dumps({str(c): f"class {c}" for c in range(50)}))
-        command = [sys.executable, "-m", "p3_clip.inference", "--images", images, "--labels", labels]
+        command = [
+            sys.executable,
+            "-m",
+            "p3_clip.inference",
+            "--images",
+            images,
+            "--labels",
+            labels,
+        ]
         command += ["--output-dir", Path(folder) / "out", "--cache", Path(folder) / "cache"]
-        command += ["--batch-size", config.batch_size, "--workers", config.workers, "--device", config.clip.device]
+        command += [
+            "--batch-size",
+            config.batch_size,
+            "--workers",
+            config.workers,
+            "--device",
+            config.clip.device,
+        ]
         for flag in ("model", "pretrained"):
             if value := getattr(config.clip, flag):
                 command += [f"--{flag}", Path(value).resolve() if Path(value).exists() else value]
 
         def run(arguments: list[str]) -> float:
             started = time.monotonic()
-            result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+            result = subprocess.run(
+                arguments, cwd=ROOT, capture_output=True, text=True, check=False
+            )
             if result.returncode:
-                raise InputError(f"p3_clip.inference ended with {result.returncode}: {result.stderr[-500:]}")
+                raise InputError(
+                    f"p3_clip.inference ended with {result.returncode}: {result.stderr[-500:]}"
+                )
             return time.monotonic() - started
 
         runs = [[*map(str, command), "--template", template] for template in TEMPLATES]
@@ -149,8 +177,12 @@ def random_clip(config: ClipConfig) -> Clip:
     if config.model is None:
         raise InputError("--random needs --model")
     check_model_name(config.model)
-    network, _, preprocess = open_clip.create_model_and_transforms(config.model, device=pick_device(config.device))
-    return Clip(network.eval(), open_clip.get_tokenizer(config.model), preprocess, config.model, "random")
+    network, _, preprocess = open_clip.create_model_and_transforms(
+        config.model, device=pick_device(config.device)
+    )
+    return Clip(
+        network.eval(), open_clip.get_tokenizer(config.model), preprocess, config.model, "random"
+    )
 
 
 def plain_loop(clip: Clip, files: list[Path], batch_size: int) -> Tensor:

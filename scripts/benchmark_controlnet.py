@@ -1,12 +1,15 @@
-"""Speed and peak memory of training a ControlNet, against diffusers' own training step for the same networks.
+"""Speed and peak memory of training a ControlNet, against diffusers' own training step for the same
+networks.
 
     python3 -m scripts.benchmark_controlnet                    (the small model; minutes)
-    python3 -m scripts.benchmark_controlnet --size sd14        (Stable Diffusion v1.4, random weights; needs 20 GB and half an hour)
+    # Stable Diffusion v1.4, random weights; needs 20 GB and half an hour
+    python3 -m scripts.benchmark_controlnet --size sd14
 
-diffusers' step is that of its `train_controlnet.py`: autoencoder and text encoder run in every step, ControlNetModel, AdamW with
-its defaults, gradients kept at zero. This project's step takes latents and text from the cache. Between the two, each lever is
-changed alone. Every measurement is a process of its own, so that no peak of memory contains another's; they take turns, and
-medians over all rounds count. Leave the machine alone meanwhile.
+diffusers' step is that of its `train_controlnet.py`: autoencoder and text encoder run in every
+step, ControlNetModel, AdamW with its defaults, gradients kept at zero. This project's step takes
+latents and text from the cache. Between the two, each lever is changed alone. Every measurement is
+a process of its own, so that no peak of memory contains another's; they take turns, and medians
+over all rounds count. Leave the machine alone meanwhile.
 """
 
 import dataclasses
@@ -58,7 +61,8 @@ class Recipe:
     cached_text: bool = True
     """Text features come from the cache; otherwise the text encoder runs in each step."""
     encoders_loaded: bool = False
-    """Autoencoder and text encoder stay in memory though no step needs them, as a trainer that draws previews keeps them."""
+    """Autoencoder and text encoder stay in memory though no step needs them, as a trainer that
+    draws previews keeps them."""
     frozen_base: bool = True
     """The base asks for no gradient, so that none is computed for its encoder."""
     channels_last: bool = False
@@ -87,7 +91,8 @@ class Config:
     """Measures training steps of a ControlNet, this project's against diffusers'."""
 
     size: Size = "small"
-    """Which networks, with random weights: Stable Diffusion v1.4's, the small model's, or toys to try this program with."""
+    """Which networks, with random weights: Stable Diffusion v1.4's, the small model's, or toys to
+    try this program with."""
     batch_size: int | None = None
     """Images in a step (default: 32; 1 for sd14)."""
     image: int | None = None
@@ -114,7 +119,10 @@ def main(config: Config) -> None:
         if config.result:
             parts = read_json(config.result) if config.result.exists() else {}
             command = f"python3 -m scripts.benchmark_controlnet --size {config.size}"
-            write_json(config.result, parts | {config.size: {"command": command, **settings(config), "rows": rows}})
+            write_json(
+                config.result,
+                parts | {config.size: {"command": command, **settings(config), "rows": rows}},
+            )
         return
     if config.recipe not in RECIPES:
         raise InputError(f"there is no recipe {config.recipe!r}, but {', '.join(RECIPES)}")
@@ -148,7 +156,14 @@ def measure_all(config: Config) -> list[dict[str, Any]]:
     for name, found in turns.items():
         seconds = statistics.median(second for turn in found for second in turn["seconds"])
         peak = statistics.median(turn["peak_gib"] for turn in found)
-        rows.append({"recipe": name, "seconds": seconds, "images_per_second": batch / seconds, "peak_gib": peak})
+        rows.append(
+            {
+                "recipe": name,
+                "seconds": seconds,
+                "images_per_second": batch / seconds,
+                "peak_gib": peak,
+            }
+        )
     reference = next(row for row in rows if row["recipe"] == "diffusers")
     for row in rows:
         row["speed"] = reference["seconds"] / row["seconds"]
@@ -157,9 +172,12 @@ def measure_all(config: Config) -> list[dict[str, Any]]:
 
 
 def in_own_process(config: Config, recipe: str) -> dict[str, Any]:
-    """What `measure` finds in a fresh process. Raises InputError if that fails, for example for want of memory."""
+    """What `measure` finds in a fresh process. Raises InputError if that fails, for example for
+    want of memory."""
     given = {**settings(config), "size": config.size, "recipe": recipe}
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if name != "threads"]
+    flags = [
+        f"--{name.replace('_', '-')}={value}" for name, value in given.items() if name != "threads"
+    ]
     command = [sys.executable, "-m", "scripts.benchmark_controlnet", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -172,8 +190,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     """The table, in columns."""
     for row in rows:
         print(
-            f"{row['recipe']:<24}{row['images_per_second']:9.3f} images/s, {row['speed']:5.2f} times diffusers'; "
-            f"peak {row['peak_gib']:6.2f} GiB, {row['memory']:5.2f} times"
+            f"{row['recipe']:<24}{row['images_per_second']:9.3f} images/s, {row['speed']:5.2f}"
+            f" times diffusers'; peak {row['peak_gib']:6.2f} GiB, {row['memory']:5.2f} times"
         )
 
 
@@ -230,8 +248,13 @@ def build(size: Size) -> Networks:
     if size == "sd14":
         networks = empty_networks()
         for network in networks:
-            state = {name: torch.empty_like(value, device="cpu") for name, value in network.state_dict().items()}
-            network.load_state_dict({name: value.uniform_(-0.02, 0.02) for name, value in state.items()}, assign=True)
+            state = {
+                name: torch.empty_like(value, device="cpu")
+                for name, value in network.state_dict().items()
+            }
+            network.load_state_dict(
+                {name: value.uniform_(-0.02, 0.02) for name, value in state.items()}, assign=True
+            )
         return Networks(*networks, SD_HINT_CHANNELS)
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -255,7 +278,9 @@ def build(size: Size) -> Networks:
         )
     )
     network = build_autoencoder(autoencoder)
-    return Networks(build_unet(unet, network, text["width"]), network, encoder, TrainerConfig.hint_channels)
+    return Networks(
+        build_unet(unet, network, text["width"]), network, encoder, TrainerConfig.hint_channels
+    )
 
 
 def draw_inputs(networks: Networks, batch: int, image: int) -> Inputs:
@@ -272,10 +297,13 @@ def draw_inputs(networks: Networks, batch: int, image: int) -> Inputs:
     )
 
 
-def own_step(networks: Networks, inputs: Inputs, recipe: Recipe, device: torch.device) -> Callable[[], None]:
+def own_step(
+    networks: Networks, inputs: Inputs, recipe: Recipe, device: torch.device
+) -> Callable[[], None]:
     """This project's step, as `common.training.fit` takes it with `p3_controlnet.loss`."""
     needs_latents, needs_text = (
-        not cached or recipe.encoders_loaded for cached in (recipe.cached_latents, recipe.cached_text)
+        not cached or recipe.encoders_loaded
+        for cached in (recipe.cached_latents, recipe.cached_text)
     )
     model = LatentDiffusion(
         networks.autoencoder if needs_latents else nn.Identity(),
@@ -320,12 +348,18 @@ def own_step(networks: Networks, inputs: Inputs, recipe: Recipe, device: torch.d
     return step
 
 
-def diffusers_step(networks: Networks, inputs: Inputs, recipe: Recipe, device: torch.device) -> Callable[[], None]:
+def diffusers_step(
+    networks: Networks, inputs: Inputs, recipe: Recipe, device: torch.device
+) -> Callable[[], None]:
     """The step of examples/controlnet/train_controlnet.py of diffusers, at its defaults."""
     from diffusers import ControlNetModel, DDPMScheduler
 
-    unet, autoencoder, text_encoder = (network.requires_grad_(False).to(device) for network in networks[:3])
-    control = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=networks.hint_channels)
+    unet, autoencoder, text_encoder = (
+        network.requires_grad_(False).to(device) for network in networks[:3]
+    )
+    control = ControlNetModel.from_unet(
+        unet, conditioning_embedding_out_channels=networks.hint_channels
+    )
     control = control.to(device).train()
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     optimizer = torch.optim.AdamW(control.parameters(), **LEARNING)
@@ -333,13 +367,17 @@ def diffusers_step(networks: Networks, inputs: Inputs, recipe: Recipe, device: t
 
     def step() -> None:
         encoded = autoencoder.encode(inputs.images.to(device))
-        latents = (encoded.latent_dist.sample() if "latent_dist" in encoded else encoded.latent) * scaling
+        latents = (
+            encoded.latent_dist.sample() if "latent_dist" in encoded else encoded.latent
+        ) * scaling
         noise = torch.randn_like(latents)
         t = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), device=device)
         noisy = scheduler.add_noise(latents, noise, t)
         context = text_encoder(inputs.tokens.to(device), return_dict=False)[0]
         hint = inputs.hints.to(device).expand(-1, 3, -1, -1).float() / 255.0
-        skips, middle = control(noisy, t, encoder_hidden_states=context, controlnet_cond=hint, return_dict=False)
+        skips, middle = control(
+            noisy, t, encoder_hidden_states=context, controlnet_cond=hint, return_dict=False
+        )
         predicted = unet(
             noisy,
             t,
@@ -372,13 +410,16 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The peak in bytes: of the device's memory on CUDA, else of this process (`VmHWM`; elsewhere than on Linux `ru_maxrss`)."""
+    """The peak in bytes: of the device's memory on CUDA, else of this process (`VmHWM`; elsewhere
+    than on Linux `ru_maxrss`)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return 1024 * int(found[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 if __name__ == "__main__":

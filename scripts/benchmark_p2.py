@@ -1,10 +1,11 @@
-"""Times one DDIM step of the homework's full-size face network (random weights) against a naive one and against diffusers.
+"""Times one DDIM step of the homework's full-size face network (random weights) against a naive one
+and against diffusers.
 
-    python3 -m scripts.benchmark_p2                 (some minutes on two CPU cores; needs about 5 GB)
+    python3 -m scripts.benchmark_p2  (some minutes on two CPU cores; needs about 5 GB)
     python3 -m scripts.benchmark_p2 --device cuda
 
-All run float32 on one image, taking turns, and the fastest time of each counts: other programs only add to it. The peak is that
-of the fastest single convolution. Leave the machine alone meanwhile.
+All run float32 on one image, taking turns, and the fastest time of each counts: other programs only
+add to it. The peak is that of the fastest single convolution. Leave the machine alone meanwhile.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ from common.files import ROOT, write_json
 from p2_ddim.model import FaceUNet, FaceUNetConfig, fold_upsampling
 from p2_ddim.sampling import SamplingConfig, face_denoiser, plan
 
-# (channels in, channels out, the part of the image's side) of convolutions that the network is made of.
+# (channels in, channels out, the part of the image's side) of convolutions that the network is made
+# of.
 CONVOLUTIONS = ((128, 128, 1), (256, 128, 1), (256, 256, 2), (256, 256, 4), (512, 512, 8))
 STEPS = 50
 
@@ -48,7 +50,9 @@ def main(config: Config) -> None:
     if config.side % 32 or config.side < 32 or config.rounds < 1:
         raise InputError("--side must be a multiple of 32 and --rounds at least 1")
     device = pick_device(config.device)
-    x_t = torch.randn(1, 3, config.side, config.side, generator=torch.Generator().manual_seed(0)).to(device)
+    x_t = torch.randn(
+        1, 3, config.side, config.side, generator=torch.Generator().manual_seed(0)
+    ).to(device)
     candidates = {
         "naive": naive_step(device),
         "this project": own_step(device),
@@ -75,10 +79,13 @@ def main(config: Config) -> None:
             }
         )
         print(
-            f"{name:<13} {seconds:8.3f} s a step, {rows[-1]['speed_over_naive']:.2f} times the naive speed, "
-            f"{rows[-1]['fraction_of_peak']:.0%} of the peak, ten faces in {rows[-1]['minutes_for_ten_faces']:.1f} minutes"
+            f"{name:<13} {seconds:8.3f} s a step, {rows[-1]['speed_over_naive']:.2f} times the"
+            f" naive speed, {rows[-1]['fraction_of_peak']:.0%} of the peak, ten faces in"
+            f" {rows[-1]['minutes_for_ten_faces']:.1f} minutes"
         )
-    print(f"{flops / 1e9:.0f} GFLOP a step; the fastest convolution reaches {peak / 1e9:.0f} GFLOP/s")
+    print(
+        f"{flops / 1e9:.0f} GFLOP a step; the fastest convolution reaches {peak / 1e9:.0f} GFLOP/s"
+    )
     if config.result:
         settings = {
             "command": "python3 -m scripts.benchmark_p2",
@@ -87,7 +94,10 @@ def main(config: Config) -> None:
             "device": device.type,
             "threads": torch.get_num_threads(),
         }
-        write_json(config.result, {**settings, "gflop": flops / 1e9, "peak_gflop_per_s": peak / 1e9, "rows": rows})
+        write_json(
+            config.result,
+            {**settings, "gflop": flops / 1e9, "peak_gflop_per_s": peak / 1e9, "rows": rows},
+        )
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
@@ -106,7 +116,8 @@ def full_size() -> FaceUNet:
 
 
 def naive_step(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The network as it is written, NCHW; grad mode, though nothing requires a gradient, keeps SiLU out of place."""
+    """The network as it is written, NCHW; grad mode, though nothing requires a gradient, keeps SiLU
+    out of place."""
     network = full_size().to(device)
 
     def step(x_t: Tensor) -> Tensor:
@@ -117,7 +128,8 @@ def naive_step(device: torch.device) -> Callable[[Tensor], Tensor]:
 
 
 def own_step(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The network as `load_network` prepares it: channels last, up-samplings folded; SiLU in place."""
+    """The network as `load_network` prepares it: channels last, up-samplings folded; SiLU in
+    place."""
     network = fold_upsampling(full_size().to(memory_format=torch.channels_last)).to(device)
     return torch.inference_mode()(lambda x_t: ddim_step(network, x_t))
 
@@ -126,7 +138,9 @@ def ddim_step(network: FaceUNet, x_t: Tensor) -> Tensor:
     """One step of the homework's DDIM."""
     sampling = SamplingConfig()
     schedule, timestep_pairs = plan(sampling)
-    return sample_ddim(face_denoiser(network, schedule, sampling), schedule, x_t, timestep_pairs[:1])
+    return sample_ddim(
+        face_denoiser(network, schedule, sampling), schedule, x_t, timestep_pairs[:1]
+    )
 
 
 def diffusers_step(device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -139,8 +153,12 @@ def diffusers_step(device: torch.device) -> Callable[[Tensor], Tensor]:
     network = UNet2DModel(
         block_out_channels=config.channels,
         layers_per_block=config.blocks,
-        down_block_types=["AttnDownBlock2D" if i in config.attention else "DownBlock2D" for i in levels],
-        up_block_types=["AttnUpBlock2D" if i in config.attention else "UpBlock2D" for i in reversed(levels)],
+        down_block_types=[
+            "AttnDownBlock2D" if i in config.attention else "DownBlock2D" for i in levels
+        ],
+        up_block_types=[
+            "AttnUpBlock2D" if i in config.attention else "UpBlock2D" for i in reversed(levels)
+        ],
         attention_head_dim=config.channels[-1],
         flip_sin_to_cos=False,
     )
@@ -157,7 +175,8 @@ def diffusers_step(device: torch.device) -> Callable[[Tensor], Tensor]:
 
 
 def count_flops(side: int) -> int:
-    """Floating-point operations of one evaluation as the network is written (two for a product and sum)."""
+    """Floating-point operations of one evaluation as the network is written (two for a product and
+    sum)."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = FaceUNet(FaceUNetConfig())
         network(torch.empty(1, 3, side, side), torch.zeros(1, dtype=torch.long))
@@ -166,11 +185,14 @@ def count_flops(side: int) -> int:
 
 @torch.inference_mode()
 def measure_peak(side: int, device: torch.device) -> float:
-    """The FLOP/s of the fastest of the network's own 3x3 convolutions, in the better memory format."""
+    """The FLOP/s of the fastest of the network's own 3x3 convolutions, in the better memory
+    format."""
     best = 0.0
     for channels_in, channels, part in CONVOLUTIONS:
         for memory_format in (torch.contiguous_format, torch.channels_last):
-            conv = nn.Conv2d(channels_in, channels, 3, padding=1).to(device, memory_format=memory_format)
+            conv = nn.Conv2d(channels_in, channels, 3, padding=1).to(
+                device, memory_format=memory_format
+            )
             x = torch.randn(1, channels_in, side // part, side // part, device=device)
             x = x.contiguous(memory_format=memory_format)
             seconds = min(timed(lambda conv=conv, x=x: conv(x), device) for _ in range(5))

@@ -1,10 +1,12 @@
-"""Times what the training loop itself costs a step: an empty model on 2,048 digits, beside the work that any loop must do.
+"""Times what the training loop itself costs a step: an empty model on 2,048 digits, beside the work
+that any loop must do.
 
     python3 -m scripts.benchmark_training                  (half a minute on one CPU core)
     python3 -m scripts.benchmark_training --device cuda
 
-The work is that of one step of Problem 1: its noise by a plain `torch.randn`, the gather of its images and their conversion to
-[-1, 1]. Loop and work take turns step by step, and the median of their differences counts. Leave the machine alone meanwhile.
+The work is that of one step of Problem 1: its noise by a plain `torch.randn`, the gather of its
+images and their conversion to [-1, 1]. Loop and work take turns step by step, and the median of
+their differences counts. Leave the machine alone meanwhile.
 """
 
 import dataclasses
@@ -75,13 +77,22 @@ def main(config: Config) -> None:
     rows["overhead_ms"] = 1e3 * statistics.median(a - b for a, b in zip(loop, work, strict=True))
     print(", ".join(f"{name} {value:.2f}" for name, value in rows.items()))
     if config.result:
-        hardware = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+        hardware = (
+            torch.cuda.get_device_name()
+            if device.type == "cuda"
+            else platform.processor() or platform.machine()
+        )
         about = {"batch_size": config.batch_size, "threads": config.threads, "hardware": hardware}
-        write_json(config.result, {"command": "python3 -m scripts.benchmark_training", **about, **rows})
+        write_json(
+            config.result, {"command": "python3 -m scripts.benchmark_training", **about, **rows}
+        )
 
 
-def time_steps(config: Config, data: Digits, device: torch.device) -> tuple[list[float], list[float]]:
-    """Seconds of each step of `fit`, and of the plain work, which is done just before the step and not counted in it."""
+def time_steps(
+    config: Config, data: Digits, device: torch.device
+) -> tuple[list[float], list[float]]:
+    """Seconds of each step of `fit`, and of the plain work, which is done just before the step and
+    not counted in it."""
     model, schedule, balanced = EmptyModel().to(device), make_schedule("cosine"), BalancedDraw(data)
     began, ended, work = [], [], []
 
@@ -95,7 +106,10 @@ def time_steps(config: Config, data: Digits, device: torch.device) -> tuple[list
 
     def loss_fn(batch: Batch, draws: Draws) -> Tensor:
         # The draws of Problem 1's loss, of which the empty model sees a corner.
-        x0, digit = to_model_range(batch["image"]), drop_context(batch["digit"], NULL_DIGIT, 0.1, draws)
+        x0, digit = (
+            to_model_range(batch["image"]),
+            drop_context(batch["digit"], NULL_DIGIT, 0.1, draws),
+        )
         t, eps = draws.randint(schedule.num_timesteps), draws.randn(*x0.shape[1:])
         alpha_t, sigma_t = schedule.alpha_sigma_like(t, x0)
         corner = (slice(None), slice(None), slice(1), slice(1))

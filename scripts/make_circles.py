@@ -1,4 +1,5 @@
-"""Draws pairs like fill50k's testing ones, and control pictures with two circles, in the homework's layout, without any data.
+"""Draws pairs like fill50k's testing ones, and control pictures with two circles, in the homework's
+layout, without any data.
 
 python3 -m scripts.make_circles --output-dir hw2_data/circles
 python3 -m scripts.make_circles --output-dir OUT --circles 0 --layouts two three touching cut

@@ -1,11 +1,13 @@
-"""Writes the compositional zero-shot test in the course's layout: 50 held-out (colour, shape) classes x 50 pictures.
+"""Writes the compositional zero-shot test in the course's layout: 50 held-out (colour, shape)
+classes x 50 pictures.
 
     python3 -m scripts.make_clip_testset
     python3 -m scripts.make_clip_testset --output-dir hw2_data/clip_shapes_test --size 64
 
-OUT/val/{class_id}_{image_id}.png and OUT/id2label.json, like hw2_data/clip_zeroshot. The classes are those of
-common.data.shapes.held_out_classes, which no training shows; every picture is one whole shape on a background that differs from
-it by at least 10 (CIEDE2000). The same seed writes the same pixels.
+OUT/val/{class_id}_{image_id}.png and OUT/id2label.json, like hw2_data/clip_zeroshot. The classes
+are those of common.data.shapes.held_out_classes, which no training shows; every picture is one
+whole shape on a background that differs from it by at least 10 (CIEDE2000). The same seed writes
+the same pixels.
 """
 
 import dataclasses
@@ -39,7 +41,8 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Writes to a temporary folder and renames it at the end: the set is there as a whole or not at all."""
+    """Writes to a temporary folder and renames it at the end: the set is there as a whole or not at
+    all."""
     for name in ("count", "size"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} must be at least 1, not {getattr(config, name)}")
@@ -47,7 +50,9 @@ def main(config: Config) -> None:
         raise InputError(f"--seed must not be negative, not {config.seed}")
     target = config.output_dir
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} is already there; remove it first, or give another --output-dir")
+        raise InputError(
+            f"{target} is already there; remove it first, or give another --output-dir"
+        )
     classes = held_out_classes()
     staging = make_folder(target.parent) / f".{target.name}.{os.getpid()}.partial"
     try:
@@ -57,7 +62,8 @@ def main(config: Config) -> None:
                 scene = held_out_scene(c, np.random.default_rng(derive_seed(config.seed, c, n)))
                 write_png(staging / "val" / f"{c}_{n:03d}.png", render(scene, config.size))
         write_json(
-            staging / "id2label.json", {str(c): "_".join(pair).replace(" ", "_") for c, pair in enumerate(classes)}
+            staging / "id2label.json",
+            {str(c): "_".join(pair).replace(" ", "_") for c, pair in enumerate(classes)},
         )
         if target.exists():
             target.rmdir()

@@ -1,10 +1,12 @@
-"""Draws the photos of the concepts that have no name in the small model's vocabulary, five of each: OUT/NAME/NN.png.
+"""Draws the photos of the concepts that have no name in the small model's vocabulary, five of each:
+OUT/NAME/NN.png.
 
     python3 -m scripts.make_concepts --output-dir hw2_data/concepts
     bash hw2_3.sh hw2_data/concepts/input.json OUT checkpoints/ldm_shapes
 
-OUT/input.json asks for them like the homework's, by the shipped words <new1> to <new4>; its baselines of 0 demand nothing. Photo NN of a
-concept depends on the seed, the side, the concept and NN alone.
+OUT/input.json asks for them like the homework's, by the shipped words <new1> to <new4>; its
+baselines of 0 demand nothing. Photo NN of a concept depends on the seed, the side, the concept and
+NN alone.
 """
 
 import dataclasses
@@ -39,7 +41,10 @@ class Config:
 def main(config: Config) -> None:
     """Writes the photos."""
     if config.count < 1 or config.side < 8:
-        raise InputError(f"--count must be at least 1 and --side at least 8, not {config.count} and {config.side}")
+        raise InputError(
+            f"--count must be at least 1 and --side at least 8, not {config.count} and"
+            f" {config.side}"
+        )
     derive_seed(config.seed)  # checks it before the first file
     for name in DRAWN:
         folder = make_folder(config.output_dir / name)

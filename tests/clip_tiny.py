@@ -1,4 +1,5 @@
-"""A tiny CLIP in the form of the shipped one, with fixed random weights, and pictures in the course's layout."""
+"""A tiny CLIP in the form of the shipped one, with fixed random weights, and pictures in the
+course's layout."""
 
 import json
 from pathlib import Path
@@ -40,7 +41,9 @@ def tiny_clip(seed: int = 0, **more: Any) -> open_clip.CLIP:
 
 def tiny_folder(folder: Path, seed: int = 0) -> Path:
     """The network as a model folder of the shipped form."""
-    save_folder(folder, tiny_clip(seed).state_dict(), TINY, (DATA / "templates" / "shapes.txt").read_text())
+    save_folder(
+        folder, tiny_clip(seed).state_dict(), TINY, (DATA / "templates" / "shapes.txt").read_text()
+    )
     return folder
 
 

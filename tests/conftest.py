@@ -1,4 +1,5 @@
-"""What several test files share: tiny data and tiny models on disk, made once in a session. Copy them before changing them."""
+"""What several test files share: tiny data and tiny models on disk, made once in a session. Copy
+them before changing them."""
 
 import socket
 from pathlib import Path
@@ -30,7 +31,9 @@ def digits_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         names = [f"{i:05d}.png" for i in range(len(labels))]
         for name, label in zip(names, labels.tolist(), strict=True):
             _drawn_digit(label, dataset, rng).save(root / dataset / "data" / name)
-        table = pd.DataFrame({"image_name": names, "label": labels}).sample(frac=1, random_state=index)
+        table = pd.DataFrame({"image_name": names, "label": labels}).sample(
+            frac=1, random_state=index
+        )
         table.to_csv(root / dataset / "train.csv", index=False)
     return root
 
@@ -102,5 +105,7 @@ def _drawn_digit(label: int, dataset: str, rng: np.random.Generator) -> Image.Im
     noise = rng.integers(0, 60 if dataset == "mnistm" else 1, size=(SIZE, SIZE, 3))
     image = Image.fromarray((ground + noise).clip(0, 255).astype(np.uint8))
     at = (8 + int(rng.integers(-2, 3)), 2 + int(rng.integers(-2, 3)))
-    ImageDraw.Draw(image).text(at, str(label), fill=tuple(ink.tolist()), font=ImageFont.load_default(22))
+    ImageDraw.Draw(image).text(
+        at, str(label), fill=tuple(ink.tolist()), font=ImageFont.load_default(22)
+    )
     return image

@@ -1,4 +1,5 @@
-"""Stable Diffusion of a toy's size in the structure and files of v1.4, random all over so that no two weights can be confused."""
+"""Stable Diffusion of a toy's size in the structure and files of v1.4, random all over so that no
+two weights can be confused."""
 
 import contextlib
 import math
@@ -14,7 +15,15 @@ from torch import Tensor, nn
 
 from common.checkpoint import load_strict
 from common.files import read_json, write_json
-from common.latent.stable_diffusion.naming import TEXT, UNET, Names, State, text_encoder_names, unet_names, vae_names
+from common.latent.stable_diffusion.naming import (
+    TEXT,
+    UNET,
+    Names,
+    State,
+    text_encoder_names,
+    unet_names,
+    vae_names,
+)
 from common.latent.stable_diffusion.sd14 import SD14, empty_networks, noise_schedule
 
 TINY = {
@@ -68,7 +77,8 @@ def random_networks(configs: Path, seed: int = 0, dtype: torch.dtype = torch.flo
 def random_state(
     network: nn.Module, generator: torch.Generator, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """Values that keep activations of order 1, rounded to half precision: uniform, since that is the cheapest to draw."""
+    """Values that keep activations of order 1, rounded to half precision: uniform, since that is
+    the cheapest to draw."""
     state = {}
     for name, like in network.state_dict().items():
         value = torch.empty(like.shape)
@@ -82,22 +92,30 @@ def random_state(
 
 
 def to_compvis(state: Mapping[str, Tensor], names: Names) -> State:
-    """A network's weights under CompVis' names; the autoencoder's attention becomes 1x1 convolutions [C, C, 1, 1]."""
+    """A network's weights under CompVis' names; the autoencoder's attention becomes 1x1
+    convolutions [C, C, 1, 1]."""
     one_by_one = re.compile(r"\.attn_1\.(q|k|v|proj_out)\.weight$")
     return {
-        names[key]: value[:, :, None, None] if one_by_one.search(names[key]) else value for key, value in state.items()
+        names[key]: value[:, :, None, None] if one_by_one.search(names[key]) else value
+        for key, value in state.items()
     }
 
 
 def compvis_state(unet: nn.Module, autoencoder: nn.Module, text_encoder: nn.Module) -> State:
-    """The three networks' weights as a CompVis file has them under `state_dict`; the inverse of `load_stable_diffusion`."""
+    """The three networks' weights as a CompVis file has them under `state_dict`; the inverse of
+    `load_stable_diffusion`."""
     parts = ((unet, unet_names), (autoencoder, vae_names), (text_encoder, text_encoder_names))
     states = [(network.state_dict(), names) for network, names in parts]
-    return {key: value for own, names in states for key, value in to_compvis(own, names(own)).items()}
+    return {
+        key: value for own, names in states for key, value in to_compvis(own, names(own)).items()
+    }
 
 
-def published_form(state: Mapping[str, Tensor], averaged: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-    """What the published file holds: tables, positions, averaged weights and, beside the weights, a class of Lightning."""
+def published_form(
+    state: Mapping[str, Tensor], averaged: Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
+    """What the published file holds: tables, positions, averaged weights and, beside the weights, a
+    class of Lightning."""
     ema = dict(averaged or {key: value for key, value in state.items() if key.startswith(UNET)})
     extra = {
         "betas": noise_schedule().betas.float(),
@@ -105,15 +123,28 @@ def published_form(state: Mapping[str, Tensor], averaged: Mapping[str, Tensor] |
         "model_ema.decay": torch.tensor(0.9999),
         "model_ema.num_updates": torch.tensor(470000),
         TEXT + "text_model.embeddings.position_ids": torch.arange(77)[None],
-        **{"model_ema." + key.removeprefix("model.").replace(".", ""): value for key, value in ema.items()},
+        **{
+            "model_ema." + key.removeprefix("model.").replace(".", ""): value
+            for key, value in ema.items()
+        },
     }
-    callbacks = {sys.modules[LIGHTNING].ModelCheckpoint: {"best_model_score": None}} if LIGHTNING in sys.modules else {}
-    return {"epoch": 1, "global_step": 470000, "state_dict": {**state, **extra}, "callbacks": callbacks}
+    callbacks = (
+        {sys.modules[LIGHTNING].ModelCheckpoint: {"best_model_score": None}}
+        if LIGHTNING in sys.modules
+        else {}
+    )
+    return {
+        "epoch": 1,
+        "global_step": 470000,
+        "state_dict": {**state, **extra},
+        "callbacks": callbacks,
+    }
 
 
 @contextlib.contextmanager
 def lightning_installed(class_name: str = "ModelCheckpoint") -> Iterator[None]:
-    """As if the library were there, for writing a file that names its class; the reader does without."""
+    """As if the library were there, for writing a file that names its class; the reader does
+    without."""
     names = ["pytorch_lightning", "pytorch_lightning.callbacks", LIGHTNING]
     before = {name: sys.modules.get(name) for name in names}
     sys.modules.update({name: types.ModuleType(name) for name in names})

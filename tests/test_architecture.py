@@ -1,4 +1,5 @@
-"""Rules of the house, read from the source: every idea in one room, and no problem leaning on another."""
+"""Rules of the house, read from the source: every idea in one room, and no problem leaning on
+another."""
 
 import ast
 import re
@@ -12,7 +13,9 @@ from common.files import ROOT
 PROBLEMS = ("p1_diffusion", "p2_ddim", "p3_controlnet", "p3_clip")
 PACKAGES = ("common", *PROBLEMS)
 HEAVY = {"diffusers", "transformers", "open_clip"}  # P1 and P2 need none of them...
-ADAPTERS = {"p2_ddim/model.py": {"diffusers"}}  # ...but to read that library's own models, inside a function.
+ADAPTERS = {
+    "p2_ddim/model.py": {"diffusers"}
+}  # ...but to read that library's own models, inside a function.
 PROGRAM = {
     path.relative_to(ROOT).as_posix(): path.read_text()
     for folder in (*PACKAGES, "scripts")
@@ -21,12 +24,14 @@ PROGRAM = {
 
 
 def imports(path: str, source: str) -> Iterator[str]:
-    """The full name of every module or member that the file at `path` imports, inside functions too."""
+    """The full name of every module or member that the file at `path` imports, inside functions
+    too."""
     yield from _imports(path, ast.parse(source), into_functions=True)
 
 
 def eager_imports(path: str, source: str) -> Iterator[str]:
-    """The same without those inside functions and under TYPE_CHECKING: what importing the file imports."""
+    """The same without those inside functions and under TYPE_CHECKING: what importing the file
+    imports."""
     yield from _imports(path, ast.parse(source), into_functions=False)
 
 
@@ -48,7 +53,8 @@ def _runs_later(node: ast.AST) -> bool:
 
 
 def names(source: str) -> set[str]:
-    """Every name and dotted name that the source uses or imports: `torch.load`, and `cumprod` of `x.cumprod`."""
+    """Every name and dotted name that the source uses or imports: `torch.load`, and `cumprod` of
+    `x.cumprod`."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Name):
@@ -56,7 +62,9 @@ def names(source: str) -> set[str]:
         elif isinstance(node, ast.Attribute):
             found |= {node.attr, ast.unparse(node)}
         elif isinstance(node, ast.ImportFrom):
-            found |= {alias.name for alias in node.names} | {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {alias.name for alias in node.names} | {
+                f"{node.module}.{alias.name}" for alias in node.names
+            }
     return found
 
 
@@ -84,7 +92,9 @@ def forbidden_imports(path: str, source: str) -> list[str]:
     """Imports of argparse, of another problem, and of any problem from common."""
     own = path.split("/")[0]
     others = {*PROBLEMS} - {own} if own in PACKAGES else set()
-    return sorted(name for name in imports(path, source) if name.split(".")[0] in {"argparse", *others})
+    return sorted(
+        name for name in imports(path, source) if name.split(".")[0] in {"argparse", *others}
+    )
 
 
 def reachable(start: str, program: dict[str, str]) -> set[str]:
@@ -100,7 +110,9 @@ def reachable(start: str, program: dict[str, str]) -> set[str]:
             parts = name.split(".")
             for i in range(1, len(parts) + 1):  # `import a.b.c` runs a, a.b and a.b.c
                 stem = "/".join(parts[:i])
-                waiting += [file for file in (f"{stem}.py", f"{stem}/__init__.py") if file in program]
+                waiting += [
+                    file for file in (f"{stem}.py", f"{stem}/__init__.py") if file in program
+                ]
     return found
 
 
@@ -109,7 +121,8 @@ def heavy_imports(start: str, program: dict[str, str]) -> dict[str, set[str]]:
     heavy = {}
     for path in reachable(start, program):
         eager, anywhere = (
-            {name.split(".")[0] for name in find(path, program[path])} & HEAVY for find in (eager_imports, imports)
+            {name.split(".")[0] for name in find(path, program[path])} & HEAVY
+            for find in (eager_imports, imports)
         )
         heavy[path] = eager | (anywhere - ADAPTERS.get(path, set()))
     return {path: libraries for path, libraries in heavy.items() if libraries}
@@ -127,9 +140,12 @@ def test_one_file_asks_which_process_this_is() -> None:
 
 def test_one_file_knows_versions_of_libraries() -> None:
     told_apart = re.compile(
-        r"(transformers|diffusers) \d|__version__|importlib\.metadata|position_ids|StrictDataclassError"
+        r"(transformers|diffusers)"
+        r" \d|__version__|importlib\.metadata|position_ids|StrictDataclassError"
     )
-    assert {path for path, source in PROGRAM.items() if told_apart.search(source)} == {"common/library_versions.py"}
+    assert {path for path, source in PROGRAM.items() if told_apart.search(source)} == {
+        "common/library_versions.py"
+    }
 
 
 @pytest.mark.parametrize("path", PROGRAM)
@@ -152,10 +168,19 @@ def test_common_imports_a_heavy_library_only_where_it_is_needed(path: str) -> No
 
 def test_the_program_was_found() -> None:
     """So that the tests above look at something."""
-    assert {"common/diffusion/schedule.py", "common/checkpoint.py", "p1_diffusion/train.py"} <= PROGRAM.keys()
-    assert outside_its_room("elsewhere.py", PROGRAM["common/diffusion/schedule.py"]) == ["cumprod", "torch.cumprod"]
+    assert {
+        "common/diffusion/schedule.py",
+        "common/checkpoint.py",
+        "p1_diffusion/train.py",
+    } <= PROGRAM.keys()
+    assert outside_its_room("elsewhere.py", PROGRAM["common/diffusion/schedule.py"]) == [
+        "cumprod",
+        "torch.cumprod",
+    ]
     assert outside_its_room("elsewhere.py", PROGRAM["common/checkpoint.py"]) == ["torch.load"]
-    assert {"common/diffusion/schedule.py", "common/diffusion/process.py"} <= reachable("p1_diffusion", PROGRAM)
+    assert {"common/diffusion/schedule.py", "common/diffusion/process.py"} <= reachable(
+        "p1_diffusion", PROGRAM
+    )
     assert {"common/clip/loading.py", "common/clip/formats.py"} <= reachable("p3_clip", PROGRAM)
     assert heavy_imports("p3_clip", PROGRAM)["common/clip/loading.py"] == {"open_clip"}
 
@@ -205,7 +230,14 @@ def test_a_heavy_library_is_caught() -> None:
     }
     assert reachable("p2_ddim", program) == program.keys() - {"common/other.py"}
     assert heavy_imports("p2_ddim", program) == {"common/latent/text_encoder.py": {"transformers"}}
-    program["common/latent/text_encoder.py"] = "if TYPE_CHECKING:\n    import transformers\ndef f():\n    pass"
-    assert list(eager_imports("common/latent/text_encoder.py", program["common/latent/text_encoder.py"])) == []
+    program["common/latent/text_encoder.py"] = (
+        "if TYPE_CHECKING:\n    import transformers\ndef f():\n    pass"
+    )
+    assert (
+        list(
+            eager_imports("common/latent/text_encoder.py", program["common/latent/text_encoder.py"])
+        )
+        == []
+    )
     program |= {"p2_ddim/model.py": "import diffusers", "common/latent/text_encoder.py": ""}
     assert heavy_imports("p2_ddim", program) == {"p2_ddim/model.py": {"diffusers"}}

@@ -1,4 +1,5 @@
-"""Small things that several tests share: a small network, real processes, and what a refusal must look like."""
+"""Small things that several tests share: a small network, real processes, and what a refusal must
+look like."""
 
 import os
 import signal
@@ -29,7 +30,8 @@ class Malice:
 
 
 def tiny_network() -> ContextUNet:
-    """A small network with fixed random weights; what starts at zero gets small values, so that every part has an effect."""
+    """A small network with fixed random weights; what starts at zero gets small values, so that
+    every part has an effect."""
     generator = torch.Generator().manual_seed(0)
     network = ContextUNet(CONFIG)
     with torch.no_grad():
@@ -42,7 +44,8 @@ def tiny_network() -> ContextUNet:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a child process: this Python, this checkout, and as many threads as here, so that bits agree."""
+    """The environment of a child process: this Python, this checkout, and as many threads as here,
+    so that bits agree."""
     own = {
         "PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
@@ -55,11 +58,14 @@ def environment(**more: str) -> dict[str, str]:
 def run_process(command: Sequence[Any], **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end and returns what it said."""
     options = {"env": environment(), "timeout": 300, **options}
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, **options
+    )
 
 
 def refusal(stderr: str) -> str:
-    """The one sentence that a program said on refusing its input; progress bars may come before it."""
+    """The one sentence that a program said on refusing its input; progress bars may come before
+    it."""
     assert "Traceback" not in stderr, stderr
     lines = [line for line in stderr.splitlines() if "error:" in line]
     assert len(lines) == 1 and stderr.rstrip().splitlines()[-1] == lines[0], stderr
@@ -67,8 +73,11 @@ def refusal(stderr: str) -> str:
     return lines[0].removeprefix("error: ")
 
 
-def refused(capsys: pytest.CaptureFixture[str], program: Callable[[Any], None], config: type, *argv: Any) -> str:
-    """Runs a program in this process, checks that it refuses with exit code 2, and returns its sentence."""
+def refused(
+    capsys: pytest.CaptureFixture[str], program: Callable[[Any], None], config: type, *argv: Any
+) -> str:
+    """Runs a program in this process, checks that it refuses with exit code 2, and returns its
+    sentence."""
     assert exit_code(program, config, *argv) == 2
     return refusal(capsys.readouterr().err)
 
@@ -85,7 +94,9 @@ def exit_code(program: Callable[[Any], None], config: type, *argv: Any) -> int:
 def stop_after(fit: Callable[..., None], steps: int) -> Callable[..., None]:
     """`common.training.fit` that is interrupted after so many steps, as by Ctrl-C."""
 
-    def stopping(params: Any, loss_fn: Any, get_batch: Callable[..., Any], *rest: Any, **options: Any) -> None:
+    def stopping(
+        params: Any, loss_fn: Any, get_batch: Callable[..., Any], *rest: Any, **options: Any
+    ) -> None:
         def interrupted(step: int, generator: Any) -> Any:
             if step == steps:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -98,4 +109,8 @@ def stop_after(fit: Callable[..., None], steps: int) -> Callable[..., None]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by its relative name."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

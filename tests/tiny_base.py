@@ -1,4 +1,5 @@
-"""The small latent-diffusion model and a ControlNet for it, with few channels and fixed random weights."""
+"""The small latent-diffusion model and a ControlNet for it, with few channels and fixed random
+weights."""
 
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def tiny_base() -> LatentDiffusion:
         "latent_std": (1.1, 0.9, 1.0, 1.2),
         "default_guidance_scale": DEFAULT_GUIDANCE_SCALE,
     }
-    return LatentDiffusion(autoencoder, text_tower(clip), tokenizer, unet, schedule, parameterization="v", **more)
+    return LatentDiffusion(
+        autoencoder, text_tower(clip), tokenizer, unet, schedule, parameterization="v", **more
+    )
 
 
 def tiny_control(base: LatentDiffusion, scale: float = 0.3) -> ControlNet:

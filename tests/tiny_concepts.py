@@ -1,4 +1,5 @@
-"""What the tests of personalisation share: a tiny small model with photos of two concepts, and quick flags."""
+"""What the tests of personalisation share: a tiny small model with photos of two concepts, and
+quick flags."""
 
 import functools
 from pathlib import Path
@@ -21,7 +22,8 @@ FEW = (
 
 
 def make_world(root: Path) -> Path:
-    """base/, a small model; clip/, a tiny CLIP; photos/a and photos/b, two photos each that are not square."""
+    """base/, a small model; clip/, a tiny CLIP; photos/a and photos/b, two photos each that are not
+    square."""
     save_model(root / "base", tiny_base(), zero_terminal=True)
     tiny_folder(root / "clip")
     random = np.random.default_rng(0)
@@ -36,12 +38,23 @@ def make_world(root: Path) -> Path:
 def photos(world: Path, *names: str) -> tuple[Any, ...]:
     """The flags of a training on these photos."""
     folders = [world / "photos" / name for name in names]
-    return ("--base", world / "base", "--clip", world / "clip", "--photos", *folders, "--words", *["red"] * len(names))
+    return (
+        "--base",
+        world / "base",
+        "--clip",
+        world / "clip",
+        "--photos",
+        *folders,
+        "--words",
+        *["red"] * len(names),
+    )
 
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few and coarse pictures, and not a whole chunk of them for each."""
-    monkeypatch.setattr(train, "GenerationConfig", functools.partial(GenerationConfig, chunk_size=2))
+    monkeypatch.setattr(
+        train, "GenerationConfig", functools.partial(GenerationConfig, chunk_size=2)
+    )
     for name in ("HELD_OUT_PICTURES", "STEPS"):
         monkeypatch.setattr(train, name, 1)
     monkeypatch.setattr(train, "VALIDATION_ROWS", 4)

@@ -13,7 +13,8 @@ SIDE = 16
 
 
 def tiny_faces(config: FaceUNetConfig = CONFIG) -> FaceUNet:
-    """A small network with fixed random weights, its last layer small, so that sampling does not amplify rounding."""
+    """A small network with fixed random weights, its last layer small, so that sampling does not
+    amplify rounding."""
     generator = torch.Generator().manual_seed(0)
     network = FaceUNet(config)
     with torch.no_grad():
@@ -39,13 +40,21 @@ def save_noises(folder: Path, count: int = 3, side: int = SIDE) -> Path:
 
 
 def save_photos(root: Path, count: int = 40, side: int = SIDE) -> Path:
-    """photos/NNNNN.jpg: smooth colours with a bright disc. Seven of the first forty names are held out."""
+    """photos/NNNNN.jpg: smooth colours with a bright disc. Seven of the first forty names are held
+    out."""
     (root / "photos").mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     for i in range(count):
-        centre, colour = torch.rand(2, generator=generator) * side, torch.rand(3, generator=generator) * 255
-        disc = ((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < (side / 3) ** 2).float()[..., None]
+        centre, colour = (
+            torch.rand(2, generator=generator) * side,
+            torch.rand(3, generator=generator) * 255,
+        )
+        disc = ((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < (side / 3) ** 2).float()[
+            ..., None
+        ]
         pixels = colour * disc + (255 - colour) * (1 - disc)
-        Image.fromarray(pixels.to(torch.uint8).numpy()).save(root / "photos" / f"{i:05d}.jpg", quality=95)
+        Image.fromarray(pixels.to(torch.uint8).numpy()).save(
+            root / "photos" / f"{i:05d}.jpg", quality=95
+        )
     return root

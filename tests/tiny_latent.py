@@ -1,4 +1,5 @@
-"""A latent-diffusion model in Stable Diffusion's form with fixed random weights: 13 residuals, 16x16 latents, 3,000 times smaller."""
+"""A latent-diffusion model in Stable Diffusion's form with fixed random weights: 13 residuals,
+16x16 latents, 3,000 times smaller."""
 
 import string
 from collections.abc import Sequence
@@ -40,13 +41,25 @@ def tiny_unet(**more: Any) -> UNet2DConditionModel:
 
 def tiny_model(control: nn.Module | None = None, **more: Any) -> LatentDiffusion:
     """All parts; images of 128x128, an eighth of that in latents."""
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    autoencoder = seeded(AutoencoderKL, **blocks, block_out_channels=(4, 4, 8, 8), norm_num_groups=4)
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }
+    autoencoder = seeded(
+        AutoencoderKL, **blocks, block_out_channels=(4, 4, 8, 8), norm_num_groups=4
+    )
     tokenizer = tiny_tokenizer()
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     text = seeded(
         CLIPTextModel,
-        CLIPTextConfig(vocab_size=len(tokenizer), **sizes, eos_token_id=1, bos_token_id=0, pad_token_id=1),
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), **sizes, eos_token_id=1, bos_token_id=0, pad_token_id=1
+        ),
     )
     unet = more.pop("unet", None) or tiny_unet()
     return LatentDiffusion(autoencoder, text, tokenizer, unet, SCHEDULE, controlnet=control, **more)
@@ -55,7 +68,9 @@ def tiny_model(control: nn.Module | None = None, **more: Any) -> LatentDiffusion
 def tiny_tokenizer() -> CLIPTokenizer:
     """Knows the small letters, padded with the end token as Stable Diffusion's."""
     letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
-    vocabulary = {token: i for i, token in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
+    vocabulary = {
+        token: i for i, token in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])
+    }
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
@@ -83,7 +98,9 @@ def seeded(build: Any, *args: Any, **kwargs: Any) -> Any:
         return build(*args, **kwargs).eval()
 
 
-def text_condition(model: LatentDiffusion, prompts: Sequence[str], hint: Tensor | None = None) -> LatentCondition:
+def text_condition(
+    model: LatentDiffusion, prompts: Sequence[str], hint: Tensor | None = None
+) -> LatentCondition:
     """The condition of prompts and hints [N, 3, H, W] in [0, 1]."""
     return LatentCondition(model.encode_text(prompts), hint)
 

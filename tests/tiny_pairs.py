@@ -11,8 +11,11 @@ from common.data.shapes import draw_scene
 from common.images import write_png
 
 
-def write_pairs(folder: Path, count: int = 3, names: Sequence[str] = ("source/{}.png", "target/{}.png")) -> Path:
-    """`source/K.png`, `target/K.png` and prompt.json, whose lines name the files in one of the two forms."""
+def write_pairs(
+    folder: Path, count: int = 3, names: Sequence[str] = ("source/{}.png", "target/{}.png")
+) -> Path:
+    """`source/K.png`, `target/K.png` and prompt.json, whose lines name the files in one of the two
+    forms."""
     lines = []
     for k in range(count):
         scene = draw_scene(np.random.default_rng(k), kinds=("circle",))

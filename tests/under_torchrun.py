@@ -1,4 +1,5 @@
-"""What test_two_processes.py runs under torchrun, in two processes. Arguments: folder to write into, digits, model folder."""
+"""What test_two_processes.py runs under torchrun, in two processes. Arguments: folder to write
+into, digits, model folder."""
 
 import json
 import os
@@ -26,8 +27,11 @@ LINE = TrainingConfig(
 )
 
 
-def line_fit(run_dir: Path, config: TrainingConfig, interrupt_at: int | None = None) -> list[list[int]]:
-    """Fits a line; returns the indices of the images that this process got. Sends itself Ctrl-C at a step if asked."""
+def line_fit(
+    run_dir: Path, config: TrainingConfig, interrupt_at: int | None = None
+) -> list[list[int]]:
+    """Fits a line; returns the indices of the images that this process got. Sends itself Ctrl-C at
+    a step if asked."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(3))
     seen = []
@@ -48,7 +52,10 @@ def line_fit(run_dir: Path, config: TrainingConfig, interrupt_at: int | None = N
 
 def train_arguments(run_dir: Path, data: Path) -> list[str]:
     """Twenty steps of the digit model, small."""
-    small = "--model.channels 16 32 --model.blocks 1 1 --model.attention 1 --model.embedding 32 --model.heads 2"
+    small = (
+        "--model.channels 16 32 --model.blocks 1 1 --model.attention 1 --model.embedding 32"
+        " --model.heads 2"
+    )
     flags = f"{small} --optimizer adamw --steps 20 --batch-size 8 --log-every 1"
     return [*flags.split(" "), "--data", str(data), "--run-dir", str(run_dir), "--device", "cpu"]
 
@@ -66,7 +73,8 @@ def quick_train(arguments: list[str]) -> None:
 
 
 def main(folder: Path, data: Path, checkpoint: Path) -> None:
-    """A whole run; one in which Ctrl-C reaches the second process alone, and its continuation; then the programs."""
+    """A whole run; one in which Ctrl-C reaches the second process alone, and its continuation; then
+    the programs."""
     rank = int(os.environ["RANK"])
     report = {"seen": line_fit(folder / "whole", LINE), "processes": distributed.get_world_size()}
     try:

@@ -31,9 +31,11 @@ def extract_features(
     cache: Path | None = None,
     show_progress: bool = True,
 ) -> Tensor:
-    """Unit vectors float32 [N, D] of picture files; equal files are computed once, and never again with a `cache` folder.
+    """Unit vectors float32 [N, D] of picture files; equal files are computed once, and never again
+    with a `cache` folder.
 
-    Threads read and preprocess the next batches while the network computes. Raises InputError that names an unreadable file.
+    Threads read and preprocess the next batches while the network computes. Raises InputError that
+    names an unreadable file.
     """
     with (
         ThreadPoolExecutor(workers) as pool,
@@ -42,7 +44,9 @@ def extract_features(
         keys = [key for job in _submit(pool, _content_key, files) for key in job.result()]
         store = cache / f"{clip.identity}.safetensors" if cache else None
         known = _read_store(store) if store else {}
-        todo = list({key: file for key, file in zip(keys, files, strict=True) if key not in known}.items())
+        todo = list(
+            {key: file for key, file in zip(keys, files, strict=True) if key not in known}.items()
+        )
         bar.update(len(files) - len(todo))
         before = len(known)
         try:
@@ -55,7 +59,11 @@ def extract_features(
                 # A read-only folder costs time, not the result.
                 with contextlib.suppress(OSError, InputError):
                     make_folder(store.parent)
-                    save_tensors(store, {"features": torch.stack(list(known.values()))}, {"keys": list(known)})
+                    save_tensors(
+                        store,
+                        {"features": torch.stack(list(known.values()))},
+                        {"keys": list(known)},
+                    )
     return torch.stack([known[key] for key in keys])
 
 
@@ -88,8 +96,11 @@ def _batches(
         yield part, torch.stack([pixels for job in jobs for pixels in job.result()])
 
 
-def _submit(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Future[list[Any]]]:
-    """Jobs that do a chunk of the items each: one for each picture would cost small pictures more than it gains."""
+def _submit(
+    pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any]
+) -> list[Future[list[Any]]]:
+    """Jobs that do a chunk of the items each: one for each picture would cost small pictures more
+    than it gains."""
     chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
     return [pool.submit(lambda chunk: [work(item) for item in chunk], chunk) for chunk in chunks]
 
@@ -105,5 +116,8 @@ def encode_pictures(clip: Clip, pictures: Sequence[Tensor], batch_size: int = 64
     """Unit vectors float32 [N, D] of pictures in memory, uint8 [3, H, W] of any sizes."""
     parts = [pictures[i : i + batch_size] for i in range(0, len(pictures), batch_size)]
     return torch.cat(
-        [clip.encode_images(torch.stack([clip.preprocess(to_pil(one)) for one in part])) for part in parts]
+        [
+            clip.encode_images(torch.stack([clip.preprocess(to_pil(one)) for one in part]))
+            for part in parts
+        ]
     )

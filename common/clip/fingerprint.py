@@ -1,9 +1,10 @@
 """Whether a CLIP runs with the activation that its weights were trained with.
 
-With the wrong one everything runs a little worse, and most files do not say which one is right. OpenAI's archives and the
-config.json of transformers do (see `require_activation`). For other files there are fingerprints, which hold the first values of
-one text's embedding: they come out with the right activation only. The one of ViT-B/32 was taken from a published test and never
-compared with the real weights here.
+With the wrong one everything runs a little worse, and most files do not say which one is right.
+OpenAI's archives and the config.json of transformers do (see `require_activation`). For other files
+there are fingerprints, which hold the first values of one text's embedding: they come out with the
+right activation only. The one of ViT-B/32 was taken from a published test and never compared with
+the real weights here.
 """
 
 import contextlib
@@ -27,7 +28,8 @@ KNOWN: tuple[Mapping[str, Any], ...] = (
         "quick_gelu": True,
         "width": 512,
         "text": "hello world",
-        # tests/test_text_onnx_embeddings.py of github.com/qdrant/fastembed, Qdrant/clip-ViT-B-32-text, normalised
+        # tests/test_text_onnx_embeddings.py of github.com/qdrant/fastembed,
+        # Qdrant/clip-ViT-B-32-text, normalised
         "first_values": [0.0083, 0.0103, -0.0138, 0.0199, -0.0069],
         "tolerance": 1e-3,
     },
@@ -36,7 +38,8 @@ KNOWN: tuple[Mapping[str, Any], ...] = (
 
 
 def fingerprint(name: str, embedding: Tensor, quick_gelu: bool) -> dict[str, Any]:
-    """The fingerprint of weights of that name, from the unit embedding [D] of FINGERPRINT_TEXT; plain JSON."""
+    """The fingerprint of weights of that name, from the unit embedding [D] of FINGERPRINT_TEXT;
+    plain JSON."""
     return {
         "weights": name,
         "quick_gelu": quick_gelu,
@@ -55,7 +58,8 @@ def uses_quick_gelu(network: nn.Module) -> bool:
 
 
 def require_activation(network: nn.Module, quick_gelu: bool, model: str, weights: str) -> None:
-    """Raises InputError if the network of this model has another activation than its weights say they need."""
+    """Raises InputError if the network of this model has another activation than its weights say
+    they need."""
     if uses_quick_gelu(network) != quick_gelu:
         activation = "QuickGELU" if quick_gelu else "GELU"
         hint = f"{model}-quickgelu" if quick_gelu else model.removesuffix("-quickgelu")
@@ -63,26 +67,31 @@ def require_activation(network: nn.Module, quick_gelu: bool, model: str, weights
 
 
 def check_activation(clip: "Clip", fingerprints: Sequence[Mapping[str, Any]] = KNOWN) -> None:
-    """Raises InputError if a known set of weights was loaded into a model with the wrong activation: its fingerprint comes out
-    with the other one only. Unknown weights pass."""
+    """Raises InputError if a known set of weights was loaded into a model with the wrong
+    activation: its fingerprint comes out with the other one only. Unknown weights pass."""
     for known in fingerprints:
         if _matches(clip, known):
             return
     other = not uses_quick_gelu(clip.network)
     for known in fingerprints:
         if known["quick_gelu"] == other and _matches(clip, known, flipped=True):
-            require_activation(clip.network, other, clip.name, f"{clip.pretrained} holds {known['weights']}")
+            require_activation(
+                clip.network, other, clip.name, f"{clip.pretrained} holds {known['weights']}"
+            )
 
 
 def check_own_fingerprint(clip: "Clip", path: Path) -> None:
-    """Raises InputError if the weights are not those that the fingerprint at `path` was taken of."""
+    """Raises InputError if the weights are not those that the fingerprint at `path` was taken
+    of."""
     known = read_json(path)
     try:
         fits = _matches(clip, known)
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} is not a fingerprint ({error})") from None
     if not fits:
-        raise InputError(f"the weights in {path.parent} do not give the text embedding stored in {path.name}")
+        raise InputError(
+            f"the weights in {path.parent} do not give the text embedding stored in {path.name}"
+        )
 
 
 def _matches(clip: "Clip", known: Mapping[str, Any], flipped: bool = False) -> bool:
@@ -99,7 +108,11 @@ def _other_activation(network: nn.Module) -> Iterator[None]:
     from open_clip.transformer import QuickGELU
 
     other = nn.GELU if uses_quick_gelu(network) else QuickGELU
-    blocks = [module for module in network.modules() if isinstance(getattr(module, "gelu", None), (nn.GELU, QuickGELU))]
+    blocks = [
+        module
+        for module in network.modules()
+        if isinstance(getattr(module, "gelu", None), (nn.GELU, QuickGELU))
+    ]
     before = [block.gelu for block in blocks]
     for block in blocks:
         block.gelu = other()

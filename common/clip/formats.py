@@ -1,4 +1,5 @@
-"""One CLIP in two libraries: the weights and the configuration of a ViT by open_clip's names and by transformers'."""
+"""One CLIP in two libraries: the weights and the configuration of a ViT by open_clip's names and by
+transformers'."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 State = dict[str, Tensor]
 VOCABULARY = 49408  # tokens of CLIP's tokenizer
 
-# open_clip's and transformers' names; the projections are transposed, and q, k and v are stacked in open_clip.
+# open_clip's and transformers' names; the projections are transposed, and q, k and v are stacked in
+# open_clip.
 _TOWERS = (
     ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
     ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
@@ -73,14 +75,17 @@ def from_transformers(state: Mapping[str, Tensor]) -> State:
     return result
 
 
-def _renamed(name: str, towers: Sequence[tuple[str, str]], blocks: Sequence[tuple[str, str]]) -> str:
+def _renamed(
+    name: str, towers: Sequence[tuple[str, str]], blocks: Sequence[tuple[str, str]]
+) -> str:
     for old, new in towers:
         if name == old or (old.endswith(".") and name.startswith(old)):
             name = new + name[len(old) :]
             break
     else:
         raise InputError(
-            f"the weight {name} has no counterpart in the other library: only plain ViT CLIPs are converted"
+            f"the weight {name} has no counterpart in the other library: only plain ViT CLIPs are"
+            " converted"
         )
     for old, new in blocks:
         name = name.replace(old, new)
@@ -88,11 +93,14 @@ def _renamed(name: str, towers: Sequence[tuple[str, str]], blocks: Sequence[tupl
 
 
 def transformers_config(network: nn.Module) -> "CLIPConfig":
-    """transformers' configuration of an open_clip ViT. Raises InputError for other architectures."""
+    """transformers' configuration of an open_clip ViT. Raises InputError for other
+    architectures."""
     import open_clip
     from transformers import CLIPConfig
 
-    if type(network) is not open_clip.CLIP or not isinstance(network.visual, open_clip.transformer.VisionTransformer):
+    if type(network) is not open_clip.CLIP or not isinstance(
+        network.visual, open_clip.transformer.VisionTransformer
+    ):
         raise InputError("only plain ViT CLIPs have a counterpart in transformers")
     act = "quick_gelu" if uses_quick_gelu(network) else "gelu"
 
@@ -106,7 +114,10 @@ def transformers_config(network: nn.Module) -> "CLIPConfig":
             "projection_dim": network.text_projection.shape[1],
         }
 
-    text_width, image_width = network.token_embedding.embedding_dim, network.visual.conv1.out_channels
+    text_width, image_width = (
+        network.token_embedding.embedding_dim,
+        network.visual.conv1.out_channels,
+    )
     text = tower(network.transformer.resblocks, text_width) | {
         "vocab_size": network.vocab_size,
         "max_position_embeddings": network.context_length,
@@ -118,22 +129,28 @@ def transformers_config(network: nn.Module) -> "CLIPConfig":
         "image_size": network.visual.image_size[0],
         "patch_size": network.visual.patch_size[0],
     }
-    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=network.text_projection.shape[1])
+    return CLIPConfig(
+        text_config=text, vision_config=vision, projection_dim=network.text_projection.shape[1]
+    )
 
 
 def open_clip_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """open_clip's model_cfg from the config.json of a CLIPModel, which leaves out what has its default value. Raises InputError
-    for an activation that open_clip has not and for another tokenizer than CLIP's."""
+    """open_clip's model_cfg from the config.json of a CLIPModel, which leaves out what has its
+    default value. Raises InputError for an activation that open_clip has not and for another
+    tokenizer than CLIP's."""
     from transformers import CLIPConfig
 
     full = CLIPConfig.from_dict(dict(config))
     text, vision = full.text_config, full.vision_config
     if text.hidden_act != vision.hidden_act or text.hidden_act not in ("gelu", "quick_gelu"):
         raise InputError(
-            f"only gelu or quick_gelu in both towers is known here, not {text.hidden_act} and {vision.hidden_act}"
+            f"only gelu or quick_gelu in both towers is known here, not {text.hidden_act} and"
+            f" {vision.hidden_act}"
         )
     if text.vocab_size != VOCABULARY:
-        raise InputError(f"CLIP's tokenizer has {VOCABULARY} tokens, but this model {text.vocab_size}")
+        raise InputError(
+            f"CLIP's tokenizer has {VOCABULARY} tokens, but this model {text.vocab_size}"
+        )
     return {
         "embed_dim": full.projection_dim,
         "quick_gelu": text.hidden_act == "quick_gelu",

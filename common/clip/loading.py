@@ -1,4 +1,5 @@
-"""Finding and loading a CLIP: by name, from a folder of open_clip or transformers, or the shipped one."""
+"""Finding and loading a CLIP: by name, from a folder of open_clip or transformers, or the shipped
+one."""
 
 import contextlib
 import dataclasses
@@ -45,7 +46,8 @@ class ClipConfig:
     """Which CLIP, and where."""
 
     model: str | None = None
-    """A model of open_clip or a model folder; by default ViT-B-32-quickgelu, or the shipped small model without its weights."""
+    """A model of open_clip or a model folder; by default ViT-B-32-quickgelu, or the shipped small
+    model without its weights."""
     pretrained: str | None = None
     """A tag of open_clip, a weight file or a transformers folder; by default openai."""
     device: DeviceName = "auto"
@@ -56,12 +58,15 @@ class ClipConfig:
         return load_clip(self.model, self.pretrained, self.device)
 
 
-def load_clip(name: str | None = None, pretrained: str | None = None, device: DeviceName = "auto") -> tuple[Clip, str]:
+def load_clip(
+    name: str | None = None, pretrained: str | None = None, device: DeviceName = "auto"
+) -> tuple[Clip, str]:
     """The CLIP asked for, and a sentence that says what was loaded.
 
-    `name` is a model of open_clip or a folder; `pretrained` is a tag, a file or a transformers folder (default: openai, for a
-    folder the weights in it). With neither, OpenAI's ViT-B/32 if it is in a cache or can be fetched, else the shipped small
-    model. Raises InputError on an unknown model or tag, on weights that do not fit and on weights that are not to be had.
+    `name` is a model of open_clip or a folder; `pretrained` is a tag, a file or a transformers
+    folder (default: openai, for a folder the weights in it). With neither, OpenAI's ViT-B/32 if it
+    is in a cache or can be fetched, else the shipped small model. Raises InputError on an unknown
+    model or tag, on weights that do not fit and on weights that are not to be had.
     """
     target = pick_device(device)
     if name is None and pretrained is None:
@@ -70,17 +75,26 @@ def load_clip(name: str | None = None, pretrained: str | None = None, device: De
         except InputError as error:
             if not (SHIPPED / "model.safetensors").is_file():
                 raise InputError(
-                    f"{error}; the small model of the project is not there either: {SHIPPED}/model.safetensors is missing "
-                    "(clone the repository again, or train it with scripts/train_clip.sh)"
+                    f"{error}; the small model of the project is not there either:"
+                    f" {SHIPPED}/model.safetensors is missing (clone the repository again, or train"
+                    " it with scripts/train_clip.sh)"
                 ) from None
-            note = f"{DEFAULT_MODEL} with OpenAI's weights is not to be had here, so this is the small model of the project"
+            note = (
+                f"{DEFAULT_MODEL} with OpenAI's weights is not to be had here, so this is the small"
+                " model of the project"
+            )
             note += f", checkpoints/{SHIPPED.name}, which knows coloured shapes only: {error}."
             return load_folder(SHIPPED, target), note
-        return _load_named(DEFAULT_MODEL, DEFAULT_TAG, weights, target)[0], f"{DEFAULT_MODEL} with OpenAI's weights."
+        return (
+            _load_named(DEFAULT_MODEL, DEFAULT_TAG, weights, target)[0],
+            f"{DEFAULT_MODEL} with OpenAI's weights.",
+        )
     name = name or DEFAULT_MODEL
     if Path(name).is_dir():
         if pretrained:
-            raise InputError(f"{name} is a model folder with its own weights: leave --pretrained away")
+            raise InputError(
+                f"{name} is a model folder with its own weights: leave --pretrained away"
+            )
         return load_folder(Path(name), target), f"The model in {shown(Path(name))}."
     pretrained = pretrained or DEFAULT_TAG
     clip, remark = _load_named(name, pretrained, find_weights(name, pretrained), target)
@@ -106,9 +120,12 @@ def load_judge(
         return None, str(error)
 
 
-def _load_named(name: str, pretrained: str, weights: Path, device: torch.device) -> tuple[Clip, str]:
-    """A model of open_clip's list, and what had to be assumed of its weights. The tag openai always means QuickGELU, whatever the
-    name says; weights of no tag are checked for the activation that they need."""
+def _load_named(
+    name: str, pretrained: str, weights: Path, device: torch.device
+) -> tuple[Clip, str]:
+    """A model of open_clip's list, and what had to be assumed of its weights. The tag openai always
+    means QuickGELU, whatever the name says; weights of no tag are checked for the activation that
+    they need."""
     import open_clip
 
     tag = pretrained if pretrained != str(weights) else None
@@ -137,20 +154,26 @@ def _load_named(name: str, pretrained: str, weights: Path, device: torch.device)
             require_activation(network, quick_gelu, name, f"{source} holds weights")
         else:
             check_activation(clip)
-    return clip, "" if agreed else ", taken to need OpenAI's preprocessing, which the file does not say"
+    return (
+        clip,
+        "" if agreed else ", taken to need OpenAI's preprocessing, which the file does not say",
+    )
 
 
 def load_folder(folder: Path, device: torch.device) -> Clip:
-    """The CLIP in a folder of open_clip (`open_clip_config.json`) or of transformers (`config.json` of a CLIPModel).
+    """The CLIP in a folder of open_clip (`open_clip_config.json`) or of transformers (`config.json`
+    of a CLIPModel).
 
-    Raises InputError if the folder holds none, if a fingerprint lies in it that its weights do not have, and without one if they
-    are known to need another activation.
+    Raises InputError if the folder holds none, if a fingerprint lies in it that its weights do not
+    have, and without one if they are known to need another activation.
     """
     if not folder.is_dir():
         raise InputError(f"the model folder {folder} does not exist")
     if not (folder / "open_clip_config.json").is_file():
         if not (folder / "config.json").is_file():
-            raise InputError(f"{folder} holds neither open_clip_config.json nor transformers' config.json")
+            raise InputError(
+                f"{folder} holds neither open_clip_config.json nor transformers' config.json"
+            )
         network, tokenize = _from_transformers_folder(folder)
         clip = _ready(network, tokenize, shown(folder), "in the folder", device, folder)
         check_activation(clip)
@@ -164,8 +187,12 @@ def load_folder(folder: Path, device: torch.device) -> Clip:
         network = _quietly(open_clip.create_model, f"local-dir:{folder}", load_weights=False)
         tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
     except (TypeError, KeyError, ValueError, RuntimeError, AssertionError, OSError) as error:
-        raise InputError(f"{folder}/open_clip_config.json does not describe a model of open_clip ({error})") from None
-    weights = next((path for path in weight_files(folder) if path.is_file()), folder / "model.safetensors")
+        raise InputError(
+            f"{folder}/open_clip_config.json does not describe a model of open_clip ({error})"
+        ) from None
+    weights = next(
+        (path for path in weight_files(folder) if path.is_file()), folder / "model.safetensors"
+    )
     load_strict(network, fitted(network, read_state(weights)), weights)
     clip = _ready(network, tokenize, shown(folder), "in the folder", device, folder)
     if (folder / "fingerprint.json").is_file():
@@ -181,7 +208,9 @@ def _from_transformers_folder(folder: Path) -> tuple[nn.Module, Callable[[list[s
 
     network = open_clip.CLIP(**open_clip_config(_transformers_json(folder))).eval()
     load_strict(network, read_state(folder), folder)
-    preprocess = dataclasses.asdict(open_clip.transform.PreprocessCfg(size=network.visual.image_size))
+    preprocess = dataclasses.asdict(
+        open_clip.transform.PreprocessCfg(size=network.visual.image_size)
+    )
     set_model_preprocess_cfg(network, preprocess | _given_preprocessing(folder))
     return network, open_clip.SimpleTokenizer(context_length=network.context_length)
 
@@ -201,7 +230,12 @@ def _given_preprocessing(folder: Path) -> dict[str, Any]:
 
 
 def _ready(
-    network: nn.Module, tokenize: Any, name: str, pretrained: str, device: torch.device, folder: Path | None = None
+    network: nn.Module,
+    tokenize: Any,
+    name: str,
+    pretrained: str,
+    device: torch.device,
+    folder: Path | None = None,
 ) -> Clip:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
@@ -226,17 +260,29 @@ def _silent_log() -> Iterator[None]:
 
 
 def save_folder(
-    folder: Path, state: Mapping[str, Tensor], model_cfg: Mapping[str, Any], templates: str | None = None
+    folder: Path,
+    state: Mapping[str, Tensor],
+    model_cfg: Mapping[str, Any],
+    templates: str | None = None,
 ) -> None:
-    """Writes a model folder in float16 that `open_clip.create_model("local-dir:FOLDER")` loads: open_clip_config.json,
-    model.safetensors, fingerprint.json, and templates.txt if there are any. A model card beside them stays."""
+    """Writes a model folder in float16 that `open_clip.create_model("local-dir:FOLDER")` loads:
+    open_clip_config.json, model.safetensors, fingerprint.json, and templates.txt if there are any.
+    A model card beside them stays."""
     import open_clip
 
     folder = make_folder(folder)
     half = {name: value.detach().to("cpu", torch.float16) for name, value in state.items()}
-    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    preprocess = {
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    }
     save_tensors(folder / "model.safetensors", half)
-    write_json(folder / "open_clip_config.json", {"model_cfg": dict(model_cfg), "preprocess_cfg": preprocess})
+    write_json(
+        folder / "open_clip_config.json",
+        {"model_cfg": dict(model_cfg), "preprocess_cfg": preprocess},
+    )
     network = open_clip.CLIP(**json.loads(json.dumps(model_cfg))).eval()
     load_strict(network, half, folder)
     ids = open_clip.get_tokenizer(f"local-dir:{folder}")([FINGERPRINT_TEXT])

@@ -42,7 +42,8 @@ class Clip:
 
     @property
     def scale(self) -> float:
-        """What cosines are multiplied by before the softmax: the inverse of the learned temperature."""
+        """What cosines are multiplied by before the softmax: the inverse of the learned
+        temperature."""
         return self.network.logit_scale.exp().item()
 
     @torch.no_grad()
@@ -55,29 +56,43 @@ class Clip:
         """Unit vectors float32 [N, D] on the CPU, of texts."""
         ids = self.tokenize(list(texts)).to(self.device)
         return F.normalize(
-            torch.cat([encode_tokens(self.network, part) for part in ids.split(batch_size)]).float(), dim=-1
+            torch.cat(
+                [encode_tokens(self.network, part) for part in ids.split(batch_size)]
+            ).float(),
+            dim=-1,
         ).cpu()
 
     @functools.cached_property
     def identity(self) -> str:
-        """A hash of the weights, the activation and the preprocessing, under which image features may be kept."""
-        parts = (state_hash(self.network), repr(self.preprocess), str(uses_quick_gelu(self.network)))
+        """A hash of the weights, the activation and the preprocessing, under which image features
+        may be kept."""
+        parts = (
+            state_hash(self.network),
+            repr(self.preprocess),
+            str(uses_quick_gelu(self.network)),
+        )
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 
 def encode_tokens(network: nn.Module, ids: Tensor) -> Tensor:
     """Text features [N, D] of token ids [N, context length], not normalised.
 
-    A causal tower pools at the end token, so what comes after the longest text of the batch changes nothing and is left out:
-    the same numbers, several times sooner.
+    A causal tower pools at the end token, so what comes after the longest text of the batch changes
+    nothing and is left out: the same numbers, several times sooner.
     """
     import open_clip
 
-    if type(network) is not open_clip.CLIP or network.text_pool_type != "argmax" or network.attn_mask is None:
+    if (
+        type(network) is not open_clip.CLIP
+        or network.text_pool_type != "argmax"
+        or network.attn_mask is None
+    ):
         return network.encode_text(ids)
     ends = ids.argmax(dim=1)
     length = int(ends.max()) + 1
-    x = network.token_embedding(ids[:, :length]) + network.positional_embedding[:length]  # [N, L, W]
+    x = (
+        network.token_embedding(ids[:, :length]) + network.positional_embedding[:length]
+    )  # [N, L, W]
     x = network.ln_final(network.transformer(x, attn_mask=network.attn_mask[:length, :length]))
     pooled = x[torch.arange(len(x), device=x.device), ends]
     projection = network.text_projection

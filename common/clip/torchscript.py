@@ -1,4 +1,5 @@
-"""Tensors of TorchScript archives, such as the CLIP files that OpenAI publishes, read without running code."""
+"""Tensors of TorchScript archives, such as the CLIP files that OpenAI publishes, read without
+running code."""
 
 import io
 import pickle
@@ -17,7 +18,8 @@ class _ScriptModule:
 
 
 class _TorchScriptReader(pickle.Unpickler):
-    """Reads data.pkl of a TorchScript archive. Modules become plain objects, and no other global is known but those below."""
+    """Reads data.pkl of a TorchScript archive. Modules become plain objects, and no other global is
+    known but those below."""
 
     DTYPES = {
         "HalfStorage": torch.float16,
@@ -49,7 +51,9 @@ class _TorchScriptReader(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, *_ = pid
-        return torch.frombuffer(bytearray(self.archive.read(f"{self.root}/data/{key}")), dtype=dtype)
+        return torch.frombuffer(
+            bytearray(self.archive.read(f"{self.root}/data/{key}")), dtype=dtype
+        )
 
 
 def is_torchscript(path: Path) -> bool:
@@ -61,18 +65,29 @@ def is_torchscript(path: Path) -> bool:
 
 
 def load_torchscript(path: Path) -> dict[str, Tensor]:
-    """The tensors of a TorchScript archive by the names of its modules' attributes; its program is not run, not even read.
+    """The tensors of a TorchScript archive by the names of its modules' attributes; its program is
+    not run, not even read.
 
-    Raises InputError if the archive is damaged or holds something else than modules of tensors, numbers and lists.
+    Raises InputError if the archive is damaged or holds something else than modules of tensors,
+    numbers and lists.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             data = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             return _attributes(_TorchScriptReader(archive, data.removesuffix("/data.pkl")).load())
-    except (zipfile.BadZipFile, pickle.UnpicklingError, StopIteration, EOFError, OSError, RecursionError) as error:
+    except (
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        StopIteration,
+        EOFError,
+        OSError,
+        RecursionError,
+    ) as error:
         raise InputError(f"{path} is not a readable TorchScript archive ({error})") from None
     except (RuntimeError, ValueError, KeyError, AttributeError, IndexError, TypeError):
-        raise InputError(f"{path} is not a readable TorchScript archive: it is damaged or of another format") from None
+        raise InputError(
+            f"{path} is not a readable TorchScript archive: it is damaged or of another format"
+        ) from None
 
 
 def _attributes(module: Any) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
-"""Finding CLIP's weights, in the local caches before any network, and reading them in every form they come in.
+"""Finding CLIP's weights, in the local caches before any network, and reading them in every form
+they come in.
 
-Weights come as a tag of open_clip, a file (`.pt`, OpenAI's TorchScript archives included, `.bin`, `.safetensors`) or a
-transformers folder.
+Weights come as a tag of open_clip, a file (`.pt`, OpenAI's TorchScript archives included, `.bin`,
+`.safetensors`) or a transformers folder.
 """
 
 import contextlib
@@ -32,8 +33,8 @@ OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
 
 
 def find_weights(name: str, pretrained: str) -> Path:
-    """The file or folder with the weights: as given, or from a local cache, or fetched. Raises InputError that says what is
-    missing and where to put it, at once where there is no network."""
+    """The file or folder with the weights: as given, or from a local cache, or fetched. Raises
+    InputError that says what is missing and where to put it, at once where there is no network."""
     check_model_name(name)
     from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
     from open_clip.pretrained import download_pretrained
@@ -43,12 +44,15 @@ def find_weights(name: str, pretrained: str) -> Path:
     entry = tag_entry(name, pretrained)
     if not entry:
         tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
-        raise InputError(f"{pretrained!r} is neither a file nor a set of weights of {name}, which has: {tags}")
+        raise InputError(
+            f"{pretrained!r} is neither a file nor a set of weights of {name}, which has: {tags}"
+        )
     if found := _cached(entry):
         return found
     missing = (
-        f"the weights {pretrained!r} of {name} are not in the local cache ({_places(entry)}) and could not be fetched ({{}}); "
-        "fetch that file where there is a network and put it there, or give it by --pretrained FILE"
+        f"the weights {pretrained!r} of {name} are not in the local cache ({_places(entry)}) and"
+        " could not be fetched ({}); fetch that file where there is a network and put it there,"
+        " or give it by --pretrained FILE"
     )
     if not network_reachable():
         raise InputError(missing.format("no network"))
@@ -72,7 +76,8 @@ def check_model_name(name: str) -> None:
     if name.startswith("hf-hub:"):
         repository = name.removeprefix("hf-hub:")
         raise InputError(
-            f"{name} must be a folder first: hf download {repository} --local-dir FOLDER, and give --model FOLDER"
+            f"{name} must be a folder first: hf download {repository} --local-dir FOLDER, and give"
+            " --model FOLDER"
         )
     if "/" in name or name.startswith("."):
         raise InputError(f"the model folder {name} does not exist")
@@ -82,8 +87,8 @@ def check_model_name(name: str) -> None:
 
 
 def network_reachable() -> bool:
-    """Whether the hub answers within seconds; proxies and the hub's offline switch are respected. A proxy that wants a password
-    (407) or cannot reach the hub (500 and above) is no network."""
+    """Whether the hub answers within seconds; proxies and the hub's offline switch are respected. A
+    proxy that wants a password (407) or cannot reach the hub (500 and above) is no network."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -109,19 +114,23 @@ def network_reachable() -> bool:
 
 
 def tag_entry(name: str, tag: str) -> dict[str, Any]:
-    """What open_clip knows of a tag: where the weights are, preprocessing, activation; empty if it is no tag of the model."""
+    """What open_clip knows of a tag: where the weights are, preprocessing, activation; empty if it
+    is no tag of the model."""
     from open_clip import get_pretrained_cfg
 
     return get_pretrained_cfg(name, tag) or {}
 
 
 def preprocessing(name: str, tag: str | None) -> tuple[dict[str, Any], bool]:
-    """How the pictures of a tag are prepared, for open_clip. For weights of no tag, what all tags of the model agree on: the
-    answer is that, and whether there is such an agreement; without one it is empty, which means OpenAI's preprocessing."""
+    """How the pictures of a tag are prepared, for open_clip. For weights of no tag, what all tags
+    of the model agree on: the answer is that, and whether there is such an agreement; without one
+    it is empty, which means OpenAI's preprocessing."""
     from open_clip import list_pretrained_tags_by_model
 
     keys = ("mean", "std", "interpolation", "resize_mode")
-    entries = [tag_entry(name, known) for known in ([tag] if tag else list_pretrained_tags_by_model(name))]
+    entries = [
+        tag_entry(name, known) for known in ([tag] if tag else list_pretrained_tags_by_model(name))
+    ]
     found = [{key: entry[key] for key in keys if entry.get(key)} for entry in entries]
     agreed = bool(found) and all(one == found[0] for one in found)
     return (found[0] if agreed else {}), agreed
@@ -129,21 +138,26 @@ def preprocessing(name: str, tag: str | None) -> tuple[dict[str, Any], bool]:
 
 @contextlib.contextmanager
 def hub_files(name: str) -> Iterator[None]:
-    """In it, open_clip may read the tokenizer or the text tower's configuration that some models have on the hub only: from the
-    cache where there is no network. Raises InputError at once, with the repository's name, if there is neither."""
+    """In it, open_clip may read the tokenizer or the text tower's configuration that some models
+    have on the hub only: from the cache where there is no network. Raises InputError at once, with
+    the repository's name, if there is neither."""
     from huggingface_hub import constants, try_to_load_from_cache
     from open_clip import get_model_config
 
     text = get_model_config(name)["text_cfg"]
-    wanted = {text.get("hf_tokenizer_name"): "tokenizer_config.json", text.get("hf_model_name"): "config.json"}
+    wanted = {
+        text.get("hf_tokenizer_name"): "tokenizer_config.json",
+        text.get("hf_model_name"): "config.json",
+    }
     wanted = {repository: file for repository, file in wanted.items() if repository}
     before = constants.HF_HUB_OFFLINE
     if wanted and not network_reachable():
         for repository, file in wanted.items():
             if not isinstance(try_to_load_from_cache(repository, file), str):
                 raise InputError(
-                    f"{name} needs {file} of the repository {repository} on the Hugging Face hub, which is not in the local cache, "
-                    f"and there is no network: run hf download {repository} where there is one, and copy the cache"
+                    f"{name} needs {file} of the repository {repository} on the Hugging Face hub,"
+                    " which is not in the local cache, and there is no network: run hf download"
+                    f" {repository} where there is one, and copy the cache"
                 )
         constants.HF_HUB_OFFLINE = True  # else minutes of retries
     try:
@@ -173,13 +187,15 @@ def _file_name(url: str) -> str:
 
 
 def check_download(file: Path, url: str) -> None:
-    """Raises InputError if the file is not the one at OpenAI's address, which holds its SHA-256: open_clip leaves half a file
-    where a download was cut off."""
+    """Raises InputError if the file is not the one at OpenAI's address, which holds its SHA-256:
+    open_clip leaves half a file where a download was cut off."""
     if "openaipublic" not in url:
         return
     with open(file, "rb") as content:
         if hashlib.file_digest(content, "sha256").hexdigest() != url.split("/")[-2]:
-            raise InputError(f"{file} is incomplete or damaged (its SHA-256 is not the published one): delete it")
+            raise InputError(
+                f"{file} is incomplete or damaged (its SHA-256 is not the published one): delete it"
+            )
 
 
 def _hub_files(entry: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -188,7 +204,11 @@ def _hub_files(entry: Mapping[str, Any]) -> tuple[str, list[str]]:
     name = name or "open_clip_pytorch_model.bin"
     safe = [str(Path(name).with_suffix(".safetensors"))]
     return repository, list(
-        dict.fromkeys((["open_clip_model.safetensors"] if name.startswith("open_clip_") else []) + safe + [name])
+        dict.fromkeys(
+            (["open_clip_model.safetensors"] if name.startswith("open_clip_") else [])
+            + safe
+            + [name]
+        )
     )
 
 
@@ -208,12 +228,18 @@ def _places(entry: Mapping[str, Any]) -> str:
 
 def weight_files(folder: Path) -> list[Path]:
     """Where a folder may keep its weights, the safe forms first."""
-    names = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin")
+    names = (
+        "open_clip_model.safetensors",
+        "model.safetensors",
+        "open_clip_pytorch_model.bin",
+        "pytorch_model.bin",
+    )
     return [folder / name for name in names]
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a weight file or transformers folder, by open_clip's names where they had transformers'."""
+    """The tensors of a weight file or transformers folder, by open_clip's names where they had
+    transformers'."""
     return read_weights(path)[0]
 
 
@@ -223,7 +249,10 @@ def read_weights(path: Path) -> tuple[State, bool]:
     if path.is_dir():
         files = [file for file in weight_files(path) if file.is_file()]
         if not files:
-            raise InputError(f"{path} holds no weights: one of model.safetensors and pytorch_model.bin is expected")
+            raise InputError(
+                f"{path} holds no weights: one of model.safetensors and pytorch_model.bin is"
+                " expected"
+            )
         path = files[0]
     if path.suffix == ".safetensors":
         content: Any = load_tensors(path)[0]
@@ -232,7 +261,9 @@ def read_weights(path: Path) -> tuple[State, bool]:
     else:
         content = load_pickle(path)
         content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
         raise InputError(f"{path} holds no weights of a network")
     # Data parallelism prefixes names; masks are constants.
     state = {
@@ -245,7 +276,8 @@ def read_weights(path: Path) -> tuple[State, bool]:
 
 
 def fitted(network: nn.Module, state: State) -> State:
-    """The state in the form of the network: text tower apart or not, logit scale with or without a dimension."""
+    """The state in the form of the network: text tower apart or not, logit scale with or without a
+    dimension."""
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 

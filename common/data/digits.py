@@ -1,4 +1,5 @@
-"""The digits of MNIST-M and SVHN in the homework's layout: `{mnistm,svhn}/{data/*.png,train.csv}`, 28x28 RGB."""
+"""The digits of MNIST-M and SVHN in the homework's layout: `{mnistm,svhn}/{data/*.png,train.csv}`,
+28x28 RGB."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ Edition = Literal["2024", "2025"]
 
 @dataclass(frozen=True)
 class Digits:
-    """All digits at once: `images` uint8 [N, 3, 28, 28], `digits` and `datasets` (index into DATASETS) long [N], `names`."""
+    """All digits at once: `images` uint8 [N, 3, 28, 28], `digits` and `datasets` (index into
+    DATASETS) long [N], `names`."""
 
     images: Tensor
     digits: Tensor
@@ -33,35 +35,50 @@ class Digits:
 
     def to(self, device: torch.device) -> "Digits":
         """The same digits with their tensors on a device."""
-        return Digits(self.images.to(device), self.digits.to(device), self.datasets.to(device), self.names)
+        return Digits(
+            self.images.to(device), self.digits.to(device), self.datasets.to(device), self.names
+        )
 
 
 def pairing(edition: Edition) -> list[tuple[str, int]]:
-    """The (dataset, digit) classes of an edition: 2025 even digits from MNIST-M and odd from SVHN; 2024 all twenty."""
+    """The (dataset, digit) classes of an edition: 2025 even digits from MNIST-M and odd from SVHN;
+    2024 all twenty."""
     if edition == "2025":
-        return [("mnistm", d) for d in range(0, NUM_DIGITS, 2)] + [("svhn", d) for d in range(1, NUM_DIGITS, 2)]
+        return [("mnistm", d) for d in range(0, NUM_DIGITS, 2)] + [
+            ("svhn", d) for d in range(1, NUM_DIGITS, 2)
+        ]
     return [(dataset, d) for dataset in DATASETS for d in range(NUM_DIGITS)]
 
 
 def load_digits(root: Path, split: Split = "train", datasets: Sequence[str] = DATASETS) -> Digits:
     """Reads the digits below `root` in the order of file names.
 
-    Raises InputError that names the file and row: missing folder, missing or malformed CSV, missing, unreadable or wrong-size
-    image, label outside 0..9.
+    Raises InputError that names the file and row: missing folder, missing or malformed CSV,
+    missing, unreadable or wrong-size image, label outside 0..9.
     """
     parts = []
     for dataset in datasets:
         table = _read_table(Path(root), dataset)
         if split != "all":
-            held_out = table["image_name"].map(lambda name, dataset=dataset: is_held_out(dataset, name))
+            held_out = table["image_name"].map(
+                lambda name, dataset=dataset: is_held_out(dataset, name)
+            )
             table = table[held_out == (split == "held_out")]
         folder = Path(root) / dataset / "data"
-        images = [_read_digit(folder / name, row) for name, row in zip(table["image_name"], table["row"], strict=True)]
+        images = [
+            _read_digit(folder / name, row)
+            for name, row in zip(table["image_name"], table["row"], strict=True)
+        ]
         if not images:
             raise InputError(f"{folder} has no image of the split {split!r}")
         kinds = torch.full((len(images),), DATASETS.index(dataset))
         parts.append(
-            Digits(torch.stack(images), torch.tensor(table["label"].to_numpy()), kinds, table["image_name"].tolist())
+            Digits(
+                torch.stack(images),
+                torch.tensor(table["label"].to_numpy()),
+                kinds,
+                table["image_name"].tolist(),
+            )
         )
     return Digits(
         torch.cat([part.images for part in parts]),
@@ -72,7 +89,8 @@ def load_digits(root: Path, split: Split = "train", datasets: Sequence[str] = DA
 
 
 class BalancedDraw:
-    """Draws indices so that every (dataset, digit) class present comes equally often, however unbalanced the data is."""
+    """Draws indices so that every (dataset, digit) class present comes equally often, however
+    unbalanced the data is."""
 
     def __init__(self, data: Digits) -> None:
         classes = data.datasets * NUM_DIGITS + data.digits
@@ -81,7 +99,8 @@ class BalancedDraw:
         self._starts = self._counts.cumsum(0) - self._counts
 
     def __call__(self, count: int, generator: torch.Generator) -> Tensor:
-        """Long [count] indices, with replacement, on the generator's device, which is that of the digits."""
+        """Long [count] indices, with replacement, on the generator's device, which is that of the
+        digits."""
         options = {"generator": generator, "device": generator.device}
         chosen = torch.randint(len(self._counts), (count,), **options)
         uniform = torch.rand(count, dtype=torch.float64, **options)
@@ -92,15 +111,18 @@ def _read_table(root: Path, dataset: str) -> pd.DataFrame:
     path = root / dataset / "train.csv"
     if not path.is_file():
         raise InputError(
-            f"the digits are not there: {path} does not exist; get them with `bash scripts/get_dataset.sh`, "
-            "or make a small set without any network with `python3 -m scripts.make_sample_data`"
+            f"the digits are not there: {path} does not exist; get them with `bash"
+            " scripts/get_dataset.sh`, or make a small set without any network with `python3 -m"
+            " scripts.make_sample_data`"
         )
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a readable CSV file ({error})") from None
     if list(table.columns[:2]) != ["image_name", "label"]:
-        raise InputError(f"{path} must have the header image_name,label, not {','.join(table.columns)}")
+        raise InputError(
+            f"{path} must have the header image_name,label, not {','.join(table.columns)}"
+        )
     table["row"] = [f"{path}, row {i + 2}" for i in range(len(table))]
     for label, row in zip(table["label"], table["row"], strict=True):
         if label not in {str(d) for d in range(NUM_DIGITS)}:

@@ -1,4 +1,5 @@
-"""Pictures with captions, and control images, at a small model's size: drawn ones, and the real pairs of fill50k."""
+"""Pictures with captions, and control images, at a small model's size: drawn ones, and the real
+pairs of fill50k."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -25,7 +26,11 @@ WORDINGS = (
     "a photo of a {objects}",
 )
 """How a scene is described, drawn evenly. The last two leave the background open."""
-VOCABULARY = (*NAMES, *KINDS, *(wording.format(objects="next to", background="") for wording in WORDINGS))
+VOCABULARY = (
+    *NAMES,
+    *KINDS,
+    *(wording.format(objects="next to", background="") for wording in WORDINGS),
+)
 """All words that descriptions are made of."""
 SMALLEST = 0.16  # least radius of drawn shapes: two and a half latents of the small diffusion model
 FINER = 4  # control images are drawn this much finer and averaged, as the real ones are
@@ -33,7 +38,8 @@ FINER = 4  # control images are drawn this much finer and averaged, as the real 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """N pictures uint8 [N, 3, S, S] with captions, and their control images uint8 [N, 1, S, S] (white outlines on black)."""
+    """N pictures uint8 [N, 3, S, S] with captions, and their control images uint8 [N, 1, S, S]
+    (white outlines on black)."""
 
     images: Tensor
     captions: list[str]
@@ -61,11 +67,14 @@ def described_scenes(
     twin_fraction: float = 0.4,
     circle_fraction: float = 0.15,
 ) -> Iterator[tuple[Scene, str]]:
-    """`count` scenes, each with a wording of its own for `describe`; scene k depends on (seed, k) alone.
+    """`count` scenes, each with a wording of its own for `describe`; scene k depends on (seed, k)
+    alone.
 
-    A part `pair_fraction` shows two shapes, of which `shared_fraction` are of one colour and `twin_fraction` both circles, and
-    `circle_fraction` one circle like fill50k's; the others show one shape of any kind. Captions name pairs from left to right, as those of
-    `common.data.layouts`: without an order nothing would tell a model of this size which of two blobs in the noise is the red one.
+    A part `pair_fraction` shows two shapes, of which `shared_fraction` are of one colour and
+    `twin_fraction` both circles, and `circle_fraction` one circle like fill50k's; the others show
+    one shape of any kind. Captions name pairs from left to right, as those of
+    `common.data.layouts`: without an order nothing would tell a model of this size which of two
+    blobs in the noise is the red one.
     """
     for k in range(count):
         random = np.random.default_rng(derive_seed(seed, k))
@@ -75,14 +84,17 @@ def described_scenes(
         else:
             pair = lot < pair_fraction
             kinds = ("circle",) if pair and random.random() < twin_fraction else KINDS
-            scene = draw_scene(random, count=1 + pair, kinds=kinds, smallest=SMALLEST, left_to_right=True)
+            scene = draw_scene(
+                random, count=1 + pair, kinds=kinds, smallest=SMALLEST, left_to_right=True
+            )
             if lot < pair_fraction * shared_fraction:
                 scene = in_one_colour(scene)
         yield scene, WORDINGS[random.integers(len(WORDINGS))]
 
 
 def drawn_examples(count: int, size: int, seed: int, **parts: float) -> Examples:
-    """The pictures of `described_scenes` with their captions; example k depends on (seed, k) alone."""
+    """The pictures of `described_scenes` with their captions; example k depends on (seed, k)
+    alone."""
     images, captions = [], []
     for scene, wording in _counted(described_scenes(count, seed, **parts), count):
         images.append(render(scene, size))
@@ -96,7 +108,8 @@ def circle_scenes(count: int, seed: int) -> list[Scene]:
 
 
 def drawn_circles(count: int, size: int, seed: int) -> Examples:
-    """`count` pairs like fill50k's: one circle, its outline, fill50k's wording; pair k depends on (seed, k) alone."""
+    """`count` pairs like fill50k's: one circle, its outline, fill50k's wording; pair k depends on
+    (seed, k) alone."""
     scenes = circle_scenes(count, seed)
     images, hints = [], []
     for scene in _counted(scenes, count):
@@ -118,7 +131,9 @@ def real_examples(root: Path, size: int, part: Part = "training") -> Examples:
 def in_one_colour(scene: Scene) -> Scene:
     """The scene with all shapes in the first one's colour."""
     colour = scene.shapes[0].colour
-    return dataclasses.replace(scene, shapes=tuple(dataclasses.replace(shape, colour=colour) for shape in scene.shapes))
+    return dataclasses.replace(
+        scene, shapes=tuple(dataclasses.replace(shape, colour=colour) for shape in scene.shapes)
+    )
 
 
 def describe(scene: Scene, wording: str) -> str:

@@ -1,4 +1,5 @@
-"""Face photos in the homework's layout: `face/photos/*.jpg` (or .png), square and all of one size."""
+"""Face photos in the homework's layout: `face/photos/*.jpg` (or .png), square and all of one
+size."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +30,18 @@ class Faces:
 
 
 def load_faces(root: Path, split: Split = "train") -> Faces:
-    """Reads the photos below `root`/photos in the order of file names; a tenth is held out, by a hash of the name.
+    """Reads the photos below `root`/photos in the order of file names; a tenth is held out, by a
+    hash of the name.
 
-    Raises InputError that names the folder or file: missing folder, unreadable photo, one that is not square or of another size.
+    Raises InputError that names the folder or file: missing folder, unreadable photo, one that is
+    not square or of another size.
     """
     folder = Path(root) / "photos"
     if not folder.is_dir():
         raise InputError(
-            f"the face photos are not there: {folder} does not exist; put aligned, square photos "
-            "(.jpg or .png) of one size there; `bash scripts/get_dataset.sh` brings the rest of the face folder, but no photos"
+            f"the face photos are not there: {folder} does not exist; put aligned, square photos"
+            " (.jpg or .png) of one size there; `bash scripts/get_dataset.sh` brings the rest of"
+            " the face folder, but no photos"
         )
     names = [path.name for path in image_files(folder)]
     if split != "all":

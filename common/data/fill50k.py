@@ -1,4 +1,5 @@
-"""The pairs of fill50k in the homework's layout: `fill50k/{training,testing}/{source,target,prompt.json}`, 512x512 RGB."""
+"""The pairs of fill50k in the homework's layout:
+`fill50k/{training,testing}/{source,target,prompt.json}`, 512x512 RGB."""
 
 import json
 import re
@@ -15,12 +16,15 @@ from common.images import read_rgb
 SIZE = 512
 Part = Literal["training", "testing"]
 FIELDS = ("source", "target", "prompt")
-NO_TEXT = re.compile(r"[\0\ud800-\udfff]")  # JSON can spell what no file name and no tokenizer takes
+NO_TEXT = re.compile(
+    r"[\0\ud800-\udfff]"
+)  # JSON can spell what no file name and no tokenizer takes
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One line of prompt.json: the control picture (white outline on black), the circle to be drawn, and its description."""
+    """One line of prompt.json: the control picture (white outline on black), the circle to be
+    drawn, and its description."""
 
     source: Path
     target: Path
@@ -28,11 +32,15 @@ class Pair:
 
     @property
     def colours(self) -> tuple[str, str]:
-        """The names of the circle's and the background's colour, from the prompt. Raises InputError if it says something else."""
+        """The names of the circle's and the background's colour, from the prompt. Raises InputError
+        if it says something else."""
         circle, _, rest = self.prompt.partition(" circle with ")
         background = rest.removesuffix(" background")
         if not rest.endswith(" background") or {circle, background} - CSS_COLOURS.keys():
-            raise InputError(f"the prompt {self.prompt!r} is not of the form COLOUR circle with COLOUR background")
+            raise InputError(
+                f"the prompt {self.prompt!r} is not of the form COLOUR circle with COLOUR"
+                " background"
+            )
         return circle, background
 
     def read_source(self) -> Tensor:
@@ -45,8 +53,8 @@ class Pair:
 
 
 def load_fill50k(root: Path, part: Part = "training") -> list[Pair]:
-    """The pairs of a part, in the order of its lines. Raises InputError that names the line: not JSON, a field missing, a file
-    missing, a target that came before.
+    """The pairs of a part, in the order of its lines. Raises InputError that names the line: not
+    JSON, a field missing, a file missing, a target that came before.
 
     File names may stand with or without their folder ("source/0.png" or "0.png"), in both parts.
     """
@@ -59,10 +67,13 @@ def load_fill50k(root: Path, part: Part = "training") -> list[Pair]:
     return read_prompts(folder / "prompt.json", folder / "source", folder / "target")
 
 
-def read_prompts(path: Path, sources: Path, targets: Path, targets_exist: bool = True) -> list[Pair]:
+def read_prompts(
+    path: Path, sources: Path, targets: Path, targets_exist: bool = True
+) -> list[Pair]:
     """The pairs of a prompt.json (JSON Lines), with files in the given folders; see `load_fill50k`.
 
-    With `targets_exist` off the targets are files still to be written, and keep a folder that their name starts with.
+    With `targets_exist` off the targets are files still to be written, and keep a folder that their
+    name starts with.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -101,7 +112,11 @@ def _fields(line: str, where: str) -> list[str]:
     if not isinstance(value, dict):
         raise InputError(f"{where} must be an object with {', '.join(FIELDS)}")
     for name in FIELDS:
-        if not isinstance(value.get(name), str) or not value[name].strip() or NO_TEXT.search(value[name]):
+        if (
+            not isinstance(value.get(name), str)
+            or not value[name].strip()
+            or NO_TEXT.search(value[name])
+        ):
             raise InputError(f"{where}: {name!r} is missing or is not text")
     return [value[name] for name in FIELDS]
 
@@ -113,4 +128,6 @@ def _below(name: str, folder: str, where: str) -> PurePosixPath:
         raise InputError(f"{where}: {name!r} is no file name")
     if path.is_absolute() or ".." in path.parts:
         raise InputError(f"{where}: the file name {name!r} leads out of its folder")
-    return PurePosixPath(*path.parts[1:]) if len(path.parts) > 1 and path.parts[0] == folder else path
+    return (
+        PurePosixPath(*path.parts[1:]) if len(path.parts) > 1 and path.parts[0] == folder else path
+    )

@@ -1,4 +1,5 @@
-"""Scenes of several circles that fill50k never shows, drawn as its pairs are: hard edges, outlines of 5 pixels in 512."""
+"""Scenes of several circles that fill50k never shows, drawn as its pairs are: hard edges, outlines
+of 5 pixels in 512."""
 
 import dataclasses
 import json
@@ -28,12 +29,16 @@ NUMBERS = {"two": 2, "three": 3}
 Disc = tuple[float, float, float]  # x, y, radius, as parts of the side
 
 
-def make_layouts(kind: LayoutKind, count: int = LAYOUT_COUNT, seed: int = LAYOUT_SEED) -> tuple[Scene, ...]:
-    """`count` scenes of circles, from left to right, all colours visibly different (CIEDE2000 at least 10).
+def make_layouts(
+    kind: LayoutKind, count: int = LAYOUT_COUNT, seed: int = LAYOUT_SEED
+) -> tuple[Scene, ...]:
+    """`count` scenes of circles, from left to right, all colours visibly different (CIEDE2000 at
+    least 10).
 
-    two: two named colours; two_shared: the same circles in one colour, the first's; three: three colours; touching: two circles
-    in two colours whose edges meet in a point; cut: two circles, the second cut by the border, its centre inside. A scene
-    depends on the seed, its kind and its own number alone.
+    two: two named colours; two_shared: the same circles in one colour, the first's; three: three
+    colours; touching: two circles in two colours whose edges meet in a point; cut: two circles, the
+    second cut by the border, its centre inside. A scene depends on the seed, its kind and its own
+    number alone.
     """
     scenes = []
     for index in range(count):
@@ -43,26 +48,35 @@ def make_layouts(kind: LayoutKind, count: int = LAYOUT_COUNT, seed: int = LAYOUT
         background, *colours = _draw_colours(len(places) + 1, random)
         if kind == "two_shared":
             colours = colours[:1] * len(places)
-        shapes = [Shape("circle", colour, *place) for colour, place in zip(colours, places, strict=True)]
+        shapes = [
+            Shape("circle", colour, *place) for colour, place in zip(colours, places, strict=True)
+        ]
         scenes.append(Scene(background, tuple(shapes)))
     return tuple(scenes)
 
 
 def make_canvas(circles: int, parts: int, seed: int = LAYOUT_SEED) -> Scene:
-    """A scene for a canvas of `parts` x `parts` pictures: so many circles of one colour, each smaller than half a picture."""
+    """A scene for a canvas of `parts` x `parts` pictures: so many circles of one colour, each
+    smaller than half a picture."""
     random = np.random.default_rng([seed, len(KINDS), circles, parts])
     places: list[Disc] = []
     while len(places) < circles:
         radius = random.uniform(0.2, 0.4) / parts
-        place = (*random.uniform(radius + GAP / parts, 1.0 - radius - GAP / parts, size=2).tolist(), radius)
-        if all(math.dist(place[:2], other[:2]) > radius + other[2] + GAP / parts for other in places):
+        place = (
+            *random.uniform(radius + GAP / parts, 1.0 - radius - GAP / parts, size=2).tolist(),
+            radius,
+        )
+        if all(
+            math.dist(place[:2], other[:2]) > radius + other[2] + GAP / parts for other in places
+        ):
             places.append(place)
     background, colour = _draw_colours(2, random)
     return Scene(background, tuple(Shape("circle", colour, *place) for place in sorted(places)))
 
 
 def render_target(scene: Scene, size: int = SIZE) -> Tensor:
-    """The picture, uint8 [3, size, size], in exactly the scene's colours: not antialiased, as fill50k's targets."""
+    """The picture, uint8 [3, size, size], in exactly the scene's colours: not antialiased, as
+    fill50k's targets."""
     picture = _colour(scene.background).expand(3, size, size).clone()
     for shape in scene.shapes:
         picture[:, render_mask(shape, size)] = _colour(shape.colour)[:, 0]
@@ -70,9 +84,9 @@ def render_target(scene: Scene, size: int = SIZE) -> Tensor:
 
 
 def render_control(scene: Scene, size: int = SIZE, outline: float = OUTLINE) -> Tensor:
-    """The control picture, uint8 [3, size, size]: white on black, not antialiased. As in fill50k, the outline's middle is where
-    the target changes colour, and it is `outline` of the side thick. Raises ValueError for
-    shapes that are no circles.
+    """The control picture, uint8 [3, size, size]: white on black, not antialiased. As in fill50k,
+    the outline's middle is where the target changes colour, and it is `outline` of the side thick.
+    Raises ValueError for shapes that are no circles.
     """
     if any(shape.kind != "circle" for shape in scene.shapes):
         raise ValueError("only circles have a control picture of this kind")
@@ -93,7 +107,8 @@ Wording = Literal["each", "count", "single"]
 
 
 class Description(NamedTuple):
-    """What a prompt names: the circles' colours, in its order, and the background's; `count` circles if it says how many."""
+    """What a prompt names: the circles' colours, in its order, and the background's; `count`
+    circles if it says how many."""
 
     colours: tuple[str, ...]
     background: str
@@ -101,10 +116,12 @@ class Description(NamedTuple):
 
 
 def caption(scene: Scene, wording: Wording = "each") -> str:
-    """The prompt in fill50k's wording: "red circle next to red circle with blue background" (each, the scene's own caption).
+    """The prompt in fill50k's wording: "red circle next to red circle with blue background" (each,
+    the scene's own caption).
 
-    A scene of one colour has two more: "two red circles with blue background" (count), and "red circle with blue background"
-    (single), which is what fill50k says. Raises ValueError if the scene has several colours.
+    A scene of one colour has two more: "two red circles with blue background" (count), and "red
+    circle with blue background" (single), which is what fill50k says. Raises ValueError if the
+    scene has several colours.
     """
     if wording == "each":
         return scene.caption
@@ -112,23 +129,35 @@ def caption(scene: Scene, wording: Wording = "each") -> str:
         raise ValueError(f"the wording {wording} is for scenes of one colour")
     colour = scene.shapes[0].colour
     number = next((word for word, count in NUMBERS.items() if count == len(scene.shapes)), None)
-    what = f"{colour} circle" if wording == "single" or number is None else f"{number} {colour} circles"
+    what = (
+        f"{colour} circle"
+        if wording == "single" or number is None
+        else f"{number} {colour} circles"
+    )
     return f"{what} with {scene.background} background"
 
 
 def parse_caption(prompt: str) -> Description:
-    """The reverse of `caption`. Raises InputError if the prompt says something else or names no CSS colour."""
+    """The reverse of `caption`. Raises InputError if the prompt says something else or names no CSS
+    colour."""
     objects, _, rest = prompt.strip().lower().partition(" with ")
-    parts = [re.fullmatch(r"(?:(two|three) )?(.+?) circle(s?)", part) for part in objects.split(" next to ")]
+    parts = [
+        re.fullmatch(r"(?:(two|three) )?(.+?) circle(s?)", part)
+        for part in objects.split(" next to ")
+    ]
     background = rest.removesuffix(" background")
     if rest.endswith(" background") and background in CSS_COLOURS and all(parts):
         numbers, colours, plurals = zip(*(part.groups() for part in parts), strict=True)
-        fits = all((number is not None) == bool(plural) for number, plural in zip(numbers, plurals, strict=True))
+        fits = all(
+            (number is not None) == bool(plural)
+            for number, plural in zip(numbers, plurals, strict=True)
+        )
         if fits and set(colours) <= CSS_COLOURS.keys() and (len(parts) == 1 or not any(numbers)):
             count = NUMBERS.get(numbers[0]) if len(parts) == 1 else len(parts)
             return Description(tuple(colours), background, count)
     raise InputError(
-        f"the prompt {prompt!r} is not of the form COLOUR circle [next to COLOUR circle] with COLOUR background"
+        f"the prompt {prompt!r} is not of the form COLOUR circle [next to COLOUR circle] with"
+        " COLOUR background"
     )
 
 
@@ -137,7 +166,8 @@ def parse_caption(prompt: str) -> Description:
 
 
 def write_layouts(folder: Path, scenes: Sequence[Scene], wording: Wording = "each") -> Path:
-    """Writes the scenes in fill50k's layout, `folder/{source,target}/N.png` and `folder/prompt.json`; returns the latter."""
+    """Writes the scenes in fill50k's layout, `folder/{source,target}/N.png` and
+    `folder/prompt.json`; returns the latter."""
     for kind in ("source", "target"):
         make_folder(folder / kind)
     lines = []
@@ -162,12 +192,16 @@ def _draw_places(kind: LayoutKind, random: Generator) -> list[Disc]:
         if kind == "touching":
             places[1] = _moved_to_touch(places[0], radii[1], random.uniform(0.0, 2.0 * math.pi))
         if kind == "cut":
-            places[1] = _moved_to_border(places[1], int(random.integers(4)), random.uniform(0.1, 0.7))
+            places[1] = _moved_to_border(
+                places[1], int(random.integers(4)), random.uniform(0.1, 0.7)
+            )
         gaps = [
             math.dist(a[:2], b[:2]) - a[2] - b[2] for i, a in enumerate(places) for b in places[:i]
         ]  # 0 if they touch
         whole = all(
-            r + GAP <= at <= 1.0 - r - GAP for *centre, r in places[: 1 if kind == "cut" else None] for at in centre
+            r + GAP <= at <= 1.0 - r - GAP
+            for *centre, r in places[: 1 if kind == "cut" else None]
+            for at in centre
         )
         if whole and (kind == "touching" or min(gaps) >= GAP):
             return places
@@ -189,7 +223,9 @@ def _draw_colours(count: int, random: Generator) -> list[str]:
     taken: list[str] = []
     for index in random.permutation(len(NAMES)):
         name = NAMES[index]
-        if all(colour_difference(CSS_COLOURS[name], CSS_COLOURS[other]) >= VISIBLE for other in taken):
+        if all(
+            colour_difference(CSS_COLOURS[name], CSS_COLOURS[other]) >= VISIBLE for other in taken
+        ):
             taken.append(name)
         if len(taken) == count:
             break

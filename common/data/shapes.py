@@ -1,4 +1,5 @@
-"""Pictures of coloured shapes on coloured backgrounds with captions, drawn on the fly in the manner of fill50k."""
+"""Pictures of coloured shapes on coloured backgrounds with captions, drawn on the fly in the manner
+of fill50k."""
 
 import dataclasses
 import functools
@@ -25,7 +26,8 @@ _CORNERS = {"square": 4, "triangle": 3, "star": 10}
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One shape; centre and radius (of the circle around it) are parts of the picture's side, the angle is in radians."""
+    """One shape; centre and radius (of the circle around it) are parts of the picture's side, the
+    angle is in radians."""
 
     kind: str
     colour: str
@@ -49,7 +51,8 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """fill50k's wording: "red circle with blue background", "red circle next to lime star with blue background"."""
+        """fill50k's wording: "red circle with blue background", "red circle next to lime star with
+        blue background"."""
         return f"{self.objects} with {self.background} background"
 
 
@@ -59,8 +62,9 @@ def held_out_classes(
 ) -> tuple[tuple[str, str], ...]:
     """The (colour, kind) classes of the compositional test, which no training may show.
 
-    They are shared out evenly among the kinds that are not circles (fill50k shows circles of every colour); the colours come in
-    an order shuffled by the seed, and one is taken if it is at least `distance` (CIEDE2000) from those taken for its kind.
+    They are shared out evenly among the kinds that are not circles (fill50k shows circles of every
+    colour); the colours come in an order shuffled by the seed, and one is taken if it is at least
+    `distance` (CIEDE2000) from those taken for its kind.
     """
     kinds = [kind for kind in KINDS if kind != "circle"]
     random = np.random.default_rng(seed)
@@ -71,7 +75,10 @@ def held_out_classes(
             if len(taken) == count // len(kinds) + (i < count % len(kinds)):
                 break
             name = NAMES[colour]
-            if all(colour_difference(CSS_COLOURS[name], CSS_COLOURS[other]) >= distance for other in taken):
+            if all(
+                colour_difference(CSS_COLOURS[name], CSS_COLOURS[other]) >= distance
+                for other in taken
+            ):
                 taken.append(name)
         classes += [(name, kind) for name in taken]
     if len(classes) < count:
@@ -80,7 +87,8 @@ def held_out_classes(
 
 
 def held_out_scene(index: int, random: Generator) -> Scene:
-    """A picture for held-out class `index`: one whole shape on a background that differs visibly (CIEDE2000)."""
+    """A picture for held-out class `index`: one whole shape on a background that differs visibly
+    (CIEDE2000)."""
     first = held_out_classes()[index]
     while True:
         scene = draw_scene(random, first=first, cut_off=False)
@@ -99,10 +107,12 @@ def draw_scene(
     smallest: float = 0.1,
     left_to_right: bool = False,
 ) -> Scene:
-    """A scene of `count` shapes that do not touch, all colours different, no (colour, kind) pair of `forbidden`.
+    """A scene of `count` shapes that do not touch, all colours different, no (colour, kind) pair of
+    `forbidden`.
 
-    With `cut_off` a single shape may cross the border, like half of fill50k's circles. `first` fixes the (colour, kind) of the
-    first shape, `smallest` is the least radius, and with `left_to_right` the shapes come in that order, clearly so.
+    With `cut_off` a single shape may cross the border, like half of fill50k's circles. `first`
+    fixes the (colour, kind) of the first shape, `smallest` is the least radius, and with
+    `left_to_right` the shapes come in that order, clearly so.
     """
     while True:
         colours = random.choice(NAMES, size=count + 1, replace=False).tolist()
@@ -110,7 +120,10 @@ def draw_scene(
         if first:
             if first[0] in colours:
                 colours.remove(first[0])
-            colours, names = [colours[0], first[0], *colours[1:]][: count + 1], [first[1], *names[1:]]
+            colours, names = (
+                [colours[0], first[0], *colours[1:]][: count + 1],
+                [first[1], *names[1:]],
+            )
         if any(pair in forbidden for pair in zip(colours[1:], names, strict=True)):
             continue
         places = []
@@ -122,7 +135,11 @@ def draw_scene(
             places.sort()
             if any(b[0] - a[0] < CLEARLY_LEFT for a, b in itertools.pairwise(places)):
                 continue
-        if all(math.dist(a[:2], b[:2]) > a[2] + b[2] + 0.03 for i, a in enumerate(places) for b in places[:i]):
+        if all(
+            math.dist(a[:2], b[:2]) > a[2] + b[2] + 0.03
+            for i, a in enumerate(places)
+            for b in places[:i]
+        ):
             break
     shapes = [
         Shape(kind, colour, float(x), float(y), float(radius), float(random.uniform(-0.4, 0.4)))
@@ -132,7 +149,8 @@ def draw_scene(
 
 
 def draw_circle(random: Generator) -> Scene:
-    """A circle like fill50k's, in two different colours: the centre 0.2 to 0.8 and the radius 0.1 to 0.5 of the side, evenly.
+    """A circle like fill50k's, in two different colours: the centre 0.2 to 0.8 and the radius 0.1
+    to 0.5 of the side, evenly.
 
     Those of the 100 testing pairs are 0.20 to 0.80 and 0.13 to 0.50; half of them touch the border.
     """
@@ -161,13 +179,18 @@ def render_mask(shape: Shape, size: int) -> Tensor:
 def _paint(pen: ImageDraw.ImageDraw, shape: Shape, side: int, **style: object) -> None:
     x, y, radius = shape.x * side, shape.y * side, shape.radius * side
     if shape.kind == "circle":
-        pen.ellipse((x - radius, y - radius, x + radius - 1, y + radius - 1), **style)  # Pillow includes the last pixel
+        pen.ellipse(
+            (x - radius, y - radius, x + radius - 1, y + radius - 1), **style
+        )  # Pillow includes the last pixel
         return
     corners = _CORNERS[shape.kind]
     points = []
     for i in range(corners):
         angle = (
-            shape.angle + 2.0 * math.pi * i / corners - math.pi / 2 - (math.pi / 4 if shape.kind == "square" else 0.0)
+            shape.angle
+            + 2.0 * math.pi * i / corners
+            - math.pi / 2
+            - (math.pi / 4 if shape.kind == "square" else 0.0)
         )
         length = radius * (0.42 if shape.kind == "star" and i % 2 else 1.0)
         points.append((x + length * math.cos(angle), y + length * math.sin(angle)))

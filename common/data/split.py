@@ -7,5 +7,6 @@ Split = Literal["train", "held_out", "all"]
 
 
 def is_held_out(dataset: str, name: str) -> bool:
-    """Whether the image is one of the tenth that no model of this project trains on, by a hash of its name (CRC-32)."""
+    """Whether the image is one of the tenth that no model of this project trains on, by a hash of
+    its name (CRC-32)."""
     return zlib.crc32(f"{dataset}/{name}".encode()) % 10 == 0

@@ -1,4 +1,5 @@
-"""Classifier-free guidance: dropping the condition in training, and combining the two predictions in sampling."""
+"""Classifier-free guidance: dropping the condition in training, and combining the two predictions
+in sampling."""
 
 from collections.abc import Mapping
 
@@ -12,7 +13,8 @@ from common.seeds import Draws
 def drop_context(context: Tensor, null: Tensor | int, probability: float, draws: Draws) -> Tensor:
     """`context` [N, ...] with each image's entry replaced by `null` with the given probability.
 
-    Training on both is what classifier-free guidance needs (Algorithm 1 of Ho and Salimans 2022, arXiv:2207.12598).
+    Training on both is what classifier-free guidance needs (Algorithm 1 of Ho and Salimans 2022,
+    arXiv:2207.12598).
     """
     dropped = draws.rand() < probability
     null = torch.as_tensor(null, dtype=context.dtype, device=context.device)
@@ -22,16 +24,20 @@ def drop_context(context: Tensor, null: Tensor | int, probability: float, draws:
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     """uncond + scale (cond - uncond): scale 1 is conditional, 0 unconditional.
 
-    Ho and Salimans (arXiv:2207.12598, Equation 6) and the homework's `guide_w` count from the conditional: scale = w + 1.
-    The map from eps to x0 or v is affine at a fixed x_t, so the formula holds for each of them.
+    Ho and Salimans (arXiv:2207.12598, Equation 6) and the homework's `guide_w` count from the
+    conditional: scale = w + 1. The map from eps to x0 or v is affine at a fixed x_t, so the formula
+    holds for each of them.
     """
     return uncond + scale * (cond - uncond)
 
 
 def rescale_guidance(guided_output: Tensor, cond: Tensor, phi: float) -> Tensor:
-    """Pulls each image's standard deviation towards the conditional output's (Equations 15 and 16 of arXiv:2305.08891)."""
+    """Pulls each image's standard deviation towards the conditional output's (Equations 15 and 16
+    of arXiv:2305.08891)."""
     axes = tuple(range(1, cond.dim()))
-    rescaled = guided_output * (cond.std(axes, keepdim=True) / guided_output.std(axes, keepdim=True))
+    rescaled = guided_output * (
+        cond.std(axes, keepdim=True) / guided_output.std(axes, keepdim=True)
+    )
     return phi * rescaled + (1.0 - phi) * guided_output
 
 
@@ -46,8 +52,9 @@ def guided(
 ) -> Predict:
     """Classifier-free guidance in one network call: both halves go through as one batch of 2N.
 
-    `interval` = (lowest t, highest t) limits guidance to those t (Kynkäänniemi et al. 2024, arXiv:2404.07724); outside it, and
-    at scale 1, only the conditional half is computed. `rescale` is phi of `rescale_guidance`.
+    `interval` = (lowest t, highest t) limits guidance to those t (Kynkäänniemi et al. 2024,
+    arXiv:2404.07724); outside it, and at scale 1, only the conditional half is computed. `rescale`
+    is phi of `rescale_guidance`.
     """
 
     def predict(x_t: Tensor, t: int) -> Tensor:
@@ -57,7 +64,9 @@ def guided(
             return network(x_t, timesteps, condition)
         if scale == 0.0:
             return network(x_t, timesteps, null)
-        output = network(torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps]), _stack(condition, null))
+        output = network(
+            torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps]), _stack(condition, null)
+        )
         cond, uncond = output.chunk(2)
         result = guide(cond, uncond, scale)
         return rescale_guidance(result, cond, rescale) if rescale else result

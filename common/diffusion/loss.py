@@ -1,4 +1,5 @@
-"""The training loss: the mean squared error of the network's output at random t, and how noise levels are weighted."""
+"""The training loss: the mean squared error of the network's output at random t, and how noise
+levels are weighted."""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,13 +32,15 @@ def diffusion_loss(
     timesteps: TimestepDistribution = "uniform",
     guidance: "TrainedGuidance | None" = None,
 ) -> Tensor:
-    """The mean squared error of the network's output at random t, a scalar (Equation 14 of DDPM, arXiv:2006.11239).
+    """The mean squared error of the network's output at random t, a scalar (Equation 14 of DDPM,
+    arXiv:2006.11239).
 
-    `x0` [N, ...] on the network's device; t and eps are drawn from `draws`.
-    `min_snr_gamma` and `snr_offset` weight each image by `min_snr_weight`; `weight` [N, 1, ...], of mean 1 over an image, weights
-    its pixels, for example by a mask of what is valid. `log_variance` is a learned u(t): the error e of an image becomes
-    e / exp(u) + u, which at the best u, log e, lets every noise level count equally (Equation 21 of EDM2, arXiv:2312.02696).
-    `guidance` teaches the network what guidance would make of its output.
+    `x0` [N, ...] on the network's device; t and eps are drawn from `draws`. `min_snr_gamma` and
+    `snr_offset` weight each image by `min_snr_weight`; `weight` [N, 1, ...], of mean 1 over an
+    image, weights its pixels, for example by a mask of what is valid. `log_variance` is a learned
+    u(t): the error e of an image becomes e / exp(u) + u, which at the best u, log e, lets every
+    noise level count equally (Equation 21 of EDM2, arXiv:2312.02696). `guidance` teaches the
+    network what guidance would make of its output.
     """
     t = draw_timesteps(schedule.num_timesteps, timesteps, draws)
     eps = draws.randn(*x0.shape[1:])
@@ -47,13 +50,17 @@ def diffusion_loss(
     target = output_target(parameterization, x0, eps, alpha_t, sigma_t)
     if guidance is not None:
         with torch.no_grad():
-            inside = ((t >= guidance.interval[0]) & (t <= guidance.interval[1])).view(-1, *[1] * (x0.dim() - 1))
+            inside = ((t >= guidance.interval[0]) & (t <= guidance.interval[1])).view(
+                -1, *[1] * (x0.dim() - 1)
+            )
             direction = output.detach() - network(x_t, t, guidance.null)
         target = target + inside * (1.0 - 1.0 / guidance.scale) * direction
     error = (output.float() - target.float()).square()
     per_image = (error if weight is None else error * weight).flatten(1).mean(1)
     if min_snr_gamma is not None:
-        per_image = per_image * min_snr_weight(schedule.snr(t), min_snr_gamma, parameterization, snr_offset)
+        per_image = per_image * min_snr_weight(
+            schedule.snr(t), min_snr_gamma, parameterization, snr_offset
+        )
     if log_variance is not None:
         u = log_variance(t).float()
         per_image = per_image / u.exp() + u
@@ -62,11 +69,13 @@ def diffusion_loss(
 
 @dataclasses.dataclass(frozen=True)
 class TrainedGuidance:
-    """Guidance that is trained in, so that sampling needs one evaluation instead of two (Model Guidance, arXiv:2502.12154).
+    """Guidance that is trained in, so that sampling needs one evaluation instead of two (Model
+    Guidance, arXiv:2502.12154).
 
-    The target of a conditional output is shifted along (conditional - unconditional) by 1 - 1 / scale of it; the output at which
-    that comes to rest is the guided one, unconditional + scale (conditional - unconditional). An output whose condition is the
-    null condition is not shifted, since its direction is 0.
+    The target of a conditional output is shifted along (conditional - unconditional) by 1 - 1 /
+    scale of it; the output at which that comes to rest is the guided one, unconditional + scale
+    (conditional - unconditional). An output whose condition is the null condition is not shifted,
+    since its direction is 0.
     """
 
     scale: float
@@ -78,32 +87,40 @@ class TrainedGuidance:
 
 
 def draw_timesteps(num_timesteps: int, distribution: TimestepDistribution, draws: Draws) -> Tensor:
-    """Timesteps long [N]: uniform, or T sigmoid(n) for normal n, which is denser in the middle (Equation 19 of arXiv:2403.03206)."""
+    """Timesteps long [N]: uniform, or T sigmoid(n) for normal n, which is denser in the middle
+    (Equation 19 of arXiv:2403.03206)."""
     if distribution == "uniform":
         return draws.randint(num_timesteps)
     return (draws.randn().sigmoid() * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
 class LossWeighting(nn.Module):
-    """How noise levels count in training: `options` are arguments of `diffusion_loss`, and the parameters are trained beside
-    the network's and not kept.
+    """How noise levels count in training: `options` are arguments of `diffusion_loss`, and the
+    parameters are trained beside the network's and not kept.
 
-    "learned" is a learned log-variance, "min_snr" the weight min(SNR + 1, 5) on the x0 error (min(SNR, 5) with eps prediction,
-    where an offset is undefined), "none" the plain error of the output.
+    "learned" is a learned log-variance, "min_snr" the weight min(SNR + 1, 5) on the x0 error
+    (min(SNR, 5) with eps prediction, where an offset is undefined), "none" the plain error of the
+    output.
     """
 
-    def __init__(self, kind: LossWeight, parameterization: Parameterization, timesteps: TimestepDistribution) -> None:
+    def __init__(
+        self, kind: LossWeight, parameterization: Parameterization, timesteps: TimestepDistribution
+    ) -> None:
         super().__init__()
         self.options: dict[str, Any] = {"timesteps": timesteps}
         if kind == "learned":
             self.log_variance = LogVariance()
             self.options["log_variance"] = self.log_variance
         if kind == "min_snr":
-            self.options |= {"min_snr_gamma": 5.0, "snr_offset": 0.0 if parameterization == "eps" else 1.0}
+            self.options |= {
+                "min_snr_gamma": 5.0,
+                "snr_offset": 0.0 if parameterization == "eps" else 1.0,
+            }
 
 
 class LogVariance(nn.Module):
-    """A learned u(t) for `diffusion_loss`: one linear layer on sines and cosines of t, 0 at first; used in training alone."""
+    """A learned u(t) for `diffusion_loss`: one linear layer on sines and cosines of t, 0 at first;
+    used in training alone."""
 
     def __init__(self, channels: int = 128) -> None:
         super().__init__()
@@ -116,13 +133,16 @@ class LogVariance(nn.Module):
         return self.linear(self.embed(t)).squeeze(-1)  # [N]
 
 
-def min_snr_weight(snr: Tensor, gamma: float, parameterization: Parameterization, offset: float = 0.0) -> Tensor:
+def min_snr_weight(
+    snr: Tensor, gamma: float, parameterization: Parameterization, offset: float = 0.0
+) -> Tensor:
     """The weight min(SNR + offset, gamma) on the x0 error, for the error of the given output.
 
-    Offset 0 is min-SNR (Hang et al. 2023, arXiv:2303.09556, Section 3.4): for eps min(SNR, gamma) / SNR, written as
-    min(1, gamma / SNR) to be finite (1) at SNR 0; for v min(SNR, gamma) / (SNR + 1). Offset 1 clips the weight SNR + 1 that
-    v prediction has by itself (Appendix D of arXiv:2202.00512), and so keeps it at high noise, where an image's coarse
-    structure is decided; with eps prediction it would be infinite at SNR 0 and raises ValueError.
+    Offset 0 is min-SNR (Hang et al. 2023, arXiv:2303.09556, Section 3.4): for eps min(SNR, gamma) /
+    SNR, written as min(1, gamma / SNR) to be finite (1) at SNR 0; for v min(SNR, gamma) / (SNR +
+    1). Offset 1 clips the weight SNR + 1 that v prediction has by itself (Appendix D of
+    arXiv:2202.00512), and so keeps it at high noise, where an image's coarse structure is decided;
+    with eps prediction it would be infinite at SNR 0 and raises ValueError.
     """
     if parameterization == "eps":
         if offset:

@@ -1,4 +1,5 @@
-"""The maths of diffusion between images and networks: noising, parameterizations, and from a network to (x0, eps).
+"""The maths of diffusion between images and networks: noising, parameterizations, and from a
+network to (x0, eps).
 
 Conventions (which index, which alpha, which sigma) are those of `common/diffusion/schedule.py`.
 """
@@ -21,21 +22,29 @@ class Stackable(Protocol):
 
 
 Condition = Tensor | Mapping[str, Tensor] | Stackable
-Network = Callable[[Tensor, Tensor, Condition], Tensor]  # (x_t [N, ...], t long [N], condition) -> output [N, ...]
+Network = Callable[
+    [Tensor, Tensor, Condition], Tensor
+]  # (x_t [N, ...], t long [N], condition) -> output [N, ...]
 Predict = Callable[[Tensor, int], Tensor]  # (x_t, t) -> a network's output under a fixed condition
 Denoise = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (x_t, t) -> (x0, eps)
 
 
 def q_sample(schedule: NoiseSchedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """x_t of the forward process for `x0` and `eps` [N, ...] and `t` long [N] (Equation 4 of DDPM, arXiv:2006.11239)."""
+    """x_t of the forward process for `x0` and `eps` [N, ...] and `t` long [N] (Equation 4 of DDPM,
+    arXiv:2006.11239)."""
     alpha_t, sigma_t = schedule.alpha_sigma_like(t, x0)
     return alpha_t * x0 + sigma_t * eps
 
 
 def output_target(
-    parameterization: Parameterization, x0: Tensor, eps: Tensor, alpha_t: Coefficient, sigma_t: Coefficient
+    parameterization: Parameterization,
+    x0: Tensor,
+    eps: Tensor,
+    alpha_t: Coefficient,
+    sigma_t: Coefficient,
 ) -> Tensor:
-    """What a network of this parameterization should put out; v is that of Salimans and Ho 2022 (arXiv:2202.00512)."""
+    """What a network of this parameterization should put out; v is that of Salimans and Ho 2022
+    (arXiv:2202.00512)."""
     if parameterization == "eps":
         return eps
     if parameterization == "x0":
@@ -44,9 +53,14 @@ def output_target(
 
 
 def predict_x0(
-    parameterization: Parameterization, output: Tensor, x_t: Tensor, alpha_t: Coefficient, sigma_t: Coefficient
+    parameterization: Parameterization,
+    output: Tensor,
+    x_t: Tensor,
+    alpha_t: Coefficient,
+    sigma_t: Coefficient,
 ) -> Tensor:
-    """The clean image that a network's output implies; with eps prediction `alpha_t` must not be 0."""
+    """The clean image that a network's output implies; with eps prediction `alpha_t` must not be
+    0."""
     if parameterization == "eps":
         return (x_t - sigma_t * output) / alpha_t
     if parameterization == "x0":
@@ -55,7 +69,11 @@ def predict_x0(
 
 
 def predict_eps(
-    parameterization: Parameterization, output: Tensor, x_t: Tensor, alpha_t: Coefficient, sigma_t: Coefficient
+    parameterization: Parameterization,
+    output: Tensor,
+    x_t: Tensor,
+    alpha_t: Coefficient,
+    sigma_t: Coefficient,
 ) -> Tensor:
     """The noise that a network's output implies; with x0 prediction `sigma_t` must not be 0."""
     if parameterization == "eps":
@@ -75,15 +93,19 @@ def denoiser(
 ) -> Denoise:
     """Turns a network's output into `(x0, eps)` for the samplers.
 
-    `clip_x0` clamps x0 to [-1, 1]: on for pixels, off for latents. It comes after guidance. eps stays the network's own, which
-    the homework's faces need, or with `eps_of_clipped` is what x_t holds beside the clamped x0 (as in the code of Dhariwal and
-    Nichol 2021, arXiv:2105.05233): under strong guidance, where much is clamped, DDIM loses the image otherwise.
+    `clip_x0` clamps x0 to [-1, 1]: on for pixels, off for latents. It comes after guidance. eps
+    stays the network's own, which the homework's faces need, or with `eps_of_clipped` is what x_t
+    holds beside the clamped x0 (as in the code of Dhariwal and Nichol 2021, arXiv:2105.05233):
+    under strong guidance, where much is clamped, DDIM loses the image otherwise.
     """
 
     def denoise(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = schedule.alpha_sigma(t)
         if alpha_t == 0.0 and parameterization == "eps":
-            raise ValueError("eps prediction is undefined at a signal-to-noise ratio of 0: use v or x0 prediction")
+            raise ValueError(
+                "eps prediction is undefined at a signal-to-noise ratio of 0: use v or x0"
+                " prediction"
+            )
         output = predict(x_t, t)
         x0 = predict_x0(parameterization, output, x_t, alpha_t, sigma_t)
         if not clip_x0:

@@ -5,9 +5,11 @@ Each walks an explicit list of pairs `(t, t_prev)` (see `common/diffusion/schedu
 - `denoise(x_t, t) -> (x0, eps)`, made by `common.diffusion.process.denoiser`;
 - `schedule`, the tables; `x_T` [N, ...], the noise to start from; `timestep_pairs`, descending;
 - `noise()`, a fresh standard normal like `x_T` at each call, for the samplers that draw any;
-- `callback(i, t, x_t, x0)`, called at each step i, after the network, with the step's input and the predicted clean image.
+- `callback(i, t, x_t, x0)`, called at each step i, after the network, with the step's input and the
+  predicted clean image.
 
-It returns x at the last `t_prev`. Coefficients are float64 numbers. A sampler is added in one place: `SAMPLERS`.
+It returns x at the last `t_prev`. Coefficients are float64 numbers. A sampler is added in one
+place: `SAMPLERS`.
 """
 
 import dataclasses
@@ -32,7 +34,8 @@ def sample_ddpm(
     noise: Callable[[], Tensor],
     callback: Callback | None = None,
 ) -> Tensor:
-    """Ancestral sampling from the posterior q(x_prev | x_t, x0), which on any pairs is Equation 7 of DDPM (arXiv:2006.11239).
+    """Ancestral sampling from the posterior q(x_prev | x_t, x0), which on any pairs is Equation 7
+    of DDPM (arXiv:2006.11239).
 
     The variance is the posterior's, "beta tilde". No noise is drawn where it is 0.
     """
@@ -49,7 +52,8 @@ def sample_ddpm(
 
 
 def ddpm_posterior(schedule: NoiseSchedule, t: int, t_prev: int) -> tuple[float, float, float]:
-    """The weights of x0 and x_t in the mean of q(x_prev | x_t, x0), and its standard deviation (Equation 7 of arXiv:2006.11239)."""
+    """The weights of x0 and x_t in the mean of q(x_prev | x_t, x0), and its standard deviation
+    (Equation 7 of arXiv:2006.11239)."""
     abar_t, abar_prev = schedule.abar(t), schedule.abar(t_prev)
     alpha_step = abar_t / abar_prev
     x0_weight = math.sqrt(abar_prev) * (1.0 - alpha_step) / (1.0 - abar_t)
@@ -67,7 +71,8 @@ def sample_ddim(
     noise: Callable[[], Tensor] | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DDIM (Equation 12 of Song et al. 2020, arXiv:2010.02502): deterministic at eta 0, where no noise is drawn; DDPM's variance at 1."""
+    """DDIM (Equation 12 of Song et al. 2020, arXiv:2010.02502): deterministic at eta 0, where no
+    noise is drawn; DDPM's variance at 1."""
     x_t = x_T
     for i, (t, t_prev) in enumerate(timestep_pairs):
         x0, eps = denoise(x_t, t)
@@ -84,7 +89,8 @@ def sample_ddim(
 def ddim_sigma(schedule: NoiseSchedule, t: int, t_prev: int, eta: float) -> float:
     """The standard deviation of DDIM's fresh noise (Equation 16 of arXiv:2010.02502)."""
     abar_t, abar_prev = schedule.abar(t), schedule.abar(t_prev)
-    # max: the homework's list may end with a step from t = 0 to 0, where rounding could turn the difference negative.
+    # max: the homework's list may end with a step from t = 0 to 0, where rounding could turn the
+    # difference negative.
     return eta * math.sqrt((1.0 - abar_prev) / (1.0 - abar_t) * max(1.0 - abar_t / abar_prev, 0.0))
 
 
@@ -96,9 +102,11 @@ def sample_dpmpp_2m(
     *,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M): second order with one evaluation a step, by x0's history (Algorithm 2 of arXiv:2211.01095).
+    """DPM-Solver++(2M): second order with one evaluation a step, by x0's history (Algorithm 2 of
+    arXiv:2211.01095).
 
-    A step to alpha-bar 1 returns x0 itself (first order): extrapolating over an infinite step in lambda is undefined.
+    A step to alpha-bar 1 returns x0 itself (first order): extrapolating over an infinite step in
+    lambda is undefined.
     """
     x_t, x0_before, h_before = x_T, None, None
     for i, (t, t_prev) in enumerate(timestep_pairs):
@@ -124,12 +132,14 @@ def sample_heun(
     *,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Heun's second-order method (Algorithm 1 of arXiv:2206.00364) on dx/dphi = v = alpha_t eps - sigma_t x0, tan(phi) = sigma_t / alpha_t.
+    """Heun's second-order method (Algorithm 1 of arXiv:2206.00364) on dx/dphi = v = alpha_t eps -
+    sigma_t x0, tan(phi) = sigma_t / alpha_t.
 
-    Along the angle phi (Appendix D of arXiv:2202.00512) every step is a rotation by at most a quarter turn, whereas in
-    sigma_t / alpha_t the first step of a cosine schedule spans four orders of magnitude, and any error of eps times them.
-    tan(step / 2) in place of step / 2 makes a step exact where x0 and eps stay the same. v is taken from x and x0,
-    so that clipping x0 bends the path. Two evaluations a step, but one for a step to alpha-bar 1, which is DDIM's.
+    Along the angle phi (Appendix D of arXiv:2202.00512) every step is a rotation by at most a
+    quarter turn, whereas in sigma_t / alpha_t the first step of a cosine schedule spans four orders
+    of magnitude, and any error of eps times them. tan(step / 2) in place of step / 2 makes a step
+    exact where x0 and eps stay the same. v is taken from x and x0, so that clipping x0 bends the
+    path. Two evaluations a step, but one for a step to alpha-bar 1, which is DDIM's.
     """
     x_t = x_T
     for i, (t, t_prev) in enumerate(timestep_pairs):
@@ -154,7 +164,9 @@ class Sampler:
     run: Callable[..., Tensor]
     draws_noise: bool = False
     takes_eta: bool = False
-    evaluations: Callable[[NoiseSchedule, TimestepPairs], int] = lambda schedule, timestep_pairs: len(timestep_pairs)
+    evaluations: Callable[[NoiseSchedule, TimestepPairs], int] = lambda schedule, timestep_pairs: (
+        len(timestep_pairs)
+    )
 
 
 SAMPLERS = {
@@ -165,15 +177,19 @@ SAMPLERS = {
         "Heun",
         sample_heun,
         evaluations=lambda schedule, timestep_pairs: (
-            len(timestep_pairs) + sum(_heun_corrects(schedule, t_prev) for _, t_prev in timestep_pairs)
+            len(timestep_pairs)
+            + sum(_heun_corrects(schedule, t_prev) for _, t_prev in timestep_pairs)
         ),
     ),
 }
 SamplerName = Literal[*SAMPLERS]
 
 
-def count_evaluations(sampler: SamplerName, schedule: NoiseSchedule, timestep_pairs: TimestepPairs) -> int:
-    """How often the sampler calls `denoise` on these pairs (a guided pair of network outputs is one evaluation)."""
+def count_evaluations(
+    sampler: SamplerName, schedule: NoiseSchedule, timestep_pairs: TimestepPairs
+) -> int:
+    """How often the sampler calls `denoise` on these pairs (a guided pair of network outputs is one
+    evaluation)."""
     return SAMPLERS[sampler].evaluations(schedule, timestep_pairs)
 
 
@@ -190,7 +206,9 @@ def sample(
 ) -> Tensor:
     """Runs the sampler of that name; `eta` is DDIM's and `noise` is used by those that draw any."""
     chosen = SAMPLERS[sampler]
-    extra = ({"noise": noise} if chosen.draws_noise else {}) | ({"eta": eta} if chosen.takes_eta else {})
+    extra = ({"noise": noise} if chosen.draws_noise else {}) | (
+        {"eta": eta} if chosen.takes_eta else {}
+    )
     return chosen.run(denoise, schedule, x_T, timestep_pairs, callback=callback, **extra)
 
 

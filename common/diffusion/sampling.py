@@ -55,7 +55,8 @@ class GuidedSamplerConfig(SamplerConfig):
     guidance_interval: tuple[int, int] = (0, 999)
     """Lowest and highest t at which guidance acts."""
     guidance_rescale: float = 0.0
-    """How far to pull the guided output's standard deviation back to the conditional one's, in [0, 1]."""
+    """How far to pull the guided output's standard deviation back to the conditional one's, in [0,
+    1]."""
 
     def check(self, num_timesteps: int = 1000) -> None:
         """Raises InputError on a number outside its range."""
@@ -64,7 +65,10 @@ class GuidedSamplerConfig(SamplerConfig):
             raise InputError(f"--guidance-scale must be finite, not {self.guidance_scale}")
         low, high = self.guidance_interval
         if low > high:
-            raise InputError(f"--guidance-interval must be the lowest t and then the highest, not {low} and {high}")
+            raise InputError(
+                f"--guidance-interval must be the lowest t and then the highest, not {low} and"
+                f" {high}"
+            )
         if not 0.0 <= self.guidance_rescale <= 1.0:
             raise InputError(f"--guidance-rescale must lie in [0, 1], not {self.guidance_rescale}")
 
@@ -79,21 +83,27 @@ def sample_in_chunks(
     callback: Callback | None = None,
     show_progress: bool = True,
 ) -> Iterator[tuple[list[Item], Tensor]]:
-    """Yields (items, images float32 [n, ...] on the CPU) chunk by chunk, n at most `config.chunk_size`.
+    """Yields (items, images float32 [n, ...] on the CPU) chunk by chunk, n at most
+    `config.chunk_size`.
 
-    - `sample_chunk(chunk, callback)` gives the images of a chunk, [N, ...], and hands `callback` to the sampler. Chunks have
-      exactly `config.chunk_size` items, the last one padded, so that results do not depend on how a job is split. Where the
-      device's memory does not hold a chunk, halves of it are tried, down to single images, and that is said.
-    - `share` = (r, P) takes every P-th chunk, from the r-th on. `callback` is the samplers', on whole chunks.
+    - `sample_chunk(chunk, callback)` gives the images of a chunk, [N, ...], and hands `callback` to
+      the sampler. Chunks have exactly `config.chunk_size` items, the last one padded, so that
+      results do not depend on how a job is split. Where the device's memory does not hold a chunk,
+      halves of it are tried, down to single images, and that is said.
+    - `share` = (r, P) takes every P-th chunk, from the r-th on. `callback` is the samplers', on
+      whole chunks.
     - `name(item)` is for messages.
 
-    Raises InputError if an image is not finite, or if the device's memory does not hold a single one.
+    Raises InputError if an image is not finite, or if the device's memory does not hold a single
+    one.
     """
     chunks = list(padded_chunks(items, config.chunk_size))[share[0] :: share[1]]
     hidden = not show_progress or share[0] > 0
     size = config.chunk_size  # what fits is found out once
     done, count = 0, sum(real for _, real in chunks)
-    with tqdm(total=len(chunks) * config.steps, unit="step", disable=hidden, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=len(chunks) * config.steps, unit="step", disable=hidden, dynamic_ncols=True
+    ) as bar:
 
         def step(i: int, t: int, x_t: Tensor, x0: Tensor) -> None:
             bar.update()
@@ -104,7 +114,9 @@ def sample_in_chunks(
             images: list[Tensor] = []
             while len(images) < real:
                 try:
-                    images += sample_chunk(chunk[len(images) : len(images) + size], step).float().cpu()
+                    images += (
+                        sample_chunk(chunk[len(images) : len(images) + size], step).float().cpu()
+                    )
                 except torch.OutOfMemoryError:
                     size = _smaller(min(size, len(chunk) - len(images)))
             done += real
@@ -118,13 +130,17 @@ def _check_finite(images: Sequence[Tensor], names: Sequence[str]) -> None:
     for image, name in zip(images, names, strict=True):
         if not bool(image.isfinite().all()):
             raise InputError(
-                f"the image of {name} is not finite: the weights, the guidance or the precision do not fit"
+                f"the image of {name} is not finite: the weights, the guidance or the precision do"
+                " not fit"
             )
 
 
 def _smaller(size: int) -> int:
     if size == 1:
-        raise InputError("the device's memory does not hold one image: use a smaller model or size, or --device cpu")
+        raise InputError(
+            "the device's memory does not hold one image: use a smaller model or size, or"
+            " --device cpu"
+        )
     half = (size + 1) // 2
     tqdm.write(f"{size} images at once do not fit into the device's memory: trying {half}")
     return half

@@ -21,8 +21,8 @@ class GenerationConfig(GuidedSamplerConfig):
     """How to generate. A picture depends on these, on its prompt and on its own seed."""
 
     guidance_scale: float | None = None
-    """Classifier-free guidance, uncond + scale (cond - uncond); 1 is none. By default the base model's own
-    `default_guidance_scale`: 7.5 for Stable Diffusion, 2 for the small model."""
+    """Classifier-free guidance, uncond + scale (cond - uncond); 1 is none. By default the base
+    model's own `default_guidance_scale`: 7.5 for Stable Diffusion, 2 for the small model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +62,19 @@ def generate(
     network: Network | None = None,
     show_progress: bool = True,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yields (indices of requests, pictures float32 [n, 3, H, W] in about [-1, 1], on the CPU) chunk by chunk.
+    """Yields (indices of requests, pictures float32 [n, 3, H, W] in about [-1, 1], on the CPU)
+    chunk by chunk.
 
-    `latent_side` is that of the pictures' latents (default: the model's own), `network` takes the place of `model.apply_model`.
-    Raises InputError if a picture is not finite, or if the device's memory does not hold one.
+    `latent_side` is that of the pictures' latents (default: the model's own), `network` takes the
+    place of `model.apply_model`. Raises InputError if a picture is not finite, or if the device's
+    memory does not hold one.
     """
     side = latent_side or model.latent_side
 
     def sample_chunk(indices: list[int], callback: Callback) -> Tensor:
-        return _generate_chunk(model, [requests[i] for i in indices], config, side, network, callback)
+        return _generate_chunk(
+            model, [requests[i] for i in indices], config, side, network, callback
+        )
 
     yield from sample_in_chunks(
         range(len(requests)),
@@ -109,7 +113,14 @@ def _generate_chunk(
         return generators.randn(model.unet.config.in_channels, latent_side, latent_side)
 
     x0 = sample(
-        config.sampler, denoise, model.schedule, noise(), timestep_pairs, eta=config.eta, noise=noise, callback=callback
+        config.sampler,
+        denoise,
+        model.schedule,
+        noise(),
+        timestep_pairs,
+        eta=config.eta,
+        noise=noise,
+        callback=callback,
     )
     return model.decode(x0)
 
@@ -117,7 +128,8 @@ def _generate_chunk(
 def _conditions(
     model: LatentDiffusion, requests: list[Request], control: ControlConfig, device: torch.device
 ) -> tuple[LatentCondition, LatentCondition]:
-    """The condition of these requests, and the empty prompt's, which has the same control unless in guess mode."""
+    """The condition of these requests, and the empty prompt's, which has the same control unless in
+    guess mode."""
     context = model.encode_text([request.prompt for request in requests])
     null = model.encode_text([""]).expand_as(context)
     if requests[0].hint is None:
@@ -125,4 +137,6 @@ def _conditions(
     hint = to_hint(torch.stack([request.hint for request in requests]).to(device))
     scales = residual_scales(control, model.controlnet.num_residuals)
     controlled = LatentCondition(context, hint, scales)
-    return controlled, LatentCondition(null) if control.guess_mode else LatentCondition(null, hint, scales)
+    return controlled, LatentCondition(null) if control.guess_mode else LatentCondition(
+        null, hint, scales
+    )

@@ -1,4 +1,5 @@
-"""Base models of either kind by one path: Stable Diffusion v1.4, or a small model of this project."""
+"""Base models of either kind by one path: Stable Diffusion v1.4, or a small model of this
+project."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,8 @@ Kind = Literal["sd_file", "sd_folder", "controlnet", "small", "unknown"]
 
 
 def load_base(path: Path) -> LatentDiffusion:
-    """The base model at `path`, without a ControlNet, on the CPU: Stable Diffusion v1.4 or a model folder of this project.
+    """The base model at `path`, without a ControlNet, on the CPU: Stable Diffusion v1.4 or a model
+    folder of this project.
 
     Raises InputError if it is neither, and as `load_stable_diffusion` does.
     """
@@ -36,16 +38,21 @@ def load_base(path: Path) -> LatentDiffusion:
     if kind in ("sd_file", "sd_folder") or kind == "controlnet" and holds_base(path):
         return load_stable_diffusion(path)
     what = "a ControlNet without its base model" if kind == "controlnet" else "no base model"
-    raise InputError(f"{path} is {what}: Stable Diffusion v1.4 or a model folder of this project is expected")
+    raise InputError(
+        f"{path} is {what}: Stable Diffusion v1.4 or a model folder of this project is expected"
+    )
 
 
 def kind_of(path: Path) -> Kind:
     """What a checkpoint is, from its keys or its folder's content; its values are not read.
 
-    - "sd_file", "sd_folder": Stable Diffusion, for `load_stable_diffusion`, which finds out whether it is v1.
-    - "controlnet": a file or folder of a ControlNet. A whole cldm file is one too; it holds its base as well.
+    - "sd_file", "sd_folder": Stable Diffusion, for `load_stable_diffusion`, which finds out whether
+      it is v1.
+    - "controlnet": a file or folder of a ControlNet. A whole cldm file is one too; it holds its
+      base as well.
     - "small": a model folder of this project, such as checkpoints/ldm_shapes.
-    - "unknown": something else. Raises InputError if there is nothing at `path`, or a file that is damaged or would run code.
+    - "unknown": something else. Raises InputError if there is nothing at `path`, or a file that is
+      damaged or would run code.
     """
     path = Path(path)
     if path.is_dir():
@@ -67,8 +74,11 @@ def _kind_of_folder(folder: Path) -> Kind:
 
 
 def holds_base(path: Path) -> bool:
-    """Whether the ControlNet at `path` is a whole cldm file, which holds the base's U-Net as well."""
-    return not Path(path).is_dir() and any(str(key).startswith(UNET) for key in weight_names(Path(path)))
+    """Whether the ControlNet at `path` is a whole cldm file, which holds the base's U-Net as
+    well."""
+    return not Path(path).is_dir() and any(
+        str(key).startswith(UNET) for key in weight_names(Path(path))
+    )
 
 
 def base_hash(model: LatentDiffusion) -> str:

@@ -1,12 +1,15 @@
-"""Latent diffusion (Rombach et al. 2022, arXiv:2112.10752) with a slot for a control network (arXiv:2302.05543).
+"""Latent diffusion (Rombach et al. 2022, arXiv:2112.10752) with a slot for a control network
+(arXiv:2302.05543).
 
-One class for Stable Diffusion and for the small model: images to latents and back, prompts to context, and `apply_model`, which
-is the network that `common.diffusion.process` and `common.diffusion.samplers` take.
+One class for Stable Diffusion and for the small model: images to latents and back, prompts to
+context, and `apply_model`, which is the network that `common.diffusion.process` and
+`common.diffusion.samplers` take.
 
     cond, null = (LatentCondition(model.encode_text(texts), hint) for texts in (prompts, [""] * N))
     predict = model.predictor(cond, null, scale=7.5)
     denoise = denoiser(predict, model.schedule, model.parameterization, clip_x0=False)
-    images = model.decode(sample("dpmpp_2m", denoise, model.schedule, x_T, timestep_pairs, noise=noise))
+    x0 = sample("dpmpp_2m", denoise, model.schedule, x_T, timestep_pairs, noise=noise)
+    images = model.decode(x0)
 """
 
 import dataclasses
@@ -37,14 +40,16 @@ class LatentCondition:
     context: Tensor
     """Text features [N, L, D]."""
     hint: Tensor | None = None
-    """Control image [N, 3, H, W] in [0, 1] (not [-1, 1]: see `common.images.to_hint`); None: no control."""
+    """Control image [N, 3, H, W] in [0, 1] (not [-1, 1]: see `common.images.to_hint`); None: no
+    control."""
     control_scales: tuple[float, ...] | None = None
     """A factor for each control residual, the middle's last; None: 1 each."""
     controlled: int | None = None
     """How many images, from the first on, the hint covers; None: all. Set by `stack`."""
 
     def stack(self, other: "LatentCondition") -> "LatentCondition":
-        """Both conditions as one batch, this one first; where only this one has a hint, the other half stays without control.
+        """Both conditions as one batch, this one first; where only this one has a hint, the other
+        half stays without control.
 
         Raises ValueError if only the other has a hint, or if the scales differ where both have one.
         """
@@ -53,7 +58,9 @@ class LatentCondition:
             controlled = None if self.hint is None else len(self.hint)
             return dataclasses.replace(self, context=context, controlled=controlled)
         if self.hint is None or self.control_scales != other.control_scales:
-            raise ValueError("control on the second condition needs the same control scales on the first")
+            raise ValueError(
+                "control on the second condition needs the same control scales on the first"
+            )
         return dataclasses.replace(self, context=context, hint=torch.cat([self.hint, other.hint]))
 
     def without_control(self) -> "LatentCondition":
@@ -64,14 +71,19 @@ class LatentCondition:
 class LatentDiffusion(nn.Module):
     """Frozen networks and what joins them; `controlnet` alone is trained.
 
-    - `autoencoder` is diffusers' AutoencoderKL or AutoencoderDC, `text_encoder` and `tokenizer` are transformers', `unet` is diffusers'.
-      All three networks are frozen here and stay in evaluation mode whatever `train()` says.
+    - `autoencoder` is diffusers' AutoencoderKL or AutoencoderDC, `text_encoder` and `tokenizer` are
+      transformers', `unet` is diffusers'. All three networks are frozen here and stay in evaluation
+      mode whatever `train()` says.
     - `schedule` and `parameterization` say what the U-Net was trained on.
-    - Latents are (z - latent_mean) / latent_std, each one number or one for each channel; the defaults are Stable Diffusion's.
-    - `default_guidance_scale` is the guidance scale to draw with where none is asked for; 7.5 is Stable Diffusion's.
-    - `controlnet(x_t, hint, t, context)` gives the residuals of the decoder skips and then the middle's.
+    - Latents are (z - latent_mean) / latent_std, each one number or one for each channel; the
+      defaults are Stable Diffusion's.
+    - `default_guidance_scale` is the guidance scale to draw with where none is asked for; 7.5 is
+      Stable Diffusion's.
+    - `controlnet(x_t, hint, t, context)` gives the residuals of the decoder skips and then the
+      middle's.
 
-    Only frozen work that no gradient passes is under `no_grad`: the gradient reaches `controlnet` through the frozen decoder.
+    Only frozen work that no gradient passes is under `no_grad`: the gradient reaches `controlnet`
+    through the frozen decoder.
     """
 
     def __init__(
@@ -92,9 +104,14 @@ class LatentDiffusion(nn.Module):
         self.autoencoder, self.text_encoder, self.unet = autoencoder, text_encoder, unet
         self.controlnet, self.default_guidance_scale = controlnet, default_guidance_scale
         self.tokenizer, self.schedule, self.parameterization = tokenizer, schedule, parameterization
-        # Not persistent: they belong to the configuration, and a control-only state dict needs none of them.
+        # Not persistent: they belong to the configuration, and a control-only state dict needs none
+        # of them.
         for name, value in (("latent_mean", latent_mean), ("latent_std", latent_std)):
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+            self.register_buffer(
+                name,
+                torch.as_tensor(value, dtype=torch.float32).view(1, -1, 1, 1),
+                persistent=False,
+            )
         for frozen in self._frozen():
             frozen.requires_grad_(False).eval()
 
@@ -121,9 +138,11 @@ class LatentDiffusion(nn.Module):
         return self
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Saves memory in training: the control network and the frozen decoder compute their activations again.
+        """Saves memory in training: the control network and the frozen decoder compute their
+        activations again.
 
-        Not the frozen encoder and middle: they have nothing to save, and a checkpoint would keep their inputs.
+        Not the frozen encoder and middle: they have nothing to save, and a checkpoint would keep
+        their inputs.
         """
         if enabled:
             self.unet.enable_gradient_checkpointing()
@@ -136,8 +155,9 @@ class LatentDiffusion(nn.Module):
             self.controlnet.enable_gradient_checkpointing(enabled)
 
     def choose_attention(self, mixed_precision: str) -> None:
-        """Takes the attention that trains faster: in bf16 on a CPU two matrix products and a softmax, since the backward pass of
-        PyTorch's fused function takes several times as long there; else diffusers' own choice."""
+        """Takes the attention that trains faster: in bf16 on a CPU two matrix products and a
+        softmax, since the backward pass of PyTorch's fused function takes several times as long
+        there; else diffusers' own choice."""
         from diffusers.models.attention_processor import Attention, AttnProcessor
 
         if mixed_precision != "bf16" or self.unet.device.type != "cpu":
@@ -152,7 +172,8 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor, generators: StackedRandomGenerator | None = None) -> Tensor:
-        """Latents [N, C, h, w] of images [N, 3, H, W] in [-1, 1]: the posterior's mean, or a draw from it with `generators`.
+        """Latents [N, C, h, w] of images [N, 3, H, W] in [-1, 1]: the posterior's mean, or a draw
+        from it with `generators`.
 
         AutoencoderDC has no posterior, just the latents.
         """
@@ -171,7 +192,8 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Context [N, 77, D] of prompts: the text encoder's last hidden state, normalised, at every position, padding included.
+        """Context [N, 77, D] of prompts: the text encoder's last hidden state, normalised, at every
+        position, padding included.
 
         A longer prompt is cut, as Stable Diffusion does.
         """
@@ -181,21 +203,28 @@ class LatentDiffusion(nn.Module):
         """Token ids, long [N, 77], of prompts, padded or cut."""
         length = self.tokenizer.model_max_length
         return self.tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            list(prompts),
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
         ).input_ids
 
     def encode_tokens(self, ids: Tensor) -> Tensor:
-        """Context [N, 77, D] of token ids; the gradient reaches what is trained of the text encoder, such as a learned word."""
+        """Context [N, 77, D] of token ids; the gradient reaches what is trained of the text
+        encoder, such as a learned word."""
         return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state
 
     # ------------------------------------------------------------------------
     # The network.
 
     def apply_model(self, x_t: Tensor, t: Tensor, cond: LatentCondition) -> Tensor:
-        """The U-Net's output for x_t [N, C, h, w] and t long [N], like x_t; what it means is `parameterization`.
+        """The U-Net's output for x_t [N, C, h, w] and t long [N], like x_t; what it means is
+        `parameterization`.
 
-        With a hint, each control residual, times its scale, is added to its decoder skip, and the last one to the middle
-        (Equation 2 and Figure 3 of arXiv:2302.05543). The frozen encoder sees none of them.
+        With a hint, each control residual, times its scale, is added to its decoder skip, and the
+        last one to the middle (Equation 2 and Figure 3 of arXiv:2302.05543). The frozen encoder
+        sees none of them.
         """
         dtype = self.unet.dtype
         skips = middle = None
@@ -222,17 +251,20 @@ class LatentDiffusion(nn.Module):
         rescale: float = 0.0,
         network: Network | None = None,
     ) -> Predict:
-        """`common.diffusion.guidance.guided` of this model, with control only at t in `control` = (lowest, highest); None: always.
+        """`common.diffusion.guidance.guided` of this model, with control only at t in `control` =
+        (lowest, highest); None: always.
 
-        `control_interval` makes it from fractions of the trajectory. Guess mode is a `null` without a hint and
-        `guess_mode_scales` on `condition`. `network` takes the place of `apply_model`.
+        `control_interval` makes it from fractions of the trajectory. Guess mode is a `null` without
+        a hint and `guess_mode_scales` on `condition`. `network` takes the place of `apply_model`.
         """
         guidance: dict[str, Any] = {"interval": interval, "rescale": rescale}
         network = network or self.apply_model
         predict = guided(network, condition, null, scale, **guidance)
         if control is None or condition.hint is None:
             return predict
-        free = guided(network, condition.without_control(), null.without_control(), scale, **guidance)
+        free = guided(
+            network, condition.without_control(), null.without_control(), scale, **guidance
+        )
         return switched(predict, free, control)
 
     def _control(self, x_t: Tensor, t: Tensor, cond: LatentCondition) -> list[Tensor]:
@@ -241,10 +273,15 @@ class LatentDiffusion(nn.Module):
             raise InputError("there is a hint, but the model has no ControlNet")
         n = len(x_t) if cond.controlled is None else cond.controlled
         dtype = next(self.controlnet.parameters()).dtype
-        residuals = self.controlnet(x_t[:n].to(dtype), cond.hint.to(dtype), t[:n], cond.context[:n].to(dtype))
+        residuals = self.controlnet(
+            x_t[:n].to(dtype), cond.hint.to(dtype), t[:n], cond.context[:n].to(dtype)
+        )
         if cond.control_scales is not None:
             if len(cond.control_scales) != len(residuals):
-                raise InputError(f"the model takes {len(residuals)} control scales, not {len(cond.control_scales)}")
+                raise InputError(
+                    f"the model takes {len(residuals)} control scales, not"
+                    f" {len(cond.control_scales)}"
+                )
             residuals = [r * scale for r, scale in zip(residuals, cond.control_scales, strict=True)]
         if n == len(x_t):
             return residuals

@@ -1,8 +1,10 @@
-"""The small latent-diffusion model: Stable Diffusion's own kinds of networks but for the autoencoder, in sizes that a CPU can train.
+"""The small latent-diffusion model: Stable Diffusion's own kinds of networks but for the
+autoencoder, in sizes that a CPU can train.
 
-Pictures of 64x64, latents of 16x16 with 4 channels, the text tower of the project's small CLIP, tuned on captions alone
-(`p3_controlnet.base.train_text`), as conditioner. It is stored as a diffusers folder, so it is loaded, controlled and personalised by
-the code that does so for Stable Diffusion.
+Pictures of 64x64, latents of 16x16 with 4 channels, the text tower of the project's small CLIP,
+tuned on captions alone (`p3_controlnet.base.train_text`), as conditioner. It is stored as a
+diffusers folder, so it is loaded, controlled and personalised by the code that does so for Stable
+Diffusion.
 """
 
 import dataclasses
@@ -28,12 +30,17 @@ KIND = "small_diffusion"
 SIDE = 64
 DEFAULT_GUIDANCE_SCALE = 2.0
 LATENT_STATISTICS = ("latent_mean", "latent_std")
-PREDICTION_TYPES: dict[Parameterization, str] = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+PREDICTION_TYPES: dict[Parameterization, str] = {
+    "eps": "epsilon",
+    "x0": "sample",
+    "v": "v_prediction",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """What builds the autoencoder, which works at half of the pictures' side and below (pixels are folded into channels)."""
+    """What builds the autoencoder, which works at half of the pictures' side and below (pixels are
+    folded into channels)."""
 
     channels: tuple[int, ...] = (64, 128)
     """Channels at 32x32 and 16x16."""
@@ -52,7 +59,8 @@ class UNetConfig:
     channels: tuple[int, ...] = (64, 128, 192)
     """Channels at 16x16, 8x8 and 4x4."""
     layers: int = 1
-    """Residual blocks, each with self- and cross-attention, at each resolution; the decoder has one more."""
+    """Residual blocks, each with self- and cross-attention, at each resolution; the decoder has one
+    more."""
     heads: int = 4
     """Attention heads."""
     groups: int = 8
@@ -62,16 +70,20 @@ class UNetConfig:
 def build_autoencoder(config: AutoencoderConfig) -> "AutoencoderDC":
     """A new autoencoder with latents of a quarter of the side (for two resolutions).
 
-    It is the deep-compression autoencoder (Chen et al. 2024, arXiv:2410.10733) and not Stable Diffusion's: the latter's group
-    normalisation takes its statistics over the whole picture, so that a flat colour comes out shifted by what else the picture
-    shows, and a small one needs very long to unlearn that. Here each position is normalised by itself, in the residual
-    branches and before the last convolution. The branches begin at zero (arXiv:1706.02677), so at first the shortcuts alone carry
-    the colours.
+    It is the deep-compression autoencoder (Chen et al. 2024, arXiv:2410.10733) and not Stable
+    Diffusion's: the latter's group normalisation takes its statistics over the whole picture, so
+    that a flat colour comes out shifted by what else the picture shows, and a small one needs very
+    long to unlearn that. Here each position is normalised by itself, in the residual branches and
+    before the last convolution. The branches begin at zero (arXiv:1706.02677), so at first the
+    shortcuts alone carry the colours.
     """
     from diffusers import AutoencoderDC
 
     levels = len(config.channels) + 1
-    channels = (config.channels[0], *config.channels)  # the first is unused: no layers at the pictures' own resolution
+    channels = (
+        config.channels[0],
+        *config.channels,
+    )  # the first is unused: no layers at the pictures' own resolution
     network = AutoencoderDC(
         latent_channels=config.latent_channels,
         encoder_block_out_channels=channels,
@@ -87,8 +99,11 @@ def build_autoencoder(config: AutoencoderConfig) -> "AutoencoderDC":
     return network
 
 
-def build_unet(config: UNetConfig, autoencoder: "AutoencoderDC", context_width: int) -> "UNet2DConditionModel":
-    """A new U-Net for the latents of an autoencoder, conditioned on text features of the given width."""
+def build_unet(
+    config: UNetConfig, autoencoder: "AutoencoderDC", context_width: int
+) -> "UNet2DConditionModel":
+    """A new U-Net for the latents of an autoencoder, conditioned on text features of the given
+    width."""
     from diffusers import UNet2DConditionModel
 
     levels = len(config.channels)
@@ -106,12 +121,15 @@ def build_unet(config: UNetConfig, autoencoder: "AutoencoderDC", context_width: 
     )
 
 
-# ----------------------------------------------------------------------------
-# The model's folder: the layout of a diffusers pipeline, and a config.json that says that it is one of these.
+# ---------------------------------------------------------------------------- The model's folder:
+# the layout of a diffusers pipeline, and a config.json that says that it is one of these.
 
 
-def save_model(folder: Path, model: LatentDiffusion, zero_terminal: bool, dtype: torch.dtype = torch.float16) -> None:
-    """Writes all parts: unet/, vae/, text_encoder/ and scheduler/. The tokenizer is always CLIP's own."""
+def save_model(
+    folder: Path, model: LatentDiffusion, zero_terminal: bool, dtype: torch.dtype = torch.float16
+) -> None:
+    """Writes all parts: unet/, vae/, text_encoder/ and scheduler/. The tokenizer is always CLIP's
+    own."""
     folder = Path(folder)
     save_network(folder / "unet", model.unet, dtype)
     save_network(folder / "vae", model.autoencoder, dtype)
@@ -131,12 +149,15 @@ def save_model(folder: Path, model: LatentDiffusion, zero_terminal: bool, dtype:
     make_folder(folder / "scheduler")
     write_json(folder / "scheduler" / SCHEDULER_FILE, scheduler)
     channels = model.autoencoder.config.latent_channels
-    statistics = {name: getattr(model, name).flatten().expand(channels).tolist() for name in LATENT_STATISTICS}
+    statistics = {
+        name: getattr(model, name).flatten().expand(channels).tolist() for name in LATENT_STATISTICS
+    }
     write_json(folder / CONFIG_FILE, {"kind": KIND, **statistics})
 
 
 def load_model(folder: Path) -> LatentDiffusion:
-    """Reads a folder written by `save_model`, as float32 on the CPU. Raises InputError if it holds something else."""
+    """Reads a folder written by `save_model`, as float32 on the CPU. Raises InputError if it holds
+    something else."""
     from diffusers import AutoencoderDC, UNet2DConditionModel
 
     folder = Path(folder)
@@ -144,17 +165,27 @@ def load_model(folder: Path) -> LatentDiffusion:
     scheduler = read_json(folder / "scheduler" / SCHEDULER_FILE)
     try:
         schedule = make_schedule("scaled_linear", zero_terminal=scheduler["rescale_betas_zero_snr"])
-        parameterization = next(k for k, v in PREDICTION_TYPES.items() if v == scheduler["prediction_type"])
+        parameterization = next(
+            k for k, v in PREDICTION_TYPES.items() if v == scheduler["prediction_type"]
+        )
     except (KeyError, TypeError, StopIteration):
         raise InputError(
-            f"{folder / 'scheduler' / SCHEDULER_FILE} does not describe a noise schedule of this program"
+            f"{folder / 'scheduler' / SCHEDULER_FILE} does not describe a noise schedule of this"
+            " program"
         ) from None
     autoencoder = load_network(folder / "vae", AutoencoderDC)
     statistics = {name: config.get(name) for name in LATENT_STATISTICS}
     for name, values in statistics.items():
         channels = autoencoder.config.latent_channels
-        if not (isinstance(values, list) and len(values) == channels and all(isinstance(v, float) for v in values)):
-            raise InputError(f"{folder / CONFIG_FILE} does not give {name} for {channels} channels of the latents")
+        if not (
+            isinstance(values, list)
+            and len(values) == channels
+            and all(isinstance(v, float) for v in values)
+        ):
+            raise InputError(
+                f"{folder / CONFIG_FILE} does not give {name} for {channels} channels of the"
+                " latents"
+            )
     tokenizer, text_encoder = load_text_encoder(folder / "text_encoder")
     return LatentDiffusion(
         autoencoder,
@@ -169,16 +200,21 @@ def load_model(folder: Path) -> LatentDiffusion:
 
 
 def save_network(folder: Path, network: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Writes a network of diffusers as its own folder, atomically; the weights as `dtype` if given."""
+    """Writes a network of diffusers as its own folder, atomically; the weights as `dtype` if
+    given."""
     make_folder(folder)
-    state = {name: value if dtype is None else value.to(dtype) for name, value in network.state_dict().items()}
+    state = {
+        name: value if dtype is None else value.to(dtype)
+        for name, value in network.state_dict().items()
+    }
     save_tensors(Path(folder) / WEIGHTS_FILE, state)
     config = {key: value for key, value in network.config.items() if not key.startswith("_")}
     write_json(Path(folder) / CONFIG_FILE, {"_class_name": type(network).__name__, **config})
 
 
 def load_network(folder: Path, kind: type[nn.Module]) -> Any:
-    """Reads a folder written by `save_network`, in evaluation mode. Raises InputError if it holds something else."""
+    """Reads a folder written by `save_network`, in evaluation mode. Raises InputError if it holds
+    something else."""
     config = read_json(Path(folder) / CONFIG_FILE)
     name = config.get("_class_name") if isinstance(config, dict) else None
     if name != kind.__name__:
@@ -186,7 +222,9 @@ def load_network(folder: Path, kind: type[nn.Module]) -> Any:
     try:
         network = kind.from_config(config)
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise InputError(f"{folder}/config.json does not describe a {kind.__name__} ({error})") from None
+        raise InputError(
+            f"{folder}/config.json does not describe a {kind.__name__} ({error})"
+        ) from None
     state = load_tensors(Path(folder) / WEIGHTS_FILE)[0]
     load_strict(network, {key: value.float() for key, value in state.items()}, folder)
     return network.eval()
@@ -196,10 +234,12 @@ def load_network(folder: Path, kind: type[nn.Module]) -> Any:
 def latent_statistics(
     autoencoder: "AutoencoderDC", images: Tensor, *, channelwise: bool = True
 ) -> dict[str, list[float]]:
-    """`latent_mean` and `latent_std` of each channel of these images [N, 3, H, W] in [-1, 1], for `LatentDiffusion`.
+    """`latent_mean` and `latent_std` of each channel of these images [N, 3, H, W] in [-1, 1], for
+    `LatentDiffusion`.
 
-    With them latents have mean 0 and variance 1 in every channel, as the noise has. Not `channelwise` it is as in Stable
-    Diffusion, which divides all channels by one number, the deviation of all latents, and leaves their means.
+    With them latents have mean 0 and variance 1 in every channel, as the noise has. Not
+    `channelwise` it is as in Stable Diffusion, which divides all channels by one number, the
+    deviation of all latents, and leaves their means.
     """
     latents = torch.cat([autoencoder.encode(part).latent for part in images.split(64)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3)).clamp(min=1e-6)

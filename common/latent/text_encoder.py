@@ -1,7 +1,8 @@
-"""The tokenizer and the text tower that condition diffusion models, as transformers' classes, from open_clip's CLIPs.
+"""The tokenizer and the text tower that condition diffusion models, as transformers' classes, from
+open_clip's CLIPs.
 
-open_clip pads with 0, but Stable Diffusion was trained on padding with the end token, and cross-attention sees every position:
-outside open_clip texts go through `clip_tokenizer`.
+open_clip pads with 0, but Stable Diffusion was trained on padding with the end token, and
+cross-attention sees every position: outside open_clip texts go through `clip_tokenizer`.
 """
 
 import functools
@@ -27,34 +28,45 @@ WEIGHTS = "model.safetensors"
 
 
 def load_text_tower(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
-    """The tokenizer and the text tower, in evaluation mode on the CPU, of a CLIP's model folder such as checkpoints/clip_shapes.
+    """The tokenizer and the text tower, in evaluation mode on the CPU, of a CLIP's model folder
+    such as checkpoints/clip_shapes.
 
-    `tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids` are the tower's input: as many
-    positions as it has. Raises InputError if the folder holds no plain ViT CLIP.
+    `tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids` are the
+    tower's input: as many positions as it has. Raises InputError if the folder holds no plain ViT
+    CLIP.
     """
     network = load_folder(Path(folder), torch.device("cpu")).network
     return clip_tokenizer(network.context_length), text_tower(network)
 
 
 def text_tower(network: nn.Module) -> "CLIPTextModel":
-    """The text tower of an open_clip ViT as transformers' CLIPTextModel; `last_hidden_state` conditions diffusion models."""
+    """The text tower of an open_clip ViT as transformers' CLIPTextModel; `last_hidden_state`
+    conditions diffusion models."""
     model = new_text_model(transformers_config(network).text_config)
     state = {
-        name: value for name, value in to_transformers(network.state_dict()).items() if name.startswith(TEXT_PREFIX)
+        name: value
+        for name, value in to_transformers(network.state_dict()).items()
+        if name.startswith(TEXT_PREFIX)
     }
     _fill(model, state, "the open_clip model")
     return model
 
 
-def save_text_encoder(folder: Path, model: "CLIPTextModel", dtype: torch.dtype = torch.float16) -> None:
+def save_text_encoder(
+    folder: Path, model: "CLIPTextModel", dtype: torch.dtype = torch.float16
+) -> None:
     """Writes a text tower as its own folder, which `load_text_encoder` reads."""
     make_folder(folder)
-    save_tensors(Path(folder) / WEIGHTS, {name: value.to(dtype) for name, value in model.state_dict().items()})
+    save_tensors(
+        Path(folder) / WEIGHTS,
+        {name: value.to(dtype) for name, value in model.state_dict().items()},
+    )
     write_json(Path(folder) / "config.json", model.config.to_dict())
 
 
 def load_text_encoder(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
-    """The same two of a folder with a CLIPTextModel alone, such as text_encoder/ of a diffusers folder, as float32.
+    """The same two of a folder with a CLIPTextModel alone, such as text_encoder/ of a diffusers
+    folder, as float32.
 
     Raises InputError if the folder holds something else.
     """
@@ -74,11 +86,16 @@ def load_text_encoder(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
 def _fill(model: "CLIPTextModel", state: Mapping[str, Tensor], source: Path | str) -> None:
     """Fills the model, whichever of the two forms of names it has and the state has."""
     prefix = text_prefix(model.state_dict())
-    load_strict(model, {prefix + name.removeprefix(TEXT_PREFIX): value for name, value in state.items()}, source)
+    load_strict(
+        model,
+        {prefix + name.removeprefix(TEXT_PREFIX): value for name, value in state.items()},
+        source,
+    )
 
 
 def clip_tokenizer(context_length: int = 77) -> "CLIPTokenizer":
-    """transformers' CLIPTokenizer from open_clip's BPE file: the same ids, padded with the end token as Stable Diffusion's."""
+    """transformers' CLIPTokenizer from open_clip's BPE file: the same ids, padded with the end
+    token as Stable Diffusion's."""
     return new_tokenizer(*_byte_pairs(), context_length)
 
 

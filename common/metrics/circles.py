@@ -1,4 +1,5 @@
-"""The circles that a control picture shows: fitted to its white outlines, and drawn as true discs."""
+"""The circles that a control picture shows: fitted to its white outlines, and drawn as true
+discs."""
 
 from typing import NamedTuple
 
@@ -28,24 +29,31 @@ class Circle(NamedTuple):
 
 
 def disc(circle: Circle, size: int = 512) -> Tensor:
-    """The pixels whose centre lies in the circle, bool [size, size]; what crosses the border is cut off."""
+    """The pixels whose centre lies in the circle, bool [size, size]; what crosses the border is cut
+    off."""
     at = torch.arange(size, dtype=torch.float64) + 0.5
     return (at - circle.x).square() + (at[:, None] - circle.y).square() <= circle.radius**2
 
 
 def fit_circles(outline: Tensor, seed: int = 0) -> list[Circle]:
-    """The circles of a control picture, uint8 [3, S, S] with white outlines on black, from left to right; none if it shows none.
+    """The circles of a control picture, uint8 [3, S, S] with white outlines on black, from left to
+    right; none if it shows none.
 
-    A circle lies along the middle of its outline, which is where fill50k's targets change colour. It may be cut by the border,
-    touch or cross others. Found one after another by RANSAC (Fischler and Bolles 1981): of circles through three random white
-    pixels the one with most pixels on its line, refined by least squares, is taken if at least SUPPORT of the line that it would
-    draw is white. Circles are no longer looked for once less than REST of the white pixels lies on none; a picture more than
-    a quarter white holds no outlines.
+    A circle lies along the middle of its outline, which is where fill50k's targets change colour.
+    It may be cut by the border, touch or cross others. Found one after another by RANSAC (Fischler
+    and Bolles 1981): of circles through three random white pixels the one with most pixels on its
+    line, refined by least squares, is taken if at least SUPPORT of the line that it would draw is
+    white. Circles are no longer looked for once less than REST of the white pixels lies on none; a
+    picture more than a quarter white holds no outlines.
     """
     white = outline.float().mean(0).numpy() >= WHITE
     side = white.shape[1]
     points = np.argwhere(white)[:, ::-1] + 0.5
-    random, total, tolerance = np.random.default_rng(seed), len(points), max(1.0, 1.4 * HALF_LINE * side)
+    random, total, tolerance = (
+        np.random.default_rng(seed),
+        len(points),
+        max(1.0, 1.4 * HALF_LINE * side),
+    )
     circles: list[Circle] = []
     if total > CROWDED * white.size:
         return circles
@@ -58,8 +66,11 @@ def fit_circles(outline: Tensor, seed: int = 0) -> list[Circle]:
     return sorted(circles)
 
 
-def _best_through_three(points: NDArray[np.float64], tolerance: float, random: np.random.Generator) -> Circle:
-    """The circle through three of the points with most points within the tolerance, over TRIALS draws."""
+def _best_through_three(
+    points: NDArray[np.float64], tolerance: float, random: np.random.Generator
+) -> Circle:
+    """The circle through three of the points with most points within the tolerance, over TRIALS
+    draws."""
     a, b, c = (points[random.integers(len(points), size=TRIALS)] for _ in range(3))
     b, c = b - a, c - a  # the circumcircle's centre, seen from a
     twice_area = 2.0 * (b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0])
@@ -78,23 +89,31 @@ def _best_through_three(points: NDArray[np.float64], tolerance: float, random: n
 
 
 def _refine(circle: Circle, points: NDArray[np.float64], tolerance: float) -> Circle:
-    """The least-squares circle of the points near it: x^2 + y^2 = 2 a x + 2 b y + c is linear in its centre (a, b)."""
+    """The least-squares circle of the points near it: x^2 + y^2 = 2 a x + 2 b y + c is linear in
+    its centre (a, b)."""
     for reach in (2.0 * tolerance, 1.5 * tolerance, tolerance, tolerance):
         near = points[np.abs(circle.distances(points)) <= reach]
         if len(near) < 3:
             return circle
         middle = near.mean(0)
         x, y = (near - middle).T
-        a, b, c = np.linalg.lstsq(np.stack([2.0 * x, 2.0 * y, np.ones_like(x)], 1), x**2 + y**2, rcond=None)[0]
-        circle = Circle(float(a + middle[0]), float(b + middle[1]), float(np.sqrt(max(c + a * a + b * b, 0.0))))
+        a, b, c = np.linalg.lstsq(
+            np.stack([2.0 * x, 2.0 * y, np.ones_like(x)], 1), x**2 + y**2, rcond=None
+        )[0]
+        circle = Circle(
+            float(a + middle[0]), float(b + middle[1]), float(np.sqrt(max(c + a * a + b * b, 0.0)))
+        )
     return circle
 
 
 def _support(circle: Circle, white: NDArray[np.bool_]) -> float:
-    """The part of the circle's line inside the picture that is white; 0 for a circle too small to be one."""
+    """The part of the circle's line inside the picture that is white; 0 for a circle too small to
+    be one."""
     if not 0.01 * white.shape[1] < circle.radius < 10.0 * white.shape[1]:
         return 0.0
     angles = np.linspace(0.0, 2.0 * np.pi, max(64, int(4.0 * circle.radius)), endpoint=False)
     x, y = circle.x + circle.radius * np.cos(angles), circle.y + circle.radius * np.sin(angles)
     inside = (x >= 0) & (x < white.shape[1]) & (y >= 0) & (y < white.shape[0])
-    return float(white[y[inside].astype(int), x[inside].astype(int)].mean()) if inside.any() else 0.0
+    return (
+        float(white[y[inside].astype(int), x[inside].astype(int)].mean()) if inside.any() else 0.0
+    )

@@ -1,4 +1,5 @@
-"""Digit classifiers: the project's own, the course's LeNet for MNIST-M, and the published ResNet-34 for SVHN."""
+"""Digit classifiers: the project's own, the course's LeNet for MNIST-M, and the published ResNet-34
+for SVHN."""
 
 from pathlib import Path
 from typing import Protocol
@@ -7,7 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.checkpoint import load_config, load_pickle, load_strict, load_tensors, load_weights, save_model
+from common.checkpoint import (
+    load_config,
+    load_pickle,
+    load_strict,
+    load_tensors,
+    load_weights,
+    save_model,
+)
 from common.data.digits import NUM_DIGITS
 from common.errors import InputError
 from common.images import to_model_range
@@ -23,7 +31,8 @@ SHIFTS = (
     (1, 0),
     (1, 2),
 )  # rows and columns into an image padded by one pixel; the first is the image
-# Per-channel statistics that the published SVHN network was trained with (model card of edadaltocg/resnet34_svhn).
+# Per-channel statistics that the published SVHN network was trained with (model card of
+# edadaltocg/resnet34_svhn).
 SVHN_MEAN, SVHN_STD = (0.4377, 0.4438, 0.4728), (0.198, 0.201, 0.197)
 SVHN_REPOSITORY = "edadaltocg/resnet34_svhn"
 
@@ -43,17 +52,21 @@ class DigitClassifier(SmallResNet):
         self.head = nn.Linear(FEATURES, NUM_DIGITS)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, 10]; in evaluation mode log-probabilities, the mean over the image and its four shifts by a pixel.
+        """Logits [N, 10]; in evaluation mode log-probabilities, the mean over the image and its
+        four shifts by a pixel.
 
-        The first convolution takes every second pixel: what it sees of a thin stroke depends on where the stroke lies, and the
-        mean does so less (+0.3 % of held-out MNIST-M digits, +0.7 % of SVHN's).
+        The first convolution takes every second pixel: what it sees of a thin stroke depends on
+        where the stroke lies, and the mean does so less (+0.3 % of held-out MNIST-M digits, +0.7 %
+        of SVHN's).
         """
         if self.training:
             return self.head(self.dropout(self.features(images)))
         height, width = images.shape[-2:]
         padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
         views = [padded[..., y : y + height, x : x + width] for y, x in SHIFTS]
-        return torch.stack([self.head(self.features(view)).log_softmax(1) for view in views]).mean(0)
+        return torch.stack([self.head(self.features(view)).log_softmax(1) for view in views]).mean(
+            0
+        )
 
     def save(self, folder: Path) -> None:
         """Writes the model folder."""
@@ -87,7 +100,8 @@ class LeNet(nn.Module):
 
 
 def load_lenet(path: Path) -> LeNet:
-    """The course's `Classifier.pth`: a dict with `state_dict`, or the state dict itself. Raises InputError if it does not fit."""
+    """The course's `Classifier.pth`: a dict with `state_dict`, or the state dict itself. Raises
+    InputError if it does not fit."""
     content = load_pickle(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
@@ -98,7 +112,8 @@ def load_lenet(path: Path) -> LeNet:
 
 
 class PublishedSVHN(nn.Module):
-    """timm's ResNet-34 in the form published for 32x32 SVHN (3x3 first convolution, no first pooling); input in [-1, 1]."""
+    """timm's ResNet-34 in the form published for 32x32 SVHN (3x3 first convolution, no first
+    pooling); input in [-1, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,13 +133,16 @@ def load_published_svhn(path: Path) -> PublishedSVHN:
     """The published SVHN network from its weight file, `.bin`, `.pth` or `.safetensors`."""
     model = PublishedSVHN()
     load_strict(
-        model.network, load_tensors(path)[0] if Path(path).suffix == ".safetensors" else load_pickle(path), path
+        model.network,
+        load_tensors(path)[0] if Path(path).suffix == ".safetensors" else load_pickle(path),
+        path,
     )
     return model.eval()
 
 
 def find_published_svhn() -> Path | None:
-    """The published network's weight file in the local hub cache, if it was ever fetched; never asks the network."""
+    """The published network's weight file in the local hub cache, if it was ever fetched; never
+    asks the network."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in ("model.safetensors", "pytorch_model.bin"):
@@ -137,4 +155,6 @@ def find_published_svhn() -> Path | None:
 @torch.no_grad()
 def classify(classifier: Classifier, images: Tensor, batch_size: int = 200) -> Tensor:
     """Predicted digits, long [N], of uint8 images [N, 3, 28, 28]."""
-    return torch.cat([classifier(to_model_range(part)).argmax(1) for part in images.split(batch_size)])
+    return torch.cat(
+        [classifier(to_model_range(part)).argmax(1) for part in images.split(batch_size)]
+    )

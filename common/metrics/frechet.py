@@ -14,20 +14,27 @@ class FeatureStatistics(NamedTuple):
 
 
 def feature_statistics(features: Tensor, weights: Tensor | None = None) -> FeatureStatistics:
-    """Mean and covariance of features [N, D]; `weights` [N] weights the rows (for classes that come unequally often)."""
+    """Mean and covariance of features [N, D]; `weights` [N] weights the rows (for classes that come
+    unequally often)."""
     features = features.double()
-    weights = torch.ones(len(features), dtype=torch.float64) if weights is None else weights.double()
+    weights = (
+        torch.ones(len(features), dtype=torch.float64) if weights is None else weights.double()
+    )
     weights = weights / weights.sum()
     mean = weights @ features
     centred = features - mean
     # Unbiased for equal weights, where 1 - sum w^2 = 1 - 1/N.
-    return FeatureStatistics(mean, (centred * weights[:, None]).T @ centred / (1.0 - weights.square().sum()))
+    return FeatureStatistics(
+        mean, (centred * weights[:, None]).T @ centred / (1.0 - weights.square().sum())
+    )
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), at least 0 (Heusel et al. 2017, arXiv:1706.08500, Equation 6).
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), at least 0 (Heusel et al. 2017,
+    arXiv:1706.08500, Equation 6).
 
-    The trace of the root is the sum of the roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2), a symmetric matrix.
+    The trace of the root is the sum of the roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2), a
+    symmetric matrix.
     """
     values, vectors = torch.linalg.eigh(a.cov)
     root_a = vectors * values.clamp(min=0.0).sqrt() @ vectors.T

@@ -1,4 +1,5 @@
-"""What a picture of flat shapes shows, without sight of the truth: its objects, their colours, and the mask at its centre."""
+"""What a picture of flat shapes shows, without sight of the truth: its objects, their colours, and
+the mask at its centre."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -34,14 +35,16 @@ Segmenter = Callable[[Tensor], Tensor]
 
 
 def segment(image: Tensor, colours: int = 1) -> Tensor:
-    """Which pixels have the colour of an object: long [512, 512], 0 for the background, 1 to `colours` for the objects.
+    """Which pixels have the colour of an object: long [512, 512], 0 for the background, 1 to
+    `colours` for the objects.
 
-    `image` is uint8 [3, H, W] and brought to 512x512 first. Colours are clustered in CIELAB into `colours` + 1 groups (k-means
-    from the border's median colour and those that leave least to the others) on blocks of 4x4 pixels that lie on no edge; the
-    group most frequent on the border is the background. Groups that cannot be told from it are background too: nearer than
-    DISTINCT in CIEDE2000, or than SEPARATION times the spread within the groups towards each other, which is how noise and
-    gradients fall into groups. So a picture without an object is 0 everywhere. Pixels on an edge get the nearest of the colours
-    found within REACH blocks.
+    `image` is uint8 [3, H, W] and brought to 512x512 first. Colours are clustered in CIELAB into
+    `colours` + 1 groups (k-means from the border's median colour and those that leave least to the
+    others) on blocks of 4x4 pixels that lie on no edge; the group most frequent on the border is
+    the background. Groups that cannot be told from it are background too: nearer than DISTINCT in
+    CIEDE2000, or than SEPARATION times the spread within the groups towards each other, which is
+    how noise and gradients fall into groups. So a picture without an object is 0 everywhere. Pixels
+    on an edge get the nearest of the colours found within REACH blocks.
     """
     pixels = _resized(image)  # [512, 512, 3]
     blocks = _blocks(pixels)
@@ -56,18 +59,21 @@ def segment(image: Tensor, colours: int = 1) -> Tensor:
     if not objects:
         return torch.zeros(SIZE, SIZE, dtype=torch.long)
     groups = [background, *objects]
-    # Groups that are not distinct from the background count as background where the pixels are flat.
+    # Groups that are not distinct from the background count as background where the pixels are
+    # flat.
     renamed = np.array([groups.index(c) if c in groups else 0 for c in range(len(centres))])
     return torch.from_numpy(_to_pixels(pixels, lab, renamed[nearest], flat, centres[groups]))
 
 
 def object_mask(image: Tensor, colours: int = 1) -> Tensor:
-    """Where the objects are, bool [512, 512], holes left open; nowhere if the picture has none (see `segment`)."""
+    """Where the objects are, bool [512, 512], holes left open; nowhere if the picture has none (see
+    `segment`)."""
     return segment(image, colours) > 0
 
 
 def separate(mask: Tensor, min_area: float = 0.001) -> list[Tensor]:
-    """The connected parts of a mask [H, W] that cover at least `min_area` of it, the largest first."""
+    """The connected parts of a mask [H, W] that cover at least `min_area` of it, the largest
+    first."""
     parts, count = ndimage.label(mask.numpy())
     areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     order = [i for i in np.argsort(-areas, kind="stable") if areas[i] >= min_area * mask.numel()]
@@ -75,10 +81,11 @@ def separate(mask: Tensor, min_area: float = 0.001) -> list[Tensor]:
 
 
 def centre_mask(image: Tensor) -> Tensor:
-    """The connected region of one colour at the picture's centre, bool [512, 512], of the picture cut into two colours.
+    """The connected region of one colour at the picture's centre, bool [512, 512], of the picture
+    cut into two colours.
 
-    The 2025 grader asks SAM2 for this region; on two flat colours they agree. It is the background where no object covers the
-    centre, and everything in a picture without objects.
+    The 2025 grader asks SAM2 for this region; on two flat colours they agree. It is the background
+    where no object covers the centre, and everything in a picture without objects.
     """
     mask = object_mask(image)
     parts, _ = ndimage.label((mask == mask[SIZE // 2, SIZE // 2]).numpy())
@@ -86,10 +93,11 @@ def centre_mask(image: Tensor) -> Tensor:
 
 
 def load_sam2(folder: Path, device: torch.device | str = "cpu") -> Segmenter:
-    """`centre_mask` by SAM2 itself, from a transformers folder with its weights (such as facebook/sam2.1-hiera-large).
+    """`centre_mask` by SAM2 itself, from a transformers folder with its weights (such as
+    facebook/sam2.1-hiera-large).
 
-    Of the masks that it proposes for one click at the centre, the one that it holds for best. Raises InputError if the folder
-    holds no SAM2.
+    Of the masks that it proposes for one click at the centre, the one that it holds for best.
+    Raises InputError if the folder holds no SAM2.
     """
     from transformers import Sam2Model, Sam2Processor  # needed here only
 
@@ -102,16 +110,21 @@ def load_sam2(folder: Path, device: torch.device | str = "cpu") -> Segmenter:
     @torch.no_grad()
     def centre_mask_by_sam2(image: Tensor) -> Tensor:
         click = {"input_points": [[[[SIZE // 2, SIZE // 2]]]], "input_labels": [[[1]]]}
-        inputs = processor(images=_resized(image).round().astype(np.uint8), **click, return_tensors="pt").to(device)
+        inputs = processor(
+            images=_resized(image).round().astype(np.uint8), **click, return_tensors="pt"
+        ).to(device)
         output = network(**inputs)
-        masks = processor.post_process_masks(output.pred_masks.cpu(), inputs["original_sizes"].cpu())[0]
+        masks = processor.post_process_masks(
+            output.pred_masks.cpu(), inputs["original_sizes"].cpu()
+        )[0]
         return masks[0, output.iou_scores[0, 0].argmax()].bool()
 
     return centre_mask_by_sam2
 
 
 def iou(mask: Tensor, other: Tensor) -> float:
-    """Intersection over union of two bool masks of one shape; 0 if both are empty: no object is no hit."""
+    """Intersection over union of two bool masks of one shape; 0 if both are empty: no object is no
+    hit."""
     union = (mask | other).sum().item()
     return (mask & other).sum().item() / union if union else 0.0
 
@@ -132,10 +145,11 @@ class ColourScore(NamedTuple):
 
 
 def inner_region(region: Tensor, resolution: int = SIZE) -> Tensor:
-    """The pixels of a region, bool [512, 512], at least MARGIN pixels of a model of that resolution inside its edge.
+    """The pixels of a region, bool [512, 512], at least MARGIN pixels of a model of that resolution
+    inside its edge.
 
-    The picture's border is no edge. Of a region nowhere that deep, what is at least half as deep as its deepest pixels. Measured
-    on blocks of 2x2 pixels, to the safe side.
+    The picture's border is no edge. Of a region nowhere that deep, what is at least half as deep as
+    its deepest pixels. Measured on blocks of 2x2 pixels, to the safe side.
     """
     halved = F.max_pool2d((~region)[None].float(), 2)[0] == 0
     if halved.all():
@@ -146,7 +160,8 @@ def inner_region(region: Tensor, resolution: int = SIZE) -> Tensor:
 
 
 def median_colour(image: Tensor, region: Tensor) -> tuple[float, float, float] | None:
-    """The median of each channel of uint8 [3, H, W] over a region, bool [H, W], in 0..255; None for an empty region."""
+    """The median of each channel of uint8 [3, H, W] over a region, bool [H, W], in 0..255; None for
+    an empty region."""
     if not region.any():
         return None
     red, green, blue = np.median(image[:, region].numpy(), axis=1).tolist()
@@ -154,7 +169,8 @@ def median_colour(image: Tensor, region: Tensor) -> tuple[float, float, float] |
 
 
 def judge_colour(rgb: tuple[float, float, float] | None, name: str) -> ColourScore:
-    """Compares a measured colour in 0..255 with a CSS colour by name; None stands for a region that is not there."""
+    """Compares a measured colour in 0..255 with a CSS colour by name; None stands for a region that
+    is not there."""
     if rgb is None:
         return ColourScore(NO_OBJECT_ERROR, None, False)
     nearest = nearest_name(rgb)
@@ -170,7 +186,8 @@ def _resized(image: Tensor) -> NDArray[np.float32]:
 
 
 def _blocks(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean colours of blocks, [128, 128, 3], with a median filter against noise, which leaves edges where they are."""
+    """Mean colours of blocks, [128, 128, 3], with a median filter against noise, which leaves edges
+    where they are."""
     means = F.avg_pool2d(torch.from_numpy(pixels).permute(2, 0, 1), BLOCK).numpy()
     return np.stack([ndimage.median_filter(channel, 3) for channel in means], axis=-1)
 
@@ -178,7 +195,11 @@ def _blocks(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
 def _flat(lab: NDArray[np.float64]) -> NDArray[np.bool_]:
     """The blocks whose neighbourhood has little contrast; at least half of all."""
     contrast = np.linalg.norm(
-        [ndimage.maximum_filter(lab[..., i], 3) - ndimage.minimum_filter(lab[..., i], 3) for i in range(3)], axis=0
+        [
+            ndimage.maximum_filter(lab[..., i], 3) - ndimage.minimum_filter(lab[..., i], 3)
+            for i in range(3)
+        ],
+        axis=0,
     )
     return contrast <= max(FLAT * contrast.max(), float(np.median(contrast)))
 
@@ -186,19 +207,27 @@ def _flat(lab: NDArray[np.float64]) -> NDArray[np.bool_]:
 def _cluster(
     lab: NDArray[np.float64], flat: NDArray[np.bool_], count: int
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
-    """The centres [K, 3] of up to `count` groups of flat blocks, and the blocks' colours [N_k, 3] in each."""
+    """The centres [K, 3] of up to `count` groups of flat blocks, and the blocks' colours [N_k, 3]
+    in each."""
     rows = lab[flat]
     some = rows[:: len(rows) // SAMPLE | 1]
     squared = cdist(some, some, "sqeuclidean")
-    centres = [np.median(np.concatenate([lab[[0, -1]].reshape(-1, 3), lab[:, [0, -1]].reshape(-1, 3)]), axis=0)]
+    centres = [
+        np.median(
+            np.concatenate([lab[[0, -1]].reshape(-1, 3), lab[:, [0, -1]].reshape(-1, 3)]), axis=0
+        )
+    ]
     left = cdist(centres, some, "sqeuclidean")[0]
     while len(centres) < count:
-        # Not the farthest colour: the blurred edge of a strong one is farther away than a faint object.
+        # Not the farthest colour: the blurred edge of a strong one is farther away than a faint
+        # object.
         best = np.minimum(left, squared).sum(1).argmin()
         centres.append(some[best])
         left = np.minimum(left, squared[best])
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "One of the clusters is empty")  # fewer colours than groups; left out below
+        warnings.filterwarnings(
+            "ignore", "One of the clusters is empty"
+        )  # fewer colours than groups; left out below
         found, labels = kmeans2(rows, np.array(centres), iter=ITERATIONS, minit="matrix")
     members = [rows[labels == c] for c in range(count)]
     kept = [c for c in range(count) if len(members[c])]
@@ -210,20 +239,31 @@ def _nearest(rows: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray
     return np.stack([((rows - centre) ** 2).sum(1) for centre in centres]).argmin(0)
 
 
-def _ground(background: int, centres: NDArray[np.float64], members: Sequence[NDArray[np.float64]]) -> set[int]:
-    """The groups that cannot be told from the background, or from another of these: noise and gradients fall into many."""
+def _ground(
+    background: int, centres: NDArray[np.float64], members: Sequence[NDArray[np.float64]]
+) -> set[int]:
+    """The groups that cannot be told from the background, or from another of these: noise and
+    gradients fall into many."""
     ground, rest = {background}, set(range(len(centres))) - {background}
-    while more := {c for c in rest if not all(_distinct(c, other, centres, members) for other in ground)}:
+    while more := {
+        c for c in rest if not all(_distinct(c, other, centres, members) for other in ground)
+    }:
         ground, rest = ground | more, rest - more
     return ground
 
 
-def _distinct(c: int, other: int, centres: NDArray[np.float64], members: Sequence[NDArray[np.float64]]) -> bool:
-    """Spread across the line between the centres, such as noise in the other channels, does not make two groups any less distinct."""
+def _distinct(
+    c: int, other: int, centres: NDArray[np.float64], members: Sequence[NDArray[np.float64]]
+) -> bool:
+    """Spread across the line between the centres, such as noise in the other channels, does not
+    make two groups any less distinct."""
     line = centres[c] - centres[other]
     # Both sides times the line's length, which may be 0.
     spread = max(float(np.median(np.abs((members[k] - centres[k]) @ line))) for k in (c, other))
-    return float(deltaE_ciede2000(centres[c], centres[other])) >= DISTINCT and float(line @ line) >= SEPARATION * spread
+    return (
+        float(deltaE_ciede2000(centres[c], centres[other])) >= DISTINCT
+        and float(line @ line) >= SEPARATION * spread
+    )
 
 
 def _to_pixels(
@@ -233,9 +273,13 @@ def _to_pixels(
     flat: NDArray[np.bool_],
     centres: NDArray[np.float64],
 ) -> NDArray[np.int64]:
-    """The labels of blocks brought to pixels: as they are inside, by each pixel's own colour where blocks of several meet."""
-    # A blurred edge between two colours passes through others: only those found near by may be meant.
-    near = np.stack([ndimage.maximum_filter(flat & (labels == c), 2 * REACH + 1) for c in range(len(centres))])
+    """The labels of blocks brought to pixels: as they are inside, by each pixel's own colour where
+    blocks of several meet."""
+    # A blurred edge between two colours passes through others: only those found near by may be
+    # meant.
+    near = np.stack(
+        [ndimage.maximum_filter(flat & (labels == c), 2 * REACH + 1) for c in range(len(centres))]
+    )
     near |= ~near.any(0)
     distance = ((lab - centres[:, None, None]) ** 2).sum(-1)
     labels = np.where(near, distance, np.inf).argmin(0)
@@ -249,10 +293,15 @@ def _to_pixels(
     return result
 
 
-def _voted(labels: NDArray[np.int64], y: NDArray[np.int64], x: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """The most frequent label of the 3x3 pixels around each place, [N]: less noise, and a straight edge stays where it is."""
+def _voted(
+    labels: NDArray[np.int64], y: NDArray[np.int64], x: NDArray[np.int64], count: int
+) -> NDArray[np.int64]:
+    """The most frequent label of the 3x3 pixels around each place, [N]: less noise, and a straight
+    edge stays where it is."""
     votes = np.zeros((count, len(y)), dtype=np.int64)
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):
-            votes[labels[(y + dy).clip(0, SIZE - 1), (x + dx).clip(0, SIZE - 1)], np.arange(len(y))] += 1
+            votes[
+                labels[(y + dy).clip(0, SIZE - 1), (x + dx).clip(0, SIZE - 1)], np.arange(len(y))
+            ] += 1
     return votes.argmax(0)

@@ -1,4 +1,5 @@
-"""The trunk of the project's judges: a small ResNet whose pooled activations are the features that distances are measured in."""
+"""The trunk of the project's judges: a small ResNet whose pooled activations are the features that
+distances are measured in."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,8 @@ from common.images import to_model_range
 
 
 class SmallResNet(nn.Module):
-    """Two residual blocks for each of `channels`, at 1/patch of the images' side and at a half and a quarter of that."""
+    """Two residual blocks for each of `channels`, at 1/patch of the images' side and at a half and
+    a quarter of that."""
 
     def __init__(self, channels: tuple[int, int, int], patch: int) -> None:
         super().__init__()
@@ -26,14 +28,17 @@ class SmallResNet(nn.Module):
         )
 
     def features(self, images: Tensor) -> Tensor:
-        """The pooled activations after the last block, [N, channels[-1]], for images [N, 3, H, W] in [-1, 1]."""
+        """The pooled activations after the last block, [N, channels[-1]], for images [N, 3, H, W]
+        in [-1, 1]."""
         return self.blocks(self.stem(images)).mean((2, 3))
 
     @torch.no_grad()
     def recalibrate(self, images: Tensor) -> None:
-        """Sets the normalisation's running statistics to those of uint8 `images` under the current weights.
+        """Sets the normalisation's running statistics to those of uint8 `images` under the current
+        weights.
 
-        They are then a function of the weights, averaged weights included, and nothing that a checkpoint must remember.
+        They are then a function of the weights, averaged weights included, and nothing that a
+        checkpoint must remember.
         """
         was_training = self.training
         self.train()
@@ -57,7 +62,11 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         changes = stride != 1 or channels != channels_in
-        self.skip = nn.Conv2d(channels_in, channels, 1, stride=stride, bias=False) if changes else nn.Identity()
+        self.skip = (
+            nn.Conv2d(channels_in, channels, 1, stride=stride, bias=False)
+            if changes
+            else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.norm1(x))

@@ -1,7 +1,8 @@
-"""A conditional diffusion model as a classifier: the digit under which the network predicts an image's noise best.
+"""A conditional diffusion model as a classifier: the digit under which the network predicts an
+image's noise best.
 
-After Li et al. 2023 (arXiv:2303.16203, Algorithm 1). How often it is right says how well the network knows its condition, which
-guidance hides in samples.
+After Li et al. 2023 (arXiv:2303.16203, Algorithm 1). How often it is right says how well the
+network knows its condition, which guidance hides in samples.
 """
 
 import torch
@@ -21,7 +22,8 @@ TIMESTEPS = (200, 350, 500, 650)
 def classify_by_error(
     model: ContextUNet, images: Tensor, datasets: Tensor, *, seed: int = 0, chunk_size: int = 50
 ) -> Tensor:
-    """Digits long [N] of uint8 images [N, 3, 28, 28] of known datasets [N]: the least squared error of the network's output.
+    """Digits long [N] of uint8 images [N, 3, 28, 28] of known datasets [N]: the least squared error
+    of the network's output.
 
     The error is summed over TIMESTEPS; at each, all ten digits are tried on the same noise.
     """
@@ -36,7 +38,9 @@ def classify_by_error(
         error = torch.zeros(len(x0), NUM_DIGITS, device=device)
         for step in TIMESTEPS:
             eps, t = noise.randn(*x0.shape[1:]), torch.full((len(x0),), step, device=device)
-            target = output_target(model.config.parameterization, x0, eps, *schedule.alpha_sigma_like(t, x0))
+            target = output_target(
+                model.config.parameterization, x0, eps, *schedule.alpha_sigma_like(t, x0)
+            )
             x_t = q_sample(schedule, x0, t, eps)
             for digit in digits:
                 output = model(x_t, t, torch.stack([digit.expand_as(kinds), kinds], 1))

@@ -2,8 +2,9 @@
 
     python3 -m p1_diffusion.study.figures --images OUT --output-dir results/figures/p1
 
-A 2025 folder gives the mixed grid and the reverse process of the first 0 and the first 1; a 2024 folder gives these as well,
-the grid of each dataset, and the reverse process of the first 0 of each dataset.
+A 2025 folder gives the mixed grid and the reverse process of the first 0 and the first 1; a 2024
+folder gives these as well, the grid of each dataset, and the reverse process of the first 0 of each
+dataset.
 """
 
 import dataclasses
@@ -21,7 +22,13 @@ from common.files import ROOT, make_folder
 from common.grid import labelled_grid
 from common.images import read_rgb, to_uint8, write_png
 from p1_diffusion.model import ContextUNet
-from p1_diffusion.sampling import ImageKey, SamplingConfig, file_name, sample_digits, translate_guide_w
+from p1_diffusion.sampling import (
+    ImageKey,
+    SamplingConfig,
+    file_name,
+    sample_digits,
+    translate_guide_w,
+)
 
 COLUMNS = 10
 REVERSE_IMAGES = 6
@@ -54,7 +61,10 @@ def main(config: Config) -> None:
             made.append(folder / f"grid_{name}.png")
             write_png(made[-1], grid(config.images, classes))
     if not made:
-        raise InputError(f"{config.images} holds no complete set of digits: write it with p1_diffusion.inference first")
+        raise InputError(
+            f"{config.images} holds no complete set of digits: write it with p1_diffusion.inference"
+            " first"
+        )
     full = (config.images / file_name(("svhn", 0, 1))).is_file()
     editions = {"2025": [("mnistm", 0, 1), ("svhn", 1, 1)]} | (
         {"2024": [("mnistm", 0, 1), ("svhn", 0, 1)]} if full else {}
@@ -67,13 +77,16 @@ def main(config: Config) -> None:
 
 def grid(folder: Path, classes: list[tuple[str, int]]) -> Tensor:
     """Rows are classes labelled by digit, columns the first ten noises."""
-    images = [read_rgb(folder / file_name((*pair, n))) for pair in classes for n in range(1, COLUMNS + 1)]
+    images = [
+        read_rgb(folder / file_name((*pair, n))) for pair in classes for n in range(1, COLUMNS + 1)
+    ]
     labels = [str(digit) for _, digit in classes]
     return labelled_grid(torch.stack(images), COLUMNS, row_labels=labels, scale=2)
 
 
 def reverse_process(model: ContextUNet, keys: list[ImageKey], sampling: SamplingConfig) -> Tensor:
-    """One row for each key: x_t from pure noise to the finished image at six moments equally far apart, labelled by t."""
+    """One row for each key: x_t from pure noise to the finished image at six moments equally far
+    apart, labelled by t."""
     states: list[tuple[int, Tensor]] = []
     (_, final), *_ = sample_digits(
         model,

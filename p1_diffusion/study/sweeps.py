@@ -1,11 +1,13 @@
-"""The studies of Problem 1: a guidance sweep, a table of samplers, and the model as a classifier, as results/*.json and a plot.
+"""The studies of Problem 1: a guidance sweep, a table of samplers, and the model as a classifier,
+as results/*.json and a plot.
 
     python3 -m p1_diffusion.study.sweeps guidance
     python3 -m p1_diffusion.study.sweeps samplers
     python3 -m p1_diffusion.study.sweeps classifier --data hw2_data/digits
     python3 -m p1_diffusion.study.sweeps recipes --data hw2_data/digits --runs runs/recipes/*
 
-They take minutes to an hour on two CPU cores. Each finished row is saved, and a second call goes on with the missing ones.
+They take minutes to an hour on two CPU cores. Each finished row is saved, and a second call goes on
+with the missing ones.
 """
 
 import dataclasses
@@ -38,7 +40,10 @@ from p1_diffusion.study.classify import TIMESTEPS, classify_by_error
 ALWAYS = (0, 999)
 GUIDANCE_SWEEP = (
     *((w, ALWAYS) for w in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)),
-    *((w, SamplingConfig().guidance_interval) for w in (4.0, SamplingConfig().guidance_scale - 1.0, 8.0)),
+    *(
+        (w, SamplingConfig().guidance_interval)
+        for w in (4.0, SamplingConfig().guidance_scale - 1.0, 8.0)
+    ),
 )
 # (sampler, steps, images for each class); Heun's steps are (evaluations + 1) / 2.
 SAMPLER_TABLE = (
@@ -49,7 +54,10 @@ SAMPLER_TABLE = (
 )
 
 
-RECIPE_IMAGES, RECIPE_DIGITS = 15, 200  # drawn of each class, and recognised of each dataset, for a recipe
+RECIPE_IMAGES, RECIPE_DIGITS = (
+    15,
+    200,
+)  # drawn of each class, and recognised of each dataset, for a recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,29 +93,41 @@ def main(config: Config) -> None:
     default = SamplingConfig()
     if config.study == "guidance":
         settings = [
-            (dataclasses.replace(default, guidance_scale=w + 1.0, guidance_interval=interval), IMAGES_PER_CLASS)
+            (
+                dataclasses.replace(default, guidance_scale=w + 1.0, guidance_interval=interval),
+                IMAGES_PER_CLASS,
+            )
             for w, interval in GUIDANCE_SWEEP
         ]
     else:
-        settings = [(dataclasses.replace(default, sampler=name, steps=s), n) for name, s, n in SAMPLER_TABLE]
+        settings = [
+            (dataclasses.replace(default, sampler=name, steps=s), n) for name, s, n in SAMPLER_TABLE
+        ]
     plan = [
         (
             {
-                "sampling": dataclasses.asdict(sampling) | {"guide_w": sampling.guidance_scale - 1.0},
+                "sampling": dataclasses.asdict(sampling)
+                | {"guide_w": sampling.guidance_scale - 1.0},
                 "images": 20 * per_class,
             },
             functools.partial(measure, model, sampling, per_class, network, reference),
         )
         for sampling, per_class in settings
     ]
-    path, command = config.results / f"p1_{config.study}.json", f"python3 -m p1_diffusion.study.sweeps {config.study}"
-    rows = measured_rows(path, command, plan, ("evaluations", "accuracy", "frechet_ratio", "spread_ratio", "seconds"))
+    path, command = (
+        config.results / f"p1_{config.study}.json",
+        f"python3 -m p1_diffusion.study.sweeps {config.study}",
+    )
+    rows = measured_rows(
+        path, command, plan, ("evaluations", "accuracy", "frechet_ratio", "spread_ratio", "seconds")
+    )
     if config.study == "guidance":
         plot_guidance(rows, make_folder(config.results / "figures" / "p1") / "guidance.png")
 
 
 def compare_recipes(config: Config) -> None:
-    """A row for each run: what it was trained with and on how many images, and what its last weights do without guidance."""
+    """A row for each run: what it was trained with and on how many images, and what its last
+    weights do without guidance."""
     network, reference = DigitClassifier.load(config.grader), load_reference(config.grader)
     held_out = load_digits(config.data, "held_out")
     sampling, device = SamplingConfig(guidance_scale=1.0), pick_device(config.device)
@@ -123,19 +143,29 @@ def compare_recipes(config: Config) -> None:
     plan = []
     for run in config.runs:
         settings = read_json(run / "config.json")
-        key = {"name": run.name, "images": settings["steps"] * settings["batch_size"], "settings": settings}
+        key = {
+            "name": run.name,
+            "images": settings["steps"] * settings["batch_size"],
+            "settings": settings,
+        }
         plan.append((key, functools.partial(measure_run, run)))
-    command = "python3 -m p1_diffusion.study.sweeps recipes --data hw2_data/digits --runs runs/recipes/*"
+    command = (
+        "python3 -m p1_diffusion.study.sweeps recipes --data hw2_data/digits --runs runs/recipes/*"
+    )
     shown = ("name", "validation_loss", "accuracy", "frechet_ratio", "recognised")
     measured_rows(config.results / "p1_recipes.json", command, plan, shown)
 
 
 def recognise(model: ContextUNet, held_out: Digits, count: int | None = None) -> dict[str, float]:
-    """The share of the held-out digits, or the first `count` of each dataset, that the model recognises by its error."""
+    """The share of the held-out digits, or the first `count` of each dataset, that the model
+    recognises by its error."""
     found = {}
     for i, name in enumerate(DATASETS):
         mine = torch.nonzero(held_out.datasets == i).flatten()[:count]
-        right = classify_by_error(model, held_out.images[mine], held_out.datasets[mine]) == held_out.digits[mine]
+        right = (
+            classify_by_error(model, held_out.images[mine], held_out.datasets[mine])
+            == held_out.digits[mine]
+        )
         found[name] = right.double().mean().item()
     return found
 
@@ -154,10 +184,17 @@ def write_recognised(config: Config, model: ContextUNet) -> None:
 
 
 def measure(
-    model: ContextUNet, sampling: SamplingConfig, per_class: int, network: DigitClassifier, reference: Any
+    model: ContextUNet,
+    sampling: SamplingConfig,
+    per_class: int,
+    network: DigitClassifier,
+    reference: Any,
 ) -> dict[str, Any]:
-    """Accuracy, distance, spread and seconds of one way to sample, means of both datasets and each of them."""
-    keys = [(dataset, digit, n) for dataset, digit in pairing("2024") for n in range(1, per_class + 1)]
+    """Accuracy, distance, spread and seconds of one way to sample, means of both datasets and each
+    of them."""
+    keys = [
+        (dataset, digit, n) for dataset, digit in pairing("2024") for n in range(1, per_class + 1)
+    ]
     started = time.monotonic()
     images = torch.cat([images for _, images in sample_digits(model, keys, sampling)])
     seconds = time.monotonic() - started
@@ -172,14 +209,18 @@ def measure(
     timestep_pairs = SPACINGS[sampling.spacing](schedule.num_timesteps, sampling.steps)
     return {
         "evaluations": count_evaluations(sampling.sampler, schedule, timestep_pairs),
-        **{name: fmean([numbers[dataset][name] for dataset in DATASETS]) for name in numbers[DATASETS[0]]},
+        **{
+            name: fmean([numbers[dataset][name] for dataset in DATASETS])
+            for name in numbers[DATASETS[0]]
+        },
         "datasets": numbers,
         "seconds": seconds,
     }
 
 
 def plot_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracy, Frechet ratio and spread over w: a colour for each dataset, a dashed line where guidance acts in an interval."""
+    """Accuracy, Frechet ratio and spread over w: a colour for each dataset, a dashed line where
+    guidance acts in an interval."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -188,11 +229,17 @@ def plot_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     rows = sorted(rows, key=lambda row: row["sampling"]["guide_w"])
     intervals = sorted({tuple(row["sampling"]["guidance_interval"]) for row in rows})
-    titles = {"accuracy": "accuracy", "frechet_ratio": "Frechet distance / real", "spread_ratio": "spread / real"}
+    titles = {
+        "accuracy": "accuracy",
+        "frechet_ratio": "Frechet distance / real",
+        "spread_ratio": "spread / real",
+    }
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         for colour, dataset in enumerate(DATASETS):
             for interval in intervals:
-                part = [row for row in rows if tuple(row["sampling"]["guidance_interval"]) == interval]
+                part = [
+                    row for row in rows if tuple(row["sampling"]["guidance_interval"]) == interval
+                ]
                 where = "always" if interval == ALWAYS else f"t in {interval[0]}..{interval[1]}"
                 axis.plot(
                     [row["sampling"]["guide_w"] for row in part],

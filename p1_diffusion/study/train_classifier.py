@@ -1,9 +1,11 @@
 """Trains the classifier that stands in for the course's graders, on the digits of both datasets.
 
-    python3 -m p1_diffusion.study.train_classifier --data hw2_data/digits --run-dir runs/p1_classifier
+    python3 -m p1_diffusion.study.train_classifier --data hw2_data/digits \
+        --run-dir runs/p1_classifier
 
-It never sees the held-out tenth (`common.data.split.is_held_out`), on which its accuracy is reported at the end. The folder RUN_DIR/last
-holds it with the statistics of real digits that `p1_diffusion.evaluate` compares with.
+It never sees the held-out tenth (`common.data.split.is_held_out`), on which its accuracy is
+reported at the end. The folder RUN_DIR/last holds it with the statistics of real digits that
+`p1_diffusion.evaluate` compares with.
 """
 
 import dataclasses
@@ -46,10 +48,15 @@ class Config:
 def main(config: Config) -> None:
     """Trains, or resumes, and prints the accuracy on held-out digits."""
     torch.manual_seed(config.training.seed)
-    model = DigitClassifier.load(config.init_from).train() if config.init_from else DigitClassifier()
+    model = (
+        DigitClassifier.load(config.init_from).train() if config.init_from else DigitClassifier()
+    )
     network = prepare_network(model, config.training)
     device = next(model.parameters()).device
-    data, held_out = load_digits(config.data, "train").to(device), load_digits(config.data, "held_out").to(device)
+    data, held_out = (
+        load_digits(config.data, "train").to(device),
+        load_digits(config.data, "held_out").to(device),
+    )
     balanced = BalancedDraw(data)
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
@@ -69,7 +76,10 @@ def main(config: Config) -> None:
     def validate() -> dict[str, float]:
         model.recalibrate(typical)
         model.eval()
-        accuracies = {f"accuracy_{name}": value for name, value in accuracy_by_dataset(model, held_out).items()}
+        accuracies = {
+            f"accuracy_{name}": value
+            for name, value in accuracy_by_dataset(model, held_out).items()
+        }
         model.train()
         return {"loss": 1.0 - sum(accuracies.values()) / len(accuracies), **accuracies}
 
@@ -92,11 +102,14 @@ def main(config: Config) -> None:
 def accuracy_by_dataset(model: DigitClassifier, data: Digits) -> dict[str, float]:
     """The share of digits classified correctly, for each dataset."""
     correct = classify(model, data.images) == data.digits
-    return {name: correct[data.datasets == i].double().mean().item() for i, name in enumerate(DATASETS)}
+    return {
+        name: correct[data.datasets == i].double().mean().item() for i, name in enumerate(DATASETS)
+    }
 
 
 def augment(images: Tensor, draws: Draws) -> Tensor:
-    """Moves, turns, stretches and recolours each image [N, 3, H, W] in [-1, 1] at random, and blots out a square."""
+    """Moves, turns, stretches and recolours each image [N, 3, H, W] in [-1, 1] at random, and blots
+    out a square."""
     n, _, height, width = images.shape
 
     def uniform(low: float, high: float) -> Tensor:
@@ -112,18 +125,26 @@ def augment(images: Tensor, draws: Draws) -> Tensor:
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
-    # Colour: half of the images get their channels in another order, or become negative; all get another contrast and
-    # brightness. A digit stays what it is under all of them.
-    order = torch.where((draws.rand() < 0.5)[:, None], draws.randn(3).argsort(1), torch.arange(3, device=images.device))
+    # Colour: half of the images get their channels in another order, or become negative; all get
+    # another contrast and brightness. A digit stays what it is under all of them.
+    order = torch.where(
+        (draws.rand() < 0.5)[:, None],
+        draws.randn(3).argsort(1),
+        torch.arange(3, device=images.device),
+    )
     images = images.gather(1, order[:, :, None, None].expand_as(images))
     sign = torch.where(draws.rand() < 0.25, -1.0, 1.0)
-    images = images * (sign * uniform(0.6, 1.3)).view(n, 1, 1, 1) + uniform(-0.25, 0.25).view(n, 1, 1, 1)
+    images = images * (sign * uniform(0.6, 1.3)).view(n, 1, 1, 1) + uniform(-0.25, 0.25).view(
+        n, 1, 1, 1
+    )
 
     # A square of 8 pixels is blotted out in three images of ten (arXiv:1708.04552).
     rows, columns = uniform(0, height), uniform(0, width)
     inside_rows = (torch.arange(height, device=images.device) - rows[:, None]).abs() < 4
     inside_columns = (torch.arange(width, device=images.device) - columns[:, None]).abs() < 4
-    blot = inside_rows[:, :, None] & inside_columns[:, None, :] & (draws.rand() < 0.3)[:, None, None]
+    blot = (
+        inside_rows[:, :, None] & inside_columns[:, None, :] & (draws.rand() < 0.3)[:, None, None]
+    )
     return images.masked_fill(blot[:, None], 0.0)
 
 

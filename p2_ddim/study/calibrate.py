@@ -1,6 +1,8 @@
-"""Finds the DDIM convention behind given reference images: samples a noise under each one and prints the MSEs, best first.
+"""Finds the DDIM convention behind given reference images: samples a noise under each one and
+prints the MSEs, best first.
 
-python3 -m p2_ddim.study.calibrate --noises hw2_data/face/noise --references hw2_data/face/GT --checkpoint hw2_data/face/UNet.pt
+python3 -m p2_ddim.study.calibrate --noises hw2_data/face/noise --references hw2_data/face/GT
+--checkpoint hw2_data/face/UNet.pt
 """
 
 import dataclasses
@@ -48,15 +50,21 @@ def main(config: Config) -> None:
     """Prints the table, best first."""
     device = pick_device(config.device)
     config.sampling.check_device(device)
-    tried = {name: dataclasses.replace(config.sampling, **changes) for name, changes in CONVENTIONS.items()}
+    tried = {
+        name: dataclasses.replace(config.sampling, **changes)
+        for name, changes in CONVENTIONS.items()
+    }
     for sampling in tried.values():
         sampling.check()
     references = read_images(config.references)
-    named_noises = [named_noise for named_noise in read_noises(config.noises) if named_noise[0] in references][
-        : config.count
-    ]
+    named_noises = [
+        named_noise for named_noise in read_noises(config.noises) if named_noise[0] in references
+    ][: config.count]
     if not named_noises:
-        raise InputError(f"no noise in {config.noises} has its image in {config.references}, or --count is below 1")
+        raise InputError(
+            f"no noise in {config.noises} has its image in {config.references}, or --count is"
+            " below 1"
+        )
     network = load_network(config.checkpoint).to(device)
     check_side(network, named_noises[0][1], config.noises)
     wanted = {name: references[name] for name, _ in named_noises}
@@ -64,16 +72,27 @@ def main(config: Config) -> None:
     for convention_name, sampling in tried.items():
         images = {}
         for part, x0 in sample_faces(network, named_noises, sampling, device):
-            images |= {name: image for (name, _), image in zip(part, minmax_to_uint8(x0), strict=True)}
+            images |= {
+                name: image for (name, _), image in zip(part, minmax_to_uint8(x0), strict=True)
+            }
         result = compare(images, wanted)
         rows.append(
-            {"convention": convention_name, "mse": result["mean_mse"], "max_difference": result["max_difference"]}
+            {
+                "convention": convention_name,
+                "mse": result["mean_mse"],
+                "max_difference": result["max_difference"],
+            }
         )
     rows.sort(key=lambda row: row["mse"])
     for row in rows:
-        print(f"{row['convention']:<22} MSE {row['mse']:9.4f}, largest difference {row['max_difference']}")
+        print(
+            f"{row['convention']:<22} MSE {row['mse']:9.4f}, largest difference"
+            f" {row['max_difference']}"
+        )
     if config.result:
-        write_json(config.result, {"images": [name for name, _ in named_noises], "conventions": rows})
+        write_json(
+            config.result, {"images": [name for name, _ in named_noises], "conventions": rows}
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""Judges the judge: what the features that faces are compared in (p2_ddim/study/features.py) see of photos held out of their training.
+"""Judges the judge: what the features that faces are compared in (p2_ddim/study/features.py) see of
+photos held out of their training.
 
-    python3 -m p2_ddim.study.evaluate_features --photos hw2_data/face [--result results/p2_features.json]
+    python3 -m p2_ddim.study.evaluate_features \
+        --photos hw2_data/face [--result results/p2_features.json]
 
-- The part of the photos that are recognised by their features when they are cropped, turned and recoloured.
-- The Frechet distance to the training photos of held-out photos as they are, and after changes that it should see, or should not.
+- The part of the photos that are recognised by their features when they are cropped, turned and
+  recoloured.
+- The Frechet distance to the training photos of held-out photos as they are, and after changes that
+  it should see, or should not.
 """
 
 import dataclasses
@@ -43,11 +47,16 @@ def main(config: Config) -> None:
     """Prints and writes the table."""
     network = FaceFeatures.load(config.features)
     train, held_out = (load_faces(config.photos, split).images for split in ("train", "held_out"))
-    result = {"model": shown(config.features), "held_out": len(held_out), **judge(network, train, held_out)}
+    result = {
+        "model": shown(config.features),
+        "held_out": len(held_out),
+        **judge(network, train, held_out),
+    }
     print(f"{result['recognised']:.1%} of {result['among']} held-out photos are recognised")
     for row in result["rows"]:
         print(
-            f"{row['photos']:<26} Frechet distance {row['frechet_distance']:8.4f}, {row['ratio']:6.2f} times unchanged"
+            f"{row['photos']:<26} Frechet distance {row['frechet_distance']:8.4f},"
+            f" {row['ratio']:6.2f} times unchanged"
         )
     if config.result:
         write_json(config.result, result)
@@ -55,9 +64,12 @@ def main(config: Config) -> None:
 
 @torch.no_grad()
 def judge(network: FaceFeatures, train: Tensor, held_out: Tensor) -> dict[str, Any]:
-    """`recognised` of `among` photos, and a row for each of `CHANGES`, the first unchanged; photos are uint8 [N, 3, S, S]."""
+    """`recognised` of `among` photos, and a row for each of `CHANGES`, the first unchanged; photos
+    are uint8 [N, 3, S, S]."""
     some = held_out[:RECOGNITION_IMAGES]
-    share = recognised(view_cosines(network, some, StackedRandomGenerator(derive_seeds(0, count=len(some)))))
+    share = recognised(
+        view_cosines(network, some, StackedRandomGenerator(derive_seeds(0, count=len(some))))
+    )
     target = feature_statistics(network.describe(train))
     rows: list[dict[str, Any]] = []
     for name, change in CHANGES.items():

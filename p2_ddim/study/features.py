@@ -1,8 +1,9 @@
 """Face features: what the Frechet distance between generated and real faces is measured in.
 
-Inception's features need a download, so a small network is trained here without labels: two random views of one photo must be
-recognised as such among those of other photos (SimCLR, Chen et al. 2020, arXiv:2002.05709). Its features see eyes, mouths, hair and
-light, and little of place and tint, which the views change.
+Inception's features need a download, so a small network is trained here without labels: two random
+views of one photo must be recognised as such among those of other photos (SimCLR, Chen et al. 2020,
+arXiv:2002.05709). Its features see eyes, mouths, hair and light, and little of place and tint,
+which the views change.
 """
 
 import math
@@ -28,7 +29,8 @@ PROJECTION = 64
 
 
 class FaceFeatures(SmallResNet):
-    """A small ResNet for 64x64 faces, with blocks at 16x16, 8x8 and 4x4, and the projection that it is trained under."""
+    """A small ResNet for 64x64 faces, with blocks at 16x16, 8x8 and 4x4, and the projection that it
+    is trained under."""
 
     def __init__(self) -> None:
         super().__init__(CHANNELS, patch=4)
@@ -42,7 +44,8 @@ class FaceFeatures(SmallResNet):
 
     @torch.no_grad()
     def describe(self, images: Tensor) -> Tensor:
-        """Features [N, 160] of uint8 images [N, 3, H, W]; other sizes than 64x64 are averaged down, or enlarged, to it."""
+        """Features [N, 160] of uint8 images [N, 3, H, W]; other sizes than 64x64 are averaged down,
+        or enlarged, to it."""
         parts = []
         for part in images.split(100):
             parts.append(self.features(resize(to_model_range(part), 64, "bilinear")))
@@ -62,7 +65,8 @@ class FaceFeatures(SmallResNet):
 
 
 def random_views(images: Tensor, draws: Draws) -> Tensor:
-    """Each image [N, 3, H, W] in [-1, 1] cropped (60 to 100 % of its sides), mirrored, turned a little and recoloured at random."""
+    """Each image [N, 3, H, W] in [-1, 1] cropped (60 to 100 % of its sides), mirrored, turned a
+    little and recoloured at random."""
     n = len(images)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -73,7 +77,10 @@ def random_views(images: Tensor, draws: Draws) -> Tensor:
     theta = torch.zeros(n, 2, 3, device=images.device)
     theta[:, 0, 0], theta[:, 0, 1] = mirror * scale * angle.cos(), -scale * angle.sin()
     theta[:, 1, 0], theta[:, 1, 1] = mirror * scale * angle.sin(), scale * angle.cos()
-    theta[:, 0, 2], theta[:, 1, 2] = (1.0 - scale) * uniform(-1.0, 1.0), (1.0 - scale) * uniform(-1.0, 1.0)
+    theta[:, 0, 2], theta[:, 1, 2] = (
+        (1.0 - scale) * uniform(-1.0, 1.0),
+        (1.0 - scale) * uniform(-1.0, 1.0),
+    )
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     views = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
@@ -85,24 +92,33 @@ def random_views(images: Tensor, draws: Draws) -> Tensor:
 
 
 def view_cosines(model: FaceFeatures, images: Tensor, draws: Draws) -> Tensor:
-    """The cosines of a random view of each image, uint8 [N, 3, H, W], with a second view of each: [N, N], its own on the diagonal."""
+    """The cosines of a random view of each image, uint8 [N, 3, H, W], with a second view of each:
+    [N, N], its own on the diagonal."""
     x = to_model_range(images)
     first, second = model(torch.cat([random_views(x, draws), random_views(x, draws)])).chunk(2)
     return first @ second.T
 
 
 def recognised(cosines: Tensor) -> float:
-    """The part of the images whose view is nearer to the second view of the same image than to that of any other."""
-    return (cosines.argmax(1) == torch.arange(len(cosines), device=cosines.device)).float().mean().item()
+    """The part of the images whose view is nearer to the second view of the same image than to that
+    of any other."""
+    return (
+        (cosines.argmax(1) == torch.arange(len(cosines), device=cosines.device))
+        .float()
+        .mean()
+        .item()
+    )
 
 
 def colours(images: Tensor) -> Tensor:
-    """Colours on an 8x8 grid, [N, 192] in [0, 1]: needs no network, and sees layout and light, not detail."""
+    """Colours on an 8x8 grid, [N, 192] in [0, 1]: needs no network, and sees layout and light, not
+    detail."""
     return F.adaptive_avg_pool2d(images.float() / 255.0, 8).flatten(1)
 
 
 def choose_features(folder: Path) -> tuple[Features, str]:
-    """The features to compare faces in, and their name: the network's in `folder`, or `colours` where there is no such folder."""
+    """The features to compare faces in, and their name: the network's in `folder`, or `colours`
+    where there is no such folder."""
     if not Path(folder).is_dir():
         return colours, "colours on an 8x8 grid"
     return FaceFeatures.load(folder).describe, f"the network in {shown(folder)}"

@@ -1,8 +1,11 @@
-"""The figures of Problem 2's report: the eta grid, the interpolation strips, and faces that were sampled before.
+"""The figures of Problem 2's report: the eta grid, the interpolation strips, and faces that were
+sampled before.
 
-    python3 -m p2_ddim.study.figures --noises NOISE_DIR --output-dir results/figures/p2 [--checkpoint UNet.pt] [--images OUT]
+    python3 -m p2_ddim.study.figures --noises NOISE_DIR \
+        --output-dir results/figures/p2 [--checkpoint UNet.pt] [--images OUT]
 
-- `eta.png`: rows are eta 0, 0.25, 0.5, 0.75, 1, columns the first four noises; the row of eta 0 is what hw2_2.sh writes.
+- `eta.png`: rows are eta 0, 0.25, 0.5, 0.75, 1, columns the first four noises; the row of eta 0 is
+  what hw2_2.sh writes.
 - `slerp.png`, `lerp.png`: from the first noise to the second, alpha = 0.0, 0.1, ..., 1.0.
 - `faces.png`: the first 32 images of OUT, by name.
 """
@@ -24,7 +27,14 @@ from common.grid import labelled_grid
 from common.images import write_png
 from p2_ddim.evaluate import read_images
 from p2_ddim.model import FACES, FaceNetwork, load_network
-from p2_ddim.sampling import NamedNoise, SamplingConfig, check_side, minmax_to_uint8, read_noises, sample_faces
+from p2_ddim.sampling import (
+    NamedNoise,
+    SamplingConfig,
+    check_side,
+    minmax_to_uint8,
+    read_noises,
+    sample_faces,
+)
 
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLUMNS = 4
@@ -42,7 +52,8 @@ class Config:
     output_dir: Path
     """Folder of the figures."""
     checkpoint: Path = FACES
-    """The homework's UNet.pt, a model folder of this project, or a folder of a diffusers UNet2DModel."""
+    """The homework's UNet.pt, a model folder of this project, or a folder of a diffusers
+    UNet2DModel."""
     images: Path | None = None
     """Folder of faces for faces.png."""
     device: DeviceName = "auto"
@@ -64,33 +75,54 @@ def main(config: Config) -> None:
     folder = make_folder(config.output_dir)
     figures["eta"] = eta_grid(network, named_noises[:COLUMNS], config.sampling, device)
     for name in PATHS:
-        figures[name] = strip(network, named_noises[0], named_noises[1], name, config.sampling, device)
+        figures[name] = strip(
+            network, named_noises[0], named_noises[1], name, config.sampling, device
+        )
     for name, figure in figures.items():
         write_png(folder / f"{name}.png", figure)
         print(folder / f"{name}.png")
 
 
 def eta_grid(
-    network: FaceNetwork, named_noises: list[NamedNoise], sampling: SamplingConfig, device: torch.device
+    network: FaceNetwork,
+    named_noises: list[NamedNoise],
+    sampling: SamplingConfig,
+    device: torch.device,
 ) -> Tensor:
-    """Rows are etas, columns noises. Down a column the fresh noise is the same but for its strength."""
-    rows = [faces(network, named_noises, dataclasses.replace(sampling, eta=eta), device) for eta in ETAS]
+    """Rows are etas, columns noises. Down a column the fresh noise is the same but for its
+    strength."""
+    rows = [
+        faces(network, named_noises, dataclasses.replace(sampling, eta=eta), device) for eta in ETAS
+    ]
     labels = [f"eta {eta:g}" for eta in ETAS]
     names = [name for name, _ in named_noises]
     return labelled_grid(
-        torch.cat(rows), len(named_noises), row_labels=labels, column_labels=names, scale=_scale(rows[0])
+        torch.cat(rows),
+        len(named_noises),
+        row_labels=labels,
+        column_labels=names,
+        scale=_scale(rows[0]),
     )
 
 
 def strip(
-    network: FaceNetwork, start: NamedNoise, end: NamedNoise, path: str, sampling: SamplingConfig, device: torch.device
+    network: FaceNetwork,
+    start: NamedNoise,
+    end: NamedNoise,
+    path: str,
+    sampling: SamplingConfig,
+    device: torch.device,
 ) -> Tensor:
     """The images along a path from one noise to another, in a row labelled by alpha."""
-    named_noises = [(f"alpha {alpha:.1f}", PATHS[path](start[1], end[1], alpha)) for alpha in ALPHAS]
+    named_noises = [
+        (f"alpha {alpha:.1f}", PATHS[path](start[1], end[1], alpha)) for alpha in ALPHAS
+    ]
     images = faces(network, named_noises, sampling, device)
     title = f"{path} from {start[0]} to {end[0]}"
     labels = [f"{alpha:.1f}" for alpha in ALPHAS]
-    return labelled_grid(images, len(named_noises), column_labels=labels, title=title, scale=_scale(images))
+    return labelled_grid(
+        images, len(named_noises), column_labels=labels, title=title, scale=_scale(images)
+    )
 
 
 def face_grid(folder: Path) -> Tensor:
@@ -99,14 +131,21 @@ def face_grid(folder: Path) -> Tensor:
     images = [image for _, image in chosen]
     if len({image.shape for image in images}) > 1:
         raise InputError(f"the images in {folder} are not of one size")
-    return labelled_grid(torch.stack(images), min(FACES_IN_A_ROW, len(images)), scale=_scale(images[0]))
+    return labelled_grid(
+        torch.stack(images), min(FACES_IN_A_ROW, len(images)), scale=_scale(images[0])
+    )
 
 
 def faces(
-    network: FaceNetwork, named_noises: list[NamedNoise], sampling: SamplingConfig, device: torch.device
+    network: FaceNetwork,
+    named_noises: list[NamedNoise],
+    sampling: SamplingConfig,
+    device: torch.device,
 ) -> Tensor:
     """The images of the noises as hw2_2.sh writes them, uint8 [N, 3, H, W]."""
-    return minmax_to_uint8(torch.cat([x0 for _, x0 in sample_faces(network, named_noises, sampling, device)]))
+    return minmax_to_uint8(
+        torch.cat([x0 for _, x0 in sample_faces(network, named_noises, sampling, device)])
+    )
 
 
 def _scale(images: Tensor) -> int:

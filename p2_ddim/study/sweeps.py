@@ -1,11 +1,12 @@
-"""The studies of Problem 2: how few steps suffice, what fresh noise does, and what happens along interpolation paths.
+"""The studies of Problem 2: how few steps suffice, what fresh noise does, and what happens along
+interpolation paths.
 
     python3 -m p2_ddim.study.sweeps steps
     python3 -m p2_ddim.study.sweeps eta --photos hw2_data/face
     python3 -m p2_ddim.study.sweeps paths --photos hw2_data/face
 
-Each writes results/p2_STUDY.json; steps and paths are plotted too. Noises are made here, from seeds. All take some minutes on two
-CPU cores with the shipped model.
+Each writes results/p2_STUDY.json; steps and paths are plotted too. Noises are made here, from
+seeds. All take some minutes on two CPU cores with the shipped model.
 """
 
 import dataclasses
@@ -43,7 +44,11 @@ COUNTS = {"steps": 8, "eta": 96, "paths": 96}
 LEAST = {"steps": 1, "eta": 2, "paths": 2}  # two: statistics are taken over the images
 REFERENCE_STEPS = 1000
 STEP_TABLE = (
-    *(("ddim", spacing, steps) for spacing in ("homework", "trailing") for steps in (10, 20, 50, 100, 250)),
+    *(
+        ("ddim", spacing, steps)
+        for spacing in ("homework", "trailing")
+        for steps in (10, 20, 50, 100, 250)
+    ),
     *(("dpmpp_2m", spacing, steps) for spacing in ("homework", "trailing") for steps in (10, 20)),
 )
 ETA_SAMPLING = SamplingConfig(chunk_size=16)
@@ -57,15 +62,19 @@ class Config:
     study: tyro.conf.Positional[Literal["steps", "eta", "paths"]]
     """Which study."""
     checkpoint: Path = FACES
-    """The homework's UNet.pt, a model folder of this project, or a folder of a diffusers UNet2DModel."""
+    """The homework's UNet.pt, a model folder of this project, or a folder of a diffusers
+    UNet2DModel."""
     photos: Path | None = None
-    """Folder with photos/ of the images' size; quality over eta and along the paths is then measured against them."""
+    """Folder with photos/ of the images' size; quality over eta and along the paths is then
+    measured against them."""
     features: Path = SHIPPED
-    """Folder of the network in whose features that is measured; colours on a grid where there is none."""
+    """Folder of the network in whose features that is measured; colours on a grid where there is
+    none."""
     results: Path = ROOT / "results"
     """Folder of p2_STUDY.json, and of figures/p2."""
     count: int | None = None
-    """Noises (steps, eta) or pairs of noises (paths). Default: 8 for steps, 96 for eta and paths."""
+    """Noises (steps, eta) or pairs of noises (paths). Default: 8 for steps, 96 for eta and
+    paths."""
     side: int = 64
     """Height and width of the noises."""
     seed: int = 0
@@ -90,7 +99,13 @@ def main(config: Config) -> None:
         photos = read_photos(config.photos, config.side) if config.photos else None
         features, name = choose_features(config.features)
         if config.study == "eta":
-            found = study_eta(network, make_noises(count, config.side, config.seed), photos, device, features=features)
+            found = study_eta(
+                network,
+                make_noises(count, config.side, config.seed),
+                photos,
+                device,
+                features=features,
+            )
         else:
             noises = make_noises(2 * count, config.side, config.seed)
             pairs = list(zip(noises[:count], noises[count:], strict=True))
@@ -100,7 +115,8 @@ def main(config: Config) -> None:
     for row in result["rows"]:
         print(
             ", ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in row.items()
             )
         )
     settings = {
@@ -131,9 +147,12 @@ def make_noises(count: int, side: int, seed: int) -> list[Tensor]:
 def final_images(
     network: FaceNetwork, noises: Sequence[Tensor], sampling: SamplingConfig, device: torch.device
 ) -> Tensor:
-    """The images in [-1, 1], clamped, without the stretch of `minmax_to_uint8`, so that grey levels can be compared."""
+    """The images in [-1, 1], clamped, without the stretch of `minmax_to_uint8`, so that grey levels
+    can be compared."""
     named_noises: list[NamedNoise] = [(str(i), noise) for i, noise in enumerate(noises)]
-    return torch.cat([x0 for _, x0 in sample_faces(network, named_noises, sampling, device)]).clamp(-1.0, 1.0)
+    return torch.cat([x0 for _, x0 in sample_faces(network, named_noises, sampling, device)]).clamp(
+        -1.0, 1.0
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -147,13 +166,16 @@ def study_steps(
     table: Sequence[tuple[str, str, int]] = STEP_TABLE,
     reference_steps: int = REFERENCE_STEPS,
 ) -> dict[str, Any]:
-    """The MSE on 0..255 to DDIM with every timestep, from the same noises, for each (sampler, spacing, steps) of the table.
+    """The MSE on 0..255 to DDIM with every timestep, from the same noises, for each (sampler,
+    spacing, steps) of the table.
 
-    The reference starts at t = 999. The homework's spacing starts lower (t = 981 for 50 steps, 901 for 10) with the same
-    noise, which the trailing spacing does not.
+    The reference starts at t = 999. The homework's spacing starts lower (t = 981 for 50 steps, 901
+    for 10) with the same noise, which the trailing spacing does not.
     """
     base = SamplingConfig(chunk_size=min(len(noises), 16))
-    reference = final_images(network, noises, dataclasses.replace(base, steps=reference_steps), device)
+    reference = final_images(
+        network, noises, dataclasses.replace(base, steps=reference_steps), device
+    )
     rows = []
     for sampler, spacing, steps in table:
         sampling = dataclasses.replace(base, sampler=sampler, steps=steps, spacing=spacing)
@@ -166,7 +188,9 @@ def study_steps(
                 "steps": steps,
                 "evaluations": count_evaluations(sampler, *plan(sampling)),
                 "mse": per_image.mean().item(),
-                "mse_standard_error": per_image.std().item() / math.sqrt(len(noises)) if len(noises) > 1 else 0.0,
+                "mse_standard_error": per_image.std().item() / math.sqrt(len(noises))
+                if len(noises) > 1
+                else 0.0,
             }
         )
     return {"images": len(noises), "reference_steps": reference_steps, "rows": rows}
@@ -178,7 +202,9 @@ def plot_steps(rows: list[dict[str, Any]]) -> "Figure":
     for key in dict.fromkeys((row["sampler"], row["spacing"]) for row in rows):
         line = [row for row in rows if (row["sampler"], row["spacing"]) == key]
         label = f"{SAMPLERS[key[0]].label}, {key[1]} spacing"
-        axes.loglog([row["evaluations"] for row in line], [row["mse"] for row in line], "o-", label=label)
+        axes.loglog(
+            [row["evaluations"] for row in line], [row["mse"] for row in line], "o-", label=label
+        )
     axes.set(xlabel="network evaluations", ylabel="MSE to 1000 steps (grey levels squared)")
     axes.legend()
     return figure
@@ -189,14 +215,16 @@ def plot_steps(rows: list[dict[str, Any]]) -> "Figure":
 
 
 def measures(photos: Photos | None, features: Features) -> Measure:
-    """The function that measures uint8 images [N, 3, S, S]: their look and, where there are photos, the Frechet distance of their
-    features to those of the training photos."""
+    """The function that measures uint8 images [N, 3, S, S]: their look and, where there are photos,
+    the Frechet distance of their features to those of the training photos."""
     target = feature_statistics(features(photos[0])) if photos else None
 
     def measure(images: Tensor) -> dict[str, float]:
         found = look(images)
         if target is not None:
-            found["frechet_distance"] = frechet_distance(feature_statistics(features(images)), target)
+            found["frechet_distance"] = frechet_distance(
+                feature_statistics(features(images)), target
+            )
         return found
 
     return measure
@@ -211,9 +239,13 @@ def measure_real(photos: Photos | None, count: int, measure: Measure) -> dict[st
 
 
 def look(images: Tensor) -> dict[str, float]:
-    """Two plain numbers of uint8 images [N, 3, H, W], in grey levels: `contrast`, the standard deviation within an image, and
-    `detail`, the root mean square difference of neighbouring pixels."""
-    return {"contrast": images.float().flatten(1).std(1).mean().item(), "detail": rms_difference(images)}
+    """Two plain numbers of uint8 images [N, 3, H, W], in grey levels: `contrast`, the standard
+    deviation within an image, and `detail`, the root mean square difference of neighbouring
+    pixels."""
+    return {
+        "contrast": images.float().flatten(1).std(1).mean().item(),
+        "detail": rms_difference(images),
+    }
 
 
 # ----------------------------------------------------------------------------
@@ -229,17 +261,25 @@ def study_eta(
     features: Features = colours,
     etas: Sequence[float] = ETAS,
 ) -> dict[str, Any]:
-    """For each eta, from the same noises: the MSE on 0..255 to the images of eta 0, and the measures of the images.
+    """For each eta, from the same noises: the MSE on 0..255 to the images of eta 0, and the
+    measures of the images.
 
-    `unrelated_mse` is what that MSE would be if the fresh noise decided everything: that of images of eta 0 from other noises.
+    `unrelated_mse` is what that MSE would be if the fresh noise decided everything: that of images
+    of eta 0 from other noises.
     """
     sampling = dataclasses.replace(sampling, chunk_size=min(len(noises), sampling.chunk_size))
     measure = measures(photos, features)
     plain = final_images(network, noises, dataclasses.replace(sampling, eta=0.0), device)
     rows = []
     for eta in etas:
-        images = final_images(network, noises, dataclasses.replace(sampling, eta=eta), device) if eta else plain
-        rows.append({"eta": eta, "mse": _grey_mse(images, plain).mean().item(), **measure(to_uint8(images))})
+        images = (
+            final_images(network, noises, dataclasses.replace(sampling, eta=eta), device)
+            if eta
+            else plain
+        )
+        rows.append(
+            {"eta": eta, "mse": _grey_mse(images, plain).mean().item(), **measure(to_uint8(images))}
+        )
     return {
         "images": len(noises),
         "steps": sampling.steps,
@@ -267,7 +307,8 @@ def study_paths(
     features: Features = colours,
     alphas: Sequence[float] = ALPHAS,
 ) -> dict[str, Any]:
-    """For each path and alpha, over all pairs: the noise's norm over sqrt(d), and the measures of the images."""
+    """For each path and alpha, over all pairs: the noise's norm over sqrt(d), and the measures of
+    the images."""
     sampling = dataclasses.replace(sampling, chunk_size=min(len(pairs), sampling.chunk_size))
     measure = measures(photos, features)
     rows = []
@@ -276,7 +317,9 @@ def study_paths(
             noises = [between(a, b, alpha) for a, b in pairs]
             images = to_uint8(final_images(network, noises, sampling, device))
             norms = torch.stack([noise.norm() for noise in noises]) / math.sqrt(noises[0].numel())
-            rows.append({"path": path, "alpha": alpha, "norm": norms.mean().item(), **measure(images)})
+            rows.append(
+                {"path": path, "alpha": alpha, "norm": norms.mean().item(), **measure(images)}
+            )
     return {
         "pairs": len(pairs),
         "evaluations": count_evaluations(sampling.sampler, *plan(sampling)),
@@ -286,7 +329,8 @@ def study_paths(
 
 
 def plot_paths(result: dict[str, Any]) -> "Figure":
-    """The noise's norm and each measure of the images, a line for each path; real photos as a dashed line."""
+    """The noise's norm and each measure of the images, a line for each path; real photos as a
+    dashed line."""
     rows = result["rows"]
     labels = {
         "norm": "norm of the noise / sqrt(d)",

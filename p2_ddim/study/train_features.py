@@ -1,9 +1,11 @@
-"""Trains the network in whose features faces are compared (p2_ddim/study/features.py), on photos, without labels.
+"""Trains the network in whose features faces are compared (p2_ddim/study/features.py), on photos,
+without labels.
 
     python3 -m p2_ddim.study.train_features --data hw2_data/face --run-dir runs/p2_features
 
-The same command again resumes. It never sees the held-out tenth of the photos. A contrastive loss compares every view of a batch
-with every other one, so a batch cannot be cut: gradient accumulation steps must be 1 and the run is of one process.
+The same command again resumes. It never sees the held-out tenth of the photos. A contrastive loss
+compares every view of a batch with every other one, so a batch cannot be cut: gradient accumulation
+steps must be 1 and the run is of one process.
 """
 
 import dataclasses
@@ -41,7 +43,13 @@ class Config:
     temperature: float = 0.1
     """What cosines are divided by in the loss."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=700, batch_size=128, lr=2e-3, weight_decay=0.05, beta2=0.999, validate_every=200, preview_every=10**9
+        steps=700,
+        batch_size=128,
+        lr=2e-3,
+        weight_decay=0.05,
+        beta2=0.999,
+        validate_every=200,
+        preview_every=10**9,
     )
 
 
@@ -49,7 +57,8 @@ def main(config: Config) -> None:
     """Trains, or resumes."""
     if config.training.gradient_accumulation_steps != 1 or this_process().count != 1:
         raise InputError(
-            "a contrastive loss needs its whole batch at once: train in one process, without --gradient-accumulation-steps"
+            "a contrastive loss needs its whole batch at once: train in one process, without"
+            " --gradient-accumulation-steps"
         )
     if config.temperature <= 0.0:
         raise InputError(f"--temperature must be positive, not {config.temperature}")
@@ -57,12 +66,19 @@ def main(config: Config) -> None:
     model = FaceFeatures.load(config.init_from).train() if config.init_from else FaceFeatures()
     prepare_network(model, config.training)
     device = next(model.parameters()).device
-    data, held_out = load_faces(config.data, "train").to(device), load_faces(config.data, "held_out").to(device)
-    typical = data.images[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]]
+    data, held_out = (
+        load_faces(config.data, "train").to(device),
+        load_faces(config.data, "held_out").to(device),
+    )
+    typical = data.images[
+        torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
+    ]
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
         # Without replacement: a photo must not meet itself among the others.
-        index = torch.randperm(len(data), generator=generator, device=device)[: config.training.batch_size]
+        index = torch.randperm(len(data), generator=generator, device=device)[
+            : config.training.batch_size
+        ]
         return {"index": index, "image": data.images[index]}
 
     def loss_fn(batch: Batch, draws: Draws) -> Tensor:
@@ -74,9 +90,14 @@ def main(config: Config) -> None:
         model.recalibrate(typical)
         model.eval()
         images = held_out.images[:VALIDATION_IMAGES]
-        similar = view_cosines(model, images, StackedRandomGenerator(derive_seeds(0, count=len(images)), images.device))
+        similar = view_cosines(
+            model, images, StackedRandomGenerator(derive_seeds(0, count=len(images)), images.device)
+        )
         model.train()
-        return {"loss": contrastive_loss(similar / config.temperature).item(), "recognised": recognised(similar)}
+        return {
+            "loss": contrastive_loss(similar / config.temperature).item(),
+            "recognised": recognised(similar),
+        }
 
     def save(folder: Path) -> None:
         model.recalibrate(typical)

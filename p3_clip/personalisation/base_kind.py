@@ -1,4 +1,5 @@
-"""What personalisation has to know of a kind of base model: which sentences and words its text encoder was trained on."""
+"""What personalisation has to know of a kind of base model: which sentences and words its text
+encoder was trained on."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -24,7 +25,8 @@ class BaseKind:
     merge_sentences: tuple[str, ...]
     """In which the words of a concept keep their keys and values when results are merged."""
     regularization_prompts: Callable[[Sequence[str], int, int], list[str]]
-    """(what the concepts are called in known words, count, seed) -> `count` prompts to regularise with."""
+    """(what the concepts are called in known words, count, seed) -> `count` prompts to regularise
+    with."""
     vocabulary: tuple[str, ...] | None
     """The words that training moved; None: all."""
     rare_word: str | None
@@ -39,7 +41,8 @@ def base_kind(checkpoint: Path) -> BaseKind:
 
 
 def _photos(described: Sequence[str], count: int, seed: int) -> list[str]:
-    """Photos of what the concepts are called, in turn (Section 3.2 of arXiv:2212.04488); nothing is drawn by the seed."""
+    """Photos of what the concepts are called, in turn (Section 3.2 of arXiv:2212.04488); nothing is
+    drawn by the seed."""
     return [f"photo of a {described[number % len(described)]}" for number in range(count)]
 
 

@@ -33,7 +33,8 @@ class ConceptData:
 
 
 def read_concept_data(config: TextualInversion | CustomDiffusion) -> list[ConceptData]:
-    """The concepts with their photos. Raises InputError if the lists do not go together or photos are missing or unreadable."""
+    """The concepts with their photos. Raises InputError if the lists do not go together or photos
+    are missing or unreadable."""
     for phrase in (*config.phrases, *config.held_out):
         if phrase.count("{}") != 1 or {*"{}"} & {*phrase.replace("{}", "")}:
             raise InputError(f"{phrase!r} must hold {{}} once, which stands for the concept")
@@ -50,40 +51,60 @@ def read_concept_data(config: TextualInversion | CustomDiffusion) -> list[Concep
     phrases = config.phrases or tuple(usual or f"{{}} {word}" for word in config.words)
     if not count == len(tokens) == len(config.words) == len(phrases):
         raise InputError(
-            f"--photos, --words, --tokens and --phrases must name equally many concepts, not {count}, {len(config.words)}, "
-            f"{len(tokens)} and {len(phrases)}"
+            "--photos, --words, --tokens and --phrases must name equally many concepts, not"
+            f" {count}, {len(config.words)}, {len(tokens)} and {len(phrases)}"
         )
     if strange := [token for token in config.styles if token not in tokens]:
-        raise InputError(f"--styles names {strange[0]}, which is not among the tokens {', '.join(tokens)}")
+        raise InputError(
+            f"--styles names {strange[0]}, which is not among the tokens {', '.join(tokens)}"
+        )
     described = [
-        phrase.format(word) if config.phrases else word for phrase, word in zip(phrases, config.words, strict=True)
+        phrase.format(word) if config.phrases else word
+        for phrase, word in zip(phrases, config.words, strict=True)
     ]
     concept_data = []
     for k, folder in enumerate(config.photos):
         photos = read_photos(folder)
         style, captions = tokens[k] in config.styles, [phrases[k]] * len(photos)
         concept_data.append(
-            ConceptData(tokens[k], config.words[k], phrases[k], described[k], style, photos, captions, not style)
+            ConceptData(
+                tokens[k],
+                config.words[k],
+                phrases[k],
+                described[k],
+                style,
+                photos,
+                captions,
+                not style,
+            )
         )
     return concept_data
 
 
 def _drawn_concept_data(config: TextualInversion | CustomDiffusion) -> list[ConceptData]:
     if config.words or config.phrases or config.styles:
-        raise InputError("--words, --phrases and --styles are for --photos: the drawn concepts have their own")
+        raise InputError(
+            "--words, --phrases and --styles are for --photos: the drawn concepts have their own"
+        )
     if strange := [name for name in config.drawn if name not in DRAWN]:
         raise InputError(f"there is no drawn concept {strange[0]!r}, only {', '.join(DRAWN)}")
     tokens = _tokens(config, len(config.drawn))
     if not config.drawn or len(tokens) != len(config.drawn):
         raise InputError(
-            f"--drawn and --tokens must name equally many concepts, not {len(config.drawn)} and {len(tokens)}"
+            f"--drawn and --tokens must name equally many concepts, not {len(config.drawn)} and"
+            f" {len(tokens)}"
         )
     concept_data = []
     for token, name in zip(tokens, config.drawn, strict=True):
         drawn, photos = DRAWN[name], [draw_photo(name, index) for index in range(PHOTOS)]
-        described, captions = drawn.phrase.format(drawn.word), [drawn.caption(index) for index in range(PHOTOS)]
+        described, captions = (
+            drawn.phrase.format(drawn.word),
+            [drawn.caption(index) for index in range(PHOTOS)],
+        )
         concept_data.append(
-            ConceptData(token, drawn.word, drawn.phrase, described, False, photos, captions, drawn.is_thing)
+            ConceptData(
+                token, drawn.word, drawn.phrase, described, False, photos, captions, drawn.is_thing
+            )
         )
     return concept_data
 
@@ -105,13 +126,18 @@ def held_out_prompts(
     def usual(data: ConceptData) -> tuple[str, ...]:
         return kind.held_out_style if data.style else kind.held_out_object
 
-    return [(k, prompt) for k, data in enumerate(concept_data) for prompt in config.held_out or usual(data)]
+    return [
+        (k, prompt)
+        for k, data in enumerate(concept_data)
+        for prompt in config.held_out or usual(data)
+    ]
 
 
 def pairs_to_mix(
     config: TextualInversion | CustomDiffusion, concept_data: Sequence[ConceptData]
 ) -> list[tuple[ConceptData, ConceptData]]:
-    """The pairs of concepts that are shown side by side. Raises InputError if they are asked for and there are none."""
+    """The pairs of concepts that are shown side by side. Raises InputError if they are asked for
+    and there are none."""
     pairs = list(itertools.combinations([data for data in concept_data if data.is_thing], 2))
     if config.cut_mix and not pairs:
         raise InputError("--cut-mix needs two concepts that can stand beside each other")

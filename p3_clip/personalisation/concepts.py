@@ -1,9 +1,12 @@
 """Learned words: placeholders such as <new1>, their vectors, and a text encoder that knows them.
 
-Textual inversion (Gal et al. 2022, arXiv:2208.01618) adds rows to the table of token embeddings and trains those rows alone. Here
-they are parameters of their own beside the frozen table, so that weight decay cannot move any other row.
+Textual inversion (Gal et al. 2022, arXiv:2208.01618) adds rows to the table of token embeddings and
+trains those rows alone. Here they are parameters of their own beside the frozen table, so that
+weight decay cannot move any other row.
 
-    model.text_encoder, model.tokenizer = with_concepts(model.text_encoder, model.tokenizer, [Concept("<new1>", vectors)])
+    concepts = [Concept("<new1>", vectors)]
+    encoder, tokenizer = with_concepts(model.text_encoder, model.tokenizer, concepts)
+    model.text_encoder, model.tokenizer = encoder, tokenizer
     model.encode_text([expand("a <new1> circle", concepts)])
 """
 
@@ -36,7 +39,9 @@ class Concept:
 
     def __post_init__(self) -> None:
         if self.vectors.dim() != 2 or not len(self.vectors):
-            raise InputError(f"the vectors of {self.token} have the shape {list(self.vectors.shape)}, not [k, D]")
+            raise InputError(
+                f"the vectors of {self.token} have the shape {list(self.vectors.shape)}, not [k, D]"
+            )
 
     @property
     def words(self) -> list[str]:
@@ -50,11 +55,15 @@ class ConceptEmbedding(nn.Module):
     def __init__(self, table: nn.Embedding, concepts: Sequence[Concept]) -> None:
         super().__init__()
         self.table = table.requires_grad_(False)
-        # In the order of the tokenizer's new words: from a plain dict, ParameterDict would sort them.
-        self.rows = nn.ParameterDict([(concept.token, nn.Parameter(concept.vectors.clone())) for concept in concepts])
+        # In the order of the tokenizer's new words: from a plain dict, ParameterDict would sort
+        # them.
+        self.rows = nn.ParameterDict(
+            [(concept.token, nn.Parameter(concept.vectors.clone())) for concept in concepts]
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Embeddings [N, L, D] of token ids [N, L]; V and above are the concepts' words, in order."""
+        """Embeddings [N, L, D] of token ids [N, L]; V and above are the concepts' words, in
+        order."""
         known = self.table.num_embeddings
         rows = torch.cat([self.rows[token] for token in self.rows])
         learned = F.embedding((ids - known).clamp(min=0), rows).to(self.table.weight.dtype)
@@ -62,16 +71,20 @@ class ConceptEmbedding(nn.Module):
 
     def concepts(self) -> list[Concept]:
         """The concepts with their current vectors."""
-        return [Concept(token, rows.detach().float().cpu().clone()) for token, rows in self.rows.items()]
+        return [
+            Concept(token, rows.detach().float().cpu().clone()) for token, rows in self.rows.items()
+        ]
 
 
 def with_concepts(
     text_encoder: "CLIPTextModel", tokenizer: "CLIPTokenizer", concepts: Sequence[Concept]
 ) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
-    """A text encoder and a tokenizer that know the concepts, for `LatentDiffusion`; the given ones stay as they are.
+    """A text encoder and a tokenizer that know the concepts, for `LatentDiffusion`; the given ones
+    stay as they are.
 
-    The new encoder shares all weights with the given one but its token embedding, a `ConceptEmbedding`. Raises InputError if a
-    placeholder is a word already, comes twice, or has vectors of another width.
+    The new encoder shares all weights with the given one but its token embedding, a
+    `ConceptEmbedding`. Raises InputError if a placeholder is a word already, comes twice, or has
+    vectors of another width.
     """
     from transformers import AddedToken
 
@@ -80,8 +93,8 @@ def with_concepts(
     for concept in concepts:
         if concept.vectors.shape[1] != width:
             raise InputError(
-                f"the vectors of {concept.token} are {concept.vectors.shape[1]} wide, but this text encoder's are {width}: "
-                "they were learned for another model"
+                f"the vectors of {concept.token} are {concept.vectors.shape[1]} wide, but this text"
+                f" encoder's are {width}: they were learned for another model"
             )
     tokenizer = copy.deepcopy(tokenizer)
     # Not normalised: in small letters <New1> and <new1> would be one word.
@@ -95,12 +108,14 @@ def with_concepts(
 
 
 def check_tokens(tokens: Sequence[str], tokenizer: "CLIPTokenizer") -> None:
-    """Raises InputError if a placeholder has not the form <name>, comes twice, or is a word of the tokenizer already."""
+    """Raises InputError if a placeholder has not the form <name>, comes twice, or is a word of the
+    tokenizer already."""
     vocabulary = tokenizer.get_vocab()
     for i, token in enumerate(tokens):
         if token in vocabulary or f"{token}</w>" in vocabulary:
             raise InputError(
-                f"{token!r} is a word that the model knows already: choose another placeholder, such as <new1>"
+                f"{token!r} is a word that the model knows already: choose another placeholder,"
+                " such as <new1>"
             )
         if not PLACEHOLDER.fullmatch(token):
             raise InputError(f"the placeholder {token!r} must have the form <name>, such as <new1>")
@@ -114,13 +129,16 @@ def placeholders(prompt: str) -> list[str]:
 
 
 def expand(prompt: str, concepts: Sequence[Concept]) -> str:
-    """The prompt with each placeholder as all of its words. Raises InputError if one is not among the concepts."""
+    """The prompt with each placeholder as all of its words. Raises InputError if one is not among
+    the concepts."""
     by_token = {concept.token: concept for concept in concepts}
 
     def words(found: re.Match[str]) -> str:
         if found[0] not in by_token:
             known = ", ".join(by_token) or "none"
-            raise InputError(f"the prompt {prompt!r} holds {found[0]}, which is not loaded (loaded: {known})")
+            raise InputError(
+                f"the prompt {prompt!r} holds {found[0]}, which is not loaded (loaded: {known})"
+            )
         return " ".join(by_token[found[0]].words)
 
     return PLACEHOLDER.sub(words, prompt)
@@ -132,8 +150,11 @@ def unused(prompts: Sequence[str], concepts: Sequence[Concept]) -> list[str]:
     return [concept.token for concept in concepts if concept.token not in named]
 
 
-def initial_vectors(word: str, count: int, text_encoder: "CLIPTextModel", tokenizer: "CLIPTokenizer") -> Tensor:
-    """`count` vectors [count, D] to start from: the embeddings of the word's tokens, the last one repeated where they do not suffice.
+def initial_vectors(
+    word: str, count: int, text_encoder: "CLIPTextModel", tokenizer: "CLIPTokenizer"
+) -> Tensor:
+    """`count` vectors [count, D] to start from: the embeddings of the word's tokens, the last one
+    repeated where they do not suffice.
 
     Raises InputError if the word is empty, or `count` is below 1.
     """
@@ -147,6 +168,9 @@ def initial_vectors(word: str, count: int, text_encoder: "CLIPTextModel", tokeni
 
 
 def norms(concepts: Sequence[Concept], vocabulary: Tensor) -> Mapping[str, float]:
-    """The mean norm of each concept's vectors over the median norm of the vocabulary's [V, D]: 1 is that of a usual word."""
+    """The mean norm of each concept's vectors over the median norm of the vocabulary's [V, D]: 1 is
+    that of a usual word."""
     usual = vocabulary.float().norm(dim=1).median()
-    return {concept.token: (concept.vectors.norm(dim=1).mean() / usual).item() for concept in concepts}
+    return {
+        concept.token: (concept.vectors.norm(dim=1).mean() / usual).item() for concept in concepts
+    }

@@ -41,7 +41,8 @@ class _Common:
     run_dir: Path
     """Folder of the run: checkpoints, metrics, previews, and the photos' latents."""
     photos: tuple[Path, ...] = ()
-    """A folder of photos for each concept; without any, the drawn concepts are learned (scripts/make_concepts.py)."""
+    """A folder of photos for each concept; without any, the drawn concepts are learned
+    (scripts/make_concepts.py)."""
     words: tuple[str, ...] = ()
     """A known word for each folder's concept that comes near, such as dog."""
     drawn: tuple[str, ...] = tuple(DRAWN)
@@ -49,25 +50,30 @@ class _Common:
     tokens: tuple[str, ...] = ()
     """A placeholder for each concept; by default <new1>, <new2> and so on."""
     phrases: tuple[str, ...] = ()
-    """How each folder's concept stands in a sentence, such as "{} circle"; by default "{}", for Custom Diffusion "{} WORD"."""
+    """How each folder's concept stands in a sentence, such as "{} circle"; by default "{}", for
+    Custom Diffusion "{} WORD"."""
     styles: tuple[str, ...] = ()
     """The placeholders that are a style and no object: they are shown in other sentences."""
     vectors: int = 1
     """Vectors of each concept."""
     start: str | None = None
-    """Word that the vectors start from; by default the concept's own, for Custom Diffusion on Stable Diffusion the rare word ktn."""
+    """Word that the vectors start from; by default the concept's own, for Custom Diffusion on
+    Stable Diffusion the rare word ktn."""
     init_from: Path | None = None
-    """Result of textual inversion whose words to start from, by their placeholders, instead of known words."""
+    """Result of textual inversion whose words to start from, by their placeholders, instead of
+    known words."""
     base: Path = ROOT / "checkpoints" / "ldm_shapes"
     """The frozen model: a Stable Diffusion v1.4 file or folder, or the folder of a small model."""
     views: int = 24
     """Views of each photo that are encoded, where their augmentation is random."""
     cut_mix: int = 0
-    """Views, for each two photos of two concepts and either order, that show them side by side (cut-mix); 0: none."""
+    """Views, for each two photos of two concepts and either order, that show them side by side
+    (cut-mix); 0: none."""
     held_out: tuple[str, ...] = ()
     """Prompts with {} by which checkpoints are compared; by default two that no training shows."""
     clip: str | None = None
-    """CLIP that compares them: a model folder, a name of open_clip, or none; by default OpenAI's ViT-B/32 if it is to be had."""
+    """CLIP that compares them: a model folder, a name of open_clip, or none; by default OpenAI's
+    ViT-B/32 if it is to be had."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,26 +85,35 @@ class TextualInversion(_Common):
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = WORDS
     PRESETS: ClassVar = {
         "small": Preset(
-            "the defaults: the drawn concepts over the small model, about half an hour on two CPU cores; what to expect stands in "
-            "docs/report.md",
+            "the defaults: the drawn concepts over the small model, about half an hour on two CPU"
+            " cores; what to expect stands in docs/report.md",
             {},
         ),
         "sd14": Preset(
-            "for Stable Diffusion v1.4: the learning rate and the 5,000 steps of the paper (arXiv:2208.01618) at a batch of 4, one "
-            "GPU of 12 GB or more; never run here on real weights",
+            "for Stable Diffusion v1.4: the learning rate and the 5,000 steps of the paper"
+            " (arXiv:2208.01618) at a batch of 4, one GPU of 12 GB or more; never run here on real"
+            " weights",
             {
                 "training": dataclasses.replace(
-                    WORDS, steps=5000, batch_size=4, mixed_precision="bf16", validate_every=500, preview_every=500
+                    WORDS,
+                    steps=5000,
+                    batch_size=4,
+                    mixed_precision="bf16",
+                    validate_every=500,
+                    preview_every=500,
                 )
             },
         ),
-        "smoke": Preset("is everything in place? Two steps, under a minute on a CPU; it learns nothing", SMOKE),
+        "smoke": Preset(
+            "is everything in place? Two steps, under a minute on a CPU; it learns nothing", SMOKE
+        ),
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class CustomDiffusion(_Common):
-    """Learns words for concepts and the key and value matrices of the cross-attention (Custom Diffusion), jointly."""
+    """Learns words for concepts and the key and value matrices of the cross-attention (Custom
+    Diffusion), jointly."""
 
     augmentation: Augmentation = "resize"
     """What is done to photos."""
@@ -109,21 +124,31 @@ class CustomDiffusion(_Common):
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = MATRICES
     PRESETS: ClassVar = {
         "small": Preset(
-            "the defaults: the drawn concepts over the small model, about half an hour on two CPU cores; what to expect stands in "
-            "docs/report.md",
+            "the defaults: the drawn concepts over the small model, about half an hour on two CPU"
+            " cores; what to expect stands in docs/report.md",
             {},
         ),
         "sd14": Preset(
-            "for Stable Diffusion v1.4: learning rate, batch and steps of the authors' code for arXiv:2212.04488 and 200 class "
-            "images, one GPU of 24 GB; never run here on real weights",
+            "for Stable Diffusion v1.4: learning rate, batch and steps of the authors' code for"
+            " arXiv:2212.04488 and 200 class images, one GPU of 24 GB; never run here on real"
+            " weights",
             {
                 "training": dataclasses.replace(
-                    MATRICES, steps=500, batch_size=8, lr=8e-5, mixed_precision="bf16", ema_decay=0.99
+                    MATRICES,
+                    steps=500,
+                    batch_size=8,
+                    lr=8e-5,
+                    mixed_precision="bf16",
+                    ema_decay=0.99,
                 )
             },
         ),
         "smoke": Preset(
             "is everything in place? Two steps, under a minute on a CPU; it learns nothing",
-            SMOKE | {"num_class_images": 2, "training": dataclasses.replace(MATRICES, **SMOKE_STEPS)},
+            SMOKE
+            | {
+                "num_class_images": 2,
+                "training": dataclasses.replace(MATRICES, **SMOKE_STEPS),
+            },
         ),
     }

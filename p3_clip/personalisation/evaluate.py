@@ -19,8 +19,8 @@ from p3_clip.personalisation.task import Task, read_tasks
 
 @dataclasses.dataclass(frozen=True)
 class Personalised:
-    """The 2024 grader's rule: the best five of each prompt's 25 pictures against the baselines, by the grader's own CLIP, OpenAI's
-    ViT-B/32, unless another one is named."""
+    """The 2024 grader's rule: the best five of each prompt's 25 pictures against the baselines, by
+    the grader's own CLIP, OpenAI's ViT-B/32, unless another one is named."""
 
     images: Path
     """Folder with CONCEPT/PROMPT_INDEX/*.png."""
@@ -71,21 +71,33 @@ def grade(config: Personalised) -> None:
                     "kept": [files[i].name for i in verdict.kept],
                     "cosines": {  # common.metrics.clip_scores.FORMS makes every other form of them
                         file.name: {"image": image, "text": text}
-                        for file, image, text in zip(files, *(values.tolist() for values in cosines), strict=True)
+                        for file, image, text in zip(
+                            files, *(values.tolist() for values in cosines), strict=True
+                        )
                     },
                 }
             )
     print(pd.DataFrame(rows).drop(columns=["kept", "cosines"]).to_string(index=False))
     if config.result:
         write_json(
-            config.result, {"model": clip.name, "pretrained": clip.pretrained, "identity": clip.identity, "rows": rows}
+            config.result,
+            {
+                "model": clip.name,
+                "pretrained": clip.pretrained,
+                "identity": clip.identity,
+                "rows": rows,
+            },
         )
     if not all(row["passed"] for row in rows):
         raise SystemExit(1)
 
 
 def _folders(config: Personalised, tasks: Sequence[Task]) -> list[Path]:
-    return [config.images / task.key / str(index) for task in tasks for index in range(len(task.prompts))]
+    return [
+        config.images / task.key / str(index)
+        for task in tasks
+        for index in range(len(task.prompts))
+    ]
 
 
 def _references(config: Personalised, task: Task) -> list[Path]:

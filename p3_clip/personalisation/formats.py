@@ -1,15 +1,15 @@
-"""Files of learned words: the project's own, and those of A1111's web UI, of diffusers and of the paper's code (CompVis).
+"""Files of learned words: the project's own, and those of A1111's web UI, of diffusers and of the
+paper's code (CompVis).
 
-| form | file | content |
-| --- | --- | --- |
-| own | .safetensors | {token: [k, D]} for any number of concepts |
-| diffusers | learned_embeds .bin or .safetensors | {token: [D] or [k, D]} |
-| A1111 | .pt | {"string_to_token": {"*": 265}, "string_to_param": {"*": [k, D]}, "name": ...} |
-| A1111 | .safetensors | {"emb_params": [k, D]} |
-| CompVis | .pt | {"string_to_token": {token: tensor}, "string_to_param": ParameterDict({token: [k, D]})} |
+| form | file | content | | --- | --- | --- | | own | .safetensors | {token: [k, D]} for any number
+of concepts | | diffusers | learned_embeds .bin or .safetensors | {token: [D] or [k, D]} | | A1111 |
+.pt | {"string_to_token": {"*": 265}, "string_to_param": {"*": [k, D]}, "name": ...} | | A1111 |
+.safetensors | {"emb_params": [k, D]} | | CompVis | .pt | {"string_to_token": {token: tensor},
+"string_to_param": ParameterDict({token: [k, D]})} |
 
-Diffusers keeps several vectors as several words, token, token_1, token_2: they are joined again. A concept that its file does not
-name is called by the file's name, as in A1111: dog.safetensors holds <dog>.
+Diffusers keeps several vectors as several words, token, token_1, token_2: they are joined again. A
+concept that its file does not name is called by the file's name, as in A1111: dog.safetensors holds
+<dog>.
 """
 
 import io
@@ -33,7 +33,8 @@ _STUBS = ((nn.ParameterDict, "torch.nn.modules.container.ParameterDict"),)
 
 
 def save_concepts(path: Path, concepts: Sequence[Concept], form: Form = "own") -> None:
-    """Writes concepts, float32, atomically. Raises InputError if the form holds one concept and several are given."""
+    """Writes concepts, float32, atomically. Raises InputError if the form holds one concept and
+    several are given."""
     if form in ("a1111", "a1111_safetensors") and len(concepts) != 1:
         raise InputError(f"a file of the form {form} holds one concept, not {len(concepts)}")
     vectors = {concept.token: concept.vectors.float().contiguous() for concept in concepts}
@@ -42,11 +43,18 @@ def save_concepts(path: Path, concepts: Sequence[Concept], form: Form = "own") -
     elif form == "a1111_safetensors":
         save_tensors(path, {"emb_params": next(iter(vectors.values()))})
     elif form == "diffusers":
-        _save_pickle(path, {token: rows[0] if len(rows) == 1 else rows for token, rows in vectors.items()})
+        _save_pickle(
+            path, {token: rows[0] if len(rows) == 1 else rows for token, rows in vectors.items()}
+        )
     elif form == "a1111":
         token, rows = next(iter(vectors.items()))
         _save_pickle(
-            path, {"string_to_token": {ANY: A1111_TOKEN_ID}, "string_to_param": {ANY: rows}, "name": token.strip("<>")}
+            path,
+            {
+                "string_to_token": {ANY: A1111_TOKEN_ID},
+                "string_to_param": {ANY: rows},
+                "name": token.strip("<>"),
+            },
         )
     else:
         ids = {token: torch.tensor(A1111_TOKEN_ID) for token in vectors}
@@ -55,7 +63,8 @@ def save_concepts(path: Path, concepts: Sequence[Concept], form: Form = "own") -
 
 
 def load_concepts(path: Path, token: str | None = None) -> list[Concept]:
-    """The concepts in a file of any form. `token` is another placeholder for the concept of a file with just one.
+    """The concepts in a file of any form. `token` is another placeholder for the concept of a file
+    with just one.
 
     Raises InputError if the file is missing, damaged, would run code, or holds something else.
     """
@@ -64,10 +73,13 @@ def load_concepts(path: Path, token: str | None = None) -> list[Concept]:
     if token is not None:
         if len(found) != 1:
             raise InputError(
-                f"{path} holds {len(found)} concepts ({', '.join(found)}), so they cannot all be called {token}"
+                f"{path} holds {len(found)} concepts ({', '.join(found)}), so they cannot all be"
+                f" called {token}"
             )
         found = {token: next(iter(found.values()))}
-    return [Concept(f"<{path.stem}>" if name == ANY else name, rows) for name, rows in found.items()]
+    return [
+        Concept(f"<{path.stem}>" if name == ANY else name, rows) for name, rows in found.items()
+    ]
 
 
 def _read(path: Path) -> Any:
@@ -93,7 +105,8 @@ def _named_vectors(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _parameters(content: Any) -> dict[str, Any]:
-    """What string_to_param holds; PyTorch before 1.12 keeps a ParameterDict's entries as the parameters of a module."""
+    """What string_to_param holds; PyTorch before 1.12 keeps a ParameterDict's entries as the
+    parameters of a module."""
     if isinstance(content, nn.ParameterDict) and "_keys" not in vars(content):
         return dict(vars(content)["_parameters"])
     return dict(content) if isinstance(content, Mapping | nn.ParameterDict) else {}

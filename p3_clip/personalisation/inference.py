@@ -1,10 +1,13 @@
-"""Draws the pictures of an input.json: 25 for each prompt of each concept, OUT/KEY/INDEX/sourceKEY_promptINDEX_N.png, 512x512 RGB.
+"""Draws the pictures of an input.json: 25 for each prompt of each concept,
+OUT/KEY/INDEX/sourceKEY_promptINDEX_N.png, 512x512 RGB.
 
-    python3 -m p3_clip.personalisation.inference --prompts input.json --output-dir OUT --checkpoint checkpoints/ldm_shapes
+    python3 -m p3_clip.personalisation.inference --prompts input.json --output-dir OUT \
+        --checkpoint checkpoints/ldm_shapes
     torchrun --nproc_per_node 2 -m p3_clip.personalisation.inference ...    (the same files)
 
-The checkpoint is a Stable Diffusion v1.4 file or folder, or the folder of the small model. Concepts are found by their token_name in
-what --concepts names. Finished pictures of the same settings are kept, so an interrupted run goes on where it stopped.
+The checkpoint is a Stable Diffusion v1.4 file or folder, or the folder of the small model. Concepts
+are found by their token_name in what --concepts names. Finished pictures of the same settings are
+kept, so an interrupted run goes on where it stopped.
 """
 
 import dataclasses
@@ -31,7 +34,10 @@ from p3_clip.personalisation.concepts import Concept, expand, unused
 from p3_clip.personalisation.model import load_learned, personalise
 from p3_clip.personalisation.task import Task, read_tasks
 
-SHIPPED_BASE, SHIPPED_CONCEPTS = ROOT / "checkpoints" / "ldm_shapes", ROOT / "checkpoints" / "concepts_shapes"
+SHIPPED_BASE, SHIPPED_CONCEPTS = (
+    ROOT / "checkpoints" / "ldm_shapes",
+    ROOT / "checkpoints" / "concepts_shapes",
+)
 SD_CONCEPTS = ROOT / "checkpoints" / "concepts_sd14"
 SIZE, COUNT = 512, 25
 
@@ -60,7 +66,9 @@ class Config:
 def main(config: Config) -> None:
     """Writes the pictures, each process its share."""
     if config.count < 1 or config.size < 1:
-        raise InputError(f"--count and --size must be at least 1, not {config.count} and {config.size}")
+        raise InputError(
+            f"--count and --size must be at least 1, not {config.count} and {config.size}"
+        )
     tasks = read_tasks(config.prompts)
     kind = checked_kind(config.checkpoint)
     config.generation.check()
@@ -73,25 +81,32 @@ def main(config: Config) -> None:
     for token in unused([prompt for task in tasks for prompt in task.prompts], learned.concepts):
         print(f"warning: the concept {token} is loaded, but no prompt holds it", file=sys.stderr)
     check_output(config.output_dir, pictures)
-    draw_missing(model.to(device).eval(), pictures, config.generation, config.size, staging=config.output_dir)
+    draw_missing(
+        model.to(device).eval(), pictures, config.generation, config.size, staging=config.output_dir
+    )
     if this_process().rank == 0:
         print(f"{len(pictures)} pictures in {config.output_dir}")
 
 
 def checked_kind(checkpoint: Path) -> BaseKind:
-    """The kind of the base model. Raises InputError if it is neither Stable Diffusion nor a small model, or missing."""
+    """The kind of the base model. Raises InputError if it is neither Stable Diffusion nor a small
+    model, or missing."""
     if checkpoint.resolve() == SHIPPED_BASE and not checkpoint.is_dir():
         raise InputError(
-            f"checkpoints/{SHIPPED_BASE.name} is missing; it is part of the repository: restore it with git"
+            f"checkpoints/{SHIPPED_BASE.name} is missing; it is part of the repository: restore it"
+            " with git"
         )
     kind = kind_of(checkpoint)
     if kind not in ("small", "sd_file", "sd_folder"):
-        raise InputError(f"{checkpoint} is neither Stable Diffusion v1.4 nor a model folder of this project")
+        raise InputError(
+            f"{checkpoint} is neither Stable Diffusion v1.4 nor a model folder of this project"
+        )
     return SMALL if kind == "small" else STABLE_DIFFUSION
 
 
 def find_concepts(config: Config, tasks: Sequence[Task], kind: BaseKind) -> Sequence[Path]:
-    """Where the learned concepts are. Raises InputError that names the command that trains them if there are none."""
+    """Where the learned concepts are. Raises InputError that names the command that trains them if
+    there are none."""
     if config.concepts:
         return config.concepts
     shipped = SHIPPED_CONCEPTS if kind is SMALL else SD_CONCEPTS
@@ -99,27 +114,46 @@ def find_concepts(config: Config, tasks: Sequence[Task], kind: BaseKind) -> Sequ
         return [shipped]
     if kind is SMALL:
         raise InputError(
-            f"checkpoints/{shipped.name} is missing; it is part of the repository: restore it with git, or "
-            "name your own with --concepts"
+            f"checkpoints/{shipped.name} is missing; it is part of the repository: restore it with"
+            " git, or name your own with --concepts"
         )
     raise InputError(
-        "no concept is trained for Stable Diffusion: train them with "
-        f"`{training_command(config, tasks)}` and name the result with --concepts runs/textual_inversion/best"
+        "no concept is trained for Stable Diffusion: train them with"
+        f" `{training_command(config, tasks)}` and name the result with --concepts"
+        " runs/textual_inversion/best"
     )
 
 
 def training_command(config: Config, tasks: Sequence[Task]) -> str:
-    """The command that trains the concepts of the input; the photos are expected beside it, by their keys.
+    """The command that trains the concepts of the input; the photos are expected beside it, by
+    their keys.
 
-    What some prompt asks for "in the style of" is a style, which is trained on sentences of its own.
+    What some prompt asks for "in the style of" is a style, which is trained on sentences of its
+    own.
     """
     folder = config.prompts.parent
     photos = [str(folder / task.key) for task in tasks]
-    words = ["--words", *(task.source for task in tasks), "--tokens", *(task.token for task in tasks)]
-    styles = [task.token for task in tasks if any(f"in the style of {task.token}" in prompt for prompt in task.prompts)]
+    words = [
+        "--words",
+        *(task.source for task in tasks),
+        "--tokens",
+        *(task.token for task in tasks),
+    ]
+    styles = [
+        task.token
+        for task in tasks
+        if any(f"in the style of {task.token}" in prompt for prompt in task.prompts)
+    ]
     if styles:
         words += ["--styles", *styles]
-    command = ["bash", "scripts/train_textual_inversion.sh", "--base", str(config.checkpoint), "--photos", *photos]
+    command = [
+        "bash",
+        "scripts/train_textual_inversion.sh",
+        "--base",
+        str(config.checkpoint),
+        "--photos",
+        *photos,
+    ]
     return shlex.join([*command, *words])
 
 
@@ -142,8 +176,8 @@ def check_output(folder: Path, pictures: Sequence[Picture]) -> None:
     for path in sorted({path.parent for path in ours}):
         if strange := [file for file in image_files(path) if file not in ours]:
             raise InputError(
-                f"{strange[0]} is not a picture of this run, but would be graded as one: remove it, or choose another folder "
-                f"than {folder}"
+                f"{strange[0]} is not a picture of this run, but would be graded as one: remove it,"
+                f" or choose another folder than {folder}"
             )
 
 

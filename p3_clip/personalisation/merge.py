@@ -1,6 +1,8 @@
-"""Merges results of Custom Diffusion that were trained apart into one, in closed form (Section 3.2 of arXiv:2212.04488).
+"""Merges results of Custom Diffusion that were trained apart into one, in closed form (Section 3.2
+of arXiv:2212.04488).
 
-python3 -m p3_clip.personalisation.merge --results runs/wine/last runs/mauve/last --output-dir runs/merged
+python3 -m p3_clip.personalisation.merge --results runs/wine/last runs/mauve/last --output-dir
+runs/merged
 """
 
 import dataclasses
@@ -41,20 +43,26 @@ class Config:
 def main(config: Config) -> None:
     """Writes the merged result."""
     if len(config.results) < 2 or config.num_class_images < 1:
-        raise InputError("--results must name at least two results, and --num-class-images must be at least 1")
+        raise InputError(
+            "--results must name at least two results, and --num-class-images must be at least 1"
+        )
     kind = base_kind(config.base)
     model = load_base(config.base)
     parts = [load_learned([path], model) for path in config.results]
     about = [load_config(path, KIND) for path in config.results]
     for path, part in zip(config.results, parts, strict=True):
         if not part.weights:
-            raise InputError(f"{path} holds words alone: they need no merging, name both with --concepts")
+            raise InputError(
+                f"{path} holds words alone: they need no merging, name both with --concepts"
+            )
     concepts = [concept for part in parts for concept in part.concepts]
     check_tokens([concept.token for concept in concepts], model.tokenizer)
     learned = [
         (
             part.weights,
-            phrase_features(model, part, [entry["phrase"] for entry in own["concepts"]], kind.merge_sentences),
+            phrase_features(
+                model, part, [entry["phrase"] for entry in own["concepts"]], kind.merge_sentences
+            ),
         )
         for part, own in zip(parts, about, strict=True)
     ]
@@ -64,18 +72,27 @@ def main(config: Config) -> None:
     base = {name: weight.detach() for name, weight in projections(model.unet).items()}
     merged = merge(base, learned, features)
     entries = [entry for own in about for entry in own["concepts"]]
-    result = {"method": "Custom Diffusion, merged", "base": about[0].get("base"), "concepts": entries}
+    result = {
+        "method": "Custom Diffusion, merged",
+        "base": about[0].get("base"),
+        "concepts": entries,
+    }
     save_learned(config.output_dir, CustomDiffusionResult(merged, concepts), result)
     print(f"{', '.join(concept.token for concept in concepts)} in {config.output_dir}")
 
 
 @torch.no_grad()
 def phrase_features(
-    model: LatentDiffusion, part: CustomDiffusionResult, phrases: Sequence[str], sentences: Sequence[str]
+    model: LatentDiffusion,
+    part: CustomDiffusionResult,
+    phrases: Sequence[str],
+    sentences: Sequence[str],
 ) -> Tensor:
-    """The text features [n, D] of the words that stand for the concepts, in each of the sentences, as float32.
+    """The text features [n, D] of the words that stand for the concepts, in each of the sentences,
+    as float32.
 
-    Those of the phrase alone, not of what is before or after it: the features of other words are to stay.
+    Those of the phrase alone, not of what is before or after it: the features of other words are to
+    stay.
     """
     text_encoder, tokenizer = with_concepts(model.text_encoder, model.tokenizer, part.concepts)
     rows = []

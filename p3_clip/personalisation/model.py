@@ -1,7 +1,7 @@
 """What was learned of concepts, in a folder or a file, and a base model that knows it.
 
-Textual inversion learns words, Custom Diffusion words and the key and value matrices of the cross-attention. A folder holds
-config.json, which says how it was made, and model.safetensors.
+Textual inversion learns words, Custom Diffusion words and the key and value matrices of the
+cross-attention. A folder holds config.json, which says how it was made, and model.safetensors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,8 @@ FILE = "model.safetensors"
 
 
 def save_learned(folder: Path, learned: CustomDiffusionResult, about: Mapping[str, Any]) -> None:
-    """Writes a folder; `about` is JSON for its config.json. Words alone are a file of the form "own" (see `formats.py`)."""
+    """Writes a folder; `about` is JSON for its config.json. Words alone are a file of the form
+    "own" (see `formats.py`)."""
     make_folder(folder)
     if learned.weights:
         save_delta(folder / FILE, learned)
@@ -41,9 +42,11 @@ def save_learned(folder: Path, learned: CustomDiffusionResult, about: Mapping[st
 
 
 def load_learned(paths: Sequence[Path], base: LatentDiffusion) -> CustomDiffusionResult:
-    """What the folders and files hold together: words of any form, and at most one set of matrices for this base model.
+    """What the folders and files hold together: words of any form, and at most one set of matrices
+    for this base model.
 
-    Raises InputError if one holds something else or matrices that were trained on another base model, or if several hold matrices.
+    Raises InputError if one holds something else or matrices that were trained on another base
+    model, or if several hold matrices.
     """
     own: Mapping[str, Tensor] = projections(base.unet)
     parts = [_load(Path(path), own) for path in paths]
@@ -51,7 +54,9 @@ def load_learned(paths: Sequence[Path], base: LatentDiffusion) -> CustomDiffusio
     for path in with_weights:
         made_on = read_json(Path(path) / "config.json").get("base") if Path(path).is_dir() else None
         if made_on not in (None, base_hash(base)):
-            raise InputError(f"{path} was trained on another base model: its matrices mean nothing in this one")
+            raise InputError(
+                f"{path} was trained on another base model: its matrices mean nothing in this one"
+            )
     if len(with_weights) > 1:
         raise InputError(
             f"{with_weights[0]} and {with_weights[1]} both hold matrices of Custom Diffusion: "
@@ -63,15 +68,20 @@ def load_learned(paths: Sequence[Path], base: LatentDiffusion) -> CustomDiffusio
 
 def _load(path: Path, own: Mapping[str, Tensor]) -> CustomDiffusionResult:
     file = path / FILE if path.is_dir() else path
-    if file.suffix == ".safetensors" and any(name.startswith("unet/") for name in tensor_names(file)):
+    if file.suffix == ".safetensors" and any(
+        name.startswith("unet/") for name in tensor_names(file)
+    ):
         return load_delta(file, own)
     return CustomDiffusionResult({}, load_concepts(file))
 
 
 def personalise(model: LatentDiffusion, learned: CustomDiffusionResult) -> None:
-    """Gives the model the words and, where there are any, the matrices. Raises InputError as `with_concepts` does."""
+    """Gives the model the words and, where there are any, the matrices. Raises InputError as
+    `with_concepts` does."""
     concepts: list[Concept] = learned.concepts
-    model.text_encoder, model.tokenizer = with_concepts(model.text_encoder, model.tokenizer, concepts)
+    model.text_encoder, model.tokenizer = with_concepts(
+        model.text_encoder, model.tokenizer, concepts
+    )
     apply_weights(model.unet, learned.weights)
 
 

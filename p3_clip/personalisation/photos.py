@@ -1,4 +1,5 @@
-"""From the photos of a concept to what a training step reads: augmented views, each encoded once, and their prompts' tokens."""
+"""From the photos of a concept to what a training step reads: augmented views, each encoded once,
+and their prompts' tokens."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -32,12 +33,17 @@ class View(NamedTuple):
     """What may be put before a prompt."""
 
 
-def make_views(photo: Tensor, side: int, augmentation: Augmentation, count: int, random: torch.Generator) -> list[View]:
-    """The views of a photo, uint8 [3, H, W], cut to its central square. No augmentation touches colours.
+def make_views(
+    photo: Tensor, side: int, augmentation: Augmentation, count: int, random: torch.Generator
+) -> list[View]:
+    """The views of a photo, uint8 [3, H, W], cut to its central square. No augmentation touches
+    colours.
 
-    - "flip", textual inversion's own: the photo and its mirror image (the authors' code for arXiv:2208.01618).
-    - "resize", Custom Diffusion's: `count` random ones, mirrored or not, at 0.4 to 1.4 times the size, anywhere; what is much
-      smaller or larger is called so in the prompt, and the loss counts inside the photo alone (arXiv:2212.04488, Section 4).
+    - "flip", textual inversion's own: the photo and its mirror image (the authors' code for
+      arXiv:2208.01618).
+    - "resize", Custom Diffusion's: `count` random ones, mirrored or not, at 0.4 to 1.4 times the
+      size, anywhere; what is much smaller or larger is called so in the prompt, and the loss counts
+      inside the photo alone (arXiv:2212.04488, Section 4).
     """
     photo = _square(photo)
     if augmentation == "none":
@@ -47,11 +53,15 @@ def make_views(photo: Tensor, side: int, augmentation: Augmentation, count: int,
     return [_resized(photo, side, random) for _ in range(count)]
 
 
-def cut_mix_views(left: Tensor, right: Tensor, side: int, count: int, random: torch.Generator) -> list[View]:
-    """`count` views of two photos, uint8 [3, H, W] each, beside each other (cut-mix, Section 3.3 of SVDiff, arXiv:2303.11305).
+def cut_mix_views(
+    left: Tensor, right: Tensor, side: int, count: int, random: torch.Generator
+) -> list[View]:
+    """`count` views of two photos, uint8 [3, H, W] each, beside each other (cut-mix, Section 3.3 of
+    SVDiff, arXiv:2303.11305).
 
-    Each photo is cut to its central square, and lies at half size in its half of the view, mirrored or not and at any height; its
-    upper and lower edge continue to the border. The loss counts inside the photos alone.
+    Each photo is cut to its central square, and lies at half size in its half of the view, mirrored
+    or not and at any height; its upper and lower edge continue to the border. The loss counts
+    inside the photos alone.
     """
     return [_side_by_side([_square(left), _square(right)], side, random) for _ in range(count)]
 
@@ -107,10 +117,13 @@ class Encoded(NamedTuple):
     latents: Tensor
     """float16 [M, C, h, w]: posterior means, normalised."""
     weights: Tensor
-    """float16 [M, 1, h, w]: 0 where a latent holds anything but the photo, else equal, with mean 1."""
+    """float16 [M, 1, h, w]: 0 where a latent holds anything but the photo, else equal, with mean
+    1."""
 
 
-def encode_views(model: LatentDiffusion, views: Sequence[View], path: Path, made_from: dict[str, Any]) -> Encoded:
+def encode_views(
+    model: LatentDiffusion, views: Sequence[View], path: Path, made_from: dict[str, Any]
+) -> Encoded:
     """The views through the frozen autoencoder, once: they are kept in the file `path`."""
 
     @torch.no_grad()
@@ -118,23 +131,33 @@ def encode_views(model: LatentDiffusion, views: Sequence[View], path: Path, made
         latents, weights = [], []
         for start in range(0, len(views), CHUNK):
             part = views[start : start + CHUNK]
-            latents.append(model.encode(torch.stack([view.image for view in part]).to(model.unet.device)).half().cpu())
-            weights.append(_latent_weights(torch.stack([view.mask for view in part]), model.downscale))
+            latents.append(
+                model.encode(torch.stack([view.image for view in part]).to(model.unet.device))
+                .half()
+                .cpu()
+            )
+            weights.append(
+                _latent_weights(torch.stack([view.mask for view in part]), model.downscale)
+            )
         return {"latents": torch.cat(latents), "weights": torch.cat(weights)}
 
     return Encoded(**cached_tensors(path, made_from, make))
 
 
 def _latent_weights(masks: Tensor, downscale: int) -> Tensor:
-    """Masks [N, S, S] at the latents' side: only what lies wholly in the photo counts, or, if nothing does, everything."""
+    """Masks [N, S, S] at the latents' side: only what lies wholly in the photo counts, or, if
+    nothing does, everything."""
     inside = (F.avg_pool2d(masks[:, None], downscale) == 1.0).float()
-    inside = torch.where(inside.flatten(1).any(1).view(-1, 1, 1, 1), inside, torch.ones_like(inside))
+    inside = torch.where(
+        inside.flatten(1).any(1).view(-1, 1, 1, 1), inside, torch.ones_like(inside)
+    )
     return (inside / inside.mean((1, 2, 3), keepdim=True)).half()
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Views of several concepts with their prompts, and regularisation pictures with theirs; N views, P prompts."""
+    """Views of several concepts with their prompts, and regularisation pictures with theirs; N
+    views, P prompts."""
 
     encoded: Encoded
     group: Tensor
@@ -148,7 +171,11 @@ class Pool:
 
     @classmethod
     def make(
-        cls, model: LatentDiffusion, encoded: Encoded, groups: Sequence[int], prompts: Sequence[Sequence[str]]
+        cls,
+        model: LatentDiffusion,
+        encoded: Encoded,
+        groups: Sequence[int],
+        prompts: Sequence[Sequence[str]],
     ) -> "Pool":
         """From each view's group and prompts, whose placeholders are expanded."""
         sets = {texts: None for texts in map(tuple, prompts)}
@@ -161,11 +188,14 @@ class Pool:
         return cls(encoded, torch.tensor(list(groups)), model.tokenize(rows), first, count)
 
     def draw(self, size: int, random: torch.Generator) -> Batch:
-        """A batch: "index", "latent", "weight" and "ids". Concepts are drawn equally often whatever their number of photos; every
-        other row is a regularisation picture, if there are any."""
+        """A batch: "index", "latent", "weight" and "ids". Concepts are drawn equally often whatever
+        their number of photos; every other row is a regularisation picture, if there are any."""
         concepts = [torch.nonzero(self.group == k)[:, 0] for k in range(int(self.group.max()) + 1)]
         regular = torch.nonzero(self.group < 0)[:, 0]
-        rows, first = [], int(torch.randint(2, (), generator=random))  # so that a batch of one is now this, now that
+        rows, first = (
+            [],
+            int(torch.randint(2, (), generator=random)),
+        )  # so that a batch of one is now this, now that
         for i in range(first, first + size):
             which = int(torch.randint(len(concepts), (), generator=random))
             members = regular if len(regular) and i % 2 else concepts[which]

@@ -1,4 +1,5 @@
-"""Regularisation pictures for Custom Diffusion: what the base model itself draws, so that training does not make it forget."""
+"""Regularisation pictures for Custom Diffusion: what the base model itself draws, so that training
+does not make it forget."""
 
 import hashlib
 import json
@@ -26,7 +27,8 @@ class RegularizationImages(NamedTuple):
 def regularization_images(
     model: LatentDiffusion, prompts: Sequence[str], folder: Path, config: GenerationConfig
 ) -> RegularizationImages:
-    """A picture of the base model for each prompt, kept in `folder` by prompt and seed; equal prompts get different seeds."""
+    """A picture of the base model for each prompt, kept in `folder` by prompt and seed; equal
+    prompts get different seeds."""
     seeds = [derive_seed(config.seed, number) for number in range(len(prompts))]
     wanted = [
         Picture(folder / f"{_name(prompt, seed)}.png", Request(prompt, seed))

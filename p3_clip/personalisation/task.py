@@ -1,4 +1,5 @@
-"""The homework's input.json of 2024: which concepts, which prompts, and what the grader compares with."""
+"""The homework's input.json of 2024: which concepts, which prompts, and what the grader compares
+with."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +29,9 @@ class Task(NamedTuple):
 def read_tasks(path: Path) -> list[Task]:
     """The concepts of an input.json, in its order.
 
-    Raises InputError that names what is wrong with which concept: a key that is missing or no name of a folder, a token without
-    the form <name> or that comes twice, lists of unequal lengths, a prompt without its token.
+    Raises InputError that names what is wrong with which concept: a key that is missing or no name
+    of a folder, a token without the form <name> or that comes twice, lists of unequal lengths, a
+    prompt without its token.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not content:
@@ -57,11 +59,13 @@ def _read_task(path: Path, key: str, value: Any) -> Task:
     ):
         if not isinstance(value.get(name), kind):
             raise InputError(f"{where} needs {name}, a {'text' if kind is str else 'list'}")
-    prompts, texts, baselines = (value[name] for name in ("prompt", "prompt_4_clip_eval", "baseline"))
+    prompts, texts, baselines = (
+        value[name] for name in ("prompt", "prompt_4_clip_eval", "baseline")
+    )
     if not prompts or not len(prompts) == len(texts) == len(baselines):
         raise InputError(
-            f"{where} has {len(prompts)} prompts, {len(texts)} texts in prompt_4_clip_eval and {len(baselines)} baselines, "
-            "but equally many are expected, and at least one"
+            f"{where} has {len(prompts)} prompts, {len(texts)} texts in prompt_4_clip_eval and"
+            f" {len(baselines)} baselines, but equally many are expected, and at least one"
         )
     if not all(isinstance(text, str) for text in (*prompts, *texts)):
         raise InputError(f"{where} has a prompt that is no text")
@@ -73,9 +77,18 @@ def _read_task(path: Path, key: str, value: Any) -> Task:
     for prompt in prompts:
         if token not in placeholders(prompt):
             raise InputError(f"{where}: the prompt {prompt!r} does not hold its token {token}")
-    return Task(key, value["src_image"], token, prompts, texts, [tuple(map(float, pair)) for pair in baselines])
+    return Task(
+        key,
+        value["src_image"],
+        token,
+        prompts,
+        texts,
+        [tuple(map(float, pair)) for pair in baselines],
+    )
 
 
 def _is_pair(value: Any) -> bool:
     number = (int, float)
-    return isinstance(value, list) and len(value) == 2 and all(type(part) in number for part in value)
+    return (
+        isinstance(value, list) and len(value) == 2 and all(type(part) in number for part in value)
+    )

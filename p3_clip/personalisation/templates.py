@@ -29,7 +29,8 @@ OBJECT = (
     "a photo of a cool {}",
     "a photo of a small {}",
 )
-"""Textual inversion's for objects (Gal et al. 2022, arXiv:2208.01618, supplementary: a subset of CLIP's for ImageNet)."""
+"""Textual inversion's for objects (Gal et al. 2022, arXiv:2208.01618, supplementary: a subset of
+CLIP's for ImageNet)."""
 
 STYLE = tuple(
     f"{what} in the style of {{}}"
@@ -56,7 +57,8 @@ STYLE = tuple(
 """Textual inversion's for styles (the same place)."""
 
 SHAPES = ("{}", "a {}", "a photo of a {}")
-"""For the small model, whose text encoder was trained on no other sentences (`common.data.examples.WORDINGS`)."""
+"""For the small model, whose text encoder was trained on no other sentences
+(`common.data.examples.WORDINGS`)."""
 
 HELD_OUT_OBJECT = ("a {} on the beach", "a {} in front of the Eiffel tower")
 HELD_OUT_STYLE = ("a lighthouse in the style of {}", "a bowl of fruit in the style of {}")

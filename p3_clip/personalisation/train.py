@@ -1,14 +1,18 @@
-"""Learns concepts from a few photos each, over a frozen latent-diffusion model: by textual inversion or by Custom Diffusion.
+"""Learns concepts from a few photos each, over a frozen latent-diffusion model: by textual
+inversion or by Custom Diffusion.
 
-    python3 -m p3_clip.personalisation.train textual-inversion --run-dir runs/dog --base sd-v1-4.ckpt --photos photos/dog --words dog
-    python3 -m p3_clip.personalisation.train custom-diffusion --run-dir runs/both --base sd-v1-4.ckpt \\
+    python3 -m p3_clip.personalisation.train textual-inversion --run-dir runs/dog \
+        --base sd-v1-4.ckpt --photos photos/dog --words dog
+    python3 -m p3_clip.personalisation.train custom-diffusion --run-dir runs/both \
+        --base sd-v1-4.ckpt \\
         --photos photos/dog photos/cat --tokens "<new1>" "<new2>" --words dog cat
 
-Textual inversion (arXiv:2208.01618) learns words. Custom Diffusion (arXiv:2212.04488) learns words and the key and value matrices of
-the cross-attention, and keeps the rest in memory by pictures that the base model drew itself. The same command again resumes.
-RUN_DIR/last and RUN_DIR/best hold what was learned, a few kilobytes or megabytes. The best checkpoint is the one with the largest
-image + 2.5 text: the 2024 grader's sum of CLIP scores, here of pictures for prompts that no training shows; without a CLIP, the one
-with the least loss on fixed noise.
+Textual inversion (arXiv:2208.01618) learns words. Custom Diffusion (arXiv:2212.04488) learns words
+and the key and value matrices of the cross-attention, and keeps the rest in memory by pictures that
+the base model drew itself. The same command again resumes. RUN_DIR/last and RUN_DIR/best hold what
+was learned, a few kilobytes or megabytes. The best checkpoint is the one with the largest image +
+2.5 text: the 2024 grader's sum of CLIP scores, here of pictures for prompts that no training shows;
+without a CLIP, the one with the least loss on fixed noise.
 """
 
 from collections.abc import Sequence
@@ -47,7 +51,14 @@ from p3_clip.personalisation.concepts import Concept, check_tokens, expand, init
 from p3_clip.personalisation.config import CustomDiffusion, TextualInversion
 from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult, projections
 from p3_clip.personalisation.model import load_learned, personalise, save_learned, usual_words
-from p3_clip.personalisation.photos import Encoded, Pool, View, cut_mix_views, encode_views, make_views
+from p3_clip.personalisation.photos import (
+    Encoded,
+    Pool,
+    View,
+    cut_mix_views,
+    encode_views,
+    make_views,
+)
 from p3_clip.personalisation.regularisation import RegularizationImages, regularization_images
 
 if TYPE_CHECKING:
@@ -99,7 +110,9 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     pool = make_pool(config, kind, concept_data, mixed, concepts, model, regularization, base)
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
-        return pool.draw(config.training.batch_size, torch.Generator().manual_seed(generator.initial_seed()))
+        return pool.draw(
+            config.training.batch_size, torch.Generator().manual_seed(generator.initial_seed())
+        )
 
     def loss_fn(batch: Batch, draws: Draws) -> Tensor:
         return diffusion_loss(
@@ -115,7 +128,8 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     held_out = held_out_prompts(config, concept_data, kind)
 
     def sample_held_out() -> Tensor:
-        """Pictures uint8 [K, 3, S, S], HELD_OUT_PICTURES for each prompt, from the same noise each time."""
+        """Pictures uint8 [K, 3, S, S], HELD_OUT_PICTURES for each prompt, from the same noise each
+        time."""
         prompts = [
             expand(prompt.format(concept_data[k].phrase.format(concept_data[k].token)), concepts)
             for k, prompt in held_out
@@ -123,11 +137,17 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         seeds = derive_seeds(HELD_OUT_SEED, count=HELD_OUT_PICTURES)
         requests = [Request(prompt, seed) for prompt in prompts for seed in seeds]
         sampling = GenerationConfig(steps=STEPS)
-        return to_uint8(torch.cat([x for _, x in generate(model, requests, sampling, show_progress=False)]))
+        return to_uint8(
+            torch.cat([x for _, x in generate(model, requests, sampling, show_progress=False)])
+        )
 
     def validate() -> dict[str, float]:
-        """The scores of pictures for held-out prompts, and each concept's norm over that of a usual word."""
-        sizes = {f"norm {token}": value for token, value in norms(embedding.concepts(), vocabulary).items()}
+        """The scores of pictures for held-out prompts, and each concept's norm over that of a usual
+        word."""
+        sizes = {
+            f"norm {token}": value
+            for token, value in norms(embedding.concepts(), vocabulary).items()
+        }
         if clip is None:
             rows = pool.draw(VALIDATION_ROWS, torch.Generator().manual_seed(HELD_OUT_SEED))
             return {"loss": held_out_loss(model, loss_fn, rows), **sizes}
@@ -136,14 +156,23 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         return {"loss": -(image + TEXT_WEIGHT * text), "image": image, "text": text, **sizes}
 
     def preview(path: Path) -> None:
-        labels = [prompt.format(concept_data[k].phrase.format(concept_data[k].token)) for k, prompt in held_out]
+        labels = [
+            prompt.format(concept_data[k].phrase.format(concept_data[k].token))
+            for k, prompt in held_out
+        ]
         write_png(path, labelled_grid(sample_held_out(), HELD_OUT_PICTURES, row_labels=labels))
 
     def save(folder: Path) -> None:
         weights = {name: value.detach().float().cpu().clone() for name, value in matrices.items()}
-        save_learned(folder, CustomDiffusionResult(weights, embedding.concepts()), about(config, concept_data, base))
+        save_learned(
+            folder,
+            CustomDiffusionResult(weights, embedding.concepts()),
+            about(config, concept_data, base),
+        )
 
-    settings = settings_of(config, "photos", "base", "clip", "regular_dir", base=base, photos=photos_hash(concept_data))
+    settings = settings_of(
+        config, "photos", "base", "clip", "regular_dir", base=base, photos=photos_hash(concept_data)
+    )
     fit(
         params,
         loss_fn,
@@ -169,7 +198,8 @@ def new_concepts(
 ) -> list[Concept]:
     """The concepts with the vectors that they start from.
 
-    Raises InputError if a token is a word already, or if `config.init_from` holds no words or not as many vectors for one.
+    Raises InputError if a token is a word already, or if `config.init_from` holds no words or not
+    as many vectors for one.
     """
     check_tokens([data.token for data in concept_data], model.tokenizer)
     if config.init_from:
@@ -184,16 +214,23 @@ def new_concepts(
 
 
 def _learned_before(
-    config: TextualInversion | CustomDiffusion, concept_data: Sequence[ConceptData], model: LatentDiffusion
+    config: TextualInversion | CustomDiffusion,
+    concept_data: Sequence[ConceptData],
+    model: LatentDiffusion,
 ) -> list[Concept]:
     learned = load_learned([config.init_from], model)
     if learned.weights:
-        raise InputError(f"{config.init_from} holds matrices too: training starts from a result of textual inversion")
+        raise InputError(
+            f"{config.init_from} holds matrices too: training starts from a result of textual"
+            " inversion"
+        )
     known = {concept.token: concept for concept in learned.concepts}
     for data in concept_data:
         found = len(known[data.token].vectors) if data.token in known else 0
         if found != config.vectors:
-            raise InputError(f"{config.init_from} has {found} vectors for {data.token}, not {config.vectors}")
+            raise InputError(
+                f"{config.init_from} has {found} vectors for {data.token}, not {config.vectors}"
+            )
     return [known[data.token] for data in concept_data]
 
 
@@ -207,29 +244,38 @@ def make_pool(
     regularization: RegularizationImages,
     base: str,
 ) -> Pool:
-    """All views, encoded, with their prompts; those of each pair in `mixed`, side by side, count as one concept more."""
+    """All views, encoded, with their prompts; those of each pair in `mixed`, side by side, count as
+    one concept more."""
     random = torch.Generator().manual_seed(views_seed(config.training.seed))
     views: list[View] = []
     groups: list[int] = []
     prompts: list[list[str]] = []
     for k, data in enumerate(concept_data):
         for photo, caption in zip(data.photos, data.captions, strict=True):
-            shown = [sentence.format(caption.format(data.token)) for sentence in sentences(data, kind)]
+            shown = [
+                sentence.format(caption.format(data.token)) for sentence in sentences(data, kind)
+            ]
             for view in make_views(photo, model.side, config.augmentation, config.views, random):
                 views.append(view)
                 groups.append(k)
                 words = view.words if kind.knows_distance else ("",)
-                prompts.append([expand(word + prompt, concepts) for prompt in shown for word in words])
+                prompts.append(
+                    [expand(word + prompt, concepts) for prompt in shown for word in words]
+                )
     for group, (one, other) in enumerate(mixed, len(concept_data)):
         for left, right in ((one, other), (other, one)):
             for i in range(max(len(left.photos), len(right.photos))):
                 first, second = i % len(left.photos), i % len(right.photos)
                 shown = [
-                    sentence.format(f"{left.phrase.format(left.token)} next to {caption.format(right.token)}")
+                    sentence.format(
+                        f"{left.phrase.format(left.token)} next to {caption.format(right.token)}"
+                    )
                     for sentence in sentences(left, kind)
                     for caption in {right.phrase: None, right.captions[second]: None}
                 ]
-                own = cut_mix_views(left.photos[first], right.photos[second], model.side, config.cut_mix, random)
+                own = cut_mix_views(
+                    left.photos[first], right.photos[second], model.side, config.cut_mix, random
+                )
                 views += own
                 groups += [group] * len(own)
                 prompts += [[expand(prompt, concepts) for prompt in shown]] * len(own)
@@ -250,7 +296,9 @@ def make_pool(
     return Pool.make(model, encoded, groups, prompts)
 
 
-def about(config: TextualInversion | CustomDiffusion, concept_data: Sequence[ConceptData], base: str) -> dict[str, Any]:
+def about(
+    config: TextualInversion | CustomDiffusion, concept_data: Sequence[ConceptData], base: str
+) -> dict[str, Any]:
     """What the folder of a result says of itself."""
     method: Literal["textual inversion", "Custom Diffusion"] = (
         "textual inversion" if isinstance(config, TextualInversion) else "Custom Diffusion"
@@ -271,16 +319,22 @@ def clip_for_checkpoints(model: str | None, device: DeviceName) -> "Clip | None"
     print(
         f"checkpoints are compared by {note}"
         if clip
-        else f"no CLIP compares checkpoints, so the best is the one with the least loss on fixed noise: {note}"
+        else (
+            "no CLIP compares checkpoints, so the best is the one with the least loss on fixed"
+            f" noise: {note}"
+        )
     )
     return clip
 
 
 def scores(
-    clip: "Clip", pictures: Tensor, texts: Sequence[tuple[int, str]], photos: Sequence[Sequence[Tensor]]
+    clip: "Clip",
+    pictures: Tensor,
+    texts: Sequence[tuple[int, str]],
+    photos: Sequence[Sequence[Tensor]],
 ) -> tuple[float, float]:
-    """The mean image and text scores (100 cos, as the 2024 grader's) of pictures uint8 [K, 3, S, S], HELD_OUT_PICTURES for each
-    (number of a concept, text in known words)."""
+    """The mean image and text scores (100 cos, as the 2024 grader's) of pictures uint8 [K, 3, S,
+    S], HELD_OUT_PICTURES for each (number of a concept, text in known words)."""
     from common.clip.features import encode_pictures
 
     features = encode_pictures(clip, list(pictures)).view(len(texts), HELD_OUT_PICTURES, -1)

@@ -1,8 +1,10 @@
 """How CLIP tells colours apart, by their distance; for runs whose class names are COLOUR SHAPE.
 
-    python3 -m p3_clip.study.colours --run OUT        (OUT as written by p3_clip.inference and then p3_clip.evaluate)
+    # OUT as written by p3_clip.inference and then p3_clip.evaluate
+    python3 -m p3_clip.study.colours --run OUT
 
-Adds the entry "colours" to the evaluation: accuracy by the distance to the nearest other class, and among all colours and shapes.
+Adds the entry "colours" to the evaluation: accuracy by the distance to the nearest other class, and
+among all colours and shapes.
 """
 
 import dataclasses
@@ -53,8 +55,9 @@ def main(config: Config) -> None:
     print(pd.DataFrame(found["by_distance"]).to_string(index=False))
     harder = found["open"]
     print(
-        f"among all {harder['classes']} colours and shapes: top-1 {harder['acc1']:.2%}, the shape {harder['kind_right']:.2%}, the "
-        f"shape and a colour within 5 (CIEDE2000) {harder['within_5']:.2%}"
+        f"among all {harder['classes']} colours and shapes: top-1 {harder['acc1']:.2%}, the shape"
+        f" {harder['kind_right']:.2%}, the shape and a colour within 5 (CIEDE2000)"
+        f" {harder['within_5']:.2%}"
     )
     print(pd.DataFrame(harder["by_distance"]).to_string(index=False))
 
@@ -63,13 +66,16 @@ def parse_shape(name: str) -> tuple[str, str]:
     """(colour, kind) of a class name. Raises InputError if it is not COLOUR SHAPE."""
     colour, _, kind = name.rpartition(" ")
     if colour not in CSS_COLOURS or kind not in KINDS:
-        raise InputError(f"the study of colours needs class names of the form COLOUR SHAPE, and {name!r} is none")
+        raise InputError(
+            f"the study of colours needs class names of the form COLOUR SHAPE, and {name!r} is none"
+        )
     return colour, kind
 
 
 def colour_study(config: Config, run: Run) -> dict[str, Any]:
-    """Accuracy by the CIEDE2000 distance to the nearest other class of the same kind, and the harder task with every colour of
-    every kind as a class, neighbours included: accuracy by distance to the nearest colour, and how far off wrong colours are.
+    """Accuracy by the CIEDE2000 distance to the nearest other class of the same kind, and the
+    harder task with every colour of every kind as a class, neighbours included: accuracy by
+    distance to the nearest colour, and how far off wrong colours are.
     """
     shapes = [parse_shape(name) for name in run.names]
     right = run.cosines[config.prompts].argmax(1) == run.labels
@@ -79,20 +85,29 @@ def colour_study(config: Config, run: Run) -> dict[str, Any]:
         settings = known["settings"]
         model, pretrained = (_from_root(settings[name]) for name in ("model", "pretrained"))
         folder, device = ROOT / settings["images"], settings["device"]
-        templates = known["templates"] if config.prompts == "single" else known["ensemble"]["templates"]
+        templates = (
+            known["templates"] if config.prompts == "single" else known["ensemble"]["templates"]
+        )
     except (KeyError, TypeError) as error:
-        raise InputError(f"{config.run}/results.json was not written by p3_clip.inference: it lacks {error}") from None
+        raise InputError(
+            f"{config.run}/results.json was not written by p3_clip.inference: it lacks {error}"
+        ) from None
     clip, _ = load_clip(model, pretrained, device)
     files = [folder / name for name in run.files]
     if missing := [file for file in files if not file.is_file()]:
         raise InputError(f"the image {missing[0]} of the run does not exist any more")
     everything = [(colour, kind) for colour in NAMES for kind in KINDS]
     matrix = zero_shot_classifier(clip, [" ".join(shape) for shape in everything], templates)
-    guesses = [everything[i] for i in (extract_features(clip, files, cache=config.cache) @ matrix).argmax(1)]
+    guesses = [
+        everything[i]
+        for i in (extract_features(clip, files, cache=config.cache) @ matrix).argmax(1)
+    ]
     truths = [shapes[label] for label in run.labels]
     exact = torch.tensor([guess == truth for guess, truth in zip(guesses, truths, strict=True)])
     kinds = [guess[1] == truth[1] for guess, truth in zip(guesses, truths, strict=True)]
-    off = colour_difference(*(np.array([CSS_COLOURS[c] for c, _ in what]) for what in (guesses, truths)))
+    off = colour_difference(
+        *(np.array([CSS_COLOURS[c] for c, _ in what]) for what in (guesses, truths))
+    )
     neighbour = [_nearest(shape, everything) for shape in shapes]
     return {
         "by_distance": _by_distance(right, run.labels, nearest, "nearest other class of the kind"),
@@ -108,23 +123,34 @@ def colour_study(config: Config, run: Run) -> dict[str, Any]:
 
 
 def _from_root(name: str | None) -> str | None:
-    """A model or its weights as the settings show them: a name, or a path that may be relative to the checkout."""
+    """A model or its weights as the settings show them: a name, or a path that may be relative to
+    the checkout."""
     return str(ROOT / name) if name and (ROOT / name).exists() else name
 
 
 def _nearest(shape: tuple[str, str], others: Sequence[tuple[str, str]]) -> float:
-    colours = [CSS_COLOURS[colour] for colour, kind in others if kind == shape[1] and colour != shape[0]]
-    return float(colour_difference(np.array([CSS_COLOURS[shape[0]]]), np.array(colours)).min()) if colours else math.inf
+    colours = [
+        CSS_COLOURS[colour] for colour, kind in others if kind == shape[1] and colour != shape[0]
+    ]
+    return (
+        float(colour_difference(np.array([CSS_COLOURS[shape[0]]]), np.array(colours)).min())
+        if colours
+        else math.inf
+    )
 
 
-def _by_distance(right: Tensor, labels: Tensor, distance: Sequence[float], what: str) -> list[dict[str, Any]]:
+def _by_distance(
+    right: Tensor, labels: Tensor, distance: Sequence[float], what: str
+) -> list[dict[str, Any]]:
     mine = torch.tensor(distance)[labels].clamp(max=DISTANCES[-1] - 1.0)
     rows = []
     for low, high in zip(DISTANCES, DISTANCES[1:], strict=False):
         part = right[(mine >= low) & (mine < high)]
         if len(part):
             name = f"{low:g} to {high:g}" if high < DISTANCES[-1] else f"{low:g} and more"
-            rows.append({what: name, "images": len(part), "acc1": round(part.float().mean().item(), 4)})
+            rows.append(
+                {what: name, "images": len(part), "acc1": round(part.float().mean().item(), 4)}
+            )
     return rows
 
 

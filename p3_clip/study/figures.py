@@ -1,8 +1,10 @@
 """The figures of the zero-shot report, from a folder that `p3_clip.inference` wrote.
 
-    python3 -m p3_clip.study.figures --run OUT --images hw2_data/clip_zeroshot/val --output-dir results/figures/p3_clip
+    python3 -m p3_clip.study.figures --run OUT --images hw2_data/clip_zeroshot/val \
+        --output-dir results/figures/p3_clip
 
-Five successes and five failures as one labelled picture (examples.png), confusion.png and reliability.png.
+Five successes and five failures as one labelled picture (examples.png), confusion.png and
+reliability.png.
 """
 
 import dataclasses
@@ -50,15 +52,22 @@ def main(config: Config) -> None:
     write_png(folder / "examples.png", picture)
     plot_confusion(run, config.prompts, folder / "confusion.png")
     plot_reliability(run, config.prompts, folder / "reliability.png")
-    print("\n".join(str(folder / name) for name in ("examples.png", "confusion.png", "reliability.png")))
+    print(
+        "\n".join(
+            str(folder / name) for name in ("examples.png", "confusion.png", "reliability.png")
+        )
+    )
 
 
 def examples(run: Run, images: Path, prompts: str, seed: int = 0) -> Tensor:
-    """Five successes above five failures, of different classes where possible, each with truth, prediction, probability and
-    runner-up; uint8 [3, H, W]."""
+    """Five successes above five failures, of different classes where possible, each with truth,
+    prediction, probability and runner-up; uint8 [3, H, W]."""
     probabilities = run.probabilities(prompts)
     right = probabilities.argmax(1) == run.labels
-    rows = {"successes": _choose(run.labels, right, seed), "failures": _choose(run.labels, ~right, seed)}
+    rows = {
+        "successes": _choose(run.labels, right, seed),
+        "failures": _choose(run.labels, ~right, seed),
+    }
     font, small = ImageFont.load_default(15), ImageFont.load_default(12)
     line, text_lines = 16, 4
     height = SIDE + line * text_lines + 12
@@ -74,11 +83,20 @@ def examples(run: Run, images: Path, prompts: str, seed: int = 0) -> Tensor:
             canvas.paste(picture, (left, top + 22))
             pen.rectangle((left, top + 22, left + SIDE - 1, top + 21 + SIDE), outline="gray")
             best = probabilities[index].topk(min(2, len(run.ids)))
-            guesses = [f"{p:.1%} {run.names[i]}" for p, i in zip(*(part.tolist() for part in best), strict=True)]
-            lines = [f"truth: {run.names[run.labels[index]]}", f"said {guesses[0]}", f"next {guesses[-1]}"]
+            guesses = [
+                f"{p:.1%} {run.names[i]}"
+                for p, i in zip(*(part.tolist() for part in best), strict=True)
+            ]
+            lines = [
+                f"truth: {run.names[run.labels[index]]}",
+                f"said {guesses[0]}",
+                f"next {guesses[-1]}",
+            ]
             for n, text in enumerate([*lines, run.files[index]]):
                 colour = "gray" if n == 3 else "black"
-                pen.text((left, top + 26 + SIDE + n * line), _fit(text, small), fill=colour, font=small)
+                pen.text(
+                    (left, top + 26 + SIDE + n * line), _fit(text, small), fill=colour, font=small
+                )
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).contiguous()
 
 
@@ -97,7 +115,9 @@ def _square(image: Tensor) -> Image.Image:
     picture.thumbnail((SIDE, SIDE))
     if small:  # enlarged by repeating pixels
         scale = SIDE // max(picture.size)
-        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        picture = picture.resize(
+            (picture.width * scale, picture.height * scale), Image.Resampling.NEAREST
+        )
     canvas = Image.new("RGB", (SIDE, SIDE), "white")
     canvas.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
     return canvas
@@ -119,7 +139,11 @@ def plot_confusion(run: Run, prompts: str, path: Path) -> None:
     side = min(4.0 + 0.16 * count, 14.0)
     figure, axis = pyplot.subplots(figsize=(side, side * 0.92), layout="constrained")
     shown = axis.imshow(matrix, vmin=0.0, vmax=1.0, cmap="viridis")
-    axis.set(xlabel="prediction", ylabel="truth", title=f"Confusions, {prompts} prompt: part of each class")
+    axis.set(
+        xlabel="prediction",
+        ylabel="truth",
+        title=f"Confusions, {prompts} prompt: part of each class",
+    )
     size = max(4.5, min(9.0, 330.0 / count))
     axis.set_xticks(range(count), run.names, rotation=90, fontsize=size)
     axis.set_yticks(range(count), run.names, fontsize=size)
@@ -129,7 +153,8 @@ def plot_confusion(run: Run, prompts: str, path: Path) -> None:
 
 
 def plot_reliability(run: Run, prompts: str, path: Path) -> None:
-    """Accuracy by confidence at the model's own temperature and at one fitted to every second picture."""
+    """Accuracy by confidence at the model's own temperature and at one fitted to every second
+    picture."""
     if not len(run.labels):
         raise InputError("the run has no pictures")
     pyplot = _pyplot()
@@ -145,8 +170,12 @@ def plot_reliability(run: Run, prompts: str, path: Path) -> None:
         width = 1.0 / len(counts)
         centres = (np.arange(len(counts)) + 0.5) * width
         axis.plot([0, 1], [0, 1], color="gray", linewidth=1)
-        axis.bar(centres[filled], right[filled], width=width * 0.92, color="tab:blue", label="accuracy")
-        axis.plot(confidence[filled], right[filled], "o", color="tab:orange", label="mean confidence")
+        axis.bar(
+            centres[filled], right[filled], width=width * 0.92, color="tab:blue", label="accuracy"
+        )
+        axis.plot(
+            confidence[filled], right[filled], "o", color="tab:orange", label="mean confidence"
+        )
         title = f"{name} scale {scale:.1f}: calibration error {found.error:.3f}"
         axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=title)
         axis.grid(alpha=0.3)

@@ -1,6 +1,7 @@
 """Trains the autoencoder of the small latent-diffusion model.
 
-    python3 -m p3_controlnet.base.train_autoencoder --run-dir runs/ldm_autoencoder --fill50k hw2_data/fill50k
+    python3 -m p3_controlnet.base.train_autoencoder --run-dir runs/ldm_autoencoder \
+        --fill50k hw2_data/fill50k
 
 The same command again resumes. RUN_DIR/last is a diffusers AutoencoderDC folder.
 """
@@ -18,7 +19,14 @@ from common.data.examples import drawn_examples, real_examples
 from common.errors import InputError
 from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
-from common.latent.small import SIDE, AutoencoderConfig, build_autoencoder, load_network, psnr, save_network
+from common.latent.small import (
+    SIDE,
+    AutoencoderConfig,
+    build_autoencoder,
+    load_network,
+    psnr,
+    save_network,
+)
 from common.seeds import Draws, random_indices
 from common.training import Batch, TrainingConfig, fit, settings_of
 
@@ -41,10 +49,17 @@ class Config:
     kl_weight: float = 1e-4
     """Weight of the posterior's mean KL divergence from a standard normal, for each element."""
     posterior_std: float = 0.1
-    """Standard deviation of the posterior, the same everywhere: the noise that the decoder learns to bear."""
+    """Standard deviation of the posterior, the same everywhere: the noise that the decoder learns
+    to bear."""
     model: AutoencoderConfig = AutoencoderConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=4000, batch_size=8, lr=2e-3, warmup=200, weight_decay=0.0, validate_every=500, preview_every=1000
+        steps=4000,
+        batch_size=8,
+        lr=2e-3,
+        warmup=200,
+        weight_decay=0.0,
+        validate_every=500,
+        preview_every=1000,
     )
 
 
@@ -55,12 +70,18 @@ def main(config: Config) -> None:
     if config.pictures < 1:
         raise InputError(f"--pictures must be at least 1, not {config.pictures}")
     torch.manual_seed(config.training.seed)
-    model = load_network(config.init_from, AutoencoderDC) if config.init_from else build_autoencoder(config.model)
+    model = (
+        load_network(config.init_from, AutoencoderDC)
+        if config.init_from
+        else build_autoencoder(config.model)
+    )
     model.train()
     images = drawn_examples(config.pictures, SIDE, config.training.seed).images
     if config.fill50k:
         images = torch.cat([images, real_examples(config.fill50k, SIDE).images])
-    held_out = drawn_examples(VALIDATION_IMAGES, SIDE, VALIDATION_SEED + config.training.seed).images
+    held_out = drawn_examples(
+        VALIDATION_IMAGES, SIDE, VALIDATION_SEED + config.training.seed
+    ).images
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
         index = random_indices(len(images), config.training.batch_size, generator).cpu()
@@ -71,8 +92,8 @@ def main(config: Config) -> None:
         mean = model.encode(x).latent
         z = mean + config.posterior_std * draws.randn(*mean.shape[1:])
         reconstruction = (model.decode(z).sample - x).square().mean()
-        # The divergence of N(mean, std^2) from a standard normal (Appendix B of Kingma and Welling 2013, arXiv:1312.6114),
-        # without its constant part.
+        # The divergence of N(mean, std^2) from a standard normal (Appendix B of Kingma and Welling
+        # 2013, arXiv:1312.6114), without its constant part.
         return reconstruction + config.kl_weight * 0.5 * mean.square().mean()
 
     @torch.no_grad()

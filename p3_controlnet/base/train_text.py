@@ -1,12 +1,15 @@
-"""Tunes the small CLIP's text tower on captions alone, until each position of its output says plainly what the caption says.
+"""Tunes the small CLIP's text tower on captions alone, until each position of its output says
+plainly what the caption says.
 
     python3 -m p3_controlnet.base.train_text --run-dir runs/ldm_text --clip checkpoints/clip_shapes
 
-A CLIP's contrastive loss trains the end token's output and leaves the other positions, which a U-Net reads too, as they come.
-Stable Diffusion's tower has seen hundreds of millions of captions; this one has not, and a U-Net that has to find out by itself
-what "light slate gray" looks like, through the noise, needs hours for it. So linear readouts of the tower's output are asked for
-the scene: at the end token and the padding for all of it, at the end of each phrase for that phrase. It takes minutes, and no
-picture. The readouts are thrown away; the U-Net's cross-attention takes their place. RUN_DIR/last is a CLIPTextModel's folder.
+A CLIP's contrastive loss trains the end token's output and leaves the other positions, which a
+U-Net reads too, as they come. Stable Diffusion's tower has seen hundreds of millions of captions;
+this one has not, and a U-Net that has to find out by itself what "light slate gray" looks like,
+through the noise, needs hours for it. So linear readouts of the tower's output are asked for the
+scene: at the end token and the padding for all of it, at the end of each phrase for that phrase. It
+takes minutes, and no picture. The readouts are thrown away; the U-Net's cross-attention takes their
+place. RUN_DIR/last is a CLIPTextModel's folder.
 """
 
 import dataclasses
@@ -30,7 +33,11 @@ from common.training import Batch, TrainingConfig, fit, settings_of
 
 VALIDATION_SEED, VALIDATION_CAPTIONS = 1, 500
 REGIONS = 3  # the background, the first shape, the second
-WHAT = ("nothing", "background", *KINDS)  # what a region can be; "nothing" where the caption leaves it open
+WHAT = (
+    "nothing",
+    "background",
+    *KINDS,
+)  # what a region can be; "nothing" where the caption leaves it open
 WORD_WEIGHT = 0.0125  # of the cross-entropies beside the squared colour errors
 Readout = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -61,8 +68,8 @@ class Reader(nn.Module):
         self.phrase_region = nn.Linear(width, REGIONS)
 
     def forward(self, states: Tensor) -> Readout:
-        """Colours [N, L, 3, 3] and kinds (logits) [N, L, 3, 6] of the scene's regions; the colour [N, L, 3] of the position's own
-        phrase, and which region it names (logits) [N, L, 3]."""
+        """Colours [N, L, 3, 3] and kinds (logits) [N, L, 3, 6] of the scene's regions; the colour
+        [N, L, 3] of the position's own phrase, and which region it names (logits) [N, L, 3]."""
         return (
             self.scene_colours(states).unflatten(-1, (REGIONS, 3)),
             self.scene_kinds(states).unflatten(-1, (REGIONS, len(WHAT))),
@@ -82,9 +89,14 @@ def main(config: Config) -> None:
     def read(count: int, seed: int) -> Batch:
         pairs = list(described_scenes(count, seed))
         captions = [describe(*pair) for pair in pairs]
-        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        ids = tokenizer(
+            captions, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
         nouns = tokenizer(["background", *KINDS], add_special_tokens=False).input_ids
-        return {"ids": ids, **targets(ids, [scene for scene, _ in pairs], [noun[-1] for noun in nouns])}
+        return {
+            "ids": ids,
+            **targets(ids, [scene for scene, _ in pairs], [noun[-1] for noun in nouns]),
+        }
 
     captions = read(config.captions, config.training.seed)
     held_out = read(VALIDATION_CAPTIONS, VALIDATION_SEED + config.training.seed)
@@ -120,10 +132,12 @@ def main(config: Config) -> None:
 
 
 def targets(ids: Tensor, scenes: list[Scene], nouns: list[int]) -> Batch:
-    """What the captions `ids` [N, L] of these scenes say, `nouns` being the last tokens of "background" and of each of KINDS.
+    """What the captions `ids` [N, L] of these scenes say, `nouns` being the last tokens of
+    "background" and of each of KINDS.
 
-    "colours" [N, 3, 3] in [-1, 1] and "kinds" [N, 3] (places in WHAT) of the regions; "phrase" [N, L]: the region whose phrase
-    ends here, at its noun or the colour's last token before it, and -1 elsewhere.
+    "colours" [N, 3, 3] in [-1, 1] and "kinds" [N, 3] (places in WHAT) of the regions; "phrase" [N,
+    L]: the region whose phrase ends here, at its noun or the colour's last token before it, and -1
+    elsewhere.
     """
     colours = torch.zeros(len(scenes), REGIONS, 3)
     kinds = torch.zeros(len(scenes), REGIONS, dtype=torch.long)
@@ -136,25 +150,32 @@ def targets(ids: Tensor, scenes: list[Scene], nouns: list[int]) -> Batch:
         for region, place in ends.items():
             colour = scene.shapes[region - 1].colour if region else scene.background
             colours[k, region] = torch.tensor(CSS_COLOURS[colour]) / 127.5 - 1.0
-            kinds[k, region] = WHAT.index(scene.shapes[region - 1].kind) if region else WHAT.index("background")
+            kinds[k, region] = (
+                WHAT.index(scene.shapes[region - 1].kind) if region else WHAT.index("background")
+            )
             phrase[k, place - 1 : place + 1] = region
     return {"colours": colours, "kinds": kinds, "phrase": phrase}
 
 
 def readout_loss(read_out: Readout, batch: Batch, end: int) -> Tensor:
-    """Squared errors of colours in [-1, 1] and cross-entropies of kinds and regions, a scalar; `end` is the end token's id."""
+    """Squared errors of colours in [-1, 1] and cross-entropies of kinds and regions, a scalar;
+    `end` is the end token's id."""
     scene_colours, scene_kinds, phrase_colour, phrase_region = read_out
     ends, phrases = batch["ids"] == end, batch["phrase"] >= 0
     own, kinds = _own_colours(batch), batch["kinds"][:, None].expand(*ends.shape, -1)
     squares = (scene_colours - batch["colours"][:, None]).square().mean(-1)
-    colours = squares[ends[..., None] & (kinds > 0)].mean() + (phrase_colour[phrases] - own[phrases]).square().mean()
+    colours = (
+        squares[ends[..., None] & (kinds > 0)].mean()
+        + (phrase_colour[phrases] - own[phrases]).square().mean()
+    )
     words = F.cross_entropy(scene_kinds[ends].flatten(0, 1), kinds[ends].flatten())
     words = words + F.cross_entropy(phrase_region[phrases], batch["phrase"][phrases])
     return colours + WORD_WEIGHT * words
 
 
 def colour_errors(read_out: Readout, batch: Batch, end: int) -> tuple[float, float]:
-    """Mean CIEDE2000 of the colours read at the end and the padding, and of those read at each phrase."""
+    """Mean CIEDE2000 of the colours read at the end and the padding, and of those read at each
+    phrase."""
     ends, phrases = batch["ids"] == end, batch["phrase"] >= 0
     named = ends[..., None] & (batch["kinds"] > 0)[:, None]
     pairs = (
@@ -162,14 +183,19 @@ def colour_errors(read_out: Readout, batch: Batch, end: int) -> tuple[float, flo
         (read_out[2][phrases], _own_colours(batch)[phrases]),
     )
     scene, phrase = (
-        float(colour_difference(*(((x + 1.0) * 127.5).clamp(0.0, 255.0).cpu().numpy() for x in pair)).mean())
+        float(
+            colour_difference(
+                *(((x + 1.0) * 127.5).clamp(0.0, 255.0).cpu().numpy() for x in pair)
+            ).mean()
+        )
         for pair in pairs
     )
     return scene, phrase
 
 
 def _own_colours(batch: Batch) -> Tensor:
-    """The colour [N, L, 3] of the region that each position's phrase names; any where there is none."""
+    """The colour [N, L, 3] of the region that each position's phrase names; any where there is
+    none."""
     return batch["colours"].gather(1, batch["phrase"].clamp(min=0)[..., None].expand(-1, -1, 3))
 
 

@@ -1,10 +1,11 @@
 """Trains the U-Net of the small latent-diffusion model on frozen latents and text features.
 
-    python3 -m p3_controlnet.base.train_unet --run-dir runs/ldm_unet --autoencoder runs/ldm_autoencoder/last \\
+    python3 -m p3_controlnet.base.train_unet --run-dir runs/ldm_unet \
+        --autoencoder runs/ldm_autoencoder/last \\
         --text-encoder runs/ldm_text/last --fill50k hw2_data/fill50k
 
-The same command again resumes. Pictures are encoded and captions read once, so a step pays for the U-Net alone. RUN_DIR/last is
-a diffusers folder with all parts of the model, float16.
+The same command again resumes. Pictures are encoded and captions read once, so a step pays for the
+U-Net alone. RUN_DIR/last is a diffusers folder with all parts of the model, float16.
 """
 
 import dataclasses
@@ -62,11 +63,13 @@ class Config:
     """Trains the U-Net of the small latent-diffusion model."""
 
     run_dir: Path
-    """Folder of the run: checkpoints, metrics, previews, and the cache of latents and text features."""
+    """Folder of the run: checkpoints, metrics, previews, and the cache of latents and text
+    features."""
     autoencoder: Path
     """Folder of the trained autoencoder."""
     text_encoder: Path
-    """Folder of the text tower that conditions the model: `p3_controlnet.base.train_text` writes it."""
+    """Folder of the text tower that conditions the model: `p3_controlnet.base.train_text` writes
+    it."""
     fill50k: Path | None = None
     """Real pairs to mix in, in the homework's layout; None for drawn pictures alone."""
     init_from: Path | None = None
@@ -80,12 +83,15 @@ class Config:
     zero_terminal: bool = True
     """Whether the noise schedule ends in pure noise (arXiv:2305.08891)."""
     channelwise: bool = True
-    """Whether each channel of the latents is normalised by itself, instead of all by one number as in Stable Diffusion."""
+    """Whether each channel of the latents is normalised by itself, instead of all by one number as
+    in Stable Diffusion."""
     min_snr_gamma: float | None = 5.0
-    """Gamma of the loss weight min(SNR + offset, gamma) on the x0 error; None for the plain loss."""
+    """Gamma of the loss weight min(SNR + offset, gamma) on the x0 error; None for the plain
+    loss."""
     snr_offset: float = 0.1
-    """Offset of that weight; 0 is the published min-SNR. At 0.1 every noise level of these latents has about an equal part in the
-    loss; at 1, the weight of v prediction, pure noise had about five times that of the levels at which shapes form."""
+    """Offset of that weight; 0 is the published min-SNR. At 0.1 every noise level of these latents
+    has about an equal part in the loss; at 1, the weight of v prediction, pure noise had about five
+    times that of the levels at which shapes form."""
     model: UNetConfig = UNetConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
         steps=8000, batch_size=16, lr=4e-4, warmup=300, validate_every=1000, preview_every=1000
@@ -98,7 +104,8 @@ def main(config: Config) -> None:
         raise InputError(f"--pictures must be at least 1, not {config.pictures}")
     if config.parameterization == "eps" and (config.zero_terminal or config.snr_offset):
         raise InputError(
-            "eps prediction needs --no-zero-terminal and --snr-offset 0: at pure noise it says nothing of x0"
+            "eps prediction needs --no-zero-terminal and --snr-offset 0: at pure noise it says"
+            " nothing of x0"
         )
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
     torch.manual_seed(config.training.seed)
@@ -120,7 +127,9 @@ def main(config: Config) -> None:
     }
     with accelerator.main_process_first():
         cache = LatentCache.cached(
-            config.run_dir / "latent_cache.safetensors", made_from, lambda: make_latent_cache(model, examples())
+            config.run_dir / "latent_cache.safetensors",
+            made_from,
+            lambda: make_latent_cache(model, examples()),
         )
     cache = cache.resident(accelerator.device)
     held_out = make_latent_cache(
@@ -137,15 +146,25 @@ def main(config: Config) -> None:
     def validate() -> dict[str, float]:
         """The loss on the same held-out pictures each time, none of their captions hidden."""
         images = held_out.take(torch.arange(len(held_out)))
-        return {"loss": held_out_loss(network, lambda batch, draws: loss_of(batch, draws, 0.0), images)}
+        return {
+            "loss": held_out_loss(network, lambda batch, draws: loss_of(batch, draws, 0.0), images)
+        }
 
     def preview(path: Path) -> None:
         prompts = [prompt for prompt in PREVIEW_PROMPTS for _ in range(PREVIEW_COLUMNS)]
-        requests = [Request(*pair) for pair in zip(prompts, derive_seeds(0, count=len(prompts)), strict=True)]
+        requests = [
+            Request(*pair)
+            for pair in zip(prompts, derive_seeds(0, count=len(prompts)), strict=True)
+        ]
         network.eval()
         images = [x for _, x in generate(model, requests, GenerationConfig(), show_progress=False)]
         network.train()
-        write_png(path, labelled_grid(to_uint8(torch.cat(images)), PREVIEW_COLUMNS, row_labels=list(PREVIEW_PROMPTS)))
+        write_png(
+            path,
+            labelled_grid(
+                to_uint8(torch.cat(images)), PREVIEW_COLUMNS, row_labels=list(PREVIEW_PROMPTS)
+            ),
+        )
 
     fit(
         dict(network.named_parameters()),
@@ -153,7 +172,9 @@ def main(config: Config) -> None:
         get_batch,
         config.training,
         config.run_dir,
-        settings=settings_of(config, "autoencoder", "text_encoder", fill50k=bool(config.fill50k), frozen=frozen),
+        settings=settings_of(
+            config, "autoencoder", "text_encoder", fill50k=bool(config.fill50k), frozen=frozen
+        ),
         save=lambda folder: save_model(folder, model, config.zero_terminal),
         validate=validate,
         preview=preview,
@@ -173,8 +194,8 @@ def new_model(config: Config) -> LatentDiffusion:
         for name in ("sample_size", "in_channels", "out_channels", "cross_attention_dim"):
             if unet.config[name] != needed[name]:
                 raise InputError(
-                    f"the U-Net in {config.init_from} has {name} {unet.config[name]}, but the autoencoder and the text tower need "
-                    f"{needed[name]}"
+                    f"the U-Net in {config.init_from} has {name} {unet.config[name]}, but the"
+                    f" autoencoder and the text tower need {needed[name]}"
                 )
     schedule = make_schedule("scaled_linear", zero_terminal=config.zero_terminal)
     measured = drawn_examples(MEASURED_EXAMPLES, SIDE, seed=0).images

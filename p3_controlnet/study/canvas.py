@@ -27,7 +27,8 @@ CANVAS_PARTS, CANVAS_CIRCLES, CANVAS_SEEDS = 4, 7, 3
 
 
 def canvas_task(model: LatentDiffusion, seed: int, size: int = SIZE) -> tuple[Task, Tensor]:
-    """A scene on a canvas of 4 x 4 pictures, its pictures at 512, and its control picture at the canvas' size of the model."""
+    """A scene on a canvas of 4 x 4 pictures, its pictures at 512, and its control picture at the
+    canvas' size of the model."""
     scene = make_canvas(CANVAS_CIRCLES, CANVAS_PARTS, PROMPT_SEED + seed)
     side = CANVAS_PARTS * model.side
     control = render_control(scene, FINER * side, OUTLINE / CANVAS_PARTS)
@@ -50,7 +51,9 @@ def draw_canvas(
     size: int = SIZE,
 ) -> Tensor:
     """The canvas, uint8 [3, size, size], in patches at that stride (in latents), or at once."""
-    network = patched(model.apply_model, model.latent_side, stride, model.downscale) if stride else None
+    network = (
+        patched(model.apply_model, model.latent_side, stride, model.downscale) if stride else None
+    )
     job = Request(task.prompt, derive_seed(generation.seed, 0), hint)
     generation = dataclasses.replace(generation, chunk_size=1)
     chunks = draw(
@@ -71,7 +74,10 @@ def measure_canvas(
     """The means over `count` canvases, measured at 512 like any picture."""
     started = time.monotonic()
     tasks, hints = zip(*(canvas_task(model, seed) for seed in range(count)), strict=True)
-    pictures = [draw_canvas(model, task, hint, stride, generation) for task, hint in zip(tasks, hints, strict=True)]
+    pictures = [
+        draw_canvas(model, task, hint, stride, generation)
+        for task, hint in zip(tasks, hints, strict=True)
+    ]
     seconds = time.monotonic() - started
     lines = measure_tasks(tasks, torch.stack(pictures), min(CANVAS_PARTS * model.side, SIZE))
     each = [value for line in lines for value in line["iou_circles"]]

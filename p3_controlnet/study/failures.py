@@ -8,7 +8,8 @@ IOU_BAR, COLOUR_BAR = 0.9, 8.0  # what a picture of several circles must reach
 
 
 def failures(line: dict[str, Any]) -> list[str]:
-    """What is wrong with a measured picture of circles, in words; circles are counted from the left."""
+    """What is wrong with a measured picture of circles, in words; circles are counted from the
+    left."""
     if line["iou"] == 0.0:
         return ["no circle"]
     words = []
@@ -21,10 +22,16 @@ def failures(line: dict[str, Any]) -> list[str]:
             words.append(f"circle {k} is misshapen (IoU {overlap:.2f})")
         words += _colour_failure(f"circle {k}", *colour)
     asked = parse_caption(line["prompt"]).background
-    return words + _colour_failure("the background", line["background_error"], asked, line["background_nearest"])
+    return words + _colour_failure(
+        "the background", line["background_error"], asked, line["background_nearest"]
+    )
 
 
 def _colour_failure(what: str, error: float, asked: str, nearest: str) -> list[str]:
     if error <= COLOUR_BAR:
         return []
-    return [f"{what} is {nearest}, not {asked}" if nearest != asked else f"{what} is {error:.0f} away from {asked}"]
+    return [
+        f"{what} is {nearest}, not {asked}"
+        if nearest != asked
+        else f"{what} is {error:.0f} away from {asked}"
+    ]

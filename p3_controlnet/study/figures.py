@@ -1,11 +1,16 @@
-"""The figures of Problem 3, 2025: what the small model draws from control pictures, where it fails, and what steers it.
+"""The figures of Problem 3, 2025: what the small model draws from control pictures, where it fails,
+and what steers it.
 
-    python3 -m p3_controlnet.study.figures --output-dir results/figures/p3_controlnet --fill50k hw2_data/fill50k
-    python3 -m p3_controlnet.study.figures --output-dir OUT --only circles --data DATA --images PICTURES
+    python3 -m p3_controlnet.study.figures --output-dir results/figures/p3_controlnet \
+        --fill50k hw2_data/fill50k
+    python3 -m p3_controlnet.study.figures --output-dir OUT --only circles --data DATA \
+        --images PICTURES
 
-- circles: control picture, target and result of the first pairs; with --fill50k of its testing pairs, else of `--data` or drawn.
+- circles: control picture, target and result of the first pairs; with --fill50k of its testing
+  pairs, else of `--data` or drawn.
 - failures: the worst of all pairs beside the best, by IoU and colours.
-- two_circles: ten layouts in two sets of colours, one for both circles and one for each; more_circles: three, touching, cut.
+- two_circles: ten layouts in two sets of colours, one for both circles and one for each;
+  more_circles: three, touching, cut.
 - base: pictures of prompts alone; control_scale: the same noise under more and more control.
 - canvas: many circles on a canvas of 4 x 4 pictures, drawn in overlapping patches.
 """
@@ -38,9 +43,19 @@ from p3_controlnet.loading import ModelConfig, load_model
 from p3_controlnet.study.canvas import canvas_task, draw_canvas
 from p3_controlnet.study.failures import failures
 from p3_controlnet.study.prompts import draw_prompts, prompt_scenes
-from p3_controlnet.study.tasks import Task, draw_tasks, layout_tasks, measure_tasks, read_task, real_tasks, scene_tasks
+from p3_controlnet.study.tasks import (
+    Task,
+    draw_tasks,
+    layout_tasks,
+    measure_tasks,
+    read_task,
+    real_tasks,
+    scene_tasks,
+)
 
-Figure = Literal["circles", "failures", "two_circles", "more_circles", "base", "control_scale", "canvas"]
+Figure = Literal[
+    "circles", "failures", "two_circles", "more_circles", "base", "control_scale", "canvas"
+]
 FIGURES: tuple[Figure, ...] = get_args(Figure)
 SHOWN = 128  # side of a picture in the figures
 WIDTH = 26  # letters in a line of a label
@@ -63,13 +78,16 @@ class Config:
     images: Path | None = None
     """Folder of their pictures, drawn by `p3_controlnet.inference`; the default is to draw them."""
     resolution: int = SIDE
-    """Side of the pictures that the model works on, for what failed; see `p3_controlnet.evaluate`."""
+    """Side of the pictures that the model works on, for what failed; see
+    `p3_controlnet.evaluate`."""
     rows: int = FIRST
     """Pairs in the figure of circles."""
     only: tuple[Figure, ...] = FIGURES
     """Which figures."""
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig()
-    generation: Annotated[ControlledGenerationConfig, tyro.conf.arg(name="")] = ControlledGenerationConfig()
+    generation: Annotated[ControlledGenerationConfig, tyro.conf.arg(name="")] = (
+        ControlledGenerationConfig()
+    )
 
 
 def main(config: Config) -> None:
@@ -77,7 +95,8 @@ def main(config: Config) -> None:
     config.generation.check()
     if config.fill50k and config.data or config.images and not (config.fill50k or config.data):
         raise InputError(
-            "--fill50k and --data are two choices of the pairs, and --images holds the pictures of one of them"
+            "--fill50k and --data are two choices of the pairs, and --images holds the pictures of"
+            " one of them"
         )
     if config.rows < 1:
         raise InputError(f"--rows must be at least 1, not {config.rows}")
@@ -101,7 +120,8 @@ def load_tasks(config: Config) -> list[Task]:
 
 
 class FigureInputs:
-    """What the figures share: the pairs, the model, and the pictures of the pairs, each made when it is first needed."""
+    """What the figures share: the pairs, the model, and the pictures of the pairs, each made when
+    it is first needed."""
 
     def __init__(self, config: Config, tasks: list[Task]) -> None:
         self.config, self.tasks, self.generation = config, tasks, config.generation
@@ -112,17 +132,24 @@ class FigureInputs:
     def model(self) -> LatentDiffusion:
         """The base and its ControlNet."""
         if self._model is None:
-            self._model = load_model(self.config.model).to(pick_device(self.config.model.device)).eval()
+            self._model = (
+                load_model(self.config.model).to(pick_device(self.config.model.device)).eval()
+            )
         return self._model
 
     @property
     def pictures(self) -> Tensor:
-        """uint8 [N, 3, 512, 512]. Raises InputError if one is missing in the folder that should hold them."""
+        """uint8 [N, 3, 512, 512]. Raises InputError if one is missing in the folder that should
+        hold them."""
         if self._pictures is None:
             if self.config.images:
-                found, dropped = read_output(self.config.images, [Path(task.name) for task in self.tasks])
+                found, dropped = read_output(
+                    self.config.images, [Path(task.name) for task in self.tasks]
+                )
                 if dropped:
-                    raise InputError(f"{self.config.images} lacks a picture: {next(iter(dropped.values()))}")
+                    raise InputError(
+                        f"{self.config.images} lacks a picture: {next(iter(dropped.values()))}"
+                    )
                 self._pictures = torch.stack(found)
             else:
                 self._pictures = draw_tasks(self.model, self.tasks, self.generation)
@@ -140,7 +167,9 @@ class FigureInputs:
 def circles(inputs: FigureInputs) -> Tensor:
     """The first pairs: nothing is picked."""
     shown = slice(inputs.config.rows)
-    return strips(inputs.tasks[shown], inputs.pictures[shown], [task.prompt for task in inputs.tasks[shown]])
+    return strips(
+        inputs.tasks[shown], inputs.pictures[shown], [task.prompt for task in inputs.tasks[shown]]
+    )
 
 
 def failures_figure(inputs: FigureInputs) -> Tensor:
@@ -166,7 +195,9 @@ def two_circles(inputs: FigureInputs) -> Tensor:
 
 def more_circles(inputs: FigureInputs) -> Tensor:
     """Three circles, two that touch, and one cut by the border."""
-    tasks = [task for kind in ("three", "touching", "cut") for task in layout_tasks(kind, count=WORST)]
+    tasks = [
+        task for kind in ("three", "touching", "cut") for task in layout_tasks(kind, count=WORST)
+    ]
     return strips(tasks, inputs.draw(tasks), [task.prompt for task in tasks])
 
 
@@ -191,10 +222,16 @@ def canvas(inputs: FigureInputs) -> Tensor:
     """The control picture of a canvas, the canvas in overlapping patches, and at once."""
     task, hint = canvas_task(inputs.model, 0)
     stride = inputs.model.latent_side // 2
-    drawn = [draw_canvas(inputs.model, task, hint, choice, inputs.generation) for choice in (stride, None)]
+    drawn = [
+        draw_canvas(inputs.model, task, hint, choice, inputs.generation)
+        for choice in (stride, None)
+    ]
     labels = ["control", "overlapping patches", "at once"]
     return labelled_grid(
-        torch.stack([resize(hint, drawn[0].shape[-1]), *drawn]), 3, column_labels=labels, title=task.prompt
+        torch.stack([resize(hint, drawn[0].shape[-1]), *drawn]),
+        3,
+        column_labels=labels,
+        title=task.prompt,
     )
 
 
@@ -219,10 +256,14 @@ def strips(tasks: Sequence[Task], pictures: Tensor, labels: Sequence[str]) -> Te
     return table(columns, ["control", "target", "result"], labels)
 
 
-def table(columns: Sequence[Sequence[Tensor]], column_labels: Sequence[str], row_labels: Sequence[str]) -> Tensor:
+def table(
+    columns: Sequence[Sequence[Tensor]], column_labels: Sequence[str], row_labels: Sequence[str]
+) -> Tensor:
     """Columns of pictures uint8 [3, 512, 512] side by side, made small."""
     pictures = torch.stack([picture for row in zip(*columns, strict=True) for picture in row])
-    return labelled_grid(small(pictures), len(columns), row_labels=wrapped(row_labels), column_labels=column_labels)
+    return labelled_grid(
+        small(pictures), len(columns), row_labels=wrapped(row_labels), column_labels=column_labels
+    )
 
 
 def wrapped(labels: Sequence[str]) -> list[str]:
@@ -236,13 +277,17 @@ def small(pictures: Tensor) -> Tensor:
 
 
 def badness(line: dict[str, Any]) -> float:
-    """What a measured line lacks in IoU and, of the error of a picture without an object, in colours."""
+    """What a measured line lacks in IoU and, of the error of a picture without an object, in
+    colours."""
     return 1.0 - line["iou"] + max(line["circle_error"], line["background_error"]) / NO_OBJECT_ERROR
 
 
 def verdict(line: dict[str, Any]) -> str:
     """The numbers of a measured line, and what is wrong with it."""
-    numbers = f"IoU {line['iou']:.2f}, colours {line['circle_error']:.0f} and {line['background_error']:.0f}"
+    numbers = (
+        f"IoU {line['iou']:.2f}, colours {line['circle_error']:.0f} and"
+        f" {line['background_error']:.0f}"
+    )
     wrong = failures(line)
     return f"{numbers} ({', '.join(wrong)})" if wrong else numbers
 

@@ -14,7 +14,14 @@ from common.data.shapes import KINDS, VISIBLE, Scene, draw_scene
 from common.latent.generate import GenerationConfig, Request
 from common.latent.model import LatentDiffusion
 from common.latent.save_pictures import draw
-from common.metrics.segmentation import SIZE, inner_region, judge_colour, median_colour, segment, separate
+from common.metrics.segmentation import (
+    SIZE,
+    inner_region,
+    judge_colour,
+    median_colour,
+    segment,
+    separate,
+)
 from common.seeds import derive_seeds
 from p3_controlnet.evaluate import assign_colours
 
@@ -23,62 +30,98 @@ SMALLEST_OBJECT = 0.005  # of the picture; a star of the smallest radius covers 
 
 
 def prompt_scenes(count: int = PROMPT_COUNT, seed: int = PROMPT_SEED) -> list[Scene]:
-    """Scenes to be named in prompts: one or two shapes of any kind, taking turns, the first shapes in every CSS colour in a
-    shuffled order; all colours of a scene visibly different, since nothing can tell a shape from a background of its colour.
+    """Scenes to be named in prompts: one or two shapes of any kind, taking turns, the first shapes
+    in every CSS colour in a shuffled order; all colours of a scene visibly different, since nothing
+    can tell a shape from a background of its colour.
     """
     order = np.random.default_rng(seed).permutation(len(NAMES))
     return [
-        _prompt_scene(np.random.default_rng([seed, k]), NAMES[order[k % len(NAMES)]], 1 + k % 2) for k in range(count)
+        _prompt_scene(np.random.default_rng([seed, k]), NAMES[order[k % len(NAMES)]], 1 + k % 2)
+        for k in range(count)
     ]
 
 
 def _prompt_scene(random: np.random.Generator, colour: str, shapes: int) -> Scene:
     while True:
         scene = draw_scene(random, count=shapes, first=(colour, KINDS[random.integers(len(KINDS))]))
-        colours = [CSS_COLOURS[name] for name in (scene.background, *(shape.colour for shape in scene.shapes))]
-        if all(colour_difference(a, b) >= VISIBLE for i, a in enumerate(colours) for b in colours[:i]):
+        colours = [
+            CSS_COLOURS[name]
+            for name in (scene.background, *(shape.colour for shape in scene.shapes))
+        ]
+        if all(
+            colour_difference(a, b) >= VISIBLE for i, a in enumerate(colours) for b in colours[:i]
+        ):
             return scene
 
 
-def measure_base(model: LatentDiffusion, scenes: Sequence[Scene], generation: GenerationConfig) -> dict[str, Any]:
-    """Means over all regions of the pictures, and the five worst pictures; see `measure_colours`."""
+def measure_base(
+    model: LatentDiffusion, scenes: Sequence[Scene], generation: GenerationConfig
+) -> dict[str, Any]:
+    """Means over all regions of the pictures, and the five worst pictures; see
+    `measure_colours`."""
     started = time.monotonic()
     pictures = draw_prompts(model, [scene.caption for scene in scenes], generation)
     seconds = time.monotonic() - started
-    lines = [measure_colours(picture, scene, model.side) for picture, scene in zip(pictures, scenes, strict=True)]
-    parts = {part: [region for line in lines for region in line[part]] for part in ("objects", "background")}
+    lines = [
+        measure_colours(picture, scene, model.side)
+        for picture, scene in zip(pictures, scenes, strict=True)
+    ]
+    parts = {
+        part: [region for line in lines for region in line[part]]
+        for part in ("objects", "background")
+    }
     regions = parts["objects"] + parts["background"]
-    worst = sorted(lines, key=lambda line: -fmean(region["error"] for region in line["objects"] + line["background"]))
+    worst = sorted(
+        lines,
+        key=lambda line: -fmean(region["error"] for region in line["objects"] + line["background"]),
+    )
     return {
         "regions": len(regions),
         "error": fmean(region["error"] for region in regions),
         "right": fmean(region["right"] for region in regions),
-        **{f"{part}_error": fmean(region["error"] for region in found) for part, found in parts.items()},
-        **{f"{part}_right": fmean(region["right"] for region in found) for part, found in parts.items()},
-        "without_object": sum(all(region["nearest"] is None for region in line["objects"]) for line in lines),
+        **{
+            f"{part}_error": fmean(region["error"] for region in found)
+            for part, found in parts.items()
+        },
+        **{
+            f"{part}_right": fmean(region["right"] for region in found)
+            for part, found in parts.items()
+        },
+        "without_object": sum(
+            all(region["nearest"] is None for region in line["objects"]) for line in lines
+        ),
         "missing_objects": sum(region["nearest"] is None for region in parts["objects"]),
         "seconds": seconds,
         "worst": worst[:5],
     }
 
 
-def draw_prompts(model: LatentDiffusion, prompts: Sequence[str], generation: GenerationConfig) -> Tensor:
-    """Pictures uint8 [N, 3, 512, 512] of prompts, without control; picture k from the seed (run's seed, k)."""
+def draw_prompts(
+    model: LatentDiffusion, prompts: Sequence[str], generation: GenerationConfig
+) -> Tensor:
+    """Pictures uint8 [N, 3, 512, 512] of prompts, without control; picture k from the seed (run's
+    seed, k)."""
     seeds = derive_seeds(generation.seed, count=len(prompts))
     jobs = [Request(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
     return torch.cat([pictures for _, pictures in draw(model, jobs, generation, SIZE)])
 
 
 def measure_colours(picture: Tensor, scene: Scene, resolution: int) -> dict[str, Any]:
-    """The median colours of a picture's objects and background, uint8 [3, 512, 512], at least 4 pixels of the model's
-    resolution inside their edges, against the names in the scene's caption.
+    """The median colours of a picture's objects and background, uint8 [3, 512, 512], at least 4
+    pixels of the model's resolution inside their edges, against the names in the scene's caption.
 
-    Where the objects are is found without sight of the scene (`common.metrics.segmentation.segment`); each named one counts as
-    the region that suits it best. A missing one, and in a picture without any the background too, counts as error 50.
+    Where the objects are is found without sight of the scene
+    (`common.metrics.segmentation.segment`); each named one counts as the region that suits it best.
+    A missing one, and in a picture without any the background too, counts as error 50.
     """
     names = [shape.colour for shape in scene.shapes]
     labels = segment(picture, len(set(names)))
-    found = [part for label in labels.unique().tolist() if label for part in separate(labels == label, SMALLEST_OBJECT)]
+    found = [
+        part
+        for label in labels.unique().tolist()
+        if label
+        for part in separate(labels == label, SMALLEST_OBJECT)
+    ]
     found = sorted(found, key=lambda part: -int(part.sum()))[: len(names)]
     measured = [median_colour(picture, inner_region(part, resolution)) for part in found]
     objects = assign_colours(measured + [None] * (len(names) - len(found)), names)
@@ -86,5 +129,7 @@ def measure_colours(picture: Tensor, scene: Scene, resolution: int) -> dict[str,
     return {
         "prompt": scene.caption,
         "objects": [{"asked": name, **score._asdict()} for name, score in objects],
-        "background": [{"asked": scene.background, **judge_colour(ground, scene.background)._asdict()}],
+        "background": [
+            {"asked": scene.background, **judge_colour(ground, scene.background)._asdict()}
+        ],
     }

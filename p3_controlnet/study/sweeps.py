@@ -1,10 +1,12 @@
 """The studies of Problem 3, 2025, as results/p3_controlnet_*.json.
 
-    python3 -m p3_controlnet.study.sweeps base                                     (no control: colours named by 200 prompts)
-    python3 -m p3_controlnet.study.sweeps autoencoder --fill50k hw2_data/fill50k   (what the autoencoder alone loses)
-    python3 -m p3_controlnet.study.sweeps circles --fill50k hw2_data/fill50k       (the real testing pairs, by scale and guidance)
-    python3 -m p3_controlnet.study.sweeps two_circles                              (two and three circles, touching, cut)
-    python3 -m p3_controlnet.study.sweeps canvas                                   (patches on a canvas of 4 x 4 pictures)
+    python3 -m p3_controlnet.study.sweeps base  (no control: colours named by 200 prompts)
+    # what the autoencoder alone loses
+    python3 -m p3_controlnet.study.sweeps autoencoder --fill50k hw2_data/fill50k
+    # the real testing pairs, by scale and guidance
+    python3 -m p3_controlnet.study.sweeps circles --fill50k hw2_data/fill50k
+    python3 -m p3_controlnet.study.sweeps two_circles  (two and three circles, touching, cut)
+    python3 -m p3_controlnet.study.sweeps canvas  (patches on a canvas of 4 x 4 pictures)
 
 Each finished row is saved, and a second call goes on with the missing ones.
 """
@@ -89,7 +91,8 @@ class Config:
     results: Path = ROOT / "results"
     """Folder of p3_controlnet_STUDY.json."""
     count: int | None = None
-    """Measure on so many prompts, pairs or layouts only (default: 200 prompts, all pairs, ten layouts)."""
+    """Measure on so many prompts, pairs or layouts only (default: 200 prompts, all pairs, ten
+    layouts)."""
     default_only: bool = False
     """Measure the default sampling alone, in the studies base and circles."""
     steps: int = ControlledGenerationConfig().steps
@@ -105,7 +108,10 @@ def main(config: Config) -> None:
     default = ControlledGenerationConfig(steps=config.steps)
     default.check()
     if config.study in ("autoencoder", "circles") and config.fill50k is None:
-        raise InputError(f"the study {config.study} measures the real testing pairs: name their folder with --fill50k")
+        raise InputError(
+            f"the study {config.study} measures the real testing pairs: name their folder with"
+            " --fill50k"
+        )
     device = pick_device(config.device)
     if config.study in ("base", "autoencoder"):
         model = load_base(config.checkpoint).to(device)
@@ -127,45 +133,73 @@ def base_study(config: Config, model: LatentDiffusion, default: ControlledGenera
     measured_rows(*_file(config), plan, ("error", "right", "without_object", "seconds"))
 
 
-def circles_study(config: Config, model: LatentDiffusion, default: ControlledGenerationConfig) -> None:
-    """Shape and colours on the real testing pairs, for each guidance and control scale. The default's row names every line."""
+def circles_study(
+    config: Config, model: LatentDiffusion, default: ControlledGenerationConfig
+) -> None:
+    """Shape and colours on the real testing pairs, for each guidance and control scale. The
+    default's row names every line."""
     tasks = real_tasks(config.fill50k)[: config.count]
     plan = [
         (
             _key(config, model, generation) | {"pairs": len(tasks)},
-            functools.partial(measure_circles, model, tasks, generation, lines=generation == default),
+            functools.partial(
+                measure_circles, model, tasks, generation, lines=generation == default
+            ),
         )
         for generation in _varied(config, default, CIRCLES_SWEEP)
     ]
     measured_rows(*_file(config), plan, ("iou", "circle_error", "background_error", "seconds"))
 
 
-def two_circles_study(config: Config, model: LatentDiffusion, default: ControlledGenerationConfig) -> None:
+def two_circles_study(
+    config: Config, model: LatentDiffusion, default: ControlledGenerationConfig
+) -> None:
     """Layouts that no training shows: in each wording, from two seeds."""
     plan = []
     for kind, wording in SETS:
         tasks = layout_tasks(kind, wording, config.count or LAYOUT_COUNT)
         for seed in SEEDS:
             generation = dataclasses.replace(default, seed=seed)
-            key = {"kind": kind, "wording": wording, "layouts": len(tasks)} | _key(config, model, generation)
+            key = {"kind": kind, "wording": wording, "layouts": len(tasks)} | _key(
+                config, model, generation
+            )
             # Only this wording names the scene's own shapes.
             scenes = make_layouts(kind, len(tasks)) if wording == "each" else ()
             plan.append((key, functools.partial(measure_several, model, tasks, generation, scenes)))
-    measured_rows(*_file(config), plan, ("kind", "wording", "iou", "iou_each", "circle_error", "failed"))
+    measured_rows(
+        *_file(config), plan, ("kind", "wording", "iou", "iou_each", "circle_error", "failed")
+    )
 
 
-def canvas_study(config: Config, model: LatentDiffusion, default: ControlledGenerationConfig) -> None:
-    """Many circles on a canvas of 4 x 4 pictures, in patches with and without overlap, and at once."""
+def canvas_study(
+    config: Config, model: LatentDiffusion, default: ControlledGenerationConfig
+) -> None:
+    """Many circles on a canvas of 4 x 4 pictures, in patches with and without overlap, and at
+    once."""
     plan = []
     for part in STRIDES:
         stride = None if part is None else max(1, int(part * model.latent_side))
-        key = {"stride": stride, "canvases": config.count or CANVAS_SEEDS} | _key(config, model, default)
-        plan.append((key, functools.partial(measure_canvas, model, stride, config.count or CANVAS_SEEDS, default)))
-    measured_rows(*_file(config), plan, ("stride", "iou", "circle_error", "background_error", "seconds"))
+        key = {"stride": stride, "canvases": config.count or CANVAS_SEEDS} | _key(
+            config, model, default
+        )
+        plan.append(
+            (
+                key,
+                functools.partial(
+                    measure_canvas, model, stride, config.count or CANVAS_SEEDS, default
+                ),
+            )
+        )
+    measured_rows(
+        *_file(config), plan, ("stride", "iou", "circle_error", "background_error", "seconds")
+    )
 
 
-def autoencoder_study(config: Config, model: LatentDiffusion, default: ControlledGenerationConfig) -> None:
-    """The real targets at the model's size through the autoencoder, which no drawn picture can be better than."""
+def autoencoder_study(
+    config: Config, model: LatentDiffusion, default: ControlledGenerationConfig
+) -> None:
+    """The real targets at the model's size through the autoencoder, which no drawn picture can be
+    better than."""
     tasks = real_tasks(config.fill50k)[: config.count]
     images = torch.stack([resize(task.target, model.side, "area") for task in tasks])
     x = to_model_range(images).to(model.unet.device)
@@ -173,12 +207,22 @@ def autoencoder_study(config: Config, model: LatentDiffusion, default: Controlle
     each = [psnr(a[None], b[None]) for a, b in zip(x, again, strict=True)]
     measured = {}
     for name, pictures in (("resized", images), ("reconstructed", to_uint8(again).cpu())):
-        lines = measure_tasks(tasks, torch.stack([resize(picture, SIZE) for picture in pictures]), model.side)
+        lines = measure_tasks(
+            tasks, torch.stack([resize(picture, SIZE) for picture in pictures]), model.side
+        )
         measured[name] = means(lines)
     path, command = _file(config)
-    result = {"model": shown(config.checkpoint), "pairs": len(tasks), "side": model.side, "psnr": psnr(x, again)}
+    result = {
+        "model": shown(config.checkpoint),
+        "pairs": len(tasks),
+        "side": model.side,
+        "psnr": psnr(x, again),
+    }
     write_json(path, {"command": command, **result, "psnr_worst": min(each), **measured})
-    print(f"PSNR {result['psnr']:.1f} dB at {model.side}x{model.side}, the worst of {len(tasks)} {min(each):.1f} dB")
+    print(
+        f"PSNR {result['psnr']:.1f} dB at {model.side}x{model.side}, the worst of {len(tasks)}"
+        f" {min(each):.1f} dB"
+    )
 
 
 STUDIES = {
@@ -195,7 +239,11 @@ STUDIES = {
 
 
 def measure_circles(
-    model: LatentDiffusion, tasks: Sequence[Task], generation: ControlledGenerationConfig, *, lines: bool
+    model: LatentDiffusion,
+    tasks: Sequence[Task],
+    generation: ControlledGenerationConfig,
+    *,
+    lines: bool,
 ) -> dict[str, Any]:
     """The means of `p3_controlnet.evaluate`, and with `lines` the measures of each picture."""
     started = time.monotonic()
@@ -209,10 +257,14 @@ def measure_circles(
 
 
 def measure_several(
-    model: LatentDiffusion, tasks: Sequence[Task], generation: ControlledGenerationConfig, scenes: Sequence[Scene] = ()
+    model: LatentDiffusion,
+    tasks: Sequence[Task],
+    generation: ControlledGenerationConfig,
+    scenes: Sequence[Scene] = (),
 ) -> dict[str, Any]:
-    """The means, the IoU of each circle, and what failed in which picture; for the scenes that the prompts describe also the
-    circles' colour error in pictures from the same prompts and noise without control, wherever the circles are there."""
+    """The means, the IoU of each circle, and what failed in which picture; for the scenes that the
+    prompts describe also the circles' colour error in pictures from the same prompts and noise
+    without control, wherever the circles are there."""
     lines = measure_tasks(tasks, draw_tasks(model, tasks, generation), model.side)
     for line in lines:
         line["failures"] = failures(line)
@@ -220,7 +272,9 @@ def measure_several(
     failed = sum(bool(line["failures"]) for line in lines)
     found = {**means(lines), "iou_each": fmean(each), "iou_worst": min(each), "failed": failed}
     if scenes:
-        found["uncontrolled_circle_error"] = measure_base(model, scenes, generation)["objects_error"]
+        found["uncontrolled_circle_error"] = measure_base(model, scenes, generation)[
+            "objects_error"
+        ]
     return found | {"lines": lines}
 
 
@@ -237,12 +291,19 @@ def _varied(
     return list(dict.fromkeys(dataclasses.replace(default, **change) for change in changes))
 
 
-def _key(config: Config, model: LatentDiffusion, generation: ControlledGenerationConfig) -> dict[str, Any]:
+def _key(
+    config: Config, model: LatentDiffusion, generation: ControlledGenerationConfig
+) -> dict[str, Any]:
     """Which model a row is of, and how its pictures were drawn."""
     sampling = dataclasses.asdict(with_default_guidance(generation, model))
     del sampling["chunk_size"]  # changes no picture by more than one grey level
     control = {"control": shown(config.control)} if model.controlnet is not None else {}
-    return {"model": shown(config.checkpoint), **control, "weights": state_hash(model), "sampling": sampling}
+    return {
+        "model": shown(config.checkpoint),
+        **control,
+        "weights": state_hash(model),
+        "sampling": sampling,
+    }
 
 
 def _file(config: Config) -> tuple[Path, str]:

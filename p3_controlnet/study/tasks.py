@@ -1,4 +1,5 @@
-"""Pictures to draw and to measure: the real testing pairs, drawn ones like them, and layouts that no training shows."""
+"""Pictures to draw and to measure: the real testing pairs, drawn ones like them, and layouts that
+no training shows."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ class Task:
 
 
 def real_tasks(root: Path) -> list[Task]:
-    """The testing pairs of fill50k in `root`; the same pictures as `hw2_3.sh` draws. Raises InputError if they are not there."""
+    """The testing pairs of fill50k in `root`; the same pictures as `hw2_3.sh` draws. Raises
+    InputError if they are not there."""
     return [read_task(pair) for pair in load_fill50k(root, "testing")]
 
 
@@ -55,7 +57,9 @@ def read_task(pair: Pair) -> Task:
     return Task(pair.target.name, pair.prompt, pair.read_source(), pair.read_target(), circles)
 
 
-def layout_tasks(kind: LayoutKind, wording: Wording = "each", count: int = LAYOUT_COUNT) -> list[Task]:
+def layout_tasks(
+    kind: LayoutKind, wording: Wording = "each", count: int = LAYOUT_COUNT
+) -> list[Task]:
     """Layouts of a kind (`common.data.layouts.make_layouts`), described in that wording."""
     return scene_tasks(make_layouts(kind, count), kind, wording)
 
@@ -76,22 +80,38 @@ def scene_tasks(scenes: Sequence[Scene], folder: str, wording: Wording = "each")
 
 def true_circles(scene: Scene) -> tuple[Circle, ...]:
     """The circles of a scene, in pixels of 512."""
-    return tuple(Circle(SIZE * shape.x, SIZE * shape.y, SIZE * shape.radius) for shape in scene.shapes)
+    return tuple(
+        Circle(SIZE * shape.x, SIZE * shape.y, SIZE * shape.radius) for shape in scene.shapes
+    )
 
 
 def draw_tasks(
-    model: LatentDiffusion, tasks: Sequence[Task], generation: ControlledGenerationConfig, *, show_progress: bool = True
+    model: LatentDiffusion,
+    tasks: Sequence[Task],
+    generation: ControlledGenerationConfig,
+    *,
+    show_progress: bool = True,
 ) -> Tensor:
     """The model's pictures, uint8 [N, 3, 512, 512]."""
     jobs = [
-        Request(task.prompt, image_seed(task.name, generation.seed), resize_hint(task.source, model.side))
+        Request(
+            task.prompt,
+            image_seed(task.name, generation.seed),
+            resize_hint(task.source, model.side),
+        )
         for task in tasks
     ]
-    return torch.cat([pictures for _, pictures in draw(model, jobs, generation, SIZE, show_progress=show_progress)])
+    return torch.cat(
+        [
+            pictures
+            for _, pictures in draw(model, jobs, generation, SIZE, show_progress=show_progress)
+        ]
+    )
 
 
 def measure_tasks(tasks: Sequence[Task], pictures: Tensor, resolution: int) -> list[dict[str, Any]]:
-    """`p3_controlnet.evaluate.measure` of each picture [N, 3, 512, 512] of a model that works at this resolution."""
+    """`p3_controlnet.evaluate.measure` of each picture [N, 3, 512, 512] of a model that works at
+    this resolution."""
     return [
         {"name": task.name, "prompt": task.prompt}
         | measure(picture, task.target, task.circles, parse_caption(task.prompt), resolution)

@@ -1,4 +1,5 @@
-"""Weight files: what is written comes back, what does not fit is named, and nothing in a file is ever run."""
+"""Weight files: what is written comes back, what does not fit is named, and nothing in a file is
+ever run."""
 
 import json
 import pickle
@@ -91,8 +92,15 @@ def test_a_model_folder_comes_back(tmp_path: Path) -> None:
     save_model(folder, model, "test.Linear", {"sizes": (3, 2)})
     (folder / "README.md").write_text("a model card")
     save_model(folder, model, "test.Linear", {"sizes": (3, 2)})
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
-    assert json.loads((folder / "config.json").read_text()) == {"kind": "test.Linear", "sizes": [3, 2]}
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert json.loads((folder / "config.json").read_text()) == {
+        "kind": "test.Linear",
+        "sizes": [3, 2],
+    }
     assert load_config(folder, "test.Linear") == {"sizes": [3, 2]}
     other = nn.Linear(3, 2)
     load_weights(folder, other)
@@ -119,7 +127,12 @@ def test_a_folder_that_holds_no_such_model_is_refused(tmp_path: Path) -> None:
 def test_keys_that_do_not_fit_are_named(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    state = {"0.weight": torch.ones(2, 4), "0.bias": torch.ones(2), "2.weight": torch.ones(1), "1.bias": torch.ones(1)}
+    state = {
+        "0.weight": torch.ones(2, 4),
+        "0.bias": torch.ones(2),
+        "2.weight": torch.ones(1),
+        "1.bias": torch.ones(1),
+    }
     with pytest.raises(InputError) as caught:
         load_strict(model, state, tmp_path / "w")
     assert str(caught.value) == (
@@ -150,7 +163,9 @@ def test_of_many_keys_three_are_named() -> None:
         load_strict(model, {}, "w")
 
 
-def test_an_interrupted_write_leaves_the_old_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_the_old_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "w.safetensors"
     save_tensors(path, {"a": torch.ones(3)})
     before = path.read_bytes()
@@ -181,10 +196,14 @@ def test_a_plain_pickle_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [torch.save, dump], ids=["zip", "bare pickle"])
-def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path, write: Callable) -> None:
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(
+    tmp_path: Path, write: Callable
+) -> None:
     trace = tmp_path / "it_ran"
     write({"state_dict": {"w": Malice(trace)}}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match=r"evil\.pth was refused: it holds something other than plain tensors"):
+    with pytest.raises(
+        InputError, match=r"evil\.pth was refused: it holds something other than plain tensors"
+    ):
         load_pickle(tmp_path / "evil.pth")
     assert not trace.exists()
     # The file does what it says where nothing holds it back.
@@ -212,7 +231,9 @@ def test_a_truncated_and_a_missing_pickle_are_refused(tmp_path: Path) -> None:
         load_pickle(tmp_path / "none.pth")
 
 
-def test_a_stub_stands_in_for_a_class_that_a_known_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stub_stands_in_for_a_class_that_a_known_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As in Stable Diffusion's checkpoint, which names a callback class of Lightning."""
     name = "far.away.callbacks.Checkpoint"
     far_class = type("Checkpoint", (), {"__module__": "far.away.callbacks"})
@@ -220,7 +241,10 @@ def test_a_stub_stands_in_for_a_class_that_a_known_file_names(tmp_path: Path, mo
         for module in ("far", "far.away", "far.away.callbacks"):
             patch.setitem(sys.modules, module, types.ModuleType(module))
         sys.modules["far.away.callbacks"].Checkpoint = far_class
-        torch.save({"state_dict": {"w": torch.ones(2)}, "callbacks": {far_class: {"best": 1}}}, tmp_path / "sd.ckpt")
+        torch.save(
+            {"state_dict": {"w": torch.ones(2)}, "callbacks": {far_class: {"best": 1}}},
+            tmp_path / "sd.ckpt",
+        )
     with pytest.raises(InputError, match="refused"):
         load_pickle(tmp_path / "sd.ckpt")
 

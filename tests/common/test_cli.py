@@ -53,12 +53,16 @@ def test_a_preset_sets_what_it_names_and_flags_change_that() -> None:
     assert parsed("--preset", "large", "--out", "x", "--count", "7") == Outer(Path("x"), 7)
 
 
-def test_help_lists_presets_and_shows_the_chosen_ones_values(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_presets_and_shows_the_chosen_ones_values(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     for arguments, shown in (((), "(default: 100)"), (("--preset", "smoke"), "(default: 2)")):
         with pytest.raises(SystemExit) as ended:
             cli.run(print, Outer, [*arguments, "--help"])
         said = capsys.readouterr().out
-        assert ended.value.code == 0 and "- smoke: a try that takes seconds" in said and shown in said
+        assert (
+            ended.value.code == 0 and "- smoke: a try that takes seconds" in said and shown in said
+        )
 
 
 @pytest.mark.parametrize("arguments", [("--preset",), ("--preset", "huge"), ("--preset=",)])

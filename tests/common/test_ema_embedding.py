@@ -10,12 +10,15 @@ from common.embedding import SinusoidalEmbedding
 
 
 def parameters(*values: float) -> dict[str, torch.nn.Parameter]:
-    return {f"p{i}": torch.nn.Parameter(torch.full((2, 3), value)) for i, value in enumerate(values)}
+    return {
+        f"p{i}": torch.nn.Parameter(torch.full((2, 3), value)) for i, value in enumerate(values)
+    }
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.999])
 def test_ema_is_the_geometric_sum(decay: float) -> None:
-    """After n updates: product of all d_i times the start, plus each value times (1 - d_i) and the later d's."""
+    """After n updates: product of all d_i times the start, plus each value times (1 - d_i) and the
+    later d's."""
     params = parameters(1.0, -3.0)
     ema = EMA(params, decay)
     rates = [min(decay, (1 + i) / (10 + i)) for i in range(30)]
@@ -34,7 +37,8 @@ def test_ema_is_the_geometric_sum(decay: float) -> None:
 
 
 def test_ema_warm_up_forgets_the_start_and_ends_at_the_decay() -> None:
-    """d = 1/10 at first, so 0.1 * 0 + 0.9 * 1; d = 0.9 from (1 + n) / (10 + n) = 0.9 on (n = 80), so 0.9 * 0.9 + 0.1 * 1."""
+    """d = 1/10 at first, so 0.1 * 0 + 0.9 * 1; d = 0.9 from (1 + n) / (10 + n) = 0.9 on (n = 80),
+    so 0.9 * 0.9 + 0.1 * 1."""
     params = parameters(0.0)
     ema = EMA(params, 0.9)
     with torch.no_grad():
@@ -68,7 +72,8 @@ def test_ema_is_applied_inside_the_block_alone() -> None:
 
 
 def test_embedding_is_sines_then_cosines() -> None:
-    """sin and cos of t exp(-ln(10000) 2i / dim), i < dim / 2: frequencies from 1 down to nearly 1 / 10000."""
+    """sin and cos of t exp(-ln(10000) 2i / dim), i < dim / 2: frequencies from 1 down to nearly 1 /
+    10000."""
     t = torch.tensor([0, 1, 37, 999])
     embedding = SinusoidalEmbedding(8)(t)
     assert embedding.shape == (4, 8) and embedding.dtype == torch.float32

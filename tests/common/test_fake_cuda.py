@@ -1,6 +1,8 @@
-"""Every loss, network and sampler on device "cuda" without a GPU: fake tensors know shapes and devices, and compute nothing.
+"""Every loss, network and sampler on device "cuda" without a GPU: fake tensors know shapes and
+devices, and compute nothing.
 
-A table or a noise that stays on the CPU where the network's tensors are on CUDA fails here as it would there.
+A table or a noise that stays on the CPU where the network's tensors are on CUDA fails here as it
+would there.
 """
 
 from collections.abc import Iterator
@@ -38,7 +40,9 @@ def cuda() -> Iterator[torch.device]:
 def network(device: torch.device, **config: object) -> ContextUNet:
     with device:
         return ContextUNet(
-            ContextUNetConfig(channels=(16, 32), blocks=(1, 1), attention=(1,), embedding=32, heads=2, **config)
+            ContextUNetConfig(
+                channels=(16, 32), blocks=(1, 1), attention=(1,), embedding=32, heads=2, **config
+            )
         )
 
 
@@ -51,9 +55,18 @@ def is_on_cuda(tensor: Tensor, *shape: int) -> bool:
 
 
 def test_a_cpu_table_indexed_by_a_cuda_tensor_is_caught(cuda: torch.device) -> None:
-    """The mistakes that this file is there to find. Indexing alone passes, but what it gives stays on the CPU."""
-    table, t, x = SCHEDULE.alphas_cumprod, torch.zeros(2, dtype=torch.long, device=cuda), torch.zeros(2)
-    for mistake in (lambda: table[t] * x.to(cuda), lambda: x * x.to(cuda), lambda: table.gather(0, t)):
+    """The mistakes that this file is there to find. Indexing alone passes, but what it gives stays
+    on the CPU."""
+    table, t, x = (
+        SCHEDULE.alphas_cumprod,
+        torch.zeros(2, dtype=torch.long, device=cuda),
+        torch.zeros(2),
+    )
+    for mistake in (
+        lambda: table[t] * x.to(cuda),
+        lambda: x * x.to(cuda),
+        lambda: table.gather(0, t),
+    ):
         with pytest.raises(Exception, match="same device"):
             mistake()
 
@@ -81,7 +94,10 @@ def test_q_sample(cuda: torch.device) -> None:
 
 
 def test_networks(cuda: torch.device) -> None:
-    images, t = torch.zeros(2, 3, 28, 28, device=cuda), torch.zeros(2, dtype=torch.long, device=cuda)
+    images, t = (
+        torch.zeros(2, 3, 28, 28, device=cuda),
+        torch.zeros(2, dtype=torch.long, device=cuda),
+    )
     assert is_on_cuda(network(cuda)(images, t, context(cuda)), 2, 3, 28, 28)
     with cuda:
         embedding, lenet = SinusoidalEmbedding(16), LeNet()
@@ -109,7 +125,9 @@ def test_denoiser(cuda: torch.device, parameterization: str) -> None:
 def test_samplers(cuda: torch.device, sampler: str, schedule: NoiseSchedule) -> None:
     """Guided in an interval, rescaled, clipped, with fresh noise."""
     model, generators = network(cuda), StackedRandomGenerator([1, 2], cuda)
-    predict = guided(model, context(cuda), context(cuda, NULL_DIGIT), 2.0, interval=(0, 700), rescale=0.7)
+    predict = guided(
+        model, context(cuda), context(cuda, NULL_DIGIT), 2.0, interval=(0, 700), rescale=0.7
+    )
     seen = []
     with torch.no_grad():
         x = sample(
@@ -129,9 +147,15 @@ def test_samplers(cuda: torch.device, sampler: str, schedule: NoiseSchedule) -> 
 def test_sampling_digits(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of P1's sampling; its images come back to the CPU."""
     monkeypatch.setattr("p1_diffusion.sampling.make_schedule", lambda name: SCHEDULE)
-    monkeypatch.setattr("common.diffusion.sampling._check_finite", lambda images, names: None)  # looks at values
+    monkeypatch.setattr(
+        "common.diffusion.sampling._check_finite", lambda images, names: None
+    )  # looks at values
     keys = [("mnistm", 0, 1), ("svhn", 1, 1), ("svhn", 1, 2)]
-    chunks = list(sample_digits(network(cuda), keys, SamplingConfig(steps=2, chunk_size=2), show_progress=False))
+    chunks = list(
+        sample_digits(
+            network(cuda), keys, SamplingConfig(steps=2, chunk_size=2), show_progress=False
+        )
+    )
     assert [key for part, _ in chunks for key in part] == keys
     assert [(images.device.type, len(images)) for _, images in chunks] == [("cpu", 2), ("cpu", 1)]
 
@@ -141,4 +165,6 @@ def test_a_process_of_several_takes_its_own_device(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert pick_device("auto") == torch.device("cuda", 1) and pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto") == torch.device("cuda", 1) and pick_device("cpu") == torch.device(
+        "cpu"
+    )

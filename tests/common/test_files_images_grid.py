@@ -1,4 +1,5 @@
-"""Files that are never half-written, images that survive the way to disk, and grids that put each image in its place."""
+"""Files that are never half-written, images that survive the way to disk, and grids that put each
+image in its place."""
 
 import os
 import signal
@@ -44,7 +45,9 @@ def test_atomic_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert not list(staging.iterdir())
 
 
-def test_a_failing_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_write_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a"
     atomic_write(path, b"old")
 
@@ -58,25 +61,36 @@ def test_a_failing_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_temporary_file_lies_in_the_staging_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_temporary_file_lies_in_the_staging_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = make_folder(tmp_path / "out")
     seen = []
-    monkeypatch.setattr("os.fsync", lambda _: seen.append((len(list(out.iterdir())), len(list(tmp_path.iterdir())))))
+    monkeypatch.setattr(
+        "os.fsync", lambda _: seen.append((len(list(out.iterdir())), len(list(tmp_path.iterdir()))))
+    )
     atomic_write(out / "a", b"x", staging=tmp_path)
     assert seen == [(0, 2)]
 
 
 def leave_half_written(path: Path) -> Path:
     """Has a process killed while it writes `path`; returns the temporary file that it left."""
-    code = "import os, signal, sys; from pathlib import Path; from common.files import atomic_write\n"
-    code += "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\natomic_write(Path(sys.argv[1]), b'half')"
+    code = (
+        "import os, signal, sys; from pathlib import Path; from common.files import atomic_write\n"
+    )
+    code += (
+        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\natomic_write(Path(sys.argv[1]),"
+        " b'half')"
+    )
     before = set(path.parent.iterdir())
     assert run_process([sys.executable, "-c", code, path]).returncode == -signal.SIGKILL
     (left,) = set(path.parent.iterdir()) - before
     return left
 
 
-def test_what_a_killed_process_left_is_swept_by_the_next_writer_of_that_file(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_swept_by_the_next_writer_of_that_file(
+    tmp_path: Path,
+) -> None:
     left = leave_half_written(tmp_path / "a")
     other = leave_half_written(tmp_path / "a.b")
     assert left.read_bytes() == b"half"
@@ -101,14 +115,20 @@ def test_files_of_living_processes_and_of_other_machines_are_not_swept(tmp_path:
 
 
 def test_writers_side_by_side_do_not_disturb_each_other(tmp_path: Path) -> None:
-    """Files of the same name in two folders, staged in one: as when two processes share the work of sampling."""
+    """Files of the same name in two folders, staged in one: as when two processes share the work of
+    sampling."""
     code = "import os, sys; from pathlib import Path; from common.files import atomic_write\n"
     code += "os.fsync, out = lambda _: None, Path(sys.argv[1])\n"
     code += "for i in range(100): atomic_write(out / f'{i % 4}.png', b'x' * i, out.parent)"
     folders = [make_folder(tmp_path / name) for name in ("mnistm", "svhn", "third")]
     command = [sys.executable, "-c", code]
-    writers = [subprocess.Popen([*command, folder], env=environment(), stderr=subprocess.PIPE) for folder in folders]
-    assert [(writer.communicate(timeout=120)[1], writer.returncode) for writer in writers] == [(b"", 0)] * 3
+    writers = [
+        subprocess.Popen([*command, folder], env=environment(), stderr=subprocess.PIPE)
+        for folder in folders
+    ]
+    assert [(writer.communicate(timeout=120)[1], writer.returncode) for writer in writers] == [
+        (b"", 0)
+    ] * 3
     assert sorted(tmp_path.iterdir()) == sorted(folders)
     assert all((folder / "3.png").read_bytes() == b"x" * 99 for folder in folders)
 
@@ -157,7 +177,9 @@ def test_to_uint8_rounds_and_clamps() -> None:
     """One grey level is 2/255 wide; values up to half of it away belong to it."""
     step = 2.0 / 255.0
     centre = -1.0 + 100 * step
-    assert to_uint8(torch.tensor([centre - 0.49 * step, centre + 0.49 * step, centre + 0.51 * step])).tolist() == [
+    assert to_uint8(
+        torch.tensor([centre - 0.49 * step, centre + 0.49 * step, centre + 0.51 * step])
+    ).tolist() == [
         100,
         100,
         101,
@@ -184,7 +206,10 @@ def test_a_note_in_a_png_changes_no_pixel_and_is_lost_with_the_picture(tmp_path:
     path.write_bytes(path.read_bytes()[:-200])
     assert read_note(path, "made with") is None
     write_png(path, image)
-    assert read_note(path, "made with") is None and read_note(tmp_path / "none.png", "made with") is None
+    assert (
+        read_note(path, "made with") is None
+        and read_note(tmp_path / "none.png", "made with") is None
+    )
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
@@ -221,8 +246,14 @@ def test_a_photo_is_turned_upright_and_a_picture_of_a_data_set_is_not(tmp_path: 
 def test_what_a_bad_file_is_called(tmp_path: Path, listed: bool) -> None:
     (tmp_path / "a.png").write_text("text")
     pil = f"cannot identify image file {str(tmp_path / 'a.png')!r}"
-    expected = f"the photo {tmp_path / 'a.png'} is not a readable image ({'not an image' if listed else pil})"
-    with pytest.raises(InputError) as error, open_image(tmp_path / "a.png", label="the photo ", listed=listed):
+    expected = (
+        f"the photo {tmp_path / 'a.png'} is not a readable image"
+        f" ({'not an image' if listed else pil})"
+    )
+    with (
+        pytest.raises(InputError) as error,
+        open_image(tmp_path / "a.png", label="the photo ", listed=listed),
+    ):
         pass
     assert str(error.value) == expected
 
@@ -265,7 +296,9 @@ def test_floats_are_neither_rounded_nor_clamped() -> None:
 
 def colours(count: int, height: int = 4, width: int = 6) -> Tensor:
     """Distinct flat images, none of them white or black."""
-    values = torch.tensor([[20 + 10 * i, 250 - 10 * i, 100] for i in range(count)], dtype=torch.uint8)
+    values = torch.tensor(
+        [[20 + 10 * i, 250 - 10 * i, 100] for i in range(count)], dtype=torch.uint8
+    )
     return values[:, :, None, None].expand(count, 3, height, width).contiguous()
 
 
@@ -295,7 +328,9 @@ def test_scale_repeats_pixels() -> None:
 def test_labels_and_title_are_drawn_beside_the_images() -> None:
     images = colours(4, 20, 20)
     plain = labelled_grid(images, columns=2)
-    grid = labelled_grid(images, columns=2, row_labels=["0", "1"], column_labels=["a", "b"], title="Digits")
+    grid = labelled_grid(
+        images, columns=2, row_labels=["0", "1"], column_labels=["a", "b"], title="Digits"
+    )
     down, right = grid.shape[1] - plain.shape[1], grid.shape[2] - plain.shape[2]
     assert down == 2 * (TEXT_SIZE + 5) and right > 0
     inside = grid[:, down + MARGIN : -MARGIN, right + MARGIN : -MARGIN]
@@ -316,7 +351,10 @@ def test_a_title_wider_than_the_images_fits() -> None:
 
 
 def test_a_label_of_two_lines_takes_the_width_of_the_longer() -> None:
-    one, two = (labelled_grid(colours(1), columns=1, row_labels=[label]) for label in ("longer", "short\nlonger"))
+    one, two = (
+        labelled_grid(colours(1), columns=1, row_labels=[label])
+        for label in ("longer", "short\nlonger")
+    )
     assert one.shape == two.shape and not torch.equal(one, two)
     wide = labelled_grid(colours(1), columns=1, row_labels=["short longer"])
     assert wide.shape[2] > one.shape[2]

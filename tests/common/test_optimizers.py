@@ -1,4 +1,5 @@
-"""Muon over convolutions, beside AdamW: what it moves, by how much, and that a run with it resumes bit for bit."""
+"""Muon over convolutions, beside AdamW: what it moves, by how much, and that a run with it resumes
+bit for bit."""
 
 import math
 from pathlib import Path
@@ -13,7 +14,14 @@ from common.seeds import Draws
 from common.training import Batch, TrainingConfig, fit
 
 CONFIG = TrainingConfig(
-    steps=6, batch_size=4, optimizer="muon", lr=0.01, warmup=2, log_every=1, checkpoint_every=3, device="cpu"
+    steps=6,
+    batch_size=4,
+    optimizer="muon",
+    lr=0.01,
+    warmup=2,
+    log_every=1,
+    checkpoint_every=3,
+    device="cpu",
 )
 
 
@@ -33,9 +41,12 @@ def test_hidden_matrices_are_those_of_layers_between_features() -> None:
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_a_convolution_moves_along_the_nearest_orthogonal_matrix(memory_format: torch.memory_format) -> None:
-    """From zero momentum the update is 0.2 sqrt(max(A, B)) lr times U V^T of the gradient's singular value decomposition, up to
-    the Newton-Schulz iteration's singular values, which lie in 0.6 to 1.3 instead of at 1."""
+def test_a_convolution_moves_along_the_nearest_orthogonal_matrix(
+    memory_format: torch.memory_format,
+) -> None:
+    """From zero momentum the update is 0.2 sqrt(max(A, B)) lr times U V^T of the gradient's
+    singular value decomposition, up to the Newton-Schulz iteration's singular values, which lie in
+    0.6 to 1.3 instead of at 1."""
     generator = torch.Generator().manual_seed(0)
     conv = nn.Conv2d(16, 32, 3, bias=False).to(memory_format=memory_format)
     before = conv.weight.detach().clone()
@@ -80,7 +91,9 @@ def run(folder: Path, memory_format: torch.memory_format, power_cut: int | None 
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_a_run_with_muon_resumes_bit_for_bit(memory_format: torch.memory_format, tmp_path: Path) -> None:
+def test_a_run_with_muon_resumes_bit_for_bit(
+    memory_format: torch.memory_format, tmp_path: Path
+) -> None:
     whole = run(tmp_path / "whole", memory_format)
     with pytest.raises(OSError, match="power cut"):
         run(tmp_path / "halves", memory_format, power_cut=4)

@@ -1,4 +1,5 @@
-"""An image depends on its own seed alone: not on the batch around it, its place in it, or how a job is split."""
+"""An image depends on its own seed alone: not on the batch around it, its place in it, or how a job
+is split."""
 
 from collections.abc import Iterator
 
@@ -31,7 +32,12 @@ ORDERS = {
     "backwards": [[6, 5, 4, 3], [2, 1, 0]],
     "two processes": [[0, 2, 4, 6], [1, 3, 5]],
 }
-JOBS = [(dataset, digit, number) for dataset in ("mnistm", "svhn") for digit in (0, 3) for number in (1, 2, 3)]
+JOBS = [
+    (dataset, digit, number)
+    for dataset in ("mnistm", "svhn")
+    for digit in (0, 3)
+    for number in (1, 2, 3)
+]
 
 
 @pytest.mark.parametrize("batches", ORDERS.values(), ids=ORDERS)
@@ -40,7 +46,12 @@ def test_draws_of_an_image_depend_on_its_seed_alone(batches: list[list[int]]) ->
 
     def draws(seeds: list[int]) -> tuple[Tensor, ...]:
         generators = StackedRandomGenerator(seeds)
-        return generators.randn(3, 4, 4), generators.randint(1000), generators.rand(), generators.randn(3, 4, 4)
+        return (
+            generators.randn(3, 4, 4),
+            generators.randint(1000),
+            generators.rand(),
+            generators.randn(3, 4, 4),
+        )
 
     together = draws(SEEDS)
     for batch in batches:
@@ -50,8 +61,11 @@ def test_draws_of_an_image_depend_on_its_seed_alone(batches: list[list[int]]) ->
 
 @pytest.mark.parametrize("batches", ORDERS.values(), ids=ORDERS)
 @pytest.mark.parametrize(("sampler", "eta"), [*((name, 0.0) for name in SAMPLERS), ("ddim", 1.0)])
-def test_samples_of_an_image_depend_on_its_seed_alone(batches: list[list[int]], sampler: str, eta: float) -> None:
-    """The whole walk, with an elementwise network, which has no order of summation: bit for bit, noise of each step included."""
+def test_samples_of_an_image_depend_on_its_seed_alone(
+    batches: list[list[int]], sampler: str, eta: float
+) -> None:
+    """The whole walk, with an elementwise network, which has no order of summation: bit for bit,
+    noise of each step included."""
     schedule = linear_schedule()
     denoise = denoiser(lambda x, t: 0.5 * x, schedule, "v", clip_x0=True)
 
@@ -61,7 +75,9 @@ def test_samples_of_an_image_depend_on_its_seed_alone(batches: list[list[int]], 
         def noise() -> Tensor:
             return generators.randn(3, 4, 4)
 
-        return sample(sampler, denoise, schedule, noise(), trailing_pairs(1000, 5)[:-1], eta=eta, noise=noise)
+        return sample(
+            sampler, denoise, schedule, noise(), trailing_pairs(1000, 5)[:-1], eta=eta, noise=noise
+        )
 
     together = run(SEEDS)
     assert len(together.flatten(1).unique(dim=0)) == len(SEEDS)
@@ -123,7 +139,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def digits(sampler: str, eta: float, chunk_size: int, share: tuple[int, int] = (0, 1)) -> dict[tuple, Tensor]:
+def digits(
+    sampler: str, eta: float, chunk_size: int, share: tuple[int, int] = (0, 1)
+) -> dict[tuple, Tensor]:
     config = SamplingConfig(sampler=sampler, eta=eta, steps=3, chunk_size=chunk_size)
     parts = sample_digits(tiny_network(), JOBS, config, share=share, show_progress=False)
     return {job: image for jobs, images in parts for job, image in zip(jobs, images, strict=True)}
@@ -132,7 +150,8 @@ def digits(sampler: str, eta: float, chunk_size: int, share: tuple[int, int] = (
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("dpmpp_2m", 0.0)])
 def test_a_split_job_makes_the_same_images(sampler: str, eta: float) -> None:
-    """Byte-identical between one process and two or three at one chunk size; the last chunk of 12 by 5 is padded."""
+    """Byte-identical between one process and two or three at one chunk size; the last chunk of 12
+    by 5 is padded."""
     whole = digits(sampler, eta, 5)
     assert list(whole) == JOBS
     for processes in (2, 3):
@@ -141,7 +160,9 @@ def test_a_split_job_makes_the_same_images(sampler: str, eta: float) -> None:
             part = digits(sampler, eta, 5, (rank, processes))
             assert not split.keys() & part.keys()
             split |= part
-        assert split.keys() == whole.keys() and all(torch.equal(split[job], whole[job]) for job in JOBS)
+        assert split.keys() == whole.keys() and all(
+            torch.equal(split[job], whole[job]) for job in JOBS
+        )
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -174,7 +195,8 @@ def test_a_seed_out_of_range_is_refused(word: int) -> None:
 
 
 def test_parts_of_a_step_draw_what_the_whole_draws() -> None:
-    """Micro-batches and processes see slices of one global batch; a part's draws do not depend on how the batch is cut."""
+    """Micro-batches and processes see slices of one global batch; a part's draws do not depend on
+    how the batch is cut."""
 
     def drawn(parts: list[slice]) -> list[torch.Tensor]:
         draws = BatchDraws(5, 6)

@@ -1,4 +1,5 @@
-"""A study's table keeps its finished rows, goes on with the missing ones, and replaces those of other weights."""
+"""A study's table keeps its finished rows, goes on with the missing ones, and replaces those of
+other weights."""
 
 from pathlib import Path
 
@@ -18,7 +19,10 @@ def test_finished_rows_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[st
             measured.append(value)
             return {"square": float(value * value)}
 
-        plan = [({"value": (value,), "weights": weights}, lambda value=value: measure(value)) for value in values]
+        plan = [
+            ({"value": (value,), "weights": weights}, lambda value=value: measure(value))
+            for value in values
+        ]
         return measured_rows(tmp_path / "table.json", "make it", plan, ("value", "square"))
 
     with pytest.raises(KeyboardInterrupt):

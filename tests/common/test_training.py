@@ -1,4 +1,5 @@
-"""The training loop: exact resumption after any interruption, many processes, and what it promises about its parameters."""
+"""The training loop: exact resumption after any interruption, many processes, and what it promises
+about its parameters."""
 
 import dataclasses
 import itertools
@@ -68,7 +69,12 @@ class Line:
         folder.mkdir(exist_ok=True)
         save_tensors(folder / "model.safetensors", {"weight": self.weight})
 
-    def fit(self, run_dir: Path, config: TrainingConfig = SMALL, get_batch: Callable[..., Batch] | None = None) -> None:
+    def fit(
+        self,
+        run_dir: Path,
+        config: TrainingConfig = SMALL,
+        get_batch: Callable[..., Batch] | None = None,
+    ) -> None:
         fit(
             {"weight": self.weight},
             self.loss,
@@ -100,11 +106,18 @@ def cut_at_zero(operation: Callable, countdown: Iterator[int]) -> Callable:
     return cut
 
 
-def test_a_crash_at_any_file_operation_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_at_any_file_operation_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = dataclasses.replace(SMALL, steps=4, validate_every=2)
     Line().fit(tmp_path / "whole", config)
     expected = contents(tmp_path / "whole")
-    assert {"state.safetensors", "last/model.safetensors", "best/model.safetensors", "metrics.jsonl"} <= expected.keys()
+    assert {
+        "state.safetensors",
+        "last/model.safetensors",
+        "best/model.safetensors",
+        "metrics.jsonl",
+    } <= expected.keys()
     for fatal in itertools.count():
         countdown = itertools.count(fatal, -1)
         folder = tmp_path / f"cut_{fatal}"
@@ -161,7 +174,9 @@ def test_a_parameter_without_gradient_so_far_survives_resumption(tmp_path: Path)
             return {"x": torch.ones(4, 2)}
 
         def loss(batch: Batch, draws: Draws) -> Tensor:
-            return (batch["x"] * early).square().mean() + ((late - 3.0).square().sum() if step_now[0] >= 3 else 0.0)
+            return (batch["x"] * early).square().mean() + (
+                (late - 3.0).square().sum() if step_now[0] >= 3 else 0.0
+            )
 
         fit({"early": early, "late": late}, loss, get_batch, SMALL, folder)
         return late.detach()
@@ -198,7 +213,9 @@ def tiny_arguments(data: Path, run_dir: Path, **flags: object) -> list[str]:
         "device": "cpu",
         **{name.replace("_", "-"): value for name, value in flags.items()},
     }
-    return [part for name, value in values.items() for part in (f"--{name}", *str(value).split(" "))]
+    return [
+        part for name, value in values.items() for part in (f"--{name}", *str(value).split(" "))
+    ]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -219,13 +236,18 @@ def whole(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start_and_kill(command: list[str], run_dir: Path) -> int:
-    """Starts a program and kills it at an arbitrary moment after its first checkpoint; returns its exit code."""
+    """Starts a program and kills it at an arbitrary moment after its first checkpoint; returns its
+    exit code."""
     process = subprocess.Popen(
         command, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         deadline = time.monotonic() + 120
-        while not (run_dir / "state.safetensors").exists() and process.poll() is None and time.monotonic() < deadline:
+        while (
+            not (run_dir / "state.safetensors").exists()
+            and process.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.002)
         time.sleep(0.02)
     finally:
@@ -234,9 +256,14 @@ def start_and_kill(command: list[str], run_dir: Path) -> int:
 
 
 def test_killed_then_interrupted_then_continued_gives_the_same_bits(
-    whole: Path, digits_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    whole: Path,
+    digits_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """SIGKILL at an arbitrary moment, Ctrl-C in the continuation, and the same command once more; with accumulation."""
+    """SIGKILL at an arbitrary moment, Ctrl-C in the continuation, and the same command once more;
+    with accumulation."""
     arguments = tiny_arguments(digits_root, tmp_path)
     code = start_and_kill([sys.executable, "-m", "p1_diffusion.train", *arguments], tmp_path)
     assert code == -signal.SIGKILL
@@ -262,16 +289,24 @@ def test_killed_then_interrupted_then_continued_gives_the_same_bits(
     assert load_tensors(tmp_path / "state.safetensors")[1]["step"] == stop_at
 
     assert exit_code(train.main, train.Config, *arguments) == 0
-    # What the killed process left half-written is swept, unless another process has got its number by now.
-    assert {name: data for name, data in contents(tmp_path).items() if ".partial" not in name} == contents(whole)
+    # What the killed process left half-written is swept, unless another process has got its number
+    # by now.
+    assert {
+        name: data for name, data in contents(tmp_path).items() if ".partial" not in name
+    } == contents(whole)
 
 
 def test_resuming_with_other_settings_is_refused(
     whole: Path, digits_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(whole)
-    for flag, value, name in (("lr", "0.5", "lr = 0.01"), ("cond-drop-prob", "0.3", "cond_drop_prob = 0.1")):
-        sentence = refused(capsys, train.main, train.Config, *tiny_arguments(digits_root, whole, **{flag: value}))
+    for flag, value, name in (
+        ("lr", "0.5", "lr = 0.01"),
+        ("cond-drop-prob", "0.3", "cond_drop_prob = 0.1"),
+    ):
+        sentence = refused(
+            capsys, train.main, train.Config, *tiny_arguments(digits_root, whole, **{flag: value})
+        )
         assert name in sentence and value in sentence and "same settings" in sentence
     assert contents(whole) == before
 
@@ -284,12 +319,17 @@ def test_a_run_can_be_made_longer_and_says_where(tmp_path: Path) -> None:
     whole.fit(tmp_path / "whole", config=long)
     # One loss for each micro-batch. What comes after the change of length runs on the new cosine.
     assert len(stretched.path) == len(whole.path) == long.steps * long.gradient_accumulation_steps
-    lines = [json.loads(line) for line in (tmp_path / "stretched" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "stretched" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert {"step": SMALL.steps, "steps": long.steps} in lines
     rates = {line["step"]: line["lr"] for line in lines if "lr" in line}
     for step in range(1, long.steps + 1):
         length = SMALL.steps if step <= SMALL.steps else long.steps
-        assert rates[step] == pytest.approx(learning_rate(dataclasses.replace(SMALL, steps=length), step - 1))
+        assert rates[step] == pytest.approx(
+            learning_rate(dataclasses.replace(SMALL, steps=length), step - 1)
+        )
     assert json.loads((tmp_path / "stretched" / "config.json").read_text())["steps"] == long.steps
 
     # It cannot be made shorter than it is, and nothing changes then.
@@ -310,7 +350,9 @@ def test_the_run_folder_explains_itself(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["validate", "preview"])
-def test_a_signal_breaks_off_a_validation_or_drawing_which_the_next_run_repeats(place: str, tmp_path: Path) -> None:
+def test_a_signal_breaks_off_a_validation_or_drawing_which_the_next_run_repeats(
+    place: str, tmp_path: Path
+) -> None:
     Line().fit(tmp_path / "whole")
     line, reached = Line(), []
 
@@ -326,7 +368,15 @@ def test_a_signal_breaks_off_a_validation_or_drawing_which_the_next_run_repeats(
     looks[place] = broken_off
     folder = tmp_path / "halves"
     with pytest.raises(KeyboardInterrupt):
-        fit({"weight": line.weight}, line.loss, line.get_batch, SMALL, folder, save=line.save, **looks)
+        fit(
+            {"weight": line.weight},
+            line.loss,
+            line.get_batch,
+            SMALL,
+            folder,
+            save=line.save,
+            **looks,
+        )
     assert not reached
     state = load_tensors(folder / "state.safetensors")[1]
     assert state["step"] == 3 and not state["looked"]
@@ -355,7 +405,9 @@ def test_ctrl_c_breaks_off_the_step_and_gives_the_signals_back(tmp_path: Path) -
 
 def rate(step: int, warmup: int, steps: int, schedule: str = "cosine") -> float:
     """The learning rate of a peak of 1."""
-    return learning_rate(TrainingConfig(lr=1.0, warmup=warmup, steps=steps, lr_schedule=schedule), step)
+    return learning_rate(
+        TrainingConfig(lr=1.0, warmup=warmup, steps=steps, lr_schedule=schedule), step
+    )
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_along_half_a_cosine() -> None:
@@ -372,14 +424,16 @@ def test_a_constant_learning_rate_falls_in_a_line_over_the_last_fifth() -> None:
     rates = [rate(step, 4, 100, "constant") for step in range(101)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and set(rates[4:81]) == {1.0}
     assert rates[80:] == pytest.approx([1.0 - k / 20 for k in range(21)])
-    # A run that has come to step 400 cools down at once if its length becomes 500: at 400 nothing jumps.
+    # A run that has come to step 400 cools down at once if its length becomes 500: at 400 nothing
+    # jumps.
     assert rate(399, 4, 10_000, "constant") == rate(400, 4, 500, "constant") == 1.0
     assert rate(0, 0, 1, "constant") == 1.0
 
 
 def test_a_batch_that_does_not_split_evenly_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match="batch size 4 is not a multiple of processes times gradient accumulation steps, 3"
+        InputError,
+        match="batch size 4 is not a multiple of processes times gradient accumulation steps, 3",
     ):
         Line().fit(tmp_path / "run", dataclasses.replace(SMALL, gradient_accumulation_steps=3))
     assert not (tmp_path / "run").exists()
@@ -390,13 +444,21 @@ def test_only_the_given_parameters_change(tmp_path: Path) -> None:
     line.fit(tmp_path)
     assert line.bystander.item() == 1.0
     assert not torch.equal(line.weight, Line().weight)
-    assert {name.split("/")[1] for name in load_tensors(tmp_path / "state.safetensors")[0]} == {"weight"}
+    assert {name.split("/")[1] for name in load_tensors(tmp_path / "state.safetensors")[0]} == {
+        "weight"
+    }
 
 
 def test_validate_and_save_see_the_average(tmp_path: Path) -> None:
-    """The average is d a + (1 - d) p after each step, with d = min(decay, (1 + n) / (10 + n)); the loss sees p itself."""
+    """The average is d a + (1 - d) p after each step, with d = min(decay, (1 + n) / (10 + n)); the
+    loss sees p itself."""
     line = Line()
-    line.fit(tmp_path, dataclasses.replace(SMALL, gradient_accumulation_steps=1, validate_every=6, checkpoint_every=6))
+    line.fit(
+        tmp_path,
+        dataclasses.replace(
+            SMALL, gradient_accumulation_steps=1, validate_every=6, checkpoint_every=6
+        ),
+    )
     weights = [*line.path, line.weight.detach()]  # before the first step, and after each
     assert len(weights) == 7
     average = weights[0]
@@ -407,7 +469,9 @@ def test_validate_and_save_see_the_average(tmp_path: Path) -> None:
     for seen in line.seen:
         torch.testing.assert_close(seen, average)
     assert not torch.allclose(line.weight, average, atol=1e-3)
-    assert torch.equal(load_tensors(tmp_path / "last" / "model.safetensors")[0]["weight"], line.seen[0])
+    assert torch.equal(
+        load_tensors(tmp_path / "last" / "model.safetensors")[0]["weight"], line.seen[0]
+    )
 
 
 def test_the_moving_average_forgets_its_start_and_then_keeps_to_its_decay() -> None:
@@ -435,12 +499,17 @@ def test_the_moving_average_is_taken_off_after_an_error() -> None:
 
 
 def losses(run_dir: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     for accumulation in (1, 2, 4):
-        line_fit(tmp_path / str(accumulation), dataclasses.replace(LINE, gradient_accumulation_steps=accumulation))
+        line_fit(
+            tmp_path / str(accumulation),
+            dataclasses.replace(LINE, gradient_accumulation_steps=accumulation),
+        )
     for accumulation in ("2", "4"):
         assert losses(tmp_path / accumulation) == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
 
@@ -469,14 +538,18 @@ def test_a_non_finite_loss_stops_with_step_and_images(tmp_path: Path) -> None:
         batch = line.get_batch(step, generator)
         return batch | {"x": batch["x"] * math.inf} if step == 3 else batch
 
-    with pytest.raises(InputError, match=r"step 3, on the batch of images \[30, 31, 32, 33\]; the last checkpoint is"):
+    with pytest.raises(
+        InputError,
+        match=r"step 3, on the batch of images \[30, 31, 32, 33\]; the last checkpoint is",
+    ):
         line.fit(tmp_path, get_batch=get_batch)
     tensors, values = load_tensors(tmp_path / "state.safetensors")
     assert values["step"] == 2 and bool(tensors["param/weight"].isfinite().all())
 
 
 def test_a_non_finite_loss_between_two_readings_is_named_and_never_saved(tmp_path: Path) -> None:
-    """Losses are read a few times a second: nothing that came after the bad step may reach the disk."""
+    """Losses are read a few times a second: nothing that came after the bad step may reach the
+    disk."""
     line = Line()
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
@@ -486,13 +559,17 @@ def test_a_non_finite_loss_between_two_readings_is_named_and_never_saved(tmp_pat
     config = dataclasses.replace(
         SMALL, steps=100, log_every=100, validate_every=100, preview_every=100, checkpoint_every=10
     )
-    with pytest.raises(InputError, match=r"the loss is nan at step 13, on the batch of images \[130, 131, 132, 133\]"):
+    with pytest.raises(
+        InputError,
+        match=r"the loss is nan at step 13, on the batch of images \[130, 131, 132, 133\]",
+    ):
         line.fit(tmp_path, config, get_batch)
     assert load_tensors(tmp_path / "state.safetensors")[1]["step"] == 10
 
 
 def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) -> None:
-    """At learning rate 0 the trained network is the one it started from, whatever the model flags say."""
+    """At learning rate 0 the trained network is the one it started from, whatever the model flags
+    say."""
     network = tiny_network()
     network.save(tmp_path / "start")
     arguments = tiny_arguments(
@@ -506,10 +583,15 @@ def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) 
     )
     assert exit_code(train.main, train.Config, *arguments) == 0
     assert contents(tmp_path / "run" / "last") == contents(tmp_path / "start")
-    assert json.loads((tmp_path / "start" / "config.json").read_text())["embedding"] == CONFIG.embedding
+    assert (
+        json.loads((tmp_path / "start" / "config.json").read_text())["embedding"]
+        == CONFIG.embedding
+    )
 
 
-def test_tensorboard_is_asked_for_by_name_when_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_is_asked_for_by_name_when_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(InputError, match="needs the package tensorboard"):
         Line().fit(tmp_path, dataclasses.replace(SMALL, tensorboard=True))

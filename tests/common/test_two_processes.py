@@ -16,14 +16,25 @@ from p1_diffusion import inference, train
 
 def losses(run_dir: Path) -> list[float]:
     """The losses in a run folder's metrics."""
-    return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.fixture(scope="module")
-def two(digits_root: Path, digit_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def two(
+    digits_root: Path, digit_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """What two processes wrote, with `stdout.txt`, what they said."""
     folder = tmp_path_factory.mktemp("two")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     script = Path(__file__).parents[1] / "under_torchrun.py"
     result = run_process([*launcher, script, folder, digits_root, digit_checkpoint])
     assert result.returncode == 0, result.stderr
@@ -37,7 +48,9 @@ def test_each_process_takes_its_slice_of_one_global_batch(two: Path) -> None:
     for rank in (0, 1):
         report = json.loads((two / f"report{rank}.json").read_text())
         assert report["processes"] == 2
-        assert report["seen"] == [[2 * rank, 2 * rank + 1], [4 + 2 * rank, 5 + 2 * rank]] * LINE.steps
+        assert (
+            report["seen"] == [[2 * rank, 2 * rank + 1], [4 + 2 * rank, 5 + 2 * rank]] * LINE.steps
+        )
 
 
 def test_two_processes_give_the_losses_of_one(two: Path, tmp_path: Path) -> None:
@@ -64,7 +77,14 @@ def test_the_digit_model_trains_in_two_processes_as_in_one(
     assert losses(two / "train") == pytest.approx(losses(tmp_path), abs=1e-5)
 
 
-def test_two_processes_sample_the_same_files(two: Path, digit_checkpoint: Path, tmp_path: Path) -> None:
-    assert exit_code(inference.main, inference.Config, *inference_arguments(tmp_path, digit_checkpoint)) == 0
+def test_two_processes_sample_the_same_files(
+    two: Path, digit_checkpoint: Path, tmp_path: Path
+) -> None:
+    assert (
+        exit_code(
+            inference.main, inference.Config, *inference_arguments(tmp_path, digit_checkpoint)
+        )
+        == 0
+    )
     files = contents(two / "digits")
     assert len(files) == 150 and files == contents(tmp_path)

@@ -1,4 +1,5 @@
-"""The held-out loss: a mean over images, by the same draws each time, without touching the model."""
+"""The held-out loss: a mean over images, by the same draws each time, without touching the
+model."""
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ def noisy_loss(batch: Batch, generators: StackedRandomGenerator) -> Tensor:
 
 def test_the_mean_is_over_images_by_the_same_draws_each_time() -> None:
     model, images = nn.Linear(1, 1), {"image": torch.arange(7.0), "digit": torch.zeros(7)}
-    expected = (images["image"] + StackedRandomGenerator(derive_seeds(0, count=7)).rand()).mean().item()
+    expected = (
+        (images["image"] + StackedRandomGenerator(derive_seeds(0, count=7)).rand()).mean().item()
+    )
     for size in (1, 3, 7, 100):
         torch.rand(3)
         assert held_out_loss(model, noisy_loss, images, size) == pytest.approx(expected, rel=1e-6)

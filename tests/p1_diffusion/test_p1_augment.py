@@ -1,4 +1,5 @@
-"""Augmentation that the network is told of: what is told is what was done, and nothing is told where nothing was."""
+"""Augmentation that the network is told of: what is told is what was done, and nothing is told
+where nothing was."""
 
 import itertools
 
@@ -37,7 +38,8 @@ def test_what_is_told_is_what_was_done() -> None:
 
 
 def test_a_shift_moves_the_image_by_what_is_told() -> None:
-    """A bright column moves by 3 pixels times what is told, against the direction in which the grid is read."""
+    """A bright column moves by 3 pixels times what is told, against the direction in which the grid
+    is read."""
     column = torch.full((200, 3, 28, 28), -1.0)
     column[..., 14] = 1.0
     after, told = augment(column, 1.0, StackedRandomGenerator(range(200)))

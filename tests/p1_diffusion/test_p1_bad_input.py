@@ -1,4 +1,5 @@
-"""Bad input to Problem 1's programs: one sentence, exit code 2, nothing half-written, and no code from a file is ever run."""
+"""Bad input to Problem 1's programs: one sentence, exit code 2, nothing half-written, and no code
+from a file is ever run."""
 
 import contextlib
 import json
@@ -11,7 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Malice, contents, environment, exit_code, refusal, refused, run_process, tiny_network
+from tiny import (
+    Malice,
+    contents,
+    environment,
+    exit_code,
+    refusal,
+    refused,
+    run_process,
+    tiny_network,
+)
 
 from common import cli
 from common.files import ROOT
@@ -46,12 +56,23 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sampling(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs inference with flags that it must refuse before it writes anything; returns its sentence."""
+def sampling(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Runs inference with flags that it must refuse before it writes anything; returns its
+    sentence."""
 
     def refuse(*flags: Any) -> str:
         # Of a flag given twice the last one counts.
-        arguments = ("--output-dir", tmp_path / "out", "--checkpoint", checkpoint, "--device", "cpu", *flags)
+        arguments = (
+            "--output-dir",
+            tmp_path / "out",
+            "--checkpoint",
+            checkpoint,
+            "--device",
+            "cpu",
+            *flags,
+        )
         sentence = refused(capsys, inference.main, inference.Config, *arguments)
         assert not (tmp_path / "out").exists()
         return sentence
@@ -77,20 +98,32 @@ def sampling(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("--guidance-scale nan", "--guidance-scale must be finite, not nan"),
         ("--guidance_scale -inf", "--guidance-scale must be finite, not -inf"),
         ("--guide-w 2 --guidance-scale 2", "--guide-w and --guidance-scale are the same guidance"),
-        ("--guidance-interval 700 150", "--guidance-interval must be the lowest t and then the highest"),
+        (
+            "--guidance-interval 700 150",
+            "--guidance-interval must be the lowest t and then the highest",
+        ),
         ("--eta nan", "--eta must lie in [0, 1], not nan"),
         ("--eta 0.5", "--eta is DDIM's: with --sampler dpmpp_2m it must be 0"),
         ("--classes svhn/10", "the edition 2025 has no class 'svhn/10'"),
-        ("--classes mnistm/3", "the edition 2025 has no class 'mnistm/3'"),  # an odd digit is SVHN's
+        (
+            "--classes mnistm/3",
+            "the edition 2025 has no class 'mnistm/3'",
+        ),  # an odd digit is SVHN's
         ("--edition 2024 --classes mnistm/3 usps/1", "the edition 2024 has no class 'usps/1'"),
     ],
 )
-def test_numbers_and_names_that_make_no_sense(flags: str, sentence: str, sampling: Callable[..., str]) -> None:
+def test_numbers_and_names_that_make_no_sense(
+    flags: str, sentence: str, sampling: Callable[..., str]
+) -> None:
     assert sentence in sampling(*flags.split())
 
 
-@pytest.mark.parametrize("flags", ["--edition 2023", "--sampler euler", "--steps many", "--device tpu", "--colour red"])
-def test_what_the_parser_refuses_is_a_box(flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "flags", ["--edition 2023", "--sampler euler", "--steps many", "--device tpu", "--colour red"]
+)
+def test_what_the_parser_refuses_is_a_box(
+    flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ("--output-dir", tmp_path / "out", *flags.split())
     assert exit_code(inference.main, inference.Config, *arguments) == 2
     printed = capsys.readouterr()
@@ -105,7 +138,10 @@ def test_what_the_parser_refuses_is_a_box(flags: str, tmp_path: Path, capsys: py
         ("--steps 0", "--steps must be at least 1, not 0"),
         ("--steps -5", "--steps must be at least 1, not -5"),
         ("--batch-size 0", "--batch-size must be at least 1, not 0"),
-        ("--gradient-accumulation-steps 0", "--gradient-accumulation-steps must be at least 1, not 0"),
+        (
+            "--gradient-accumulation-steps 0",
+            "--gradient-accumulation-steps must be at least 1, not 0",
+        ),
         ("--log-every 0", "--log-every must be at least 1, not 0"),
         ("--checkpoint-every -1", "--checkpoint-every must be at least 1, not -1"),
         (
@@ -117,7 +153,16 @@ def test_what_the_parser_refuses_is_a_box(flags: str, tmp_path: Path, capsys: py
 def test_trainings_that_make_no_sense(
     flags: str, sentence: str, digits_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("--data", digits_root, "--run-dir", tmp_path / "run", "--device", "cpu", *SMALL, *flags.split())
+    arguments = (
+        "--data",
+        digits_root,
+        "--run-dir",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+        *SMALL,
+        *flags.split(),
+    )
     assert sentence in refused(capsys, train.main, train.Config, *arguments)
     assert not (tmp_path / "run").exists()
 
@@ -144,7 +189,11 @@ def test_cuda_asked_for_but_absent(
 
 @pytest.mark.parametrize("below", ["file", "file/out", "file/a/b"])
 def test_an_output_path_below_a_regular_file(
-    below: str, checkpoint: Path, digits_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    below: str,
+    checkpoint: Path,
+    digits_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").write_text("mine")
     reason = f"{tmp_path / 'file'} is a regular file"
@@ -170,7 +219,16 @@ def full_disk(limit: int) -> Iterator[None]:
 
 def test_sampling_onto_a_full_disk_leaves_no_half_image(checkpoint: Path, tmp_path: Path) -> None:
     """In a process of its own, as a user would meet it."""
-    arguments = ("--output-dir", tmp_path, "--checkpoint", checkpoint, "--device", "cpu", "--steps", 1)
+    arguments = (
+        "--output-dir",
+        tmp_path,
+        "--checkpoint",
+        checkpoint,
+        "--device",
+        "cpu",
+        "--steps",
+        1,
+    )
     result = run_process(
         [sys.executable, "-m", "p1_diffusion.inference", *arguments],
         cwd=ROOT,
@@ -188,7 +246,9 @@ def test_training_onto_a_full_disk_keeps_what_is_whole(
     """config.json and the first line of metrics fit, the weights do not."""
     arguments = ("--data", digits_root, "--run-dir", tmp_path, "--device", "cpu", *SMALL)
     with full_disk(20_000):
-        code = exit_code(train.main, train.Config, *arguments, "--checkpoint-every", 2, "--log-every", 1)
+        code = exit_code(
+            train.main, train.Config, *arguments, "--checkpoint-every", 2, "--log-every", 1
+        )
     assert code == 2
     assert "File too large" in refusal(capsys.readouterr().err)
     assert contents(tmp_path).keys() == {"config.json", "metrics.jsonl"}
@@ -220,7 +280,9 @@ def test_a_defect_keeps_its_traceback_and_ctrl_c_is_130(tmp_path: Path) -> None:
 # Weight files.
 
 
-def test_a_checkpoint_that_is_missing_or_broken(checkpoint: Path, sampling: Callable[..., str], tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_missing_or_broken(
+    checkpoint: Path, sampling: Callable[..., str], tmp_path: Path
+) -> None:
     assert "the checkpoint folder" in sampling("--checkpoint", tmp_path / "none")
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -255,7 +317,9 @@ def test_a_pickle_that_would_run_code_as_checkpoint(
     """As the checkpoint itself, and in the place of the weights in a model folder."""
     trace = tmp_path / "it_ran"
     torch.save({"state_dict": Malice(trace)}, tmp_path / "evil.pth")
-    assert "evil.pth is a file, but a model folder" in sampling("--checkpoint", tmp_path / "evil.pth")
+    assert "evil.pth is a file, but a model folder" in sampling(
+        "--checkpoint", tmp_path / "evil.pth"
+    )
     copy = shutil.copytree(checkpoint, tmp_path / "copy")
     shutil.copy(tmp_path / "evil.pth", copy / "model.safetensors")
     assert "not a complete safetensors file" in sampling("--checkpoint", copy)
@@ -263,14 +327,24 @@ def test_a_pickle_that_would_run_code_as_checkpoint(
 
 
 def test_a_pickle_that_would_run_code_as_classifier(
-    digits_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    digits_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     trace = tmp_path / "it_ran"
     torch.save({"state_dict": Malice(trace)}, tmp_path / "evil.pth")
     DigitClassifier().save(tmp_path / "grader")
     monkeypatch.setattr(evaluate, "read_output", lambda folder: ("2025", *[torch.zeros(1)] * 3))
     monkeypatch.setattr(evaluate, "find_published_svhn", lambda: None)
-    arguments = ("--images", tmp_path, "--grader", tmp_path / "grader", "--classifier", tmp_path / "evil.pth")
+    arguments = (
+        "--images",
+        tmp_path,
+        "--grader",
+        tmp_path / "grader",
+        "--classifier",
+        tmp_path / "evil.pth",
+    )
     assert "evil.pth was refused" in refused(capsys, evaluate.main, evaluate.Config, *arguments)
     assert not trace.exists()
     (tmp_path / "evil.pth").write_bytes((tmp_path / "evil.pth").read_bytes()[:100])
@@ -280,7 +354,10 @@ def test_a_pickle_that_would_run_code_as_classifier(
 
 
 def test_a_grader_that_is_missing_or_of_another_kind(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(evaluate, "read_output", lambda folder: ("2025", *[torch.zeros(1)] * 3))
     program = (capsys, evaluate.main, evaluate.Config, "--images", tmp_path, "--grader")
@@ -294,17 +371,31 @@ def test_initial_weights_that_are_missing_or_of_another_kind(
     DigitClassifier().save(tmp_path / "classifier")
     arguments = ("--data", digits_root, "--run-dir", tmp_path / "run", "--device", "cpu")
     for start, sentence in (("none", "does not exist"), ("classifier", "ContextUNet' is expected")):
-        assert sentence in refused(capsys, train.main, train.Config, *arguments, "--init-from", tmp_path / start)
+        assert sentence in refused(
+            capsys, train.main, train.Config, *arguments, "--init-from", tmp_path / start
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_folder_whose_state_is_truncated(
     digits_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("--data", digits_root, "--run-dir", tmp_path, "--device", "cpu", "--steps", 1, *SMALL)
+    arguments = (
+        "--data",
+        digits_root,
+        "--run-dir",
+        tmp_path,
+        "--device",
+        "cpu",
+        "--steps",
+        1,
+        *SMALL,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "VALIDATION_IMAGES", 10)
-        patch.setattr(train, "SamplingConfig", lambda: inference.SamplingConfig(steps=1))  # of the preview
+        patch.setattr(
+            train, "SamplingConfig", lambda: inference.SamplingConfig(steps=1)
+        )  # of the preview
         assert exit_code(train.main, train.Config, *arguments) == 0
     state = tmp_path / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-100])
@@ -315,12 +406,28 @@ def test_a_run_folder_whose_state_is_truncated(
 
 
 def test_digits_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for program, config in ((train.main, train.Config), (train_classifier.main, train_classifier.Config)):
-        sentence = refused(capsys, program, config, "--data", tmp_path / "none", "--run-dir", tmp_path / "run")
+    for program, config in (
+        (train.main, train.Config),
+        (train_classifier.main, train_classifier.Config),
+    ):
+        sentence = refused(
+            capsys, program, config, "--data", tmp_path / "none", "--run-dir", tmp_path / "run"
+        )
         assert "the digits are not there" in sentence and "scripts/get_dataset.sh" in sentence
     assert not (tmp_path / "run").exists()
 
 
-def test_figures_of_an_empty_folder(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--images", tmp_path / "none", "--output-dir", tmp_path / "out", "--checkpoint", checkpoint)
-    assert "holds no complete set of digits" in refused(capsys, figures.main, figures.Config, *arguments)
+def test_figures_of_an_empty_folder(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (
+        "--images",
+        tmp_path / "none",
+        "--output-dir",
+        tmp_path / "out",
+        "--checkpoint",
+        checkpoint,
+    )
+    assert "holds no complete set of digits" in refused(
+        capsys, figures.main, figures.Config, *arguments
+    )

@@ -1,4 +1,5 @@
-"""A diffusion model as a classifier: it finds the digit under which an image's noise is predicted best."""
+"""A diffusion model as a classifier: it finds the digit under which an image's noise is predicted
+best."""
 
 from collections.abc import Iterator
 
@@ -12,7 +13,8 @@ from p1_diffusion.study.classify import classify_by_error
 
 
 class Knowing:
-    """A network that knows one image for each digit and dataset: it predicts v as if that image were x0."""
+    """A network that knows one image for each digit and dataset: it predicts v as if that image
+    were x0."""
 
     def __init__(self, known: Tensor) -> None:
         self.known = known  # [2, 10, 3, 28, 28] in [-1, 1]
@@ -28,7 +30,9 @@ class Knowing:
 
 
 def test_a_model_that_knows_each_class_recognises_every_image() -> None:
-    images = torch.randint(256, (2, 10, 3, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.randint(
+        256, (2, 10, 3, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     model = Knowing(images.float() / 127.5 - 1.0)
     datasets = torch.arange(len(DATASETS)).repeat_interleave(10)
     found = classify_by_error(model, images.flatten(0, 1), datasets, chunk_size=7)
@@ -37,8 +41,12 @@ def test_a_model_that_knows_each_class_recognises_every_image() -> None:
 
 def test_the_answer_does_not_depend_on_the_batch() -> None:
     network = tiny_network()
-    images = torch.randint(256, (6, 3, 28, 28), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    images = torch.randint(
+        256, (6, 3, 28, 28), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
     datasets = torch.tensor([0, 1] * 3)
     together = classify_by_error(network, images, datasets)
     assert torch.equal(together, classify_by_error(network, images, datasets, chunk_size=2))
-    assert torch.equal(together[3:4], classify_by_error(network, images, datasets, chunk_size=6)[3:4])
+    assert torch.equal(
+        together[3:4], classify_by_error(network, images, datasets, chunk_size=6)[3:4]
+    )

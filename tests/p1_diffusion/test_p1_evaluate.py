@@ -1,4 +1,5 @@
-"""The replica grader: what it counts, what it refuses, how it answers, and measures that the grader does not see."""
+"""The replica grader: what it counts, what it refuses, how it answers, and measures that the grader
+does not see."""
 
 import dataclasses
 import json
@@ -18,16 +19,25 @@ from common.metrics.classifier import DigitClassifier, LeNet
 from p1_diffusion import evaluate
 from p1_diffusion import quality as quality_module
 from p1_diffusion.evaluate import Config, grade, main, read_output
-from p1_diffusion.quality import dropped_context_rate, load_reference, make_reference, nearest_training, quality
+from p1_diffusion.quality import (
+    dropped_context_rate,
+    load_reference,
+    make_reference,
+    nearest_training,
+    quality,
+)
 
 
 def random_digits(per_class: int, seed: int) -> Digits:
-    """Noise in the shape of real digits, all twenty classes; each class around its own brightness."""
+    """Noise in the shape of real digits, all twenty classes; each class around its own
+    brightness."""
     generator = torch.Generator().manual_seed(seed)
     classes = torch.arange(20).repeat_interleave(per_class)
     noise = torch.randn(len(classes), 3, 28, 28, generator=generator)
     images = (60 + 6 * classes[:, None, None, None] + 25 * noise).clamp(0, 255).to(torch.uint8)
-    return Digits(images, classes % 10, classes // 10, [f"{i:05d}.png" for i in range(len(classes))])
+    return Digits(
+        images, classes % 10, classes // 10, [f"{i:05d}.png" for i in range(len(classes))]
+    )
 
 
 def oracle(images: Tensor) -> Tensor:
@@ -60,7 +70,9 @@ def held_out_digits() -> Digits:
 
 
 @pytest.fixture(scope="module")
-def grader(tmp_path_factory: pytest.TempPathFactory, train_digits: Digits, held_out_digits: Digits) -> Path:
+def grader(
+    tmp_path_factory: pytest.TempPathFactory, train_digits: Digits, held_out_digits: Digits
+) -> Path:
     """A classifier folder with random weights and the reference statistics of noise."""
     folder = tmp_path_factory.mktemp("grader")
     torch.manual_seed(0)
@@ -92,7 +104,9 @@ def _no_published_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("edition", ["2025", "2024"])
-def test_the_folder_is_read_with_its_labels(edition: Edition, perfect: Path, tmp_path: Path) -> None:
+def test_the_folder_is_read_with_its_labels(
+    edition: Edition, perfect: Path, tmp_path: Path
+) -> None:
     folder = perfect if edition == "2025" else write_set(tmp_path, edition)
     found, images, digits, datasets = read_output(folder)
     assert found == edition
@@ -107,21 +121,32 @@ def test_the_folder_is_read_with_its_labels(edition: Edition, perfect: Path, tmp
 
 def test_an_oracle_gets_everything_right(perfect: Path) -> None:
     _, images, digits, datasets = read_output(perfect)
-    result = grade(images, digits, datasets, {"mnistm": ("oracle", oracle), "svhn": ("oracle", oracle)})
+    result = grade(
+        images, digits, datasets, {"mnistm": ("oracle", oracle), "svhn": ("oracle", oracle)}
+    )
     assert result["mean_accuracy"] == 1.0
     for dataset, own in (("mnistm", (0, 2, 4, 6, 8)), ("svhn", (1, 3, 5, 7, 9))):
         part = result["datasets"][dataset]
         assert part["accuracy"] == 1.0 and part["judge"] == "oracle"
         assert part["accuracy_by_digit"] == {str(digit): 1.0 for digit in own}
-        assert part["confusion"] == [[50 * (i == j and i in own) for j in range(10)] for i in range(10)]
+        assert part["confusion"] == [
+            [50 * (i == j and i in own) for j in range(10)] for i in range(10)
+        ]
 
 
 def test_confusion_has_the_digit_asked_for_in_rows() -> None:
-    """Four images asked to be 3, of which the judge takes one for an 8; and two of 8, taken rightly."""
+    """Four images asked to be 3, of which the judge takes one for an 8; and two of 8, taken
+    rightly."""
     digits = torch.tensor([3, 3, 3, 3, 8, 8, 0])
     datasets = torch.tensor([0, 0, 0, 0, 0, 0, 1])
-    images = (10 + 20 * torch.tensor([3, 3, 8, 3, 8, 8, 5])).to(torch.uint8)[:, None, None, None].expand(7, 3, 28, 28)
-    result = grade(images, digits, datasets, {"mnistm": ("oracle", oracle), "svhn": ("oracle", oracle)})
+    images = (
+        (10 + 20 * torch.tensor([3, 3, 8, 3, 8, 8, 5]))
+        .to(torch.uint8)[:, None, None, None]
+        .expand(7, 3, 28, 28)
+    )
+    result = grade(
+        images, digits, datasets, {"mnistm": ("oracle", oracle), "svhn": ("oracle", oracle)}
+    )
     confusion = result["datasets"]["mnistm"]["confusion"]
     assert (confusion[3][3], confusion[3][8], confusion[8][8], confusion[8][3]) == (3, 1, 2, 0)
     assert sum(map(sum, confusion)) == 6
@@ -133,7 +158,11 @@ def test_confusion_has_the_digit_asked_for_in_rows() -> None:
 
 
 def test_a_perfect_folder_passes_and_the_result_is_written(
-    perfect: Path, grader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    perfect: Path,
+    grader: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     judges = {"mnistm": ("oracle", oracle), "svhn": ("oracle", oracle)}
     monkeypatch.setattr(evaluate, "pick_judges", lambda config, network: judges)
@@ -141,12 +170,19 @@ def test_a_perfect_folder_passes_and_the_result_is_written(
     assert exit_code(main, Config, "--images", perfect, "--grader", grader, "--result", path) == 0
     assert "500 images of 2025, mean accuracy 100.00%: passes" in capsys.readouterr().out
     result = json.loads(path.read_text())
-    assert result["mean_accuracy"] == 1.0 and result["images"] == 500 and result["edition"] == "2025"
-    assert {"frechet_distance", "frechet_distance_real", "spread_ratio"} <= result["quality"]["svhn"].keys()
+    assert (
+        result["mean_accuracy"] == 1.0 and result["images"] == 500 and result["edition"] == "2025"
+    )
+    assert {"frechet_distance", "frechet_distance_real", "spread_ratio"} <= result["quality"][
+        "svhn"
+    ].keys()
 
 
-def test_the_script_answers_1_below_the_baseline(perfect: Path, grader: Path, tmp_path: Path) -> None:
-    """A random classifier takes nearly every image for one digit; the course's, given, judges MNIST-M."""
+def test_the_script_answers_1_below_the_baseline(
+    perfect: Path, grader: Path, tmp_path: Path
+) -> None:
+    """A random classifier takes nearly every image for one digit; the course's, given, judges
+    MNIST-M."""
     lenet = tmp_path / "Classifier.pth"
     torch.save({"state_dict": LeNet().state_dict()}, lenet)
     arguments = (perfect, "--grader", grader, "--classifier", lenet)
@@ -194,10 +230,20 @@ def spoil_everything(folder: Path) -> str:
 
 @pytest.mark.parametrize(
     "spoil",
-    [spoil_missing, spoil_dataset, spoil_stray, spoil_number, spoil_size, spoil_content, spoil_everything],
+    [
+        spoil_missing,
+        spoil_dataset,
+        spoil_stray,
+        spoil_number,
+        spoil_size,
+        spoil_content,
+        spoil_everything,
+    ],
     ids=lambda spoil: spoil.__name__,
 )
-def test_what_cannot_be_graded_is_named(spoil, copy: Path, grader: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_graded_is_named(
+    spoil, copy: Path, grader: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     expected = spoil(copy)
     assert expected in refused(capsys, main, Config, "--images", copy, "--grader", grader)
 
@@ -211,19 +257,26 @@ def test_the_courses_classifier_and_the_published_network_take_over(
     config = Config(images=tmp_path, grader=grader)
     judges = evaluate.pick_judges(config, network)
     assert judges == {"mnistm": ("project", network), "svhn": ("project", network)}
-    config = dataclasses.replace(config, classifier=tmp_path / "Classifier.pth", svhn_classifier=tmp_path / "w.bin")
+    config = dataclasses.replace(
+        config, classifier=tmp_path / "Classifier.pth", svhn_classifier=tmp_path / "w.bin"
+    )
     judges = evaluate.pick_judges(config, network)
     assert judges["mnistm"][0] == "course LeNet" and isinstance(judges["mnistm"][1], LeNet)
     assert judges["svhn"] == ("published ResNet-34", ("loaded", tmp_path / "w.bin"))
     monkeypatch.setattr(evaluate, "find_published_svhn", lambda: tmp_path / "cached")
-    assert evaluate.pick_judges(Config(images=tmp_path), network)["svhn"][1] == ("loaded", tmp_path / "cached")
+    assert evaluate.pick_judges(Config(images=tmp_path), network)["svhn"][1] == (
+        "loaded",
+        tmp_path / "cached",
+    )
 
 
 # ----------------------------------------------------------------------------
 # What the grader does not see.
 
 
-def test_real_digits_have_the_spread_and_distance_of_real_digits(grader: Path, held_out_digits: Digits) -> None:
+def test_real_digits_have_the_spread_and_distance_of_real_digits(
+    grader: Path, held_out_digits: Digits
+) -> None:
     held_out = held_out_digits
     network, reference = DigitClassifier.load(grader), load_reference(grader)
     result = quality(held_out.images, held_out.digits, held_out.datasets, network, reference)
@@ -232,7 +285,9 @@ def test_real_digits_have_the_spread_and_distance_of_real_digits(grader: Path, h
         assert part["pixel_spread_ratio"] == pytest.approx(1.0, rel=1e-6)
         # As many real digits as there are: every draw takes all of them.
         assert part["frechet_distance"] == pytest.approx(part["frechet_distance_real"], rel=1e-2)
-        assert part["frechet_ratio"] == pytest.approx(part["frechet_distance"] / part["frechet_distance_real"])
+        assert part["frechet_ratio"] == pytest.approx(
+            part["frechet_distance"] / part["frechet_distance_real"]
+        )
 
 
 def test_collapse_shows(grader: Path, held_out_digits: Digits) -> None:
@@ -255,7 +310,9 @@ def test_reference_statistics_weigh_classes_equally(grader: Path, train_digits: 
     chosen = torch.cat([features[classes == c] for c in (2, 15)])  # of equal sizes
     statistics = reference.statistics([2, 15])
     torch.testing.assert_close(statistics.mean, chosen.mean(0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(statistics.cov, torch.cov(chosen.T, correction=0), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        statistics.cov, torch.cov(chosen.T, correction=0), rtol=1e-3, atol=1e-5
+    )
 
 
 def test_spread_is_the_root_mean_square_distance_from_the_mean() -> None:
@@ -264,13 +321,17 @@ def test_spread_is_the_root_mean_square_distance_from_the_mean() -> None:
     assert quality_module._spread(rows).item() == pytest.approx((20.0 / 3.0) ** 0.5)
 
 
-def test_copies_of_training_images_are_at_distance_zero(train_digits: Digits, held_out_digits: Digits) -> None:
+def test_copies_of_training_images_are_at_distance_zero(
+    train_digits: Digits, held_out_digits: Digits
+) -> None:
     images, digits, datasets = train_digits.images, train_digits.digits, train_digits.datasets
     result = nearest_training(images, digits, datasets, train_digits, held_out_digits)
     for part in result.values():
         assert part["generated_median"] == pytest.approx(0.0, abs=0.1)
         assert part["held_out_min"] > 10.0
-    brighter = train_digits.images + 7  # 7 grey levels from every pixel of the original, and nothing nearer
+    brighter = (
+        train_digits.images + 7
+    )  # 7 grey levels from every pixel of the original, and nothing nearer
     result = nearest_training(brighter, digits, datasets, train_digits, held_out_digits)
     assert result["mnistm"]["generated_median"] == pytest.approx(7.0, abs=0.1)
 
@@ -288,5 +349,7 @@ def test_a_reference_of_another_kind_is_refused(tmp_path: Path, grader: Path) ->
     with pytest.raises(InputError, match="reference.safetensors does not exist"):
         load_reference(folder)
     shutil.copy(folder / "model.safetensors", folder / "reference.safetensors")
-    with pytest.raises(InputError, match="reference.safetensors does not hold the reference statistics"):
+    with pytest.raises(
+        InputError, match="reference.safetensors does not hold the reference statistics"
+    ):
         load_reference(folder)

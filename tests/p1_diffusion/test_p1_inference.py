@@ -1,4 +1,5 @@
-"""Sampling digits: the grader's names and counts, the same bytes however the work is split, and clean folders."""
+"""Sampling digits: the grader's names and counts, the same bytes however the work is split, and
+clean folders."""
 
 import dataclasses
 from pathlib import Path
@@ -18,7 +19,12 @@ QUICK = SamplingConfig(steps=2)
 NAMES_2025 = {f"mnistm/{d}_{n:03d}.png" for d in (0, 2, 4, 6, 8) for n in range(1, 51)} | {
     f"svhn/{d}_{n:03d}.png" for d in (1, 3, 5, 7, 9) for n in range(1, 51)
 }
-NAMES_2024 = {f"{dataset}/{d}_{n:03d}.png" for dataset in ("mnistm", "svhn") for d in range(10) for n in range(1, 51)}
+NAMES_2024 = {
+    f"{dataset}/{d}_{n:03d}.png"
+    for dataset in ("mnistm", "svhn")
+    for d in range(10)
+    for n in range(1, 51)
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +33,21 @@ def network(digit_checkpoint: Path) -> ContextUNet:
 
 
 def run(out: Path, checkpoint: Path, *flags: str) -> None:
-    arguments = ("--output-dir", out, "--checkpoint", checkpoint, "--device", "cpu", "--steps", 1, *flags)
+    arguments = (
+        "--output-dir",
+        out,
+        "--checkpoint",
+        checkpoint,
+        "--device",
+        "cpu",
+        "--steps",
+        1,
+        *flags,
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda _: None)  # hundreds of files; a crash is not the point here
+        patch.setattr(
+            "os.fsync", lambda _: None
+        )  # hundreds of files; a crash is not the point here
         assert exit_code(main, Config, *arguments) == 0
 
 
@@ -41,8 +59,15 @@ def out_2025(digit_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
-def draw(network: ContextUNet, keys: list[ImageKey], config: SamplingConfig = QUICK, **options: object) -> torch.Tensor:
-    return torch.cat([images for _, images in sample_digits(network, keys, config, show_progress=False, **options)])
+def draw(
+    network: ContextUNet, keys: list[ImageKey], config: SamplingConfig = QUICK, **options: object
+) -> torch.Tensor:
+    return torch.cat(
+        [
+            images
+            for _, images in sample_digits(network, keys, config, show_progress=False, **options)
+        ]
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -66,18 +91,26 @@ def test_2024_is_1000_images_with_the_2025_ones_among_them(
     assert files.keys() == NAMES_2024
     assert len(NAMES_2024) == 1000
     assert len(set(files.values())) == 1000  # no image twice
-    # The 2025 set again, in the same folder: the other edition's files go, and every byte is as before.
+    # The 2025 set again, in the same folder: the other edition's files go, and every byte is as
+    # before.
     run(tmp_path, digit_checkpoint)
     assert contents(tmp_path) == contents(out_2025)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mnistm", "svhn"]
 
 
 def test_each_process_takes_its_share_of_the_chunks(network: ContextUNet) -> None:
-    """With 5 chunks, the second of 2 processes computes chunks 1 and 3; together they cover all once."""
+    """With 5 chunks, the second of 2 processes computes chunks 1 and 3; together they cover all
+    once."""
     keys = [("svhn", 3, n) for n in range(1, 10)]
     config = dataclasses.replace(QUICK, chunk_size=2)
     shares = [
-        [key for part, _ in sample_digits(network, keys, config, share=(rank, 2), show_progress=False) for key in part]
+        [
+            key
+            for part, _ in sample_digits(
+                network, keys, config, share=(rank, 2), show_progress=False
+            )
+            for key in part
+        ]
         for rank in (0, 1)
     ]
     assert shares[1] == [keys[2], keys[3], keys[6], keys[7]]
@@ -88,10 +121,21 @@ def test_each_process_takes_its_share_of_the_chunks(network: ContextUNet) -> Non
 # An image depends on its own key and the settings alone.
 
 
-@pytest.mark.parametrize("config", [QUICK, SamplingConfig(steps=3, sampler="ddim", eta=1.0)], ids=["dpmpp", "eta 1"])
-def test_an_image_does_not_depend_on_the_jobs_beside_it(network: ContextUNet, config: SamplingConfig) -> None:
+@pytest.mark.parametrize(
+    "config", [QUICK, SamplingConfig(steps=3, sampler="ddim", eta=1.0)], ids=["dpmpp", "eta 1"]
+)
+def test_an_image_does_not_depend_on_the_jobs_beside_it(
+    network: ContextUNet, config: SamplingConfig
+) -> None:
     config = dataclasses.replace(config, chunk_size=4)
-    keys = [("mnistm", 0, 1), ("svhn", 7, 50), ("mnistm", 9, 3), ("svhn", 0, 1), ("svhn", 7, 2), ("mnistm", 4, 4)]
+    keys = [
+        ("mnistm", 0, 1),
+        ("svhn", 7, 50),
+        ("mnistm", 9, 3),
+        ("svhn", 0, 1),
+        ("svhn", 7, 2),
+        ("mnistm", 4, 4),
+    ]
     images = draw(network, keys, config)
     order = [4, 2, 0, 5, 1, 3]
     assert torch.equal(draw(network, [keys[i] for i in order], config), images[order])
@@ -116,13 +160,18 @@ def test_seed_digit_dataset_and_number_each_give_another_image(network: ContextU
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps", "calls"), [("dpmpp_2m", 4, 4), ("ddim", 5, 5), ("ddpm", 3, 3), ("heun", 3, 5)]
+    ("sampler", "steps", "calls"),
+    [("dpmpp_2m", 4, 4), ("ddim", 5, 5), ("ddpm", 3, 3), ("heun", 3, 5)],
 )
-def test_a_guided_pair_is_one_network_call(network: ContextUNet, sampler: str, steps: int, calls: int) -> None:
+def test_a_guided_pair_is_one_network_call(
+    network: ContextUNet, sampler: str, steps: int, calls: int
+) -> None:
     batches = []
     hook = network.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     try:
-        always = SamplingConfig(sampler=sampler, steps=steps, chunk_size=2, guidance_interval=(0, 999))
+        always = SamplingConfig(
+            sampler=sampler, steps=steps, chunk_size=2, guidance_interval=(0, 999)
+        )
         draw(network, [("svhn", 3, 1)], always)
         assert batches == [4] * calls  # both halves of a padded chunk of 2
         batches.clear()
@@ -143,7 +192,9 @@ def test_the_callback_sees_every_step(network: ContextUNet) -> None:
     assert [(i, t, shape) for i, t, shape, _ in seen] == [
         (i, t, (1, 3, 28, 28)) for i, t in enumerate((999, 749, 499, 249))
     ]
-    assert torch.equal(to_uint8(seen[-1][3]), images)  # the last step returns the predicted clean image
+    assert torch.equal(
+        to_uint8(seen[-1][3]), images
+    )  # the last step returns the predicted clean image
 
 
 # ----------------------------------------------------------------------------
@@ -151,20 +202,35 @@ def test_the_callback_sees_every_step(network: ContextUNet) -> None:
 
 
 def test_guide_w_is_the_guidance_scale_less_one() -> None:
-    for spelling in (["--guide-w", "2.5"], ["--guide_w", "2.5"], ["--guide-w=2.5"], ["--guide_w=2.5"]):
+    for spelling in (
+        ["--guide-w", "2.5"],
+        ["--guide_w", "2.5"],
+        ["--guide-w=2.5"],
+        ["--guide_w=2.5"],
+    ):
         arguments = ["--steps", "3", *spelling, "--seed", "1"]
-        assert translate_guide_w(arguments) == ["--steps", "3", "--guidance-scale", "3.5", "--seed", "1"]
+        assert translate_guide_w(arguments) == [
+            "--steps",
+            "3",
+            "--guidance-scale",
+            "3.5",
+            "--seed",
+            "1",
+        ]
     assert translate_guide_w(["--guide-w", "-1"]) == ["--guidance-scale", "0.0"]
     assert translate_guide_w(["--guidance-scale", "2"]) == ["--guidance-scale", "2"]
 
 
 def test_guidance_acts_inside_its_interval_alone(network: ContextUNet) -> None:
     keys = [("svhn", 3, 1)]
-    strong = dataclasses.replace(QUICK, steps=4, chunk_size=1, guidance_scale=6.0, guidance_interval=(0, 999))
+    strong = dataclasses.replace(
+        QUICK, steps=4, chunk_size=1, guidance_scale=6.0, guidance_interval=(0, 999)
+    )
     nowhere = dataclasses.replace(strong, guidance_interval=(0, 10))  # below the last t, 249
     everywhere = dataclasses.replace(strong, guidance_interval=(249, 999))
     assert torch.equal(
-        draw(network, keys, nowhere), draw(network, keys, dataclasses.replace(strong, guidance_scale=1.0))
+        draw(network, keys, nowhere),
+        draw(network, keys, dataclasses.replace(strong, guidance_scale=1.0)),
     )
     assert torch.equal(draw(network, keys, everywhere), draw(network, keys, strong))
 
@@ -195,7 +261,9 @@ def test_only_the_other_editions_files_are_cleared(tmp_path: Path) -> None:
     for name in sorted(NAMES_2024)[::97]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"old")
-    (tmp_path / "notes.txt").write_text("mine")  # beside the two folders, where the grader does not look
+    (tmp_path / "notes.txt").write_text(
+        "mine"
+    )  # beside the two folders, where the grader does not look
     before = contents(tmp_path).keys()
     prepare_output(tmp_path, NAMES_2025)
     after = contents(tmp_path).keys()
@@ -204,7 +272,8 @@ def test_only_the_other_editions_files_are_cleared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "stranger", ["mnistm/notes.txt", "svhn/.hidden", "svhn/3_051.png", "mnistm/0_1.png", "svhn/10_001.png"]
+    "stranger",
+    ["mnistm/notes.txt", "svhn/.hidden", "svhn/3_051.png", "mnistm/0_1.png", "svhn/10_001.png"],
 )
 def test_a_strangers_file_is_refused_by_name_and_everything_stays(
     stranger: str, digit_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -24,7 +24,8 @@ def inputs(count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"blocks": (2, 1)}, {"channels": (8, 16, 32), "blocks": (1, 1, 2)}, {"attention": (0, 1)}]
+    "change",
+    [{}, {"blocks": (2, 1)}, {"channels": (8, 16, 32), "blocks": (1, 1, 2)}, {"attention": (0, 1)}],
 )
 def test_the_output_is_like_the_input(change: dict) -> None:
     network = ContextUNet(dataclasses.replace(CONFIG, **change))
@@ -33,7 +34,8 @@ def test_the_output_is_like_the_input(change: dict) -> None:
 
 
 def test_parameter_count_is_that_of_the_layers() -> None:
-    """Counted by hand from the layers of the default network: convolution k k a b + b, linear a b + b, norm 2 a."""
+    """Counted by hand from the layers of the default network: convolution k k a b + b, linear a b +
+    b, norm 2 a."""
     fine, middle, coarse, width = 32, 96, 192, 256
 
     def conv(a: int, b: int, k: int = 3) -> int:
@@ -47,10 +49,23 @@ def test_parameter_count_is_that_of_the_layers() -> None:
         return 2 * a + conv(a, b) + linear(width, 2 * b) + 2 * b + conv(b, b) + skip
 
     attention = 2 * coarse + linear(coarse, 3 * coarse) + linear(coarse, coarse)
-    expected = linear(2 * fine, width) + linear(width, width) + (11 + 2) * width  # time, digits and null, datasets
-    expected += conv(3, fine) + sum(block(c, c) + block(2 * c, c) for c in (fine, middle, coarse)) + 2 * attention
-    expected += conv(fine, middle, 2) + conv(middle, coarse, 2) + conv(coarse, middle, 2) + conv(middle, fine, 2)
-    expected += 2 * fine + conv(fine, 3) + 22 * coarse * 7 * 7  # a map for each digit and null, of each dataset
+    expected = (
+        linear(2 * fine, width) + linear(width, width) + (11 + 2) * width
+    )  # time, digits and null, datasets
+    expected += (
+        conv(3, fine)
+        + sum(block(c, c) + block(2 * c, c) for c in (fine, middle, coarse))
+        + 2 * attention
+    )
+    expected += (
+        conv(fine, middle, 2)
+        + conv(middle, coarse, 2)
+        + conv(coarse, middle, 2)
+        + conv(middle, fine, 2)
+    )
+    expected += (
+        2 * fine + conv(fine, 3) + 22 * coarse * 7 * 7
+    )  # a map for each digit and null, of each dataset
     count = sum(param.numel() for param in ContextUNet(ContextUNetConfig()).parameters())
     assert count == expected
     assert 2 * count < 20e6  # bytes of the shipped weights
@@ -105,7 +120,11 @@ def test_every_parameter_gets_a_gradient() -> None:
     network = tiny_network()
     x_t, t, context = inputs(8)
     network(x_t, t, context).square().mean().backward()
-    missing = [name for name, param in network.named_parameters() if param.grad is None or not param.grad.any()]
+    missing = [
+        name
+        for name, param in network.named_parameters()
+        if param.grad is None or not param.grad.any()
+    ]
     assert not missing
 
 
@@ -135,7 +154,9 @@ def test_dropout_acts_in_training_alone() -> None:
 
 @torch.no_grad()
 def test_the_network_comes_back_from_its_folder(tmp_path: Path) -> None:
-    network = ContextUNet(dataclasses.replace(CONFIG, blocks=(2, 1), parameterization="eps", schedule="linear"))
+    network = ContextUNet(
+        dataclasses.replace(CONFIG, blocks=(2, 1), parameterization="eps", schedule="linear")
+    )
     for param in network.parameters():
         param.normal_(std=0.1)
     network.save(tmp_path / "model")
@@ -180,7 +201,8 @@ def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_the_first_edition_loads(tmp_path: Path) -> None:
-    """Its configuration counts blocks by one number; what comes back has the same calls and the same outputs."""
+    """Its configuration counts blocks by one number; what comes back has the same calls and the
+    same outputs."""
     network = FirstEditionUNet(FirstEditionConfig(channels=(16, 32), embedding=32, heads=2))
     with torch.no_grad():
         for param in network.parameters():
@@ -210,5 +232,10 @@ def test_the_first_edition_has_the_layers_that_it_had() -> None:
     expected = linear(high, width) + linear(width, width) + (11 + 2) * width
     expected += conv(12, high) + block(high, high) + conv(high, low) + block(low, low)
     expected += 2 * low + linear(low, 3 * low) + linear(low, low)
-    expected += block(2 * low, low) + conv(low, high, 2) + block(2 * high, high) + 2 * high + conv(high, 12)
-    assert sum(param.numel() for param in FirstEditionUNet(FirstEditionConfig()).parameters()) == expected
+    expected += (
+        block(2 * low, low) + conv(low, high, 2) + block(2 * high, high) + 2 * high + conv(high, 12)
+    )
+    assert (
+        sum(param.numel() for param in FirstEditionUNet(FirstEditionConfig()).parameters())
+        == expected
+    )

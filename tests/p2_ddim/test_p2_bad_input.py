@@ -1,4 +1,5 @@
-"""Bad input to Problem 2's programs: one sentence, exit code 2, nothing written, and no code from a file is ever run."""
+"""Bad input to Problem 2's programs: one sentence, exit code 2, nothing written, and no code from a
+file is ever run."""
 
 import shutil
 from collections.abc import Callable
@@ -21,11 +22,21 @@ from p2_ddim.study import sweeps as study
 def sampling(
     face_checkpoint: Path, noises: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Runs inference with flags that it must refuse before it writes anything; returns its sentence."""
+    """Runs inference with flags that it must refuse before it writes anything; returns its
+    sentence."""
 
     def refuse(*flags: Any) -> str:
         # Of a flag given twice the last one counts.
-        own = ("--noises", noises, "--output-dir", tmp_path / "out", "--checkpoint", face_checkpoint, "--device", "cpu")
+        own = (
+            "--noises",
+            noises,
+            "--output-dir",
+            tmp_path / "out",
+            "--checkpoint",
+            face_checkpoint,
+            "--device",
+            "cpu",
+        )
         sentence = refused(capsys, inference.main, inference.Config, *own, *flags)
         assert not (tmp_path / "out").exists()
         return sentence
@@ -38,7 +49,9 @@ def sampling(
 
 
 def test_a_missing_or_empty_noise_folder(sampling: Callable[..., str], tmp_path: Path) -> None:
-    assert f"the noise folder {tmp_path / 'none'} does not exist" in sampling("--noises", tmp_path / "none")
+    assert f"the noise folder {tmp_path / 'none'} does not exist" in sampling(
+        "--noises", tmp_path / "none"
+    )
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "00.png").touch()
     assert "holds no noise file" in sampling("--noises", tmp_path / "empty")
@@ -47,7 +60,10 @@ def test_a_missing_or_empty_noise_folder(sampling: Callable[..., str], tmp_path:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (torch.zeros(16, 16), "holds a tensor [16, 16] of torch.float32, but floats [1, 3, H, W] or [3, H, W]"),
+        (
+            torch.zeros(16, 16),
+            "holds a tensor [16, 16] of torch.float32, but floats [1, 3, H, W] or [3, H, W]",
+        ),
         (torch.zeros(2, 3, 16, 16), "holds a tensor [2, 3, 16, 16]"),
         (torch.zeros(1, 16, 16), "holds a tensor [1, 16, 16]"),
         (torch.zeros(1, 1, 16, 16), "holds a tensor [1, 1, 16, 16]"),
@@ -59,7 +75,9 @@ def test_a_missing_or_empty_noise_folder(sampling: Callable[..., str], tmp_path:
         ([1.0], "holds no tensor"),
     ],
 )
-def test_a_file_that_is_no_noise(content: Any, sentence: str, sampling: Callable[..., str], tmp_path: Path) -> None:
+def test_a_file_that_is_no_noise(
+    content: Any, sentence: str, sampling: Callable[..., str], tmp_path: Path
+) -> None:
     folder = save_noises(tmp_path / "noises", 2)
     torch.save(content, folder / "01.pt")
     said = sampling("--noises", folder)
@@ -74,7 +92,9 @@ def test_a_damaged_noise_file(content: bytes, sampling: Callable[..., str], tmp_
     assert "01.pt is not a readable" in said or "01.pt was refused" in said
 
 
-def test_a_pickle_that_would_run_code_does_not(sampling: Callable[..., str], tmp_path: Path) -> None:
+def test_a_pickle_that_would_run_code_does_not(
+    sampling: Callable[..., str], tmp_path: Path
+) -> None:
     trace = tmp_path / "trace"
     folder = save_noises(tmp_path / "noises", 2)
     torch.save(Malice(trace), folder / "01.pt")
@@ -86,7 +106,9 @@ def test_a_pickle_that_would_run_code_does_not(sampling: Callable[..., str], tmp
 
 def test_sides_that_the_network_cannot_halve(sampling: Callable[..., str], tmp_path: Path) -> None:
     folder = save_noises(tmp_path / "noises", 2, side=17)
-    assert "are 3x17x17, but this network needs sides that are multiples of 2" in sampling("--noises", folder)
+    assert "are 3x17x17, but this network needs sides that are multiples of 2" in sampling(
+        "--noises", folder
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -110,12 +132,23 @@ def test_missing_and_extra_keys_are_named(
     assert "1 missing (mid1.attention.qkv.weight); 1 unexpected (extra.weight)" in said
 
 
-def test_a_network_that_gives_nan_ends_in_a_sentence(noises: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_network_that_gives_nan_ends_in_a_sentence(
+    noises: Path, tmp_path: Path, capsys: Any
+) -> None:
     network = tiny_faces()
     with torch.no_grad():
         network.down1.weight.fill_(torch.nan)
     network.save(tmp_path / "model")
-    arguments = ("--noises", noises, "--output-dir", tmp_path / "out", "--checkpoint", tmp_path / "model", "--steps", 2)
+    arguments = (
+        "--noises",
+        noises,
+        "--output-dir",
+        tmp_path / "out",
+        "--checkpoint",
+        tmp_path / "model",
+        "--steps",
+        2,
+    )
     said = refused(capsys, inference.main, inference.Config, *arguments, "--device", "cpu")
     assert "the image of 00 is not finite" in said and contents(tmp_path / "out") == {}
 
@@ -140,7 +173,9 @@ def test_a_network_that_gives_nan_ends_in_a_sentence(noises: Path, tmp_path: Pat
         ("--precision fp16", "--precision fp16 needs a CUDA device, not CPU"),
     ],
 )
-def test_numbers_that_make_no_sense(flags: str, sentence: str, sampling: Callable[..., str]) -> None:
+def test_numbers_that_make_no_sense(
+    flags: str, sentence: str, sampling: Callable[..., str]
+) -> None:
     assert sentence in sampling(*flags.split())
 
 
@@ -148,7 +183,14 @@ def test_an_output_path_in_which_a_file_stands(
     noises: Path, face_checkpoint: Path, tmp_path: Path, capsys: Any
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    arguments = ("--noises", noises, "--output-dir", tmp_path / "file" / "out", "--checkpoint", face_checkpoint)
+    arguments = (
+        "--noises",
+        noises,
+        "--output-dir",
+        tmp_path / "file" / "out",
+        "--checkpoint",
+        face_checkpoint,
+    )
     said = refused(capsys, inference.main, inference.Config, *arguments, "--device", "cpu")
     assert "is a regular file" in said and contents(tmp_path) == {"file": b"mine"}
 
@@ -164,18 +206,25 @@ def images(folder: Path, *names: str, side: int = 16) -> Path:
     return folder
 
 
-def test_evaluate_refuses_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_refuses_what_cannot_be_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = images(tmp_path / "out", "00", "01")
     for references, sentence in (
         (images(tmp_path / "one", "00"), "2 images cannot be compared with 1 references"),
         (images(tmp_path / "names", "00", "02"), "have different names, such as 01"),
-        (images(tmp_path / "sizes", "00", "01", side=8), "the image 00 has 16x16 pixels, its reference 8x8"),
+        (
+            images(tmp_path / "sizes", "00", "01", side=8),
+            "the image 00 has 16x16 pixels, its reference 8x8",
+        ),
         (images(tmp_path / "none"), "holds no image"),
         (tmp_path / "nowhere", "does not exist"),
     ):
         arguments = ("--images", out, "--references", references, "--result", tmp_path / "r.json")
         assert sentence in refused(capsys, evaluate.main, evaluate.Config, *arguments)
-    assert "give --references, --photos or both" in refused(capsys, evaluate.main, evaluate.Config, "--images", out)
+    assert "give --references, --photos or both" in refused(
+        capsys, evaluate.main, evaluate.Config, "--images", out
+    )
     shutil.copy(out / "00.png", out / "00.jpg")
     said = refused(capsys, evaluate.main, evaluate.Config, "--images", out, "--references", out)
     assert "several images of one name" in said
@@ -187,7 +236,9 @@ def test_evaluate_refuses_what_cannot_be_compared(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "r.json").exists()
 
 
-def test_evaluate_refuses_photos_of_another_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_refuses_photos_of_another_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, photos = images(tmp_path / "out", "00", side=8), save_photos(tmp_path / "faces")
     said = refused(capsys, evaluate.main, evaluate.Config, "--images", out, "--photos", photos)
     assert "the image 00 is (3, 8, 8), the photos are (3, 16, 16)" in said
@@ -197,7 +248,16 @@ def test_calibrate_needs_a_noise_with_its_image(
     noises: Path, face_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     references = images(tmp_path / "references", "77")
-    arguments = ("--noises", noises, "--references", references, "--checkpoint", face_checkpoint, "--device", "cpu")
+    arguments = (
+        "--noises",
+        noises,
+        "--references",
+        references,
+        "--checkpoint",
+        face_checkpoint,
+        "--device",
+        "cpu",
+    )
     assert "no noise in" in refused(capsys, calibrate.main, calibrate.Config, *arguments)
 
 
@@ -206,12 +266,23 @@ def test_calibrate_refuses_steps_that_one_of_its_conventions_cannot_take(
 ) -> None:
     """With every timestep there is none before the first for alpha-bar of t - 1."""
     references = images(tmp_path / "references", "00")
-    arguments = ("--noises", noises, "--references", references, "--checkpoint", face_checkpoint, "--device", "cpu")
+    arguments = (
+        "--noises",
+        noises,
+        "--references",
+        references,
+        "--checkpoint",
+        face_checkpoint,
+        "--device",
+        "cpu",
+    )
     said = refused(capsys, calibrate.main, calibrate.Config, *arguments, "--steps", 1000)
     assert "--table-offset -1 leads out of the table" in said
 
 
-def test_figures_need_two_noises(face_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_need_two_noises(
+    face_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = save_noises(tmp_path / "noises", 1)
     arguments = (
         "--noises",
@@ -223,7 +294,9 @@ def test_figures_need_two_noises(face_checkpoint: Path, tmp_path: Path, capsys: 
         "--device",
         "cpu",
     )
-    assert "holds one noise, but the strips need two" in refused(capsys, figures.main, figures.Config, *arguments)
+    assert "holds one noise, but the strips need two" in refused(
+        capsys, figures.main, figures.Config, *arguments
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -236,15 +309,39 @@ def test_figures_need_two_noises(face_checkpoint: Path, tmp_path: Path, capsys: 
     ],
 )
 def test_studies_refuse_numbers(
-    flags: str, sentence: str, face_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: str,
+    sentence: str,
+    face_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = (*flags.split(), "--checkpoint", face_checkpoint, "--results", tmp_path / "r", "--device", "cpu")
+    arguments = (
+        *flags.split(),
+        "--checkpoint",
+        face_checkpoint,
+        "--results",
+        tmp_path / "r",
+        "--device",
+        "cpu",
+    )
     assert sentence in refused(capsys, study.main, study.Config, *arguments)
     assert not (tmp_path / "r").exists()
 
 
-def test_training_refuses_photos_that_it_cannot_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--model.channels", "32", "64", "--model.attention", "1", "--model.embedding", "32", "--device", "cpu"]
+def test_training_refuses_photos_that_it_cannot_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = [
+        "--model.channels",
+        "32",
+        "64",
+        "--model.attention",
+        "1",
+        "--model.embedding",
+        "32",
+        "--device",
+        "cpu",
+    ]
 
     def sentence(data: Path, *flags: str) -> str:
         arguments = ("--run-dir", tmp_path / "run", "--data", data, *small, *flags)
@@ -253,7 +350,9 @@ def test_training_refuses_photos_that_it_cannot_use(tmp_path: Path, capsys: pyte
     said = sentence(tmp_path / "nowhere")
     assert "the face photos are not there" in said and "`bash scripts/get_dataset.sh`" in said
     faces = save_photos(tmp_path / "faces")
-    assert "the photos are 16x16, but this network needs a multiple of 64" in sentence(faces, "--model.patch", "32")
+    assert "the photos are 16x16, but this network needs a multiple of 64" in sentence(
+        faces, "--model.patch", "32"
+    )
     write_png(faces / "photos" / "00007.png", torch.zeros(3, 16, 20, dtype=torch.uint8))
     assert "00007.png has 20x16 pixels, but 16x16 are expected" in sentence(faces)
     (tmp_path / "few" / "photos").mkdir(parents=True)

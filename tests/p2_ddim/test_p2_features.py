@@ -13,7 +13,14 @@ from common.files import read_json
 from common.images import to_model_range
 from common.seeds import StackedRandomGenerator
 from p2_ddim.study import evaluate_features, train_features
-from p2_ddim.study.features import SHIPPED, FaceFeatures, choose_features, colours, random_views, recognised
+from p2_ddim.study.features import (
+    SHIPPED,
+    FaceFeatures,
+    choose_features,
+    colours,
+    random_views,
+    recognised,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +39,18 @@ def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--device",
         "cpu",
     )
-    assert exit_code(train_features.main, train_features.Config, "--data", photos, "--run-dir", run_dir, *flags) == 0
+    assert (
+        exit_code(
+            train_features.main,
+            train_features.Config,
+            "--data",
+            photos,
+            "--run-dir",
+            run_dir,
+            *flags,
+        )
+        == 0
+    )
     return run_dir
 
 
@@ -55,7 +73,9 @@ def test_the_loss_of_a_perfect_and_of_a_blind_network() -> None:
     assert contrastive_loss(torch.zeros(8, 8)) == pytest.approx(torch.tensor(8.0).log().item())
 
 
-def test_training_learns_to_recognise_a_photo_and_writes_a_folder(trained: Path, photos: Path) -> None:
+def test_training_learns_to_recognise_a_photo_and_writes_a_folder(
+    trained: Path, photos: Path
+) -> None:
     features, name = choose_features(trained / "last")
     assert "last" in name
     images = load_faces(photos).images
@@ -66,9 +86,18 @@ def test_training_learns_to_recognise_a_photo_and_writes_a_folder(trained: Path,
     assert torch.allclose(vectors.norm(dim=1), torch.ones(2))
 
 
-def test_the_judge_is_judged(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_judge_is_judged(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     FaceFeatures().save(tmp_path / "features")
-    arguments = ("--photos", photos, "--features", tmp_path / "features", "--result", tmp_path / "r.json")
+    arguments = (
+        "--photos",
+        photos,
+        "--features",
+        tmp_path / "features",
+        "--result",
+        tmp_path / "r.json",
+    )
     assert exit_code(evaluate_features.main, evaluate_features.Config, *arguments) == 0
     result = read_json(tmp_path / "r.json")
     assert result["among"] == result["held_out"] == 7 and 0.0 <= result["recognised"] <= 1.0
@@ -101,11 +130,22 @@ def test_without_a_folder_the_features_are_colours(tmp_path: Path) -> None:
 def test_the_shipped_network_loads_if_it_is_there() -> None:
     if not SHIPPED.is_dir():
         pytest.skip("no feature network is shipped")
-    assert FaceFeatures.load(SHIPPED).describe(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 160)
+    assert FaceFeatures.load(SHIPPED).describe(
+        torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    ).shape == (1, 160)
 
 
-def test_a_batch_cannot_be_cut(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--data", photos, "--run-dir", tmp_path / "run", "--gradient-accumulation-steps", "2")
+def test_a_batch_cannot_be_cut(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (
+        "--data",
+        photos,
+        "--run-dir",
+        tmp_path / "run",
+        "--gradient-accumulation-steps",
+        "2",
+    )
     assert exit_code(train_features.main, train_features.Config, *arguments) == 2
     assert "needs its whole batch at once" in capsys.readouterr().err
 

@@ -1,4 +1,5 @@
-"""Sampling faces: the homework's convention to the grey level, the others by their steps, and the same bytes however it is run."""
+"""Sampling faces: the homework's convention to the grey level, the others by their steps, and the
+same bytes however it is run."""
 
 import math
 import sys
@@ -29,7 +30,17 @@ from p2_ddim.sampling import (
 
 
 def run(noises: Path, out: Path, checkpoint: Path, *flags: object) -> dict[str, bytes]:
-    arguments = ("--noises", noises, "--output-dir", out, "--checkpoint", checkpoint, "--device", "cpu", *flags)
+    arguments = (
+        "--noises",
+        noises,
+        "--output-dir",
+        out,
+        "--checkpoint",
+        checkpoint,
+        "--device",
+        "cpu",
+        *flags,
+    )
     assert exit_code(inference.main, inference.Config, *arguments) == 0
     return contents(out)
 
@@ -37,7 +48,12 @@ def run(noises: Path, out: Path, checkpoint: Path, *flags: object) -> dict[str, 
 def draw(network: FaceUNet, *seeds: int, **config: object) -> Tensor:
     named_noises = [(f"{seed:02d}", noise(seed)) for seed in seeds]
     return torch.cat(
-        [x0 for _, x0 in sample_faces(network, named_noises, SamplingConfig(**config), show_progress=False)]
+        [
+            x0
+            for _, x0 in sample_faces(
+                network, named_noises, SamplingConfig(**config), show_progress=False
+            )
+        ]
     )
 
 
@@ -46,7 +62,8 @@ def draw(network: FaceUNet, *seeds: int, **config: object) -> Tensor:
 
 
 def transcription(network: FaceUNet, x_T: Tensor, eta: float = 0.0) -> np.ndarray:
-    """The formulas of the homework's convention, step by step in float64: the image in [0, 1], [H, W, 3]."""
+    """The formulas of the homework's convention, step by step in float64: the image in [0, 1], [H,
+    W, 3]."""
     network = network.double()
     betas = np.linspace(1e-4, 2e-2, 1000)
     abar, product = [], 1.0
@@ -59,7 +76,11 @@ def transcription(network: FaceUNet, x_T: Tensor, eta: float = 0.0) -> np.ndarra
         with torch.no_grad():
             eps = network(x, torch.tensor([t]))
         x0 = torch.clamp((x - math.sqrt(1 - abar[t]) * eps) / math.sqrt(abar[t]), -1, 1)
-        sigma = eta * math.sqrt((1 - abar[previous]) / (1 - abar[t])) * math.sqrt(1 - abar[t] / abar[previous])
+        sigma = (
+            eta
+            * math.sqrt((1 - abar[previous]) / (1 - abar[t]))
+            * math.sqrt(1 - abar[t] / abar[previous])
+        )
         x = math.sqrt(abar[previous]) * x0 + math.sqrt(1 - abar[previous] - sigma**2) * eps
     image = x[0].numpy().transpose(1, 2, 0)
     return (image - image.min()) / (image.max() - image.min())
@@ -83,7 +104,9 @@ def test_the_images_are_the_transcriptions_to_one_grey_level(
 def test_the_plan_is_the_homeworks() -> None:
     schedule, pairs = plan(SamplingConfig())
     assert pairs == [(t, max(t - 20, 0)) for t in range(981, 0, -20)]
-    assert [schedule.abar(t) for t in (1, 21, 981)] == pytest.approx([0.9997801, 0.9932204, 5.7878e-05], rel=1e-4)
+    assert [schedule.abar(t) for t in (1, 21, 981)] == pytest.approx(
+        [0.9997801, 0.9932204, 5.7878e-05], rel=1e-4
+    )
     assert schedule.abar(0) == pytest.approx(0.9999)
 
 
@@ -110,7 +133,8 @@ def test_eta_adds_the_homeworks_noise() -> None:
 
 
 def test_min_max_is_torchvisions(tmp_path: Path) -> None:
-    """What save_image(normalize=True), with which the references were made, writes; each image for itself."""
+    """What save_image(normalize=True), with which the references were made, writes; each image for
+    itself."""
     from torchvision.utils import save_image
 
     images = torch.stack([noise(0), 3.0 * noise(1) + 1.0, torch.zeros(3, 16, 16)])
@@ -125,7 +149,8 @@ def test_min_max_is_torchvisions(tmp_path: Path) -> None:
 
 
 def steps_taken(changes: dict[str, Any]) -> list[tuple[int, float, float, bool]]:
-    """At each of 50 steps: what the network is fed, alpha-bar before and after it, and whether x0 was clamped."""
+    """At each of 50 steps: what the network is fed, alpha-bar before and after it, and whether x0
+    was clamped."""
     fed: list[int] = []
 
     class Loud(torch.nn.Module):
@@ -167,7 +192,9 @@ def test_each_convention_differs_where_its_name_says() -> None:
     assert own[-1][1:3] == pytest.approx((abar[1], abar[0]), rel=1e-12)
 
     free = steps_taken(CONVENTIONS["no clamp"])
-    assert [step[:3] for step in free] == [step[:3] for step in own] and not any(step[3] for step in free)
+    assert [step[:3] for step in free] == [step[:3] for step in own] and not any(
+        step[3] for step in free
+    )
 
     ends_at_one = steps_taken(CONVENTIONS["last alpha-bar 1"])
     assert ends_at_one[:-1] == own[:-1] and ends_at_one[-1][:3] == (1, own[-1][1], 1.0)
@@ -177,18 +204,24 @@ def test_each_convention_differs_where_its_name_says() -> None:
 
     table = steps_taken(CONVENTIONS["table of 1001"])
     assert [step[0] for step in table] == list(range(981, 0, -20))
-    assert [step[1] for step in table] == pytest.approx([longer[t] for t in range(981, 0, -20)], rel=1e-9)
+    assert [step[1] for step in table] == pytest.approx(
+        [longer[t] for t in range(981, 0, -20)], rel=1e-9
+    )
 
     shifted = steps_taken(CONVENTIONS["alpha-bar of t - 1"])
     assert [step[0] for step in shifted] == list(range(981, 0, -20))
-    assert [step[1] for step in shifted] == pytest.approx([abar[t - 1] for t in range(981, 0, -20)], rel=1e-9)
+    assert [step[1] for step in shifted] == pytest.approx(
+        [abar[t - 1] for t in range(981, 0, -20)], rel=1e-9
+    )
     assert shifted[-1][2] == 1.0
 
     trailing = steps_taken(CONVENTIONS["trailing"])
     assert [step[0] for step in trailing] == list(range(999, 0, -20)) and trailing[-1][2] == 1.0
 
     linspace = steps_taken(CONVENTIONS["linspace"])
-    assert [linspace[i][0] for i in (0, -1)] == [999, 0] and len({step[0] for step in linspace}) == 50
+    assert [linspace[i][0] for i in (0, -1)] == [999, 0] and len(
+        {step[0] for step in linspace}
+    ) == 50
 
 
 @pytest.mark.parametrize(
@@ -228,7 +261,9 @@ def test_noises_of_three_or_four_dimensions_any_name_and_precision(tmp_path: Pat
         assert tensor.dtype == torch.float32 and torch.equal(tensor, noise(seed))
 
 
-def test_a_noise_saved_on_cuda_is_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_noise_saved_on_cuda_is_read_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
         torch.save(noise(0)[None], tmp_path / "00.pt")
@@ -286,7 +321,9 @@ def test_two_processes_share_the_job_and_write_the_same_bytes(
 def test_fresh_noise_depends_on_the_seed_only_where_it_is_drawn() -> None:
     network = tiny_faces()
     assert torch.equal(draw(network, 0, steps=5, seed=0), draw(network, 0, steps=5, seed=1))
-    assert not torch.equal(draw(network, 0, steps=5, eta=1.0, seed=0), draw(network, 0, steps=5, eta=1.0, seed=1))
+    assert not torch.equal(
+        draw(network, 0, steps=5, eta=1.0, seed=0), draw(network, 0, steps=5, eta=1.0, seed=1)
+    )
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m", "heun"])
@@ -318,7 +355,12 @@ def test_no_stretch_clamps(face_checkpoint: Path, noises: Path, tmp_path: Path) 
 
 def test_the_default_sampling_is_the_homeworks() -> None:
     default = SamplingConfig()
-    assert (default.sampler, default.steps, default.eta, default.precision) == ("ddim", 50, 0.0, "fp32")
+    assert (default.sampler, default.steps, default.eta, default.precision) == (
+        "ddim",
+        50,
+        0.0,
+        "fp32",
+    )
     assert default == SamplingConfig(**CONVENTIONS["homework"])
 
 
@@ -327,16 +369,21 @@ def test_the_default_sampling_is_the_homeworks() -> None:
 
 
 def test_made_noises_are_fixed_and_like_the_homeworks(tmp_path: Path) -> None:
-    """Noise NN depends on the seed, the side and NN alone; the shape is that of the course's files."""
+    """Noise NN depends on the seed, the side and NN alone; the shape is that of the course's
+    files."""
 
     def make(folder: str, *flags: object) -> dict[str, bytes]:
-        result = run_process([sys.executable, "-m", "scripts.make_noise", "--output-dir", tmp_path / folder, *flags])
+        result = run_process(
+            [sys.executable, "-m", "scripts.make_noise", "--output-dir", tmp_path / folder, *flags]
+        )
         assert result.returncode == 0, result.stderr
         return contents(tmp_path / folder)
 
     files = make("ten", "--side", 8)
     assert sorted(files) == [f"{i:02d}.pt" for i in range(10)]
-    assert make("two", "--side", 8, "--count", 2) == {name: files[name] for name in ("00.pt", "01.pt")}
+    assert make("two", "--side", 8, "--count", 2) == {
+        name: files[name] for name in ("00.pt", "01.pt")
+    }
     first = torch.load(tmp_path / "ten" / "00.pt", weights_only=True)
     assert first.shape == (1, 3, 8, 8) and first.dtype == torch.float32
     values = torch.stack([noise for _, noise in read_noises(tmp_path / "ten")])

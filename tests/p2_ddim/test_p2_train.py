@@ -1,4 +1,5 @@
-"""Training the face model: what is drawn, that it learns, and that inference reads what it writes."""
+"""Training the face model: what is drawn, that it learns, and that inference reads what it
+writes."""
 
 import json
 from pathlib import Path
@@ -13,21 +14,50 @@ from p2_ddim import inference, train
 from p2_ddim.model import FaceUNet
 from p2_ddim.train import draw_faces
 
-SMALL = ["--model.channels", "32", "64", "--model.attention", "1", "--model.embedding", "32", "--model.patch", "2"]
-QUICK = ["--steps", "30", "--batch-size", "4", "--warmup", "2", "--lr", "3e-3", "--log-every", "5", "--device", "cpu"]
+SMALL = [
+    "--model.channels",
+    "32",
+    "64",
+    "--model.attention",
+    "1",
+    "--model.embedding",
+    "32",
+    "--model.patch",
+    "2",
+]
+QUICK = [
+    "--steps",
+    "30",
+    "--batch-size",
+    "4",
+    "--warmup",
+    "2",
+    "--lr",
+    "3e-3",
+    "--log-every",
+    "5",
+    "--device",
+    "cpu",
+]
 LOOKS = ["--validate-every", "10", "--preview-every", "30", "--checkpoint-every", "30"]
 
 
 def test_a_draw_is_a_function_of_its_seed(photos: Path) -> None:
     data = load_faces(photos)
-    first, again, other = (draw_faces(data, 16, torch.Generator().manual_seed(seed), True) for seed in (5, 5, 6))
-    assert torch.equal(first["image"], again["image"]) and torch.equal(first["index"], again["index"])
+    first, again, other = (
+        draw_faces(data, 16, torch.Generator().manual_seed(seed), True) for seed in (5, 5, 6)
+    )
+    assert torch.equal(first["image"], again["image"]) and torch.equal(
+        first["index"], again["index"]
+    )
     assert not torch.equal(first["index"], other["index"])
 
 
 def test_half_of_the_photos_are_mirrored_if_asked(photos: Path) -> None:
     data = load_faces(photos)
-    batch, plain = (draw_faces(data, 400, torch.Generator().manual_seed(0), flip) for flip in (True, False))
+    batch, plain = (
+        draw_faces(data, 400, torch.Generator().manual_seed(0), flip) for flip in (True, False)
+    )
     originals = data.images[batch["index"]]
     same = (batch["image"] == originals).flatten(1).all(1)
     mirrored = (batch["image"] == originals.flip(-1)).flatten(1).all(1)
@@ -38,7 +68,9 @@ def test_half_of_the_photos_are_mirrored_if_asked(photos: Path) -> None:
 def test_training_learns_and_its_weights_sample(photos: Path, tmp_path: Path) -> None:
     arguments = ("--run-dir", tmp_path / "run", "--data", photos, *SMALL, *QUICK, *LOOKS)
     assert exit_code(train.main, train.Config, *arguments) == 0
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     validations = [line["validation_loss"] for line in lines if "validation_loss" in line]
     assert len(validations) == 3 and validations == sorted(validations, reverse=True)
     with Image.open(tmp_path / "run" / "samples" / "0000030.png") as image:

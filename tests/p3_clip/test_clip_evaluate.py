@@ -34,7 +34,18 @@ def finished(clip_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     out = tmp_path_factory.mktemp("finished")
     images, labels, model = (clip_world / name for name in ("val", "id2label.json", "model"))
     arguments = ["--images", images, "--labels", labels, "--model", model, "--device", "cpu"]
-    assert exit_code(inference.main, inference.Config, *arguments, "--output-dir", out, "--cache", out / "cache") == 0
+    assert (
+        exit_code(
+            inference.main,
+            inference.Config,
+            *arguments,
+            "--output-dir",
+            out,
+            "--cache",
+            out / "cache",
+        )
+        == 0
+    )
     return out
 
 
@@ -42,12 +53,19 @@ def small_run(predicted: list[int], labels: list[int], count: int = 3) -> Run:
     cosines = F.one_hot(torch.tensor(predicted), count).float()
     names = [f"class {i}" for i in range(count)]
     files = [f"{label}_{i}.png" for i, label in enumerate(labels)]
-    return Run(files, torch.tensor(labels), [str(i) for i in range(count)], names, 5.0, {"single": cosines})
+    return Run(
+        files, torch.tensor(labels), [str(i) for i in range(count)], names, 5.0, {"single": cosines}
+    )
 
 
 def test_wilson_intervals_match_published_values() -> None:
-    # Table I of Newcombe 1998, "Two-sided confidence intervals for the single proportion", method 3.
-    for hits, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
+    # Table I of Newcombe 1998, "Two-sided confidence intervals for the single proportion", method
+    # 3.
+    for hits, count, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+    ):
         assert wilson_interval(hits, count) == pytest.approx((low, high), abs=1e-4)
     assert wilson_interval(29, 29) == pytest.approx((0.8830, 1.0), abs=1e-4)
 
@@ -61,17 +79,29 @@ def test_classes_and_confusions() -> None:
     ]
     rows = class_table(run, "single").to_dict("records")
     assert len(rows) == 2  # no picture of class 2
-    assert rows[0]["recall"] == 0.4 and rows[0]["precision"] == 1.0 and rows[0]["taken_for"] == "class 1"
-    assert rows[1]["recall"] == 1.0 and rows[1]["precision"] == pytest.approx(0.3333) and rows[1]["taken_for"] == ""
+    assert (
+        rows[0]["recall"] == 0.4
+        and rows[0]["precision"] == 1.0
+        and rows[0]["taken_for"] == "class 1"
+    )
+    assert (
+        rows[1]["recall"] == 1.0
+        and rows[1]["precision"] == pytest.approx(0.3333)
+        and rows[1]["taken_for"] == ""
+    )
 
 
 def test_calibration_error_by_hand() -> None:
-    """Four pictures at 0.9, of which three are right, and two at 0.6, both right: (4 x 0.15 + 2 x 0.4) / 6."""
+    """Four pictures at 0.9, of which three are right, and two at 0.6, both right: (4 x 0.15 + 2 x
+    0.4) / 6."""
     probabilities = torch.tensor([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 2, dtype=torch.float64)
     labels = torch.tensor([0, 0, 0, 1, 0, 0])
     found = reliability(probabilities, labels, bins=10)
     assert found.error == pytest.approx((4 * 0.15 + 2 * 0.4) / 6)
-    assert found.counts.sum() == 6 and reliability(torch.ones(2, 1), torch.zeros(2, dtype=torch.long)).error == 0.0
+    assert (
+        found.counts.sum() == 6
+        and reliability(torch.ones(2, 1), torch.zeros(2, dtype=torch.long)).error == 0.0
+    )
 
 
 def test_the_fitted_scale_is_the_one_that_labels_were_drawn_with() -> None:
@@ -83,19 +113,27 @@ def test_the_fitted_scale_is_the_one_that_labels_were_drawn_with() -> None:
     assert numbers["ece_fitted"] < 0.02 < numbers["ece_unfitted"]
 
 
-def test_the_report_of_a_run(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_of_a_run(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--run", finished, "--result", tmp_path / "evaluation.json"]
     assert exit_code(evaluate.main, evaluate.Config, "zero-shot", *flags) == 0
     assert exit_code(colours.main, colours.Config, *flags, "--cache", finished / "cache") == 0
     printed = capsys.readouterr().out
-    assert "95 % interval" in printed and "expected calibration error" in printed and "among all 556" in printed
+    assert (
+        "95 % interval" in printed
+        and "expected calibration error" in printed
+        and "among all 556" in printed
+    )
     result = json.loads((tmp_path / "evaluation.json").read_text())
     assert result["acc1"]["low"] <= result["acc1"]["value"] <= result["acc1"]["high"]
     assert len(result["per_class"]) == 3 and result["colours"]["open"]["classes"] == 556
     assert sum(row["images"] for row in result["colours"]["by_distance"]) == 12
 
 
-def test_colours_need_names_of_shapes(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_colours_need_names_of_shapes(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(finished, tmp_path / "out")
     run = Run.load(tmp_path / "out")
     run.names[0] = "bicycle"
@@ -113,8 +151,15 @@ def test_colours_need_names_of_shapes(finished: Path, tmp_path: Path, capsys: py
 
 
 def test_the_nearest_colour() -> None:
-    others = [("azure", "star"), ("mint cream", "star"), ("light cyan", "star"), ("alice blue", "square")]
-    assert colours._nearest(("azure", "star"), others) == pytest.approx(2.785, abs=1e-3)  # to mint cream
+    others = [
+        ("azure", "star"),
+        ("mint cream", "star"),
+        ("light cyan", "star"),
+        ("alice blue", "square"),
+    ]
+    assert colours._nearest(("azure", "star"), others) == pytest.approx(
+        2.785, abs=1e-3
+    )  # to mint cream
 
 
 def test_the_figures(finished: Path, clip_world: Path, tmp_path: Path) -> None:
@@ -148,20 +193,43 @@ def test_examples_take_other_classes_first() -> None:
 def personalised(clip_world: Path, tmp_path: Path) -> list[str]:
     """25 pictures of one prompt of one concept, its photos, and baselines that nothing misses."""
     random = np.random.default_rng(0)
-    for folder, count in ((tmp_path / "images" / "dog" / "0", 25), (tmp_path / "photos" / "dog", 3)):
+    for folder, count in (
+        (tmp_path / "images" / "dog" / "0", 25),
+        (tmp_path / "photos" / "dog", 3),
+    ):
         folder.mkdir(parents=True)
         for i in range(count):
-            Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+            Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
+                folder / f"{i}.png"
+            )
     write_baseline(tmp_path, [-100, -100])
     return [
-        *("personalised", "--images", str(tmp_path / "images"), "--references", str(tmp_path / "photos")),
-        *("--input", str(tmp_path / "input.json"), "--model", str(clip_world / "model"), "--device", "cpu"),
+        *(
+            "personalised",
+            "--images",
+            str(tmp_path / "images"),
+            "--references",
+            str(tmp_path / "photos"),
+        ),
+        *(
+            "--input",
+            str(tmp_path / "input.json"),
+            "--model",
+            str(clip_world / "model"),
+            "--device",
+            "cpu",
+        ),
         *("--result", str(tmp_path / "result.json")),
     ]
 
 
 def write_baseline(folder: Path, pair: list[float]) -> None:
-    concept = {"src_image": "dog", "token_name": "<new1>", "prompt": ["A <new1>."], "prompt_4_clip_eval": ["A dog."]}
+    concept = {
+        "src_image": "dog",
+        "token_name": "<new1>",
+        "prompt": ["A <new1>."],
+        "prompt_4_clip_eval": ["A dog."],
+    }
     concept["baseline"] = [pair]
     (folder / "input.json").write_text(json.dumps({"dog": concept}))
 
@@ -179,7 +247,9 @@ def test_the_grader_passes_and_fails(
     sentence = refused(capsys, evaluate.main, evaluate.Config, *personalised)
     assert f"{tmp_path / 'images' / 'dog' / '0'} holds 24 images; 25 are expected" in sentence
     (tmp_path / "input.json").write_text(json.dumps({"dog": {"prompt_4_clip_eval": ["A dog."]}}))
-    assert "needs src_image, a text" in refused(capsys, evaluate.main, evaluate.Config, *personalised)
+    assert "needs src_image, a text" in refused(
+        capsys, evaluate.main, evaluate.Config, *personalised
+    )
 
 
 def test_the_grader_keeps_every_cosine(personalised: list[str], tmp_path: Path) -> None:
@@ -196,14 +266,22 @@ def test_only_openais_vit_b32_grades_unless_another_is_named(
 ) -> None:
     """The baselines were made with it; the small model of the project never steps in."""
     at = personalised.index("--model")
-    sentence = refused(capsys, evaluate.main, evaluate.Config, *personalised[:at], *personalised[at + 2 :])
+    sentence = refused(
+        capsys, evaluate.main, evaluate.Config, *personalised[:at], *personalised[at + 2 :]
+    )
     assert "the weights 'openai' of ViT-B-32-quickgelu are not in the local cache" in sentence
     assert not (tmp_path / "result.json").exists()
 
 
 def test_grade_sh_grades_learned_concepts(personalised: list[str], tmp_path: Path) -> None:
     values = dict(zip(personalised[1::2], personalised[2::2], strict=True))
-    command = ["bash", ROOT / "scripts" / "grade.sh", values["--images"], values["--input"], values["--references"]]
+    command = [
+        "bash",
+        ROOT / "scripts" / "grade.sh",
+        values["--images"],
+        values["--input"],
+        values["--references"],
+    ]
     flags = ["--model", values["--model"], "--device", "cpu"]
     result = run_process([*command, *flags])
     assert result.returncode == 0 and "passed" in result.stdout, result.stderr
@@ -211,7 +289,10 @@ def test_grade_sh_grades_learned_concepts(personalised: list[str], tmp_path: Pat
     assert run_process([*command, *flags]).returncode == 1
     command[3] = tmp_path / "missing.json"
     result = run_process([*command, *flags])
-    assert result.returncode == 2 and result.stderr == f"error: the file {tmp_path / 'missing.json'} does not exist\n"
+    assert (
+        result.returncode == 2
+        and result.stderr == f"error: the file {tmp_path / 'missing.json'} does not exist\n"
+    )
 
 
 def test_classes_of_the_tiny_world_are_shapes() -> None:

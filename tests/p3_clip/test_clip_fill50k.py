@@ -19,9 +19,13 @@ def fill50k(root: Path, bare: bool, count: int = 3) -> Path:
     lines = []
     for i in range(count):
         for kind in ("source", "target"):
-            write_png(folder / kind / f"{i}.png", torch.full((3, 512, 512), 40 * i, dtype=torch.uint8))
+            write_png(
+                folder / kind / f"{i}.png", torch.full((3, 512, 512), 40 * i, dtype=torch.uint8)
+            )
         names = {kind: f"{i}.png" if bare else f"{kind}/{i}.png" for kind in ("source", "target")}
-        lines.append(json.dumps({**names, "prompt": "pale golden rod circle with old lace background"}))
+        lines.append(
+            json.dumps({**names, "prompt": "pale golden rod circle with old lace background"})
+        )
     (folder / "prompt.json").write_text("\n".join(lines) + "\n")
     return root
 
@@ -41,11 +45,26 @@ def test_names_with_and_without_folder(bare: bool, tmp_path: Path) -> None:
         ("{", "prompt.json, line 2 is not valid JSON"),
         ("[1]", "line 2 must be an object with source, target, prompt"),
         ('{"source": "1.png", "target": "1.png"}', "line 2: 'prompt' is missing or is not text"),
-        ('{"source": "1.png", "target": "1.png", "prompt": " "}', "line 2: 'prompt' is missing or is not text"),
-        ('{"source": 1, "target": "1.png", "prompt": "x"}', "line 2: 'source' is missing or is not text"),
-        ('{"source": "9.png", "target": "1.png", "prompt": "x"}', "line 2: .*source/9.png does not exist"),
-        ('{"source": "1.png", "target": "9.png", "prompt": "x"}', "line 2: .*target/9.png does not exist"),
-        ('{"source": "1.png", "target": "../1.png", "prompt": "x"}', "line 2: .* leads out of its folder"),
+        (
+            '{"source": "1.png", "target": "1.png", "prompt": " "}',
+            "line 2: 'prompt' is missing or is not text",
+        ),
+        (
+            '{"source": 1, "target": "1.png", "prompt": "x"}',
+            "line 2: 'source' is missing or is not text",
+        ),
+        (
+            '{"source": "9.png", "target": "1.png", "prompt": "x"}',
+            "line 2: .*source/9.png does not exist",
+        ),
+        (
+            '{"source": "1.png", "target": "9.png", "prompt": "x"}',
+            "line 2: .*target/9.png does not exist",
+        ),
+        (
+            '{"source": "1.png", "target": "../1.png", "prompt": "x"}',
+            "line 2: .* leads out of its folder",
+        ),
         (
             '{"source": "1.png", "target": "0.png", "prompt": "x"}',
             "line 2: the target '0.png' is that of line 1 as well",
@@ -61,7 +80,9 @@ def test_a_broken_line_is_named(line: str, sentence: str, tmp_path: Path) -> Non
 
 
 def test_missing_and_empty_sets(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the pairs of fill50k are not there: .*get_dataset.sh 2025"):
+    with pytest.raises(
+        InputError, match="the pairs of fill50k are not there: .*get_dataset.sh 2025"
+    ):
         load_fill50k(tmp_path)
     root = fill50k(tmp_path, bare=True)
     (root / "training" / "prompt.json").write_text("\n")
@@ -75,7 +96,9 @@ def test_targets_may_still_be_to_write(tmp_path: Path) -> None:
     folder = fill50k(tmp_path, bare=False) / "training"
     for file in (folder / "target").iterdir():
         file.unlink()
-    pairs = read_prompts(folder / "prompt.json", folder / "source", tmp_path / "out", targets_exist=False)
+    pairs = read_prompts(
+        folder / "prompt.json", folder / "source", tmp_path / "out", targets_exist=False
+    )
     assert pairs[0].target == tmp_path / "out" / "target" / "0.png"  # literally as the line says
 
 

@@ -27,7 +27,14 @@ from p3_clip.model import DATA, check_template, class_names, read_templates, zer
 @pytest.fixture
 def arguments(clip_world: Path, tmp_path: Path) -> list[Any]:
     return [
-        *("--images", clip_world / "val", "--labels", clip_world / "id2label.json", "--model", clip_world / "model"),
+        *(
+            "--images",
+            clip_world / "val",
+            "--labels",
+            clip_world / "id2label.json",
+            "--model",
+            clip_world / "model",
+        ),
         *("--output_dir", tmp_path / "out", "--cache", tmp_path / "cache", "--device", "cpu"),
     ]
 
@@ -47,24 +54,41 @@ def test_a_run_writes_the_results(
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert result["metrics"].keys() == {"acc1", "acc5", "mean_per_class_recall"}
     assert result["metrics"]["acc5"] == 1.0  # of three classes
-    assert {"dataset", "model", "pretrained", "task", "language", "template_hash", "ensemble"} <= result.keys()
+    assert {
+        "dataset",
+        "model",
+        "pretrained",
+        "task",
+        "language",
+        "template_hash",
+        "ensemble",
+    } <= result.keys()
     assert (result["images"], result["classes"], result["names_changed"]) == (12, 3, 3)
     assert result["templates"] == ["a photo of a {}"]
     assert len(result["ensemble"]["templates"]) == 5  # those of the model folder
     table = pd.read_csv(tmp_path / "out" / "predictions.csv")
-    assert len(table) == 12 and table["single_correct"].mean() == pytest.approx(result["metrics"]["acc1"])
+    assert len(table) == 12 and table["single_correct"].mean() == pytest.approx(
+        result["metrics"]["acc1"]
+    )
     assert set(table["truth"]) == {"red square", "lime star", "blue triangle"}
     run = Run.load(tmp_path / "out")
     assert run.files[0] == "0_0.png" and run.cosines["single"].shape == (12, 3)
     assert torch.allclose(run.probabilities("ensemble").sum(1), torch.ones(12))
 
 
-def test_predictions_follow_the_class_list(arguments: list[Any], clip_world: Path, tmp_path: Path) -> None:
+def test_predictions_follow_the_class_list(
+    arguments: list[Any], clip_world: Path, tmp_path: Path
+) -> None:
     """With the labels in another order, every picture gets the same class."""
     assert exit_code(inference.main, inference.Config, *arguments) == 0
     before = pd.read_csv(tmp_path / "out" / "predictions.csv")
     (tmp_path / "turned.json").write_text(json.dumps(dict(reversed(CLASSES.items()))))
-    assert exit_code(inference.main, inference.Config, *arguments, "--labels", tmp_path / "turned.json") == 0
+    assert (
+        exit_code(
+            inference.main, inference.Config, *arguments, "--labels", tmp_path / "turned.json"
+        )
+        == 0
+    )
     after = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert after["single_prediction"].tolist() == before["single_prediction"].tolist()
 
@@ -84,13 +108,17 @@ def test_features_are_computed_once_for_a_content(
     first = extract_features(clip, files, batch_size=5, cache=tmp_path, show_progress=False)
     assert seen == [5, 5, 2]
     shutil.copy(files[0], tmp_path / "other_name.png")
-    again = extract_features(clip, [*files, tmp_path / "other_name.png"], cache=tmp_path, show_progress=False)
+    again = extract_features(
+        clip, [*files, tmp_path / "other_name.png"], cache=tmp_path, show_progress=False
+    )
     assert seen == [5, 5, 2] and torch.equal(again[:-1], first) and torch.equal(again[-1], first[0])
     plain = torch.stack([clip.preprocess(Image.open(file)) for file in files])
     assert torch.allclose(first, encode(clip, plain), atol=1e-6)
     store = next(tmp_path.glob("*.safetensors"))
     store.write_bytes(store.read_bytes()[:-9])  # a damaged store is made anew
-    assert torch.allclose(extract_features(clip, files, cache=tmp_path, show_progress=False), first, atol=1e-6)
+    assert torch.allclose(
+        extract_features(clip, files, cache=tmp_path, show_progress=False), first, atol=1e-6
+    )
     assert sum(seen) == 24
 
 
@@ -103,9 +131,15 @@ def test_features_belong_to_weights_activation_and_preprocessing(clip: Clip) -> 
 
     first = identity(tiny_clip())
     assert first == identity(tiny_clip())
-    others = [identity(tiny_clip(1)), identity(tiny_clip(quick_gelu=True)), identity(tiny_clip(), prepared(0.4))]
+    others = [
+        identity(tiny_clip(1)),
+        identity(tiny_clip(quick_gelu=True)),
+        identity(tiny_clip(), prepared(0.4)),
+    ]
     assert len({first, *others}) == 4
-    assert " at 0x" not in repr(clip.preprocess)  # an address would make every process's identity another one
+    assert " at 0x" not in repr(
+        clip.preprocess
+    )  # an address would make every process's identity another one
 
 
 def test_the_first_line_says_that_the_small_model_steps_in(
@@ -124,11 +158,19 @@ def test_the_first_line_says_that_the_small_model_steps_in(
     )
 
 
-def test_an_unreadable_picture_keeps_what_was_computed(clip: Clip, clip_world: Path, tmp_path: Path) -> None:
+def test_an_unreadable_picture_keeps_what_was_computed(
+    clip: Clip, clip_world: Path, tmp_path: Path
+) -> None:
     files = sorted((clip_world / "val").iterdir())
     (tmp_path / "broken.png").write_text("hello")
     with pytest.raises(InputError, match="broken.png is not a readable image"):
-        extract_features(clip, [*files, tmp_path / "broken.png"], batch_size=5, cache=tmp_path, show_progress=False)
+        extract_features(
+            clip,
+            [*files, tmp_path / "broken.png"],
+            batch_size=5,
+            cache=tmp_path,
+            show_progress=False,
+        )
     store = next(tmp_path.glob("*.safetensors"))
     assert len(load_tensors(store)[0]["features"]) == 10  # two whole batches
 
@@ -136,11 +178,17 @@ def test_an_unreadable_picture_keeps_what_was_computed(clip: Clip, clip_world: P
 def test_a_long_template_is_no_path(arguments: list[Any], tmp_path: Path) -> None:
     template = "a photo of a {}" + ", very large" * 400
     assert exit_code(inference.main, inference.Config, *arguments, "--template", template) == 0
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["template"] == template
+    assert (
+        json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["template"]
+        == template
+    )
 
 
 def test_an_output_folder_that_cannot_be_is_refused_before_loading(
-    arguments: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "out").write_text("")
     monkeypatch.setattr("common.clip.loading.ClipConfig.load", None)
@@ -150,9 +198,18 @@ def test_an_output_folder_that_cannot_be_is_refused_before_loading(
 def test_accuracies() -> None:
     scores = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
     result = accuracy(scores, torch.tensor([0, 0, 0, 2]))
-    assert result == pytest.approx({"acc1": 0.75, "acc5": 1.0, "mean_per_class_recall": (2 / 3 + 1) / 2})
+    assert result == pytest.approx(
+        {"acc1": 0.75, "acc5": 1.0, "mean_per_class_recall": (2 / 3 + 1) / 2}
+    )
     table = predictions(
-        Run(list("abcd"), torch.tensor([0, 0, 0, 2]), list("012"), list("xyz"), 1.0, {"single": scores})
+        Run(
+            list("abcd"),
+            torch.tensor([0, 0, 0, 2]),
+            list("012"),
+            list("xyz"),
+            1.0,
+            {"single": scores},
+        )
     )
     assert table["single_rank_of_truth"].tolist() == [1, 1, 3, 1]
     assert table["single_runner_up"].tolist() == ["y"] * 4
@@ -165,7 +222,11 @@ def test_the_classifier_is_normalise_mean_normalise_and_follows_the_class_list(c
     vectors = [clip.encode_texts([t.replace("{}", "lime star")])[0] for t in templates]
     assert torch.allclose(matrix[:, 1], F.normalize(sum(vectors), dim=0), atol=1e-6)
     order = [2, 0, 1]
-    assert torch.allclose(zero_shot_classifier(clip, [names[i] for i in order], templates), matrix[:, order], atol=1e-6)
+    assert torch.allclose(
+        zero_shot_classifier(clip, [names[i] for i in order], templates),
+        matrix[:, order],
+        atol=1e-6,
+    )
     reference = open_clip.build_zero_shot_classifier(clip.network, clip.tokenize, names, templates)
     assert torch.allclose(matrix, reference, atol=1e-6)
 
@@ -173,7 +234,10 @@ def test_the_classifier_is_normalise_mean_normalise_and_follows_the_class_list(c
 def test_names_and_templates() -> None:
     classes = {"0": "pine_tree", "1": "mouse", "2": "bus"}
     assert class_names(classes, {}) == (["pine tree", "mouse", "bus"], 1)
-    assert class_names(classes, {"1": "mouse animal", "pine tree": "a pine"}) == (["a pine", "mouse animal", "bus"], 2)
+    assert class_names(classes, {"1": "mouse animal", "pine tree": "a pine"}) == (
+        ["a pine", "mouse animal", "bus"],
+        2,
+    )
     assert check_template("A photo of {object}.", "") == "A photo of {}."
     assert len(read_templates(DATA / "templates" / "openai_7.txt")) == 7
     assert len(read_templates(DATA / "templates" / "openai_80.txt")) == 80
@@ -251,7 +315,14 @@ def test_bad_data(
     shutil.copytree(clip_world, tmp_path / "world")
     damage(tmp_path / "world")
     root = tmp_path / "world"
-    arguments = ["--images", root / "val", "--labels", root / "id2label.json", "--model", root / "model"]
+    arguments = [
+        "--images",
+        root / "val",
+        "--labels",
+        root / "id2label.json",
+        "--model",
+        root / "model",
+    ]
     more = ["--output-dir", tmp_path / "out", "--cache", tmp_path / "cache", "--device", "cpu"]
     assert sentence in refused(capsys, inference.main, inference.Config, *arguments, *more)
     assert not (tmp_path / "out").exists()
@@ -271,7 +342,11 @@ def test_bad_data(
     ],
 )
 def test_bad_flags(
-    flags: list[str], sentence: str, arguments: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str],
+    sentence: str,
+    arguments: list[Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert sentence in refused(capsys, inference.main, inference.Config, *arguments, *flags)
     assert not (tmp_path / "out").exists()
@@ -281,7 +356,14 @@ def test_an_empty_line_of_a_template_file_is_named(
     arguments: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "templates.txt").write_text("# note\na {}\n\n")
-    sentence = refused(capsys, inference.main, inference.Config, *arguments, "--ensemble", tmp_path / "templates.txt")
+    sentence = refused(
+        capsys,
+        inference.main,
+        inference.Config,
+        *arguments,
+        "--ensemble",
+        tmp_path / "templates.txt",
+    )
     assert "templates.txt, line 3: the template is empty" in sentence
 
 
@@ -289,8 +371,16 @@ def test_an_empty_line_of_a_template_file_is_named(
     ("file", "content", "sentence"),
     [
         ("open_clip_config.json", "{}", "has no model_cfg"),
-        ("open_clip_config.json", '{"model_cfg": {"embed_dim": 4}}', "does not describe a model of open_clip"),
-        ("open_clip_config.json", None, "holds neither open_clip_config.json nor transformers' config.json"),
+        (
+            "open_clip_config.json",
+            '{"model_cfg": {"embed_dim": 4}}',
+            "does not describe a model of open_clip",
+        ),
+        (
+            "open_clip_config.json",
+            None,
+            "holds neither open_clip_config.json nor transformers' config.json",
+        ),
         ("model.safetensors", "abc", "is not a complete safetensors file"),
         ("model.safetensors", None, "model.safetensors does not exist"),
         ("fingerprint.json", "{}", "is not a fingerprint"),
@@ -310,4 +400,6 @@ def test_a_damaged_model_folder(
     (folder / file).unlink()
     if content is not None:
         (folder / file).write_text(content)
-    assert sentence in refused(capsys, inference.main, inference.Config, *arguments, "--model", folder)
+    assert sentence in refused(
+        capsys, inference.main, inference.Config, *arguments, "--model", folder
+    )

@@ -1,4 +1,5 @@
-"""The small CLIP's training and its test set: classes held out, batches without doubles, one form on disk."""
+"""The small CLIP's training and its test set: classes held out, batches without doubles, one form
+on disk."""
 
 import dataclasses
 import json
@@ -36,7 +37,18 @@ from p3_clip.train import (
 from scripts import make_clip_testset as script
 
 FLAGS = [
-    *("--steps", "4", "--batch-size", "8", "--device", "cpu", "--validate-every", "2", "--preview-every", "4"),
+    *(
+        "--steps",
+        "4",
+        "--batch-size",
+        "8",
+        "--device",
+        "cpu",
+        "--validate-every",
+        "2",
+        "--preview-every",
+        "4",
+    ),
     *("--checkpoint-every", "2", "--log-every", "1", "--warmup", "1"),
 ]
 
@@ -51,7 +63,9 @@ def model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def small_config(count: int, **more: Any) -> Config:
     config = Config(run_dir=Path("unused"), **more)
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=count))
+    return dataclasses.replace(
+        config, training=dataclasses.replace(config.training, batch_size=count)
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -64,7 +78,9 @@ def test_held_out_classes_are_fifty_apart_and_not_circles() -> None:
     assert Counter(kind for _, kind in classes) == {"square": 17, "triangle": 17, "star": 16}
     for kind in ("square", "triangle", "star"):
         rgb = np.array([CSS_COLOURS[colour] for colour, other in classes if other == kind])
-        distance = colour_difference(rgb[:, None].repeat(len(rgb), 1), rgb[None].repeat(len(rgb), 0))
+        distance = colour_difference(
+            rgb[:, None].repeat(len(rgb), 1), rgb[None].repeat(len(rgb), 0)
+        )
         assert distance[~np.eye(len(rgb), dtype=bool)].min() >= 5.0
     assert classes == held_out_classes() != held_out_classes(seed=1)
 
@@ -82,7 +98,9 @@ def test_held_out_pictures_show_their_class() -> None:
 def test_the_first_shape_can_be_chosen() -> None:
     for seed in range(100):
         scene = draw_scene(np.random.default_rng(seed), count=1 + seed % 2, first=("red", "star"))
-        assert (scene.shapes[0].colour, scene.shapes[0].kind) == ("red", "star") and len(scene.shapes) == 1 + seed % 2
+        assert (scene.shapes[0].colour, scene.shapes[0].kind) == ("red", "star") and len(
+            scene.shapes
+        ) == 1 + seed % 2
         colours = [scene.background, *(shape.colour for shape in scene.shapes)]
         assert len(set(colours)) == len(colours)
 
@@ -95,7 +113,9 @@ def test_batches_have_no_held_out_class_and_no_class_twice(monkeypatch: pytest.M
         return render(scene, size)
 
     monkeypatch.setattr(train, "render", spy)
-    real = RealPairs(torch.zeros(20, 3, 32, 32, dtype=torch.uint8), [("red", "blue"), ("lime", "tan")] * 10)
+    real = RealPairs(
+        torch.zeros(20, 3, 32, 32, dtype=torch.uint8), [("red", "blue"), ("lime", "tan")] * 10
+    )
     captions = Captioner(small_config(64), 32, real)
     for step in range(4):
         scenes.clear()
@@ -117,7 +137,9 @@ def test_batches_have_no_held_out_class_and_no_class_twice(monkeypatch: pytest.M
 def test_small_pictures_are_made_as_inference_makes_them() -> None:
     picture = render(held_out_scene(3, np.random.default_rng(0)), 64)
     mine = resize(picture[None], 48)[0].permute(1, 2, 0).int()
-    theirs = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((48, 48), Image.Resampling.BICUBIC)
+    theirs = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize(
+        (48, 48), Image.Resampling.BICUBIC
+    )
     assert (mine - torch.from_numpy(np.array(theirs)).int()).abs().max() <= 1
 
 
@@ -128,7 +150,9 @@ def test_small_pictures_are_made_as_inference_makes_them() -> None:
 def test_the_loss_is_that_of_open_clip() -> None:
     generator = torch.Generator().manual_seed(0)
     images, texts = (F.normalize(torch.randn(6, 4, generator=generator), dim=1) for _ in range(2))
-    assert torch.allclose(contrastive_loss(7.0 * images @ texts.T), open_clip.ClipLoss()(images, texts, 7.0))
+    assert torch.allclose(
+        contrastive_loss(7.0 * images @ texts.T), open_clip.ClipLoss()(images, texts, 7.0)
+    )
 
 
 def test_only_the_rows_of_the_captions_are_trained_and_the_table_comes_back() -> None:
@@ -163,7 +187,9 @@ def test_the_shipped_configuration() -> None:
     cfg = read_model_cfg(Config(run_dir=Path("unused")).model)
     network = open_clip.CLIP(**cfg)
     count = sum(param.numel() for param in network.parameters())
-    block = 12 * 128**2 + 13 * 128  # attention 4, MLP 8 matrices; their biases 9, two norms 4 vectors
+    block = (
+        12 * 128**2 + 13 * 128
+    )  # attention 4, MLP 8 matrices; their biases 9, two norms 4 vectors
     text = (49408 + 32) * 128 + 3 * block + 2 * 128 + 128 * 256
     image = 3 * 8 * 8 * 128 + (6 * 6 + 1) * 128 + 128 + 2 * 2 * 128 + 4 * block + 128 * 256
     assert count == text + image + 1
@@ -175,15 +201,25 @@ def test_the_shipped_configuration() -> None:
 # Runs.
 
 
-def test_a_run_resumes_and_ships_a_folder_that_open_clip_loads(model_file: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_and_ships_a_folder_that_open_clip_loads(
+    model_file: Path, tmp_path: Path
+) -> None:
     real = fill50k(tmp_path / "fill50k", bare=False, count=2)
     arguments = ["--model", model_file, "--fill50k", real, *FLAGS]
     assert exit_code(train.main, Config, "--run-dir", tmp_path / "whole", *arguments) == 0
     folder = tmp_path / "whole" / "last"
     network = open_clip.create_model(f"local-dir:{folder}")
-    assert {value.dtype for value in load_tensors(folder / "model.safetensors")[0].values()} == {torch.float16}
-    assert load_clip(str(folder), device="cpu")[0].network.visual.image_size == network.visual.image_size == (32, 32)
-    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert {value.dtype for value in load_tensors(folder / "model.safetensors")[0].values()} == {
+        torch.float16
+    }
+    assert (
+        load_clip(str(folder), device="cpu")[0].network.visual.image_size
+        == network.visual.image_size
+        == (32, 32)
+    )
+    lines = [
+        json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert {"validation_loss", "validation_matched", "validation_held_out"} <= lines[-1].keys()
     assert (tmp_path / "whole" / "samples" / "0000004.png").is_file()
@@ -205,10 +241,25 @@ def test_a_run_resumes_and_ships_a_folder_that_open_clip_loads(model_file: Path,
 
 
 def test_the_loss_falls(model_file: Path, tmp_path: Path) -> None:
-    flags = [*FLAGS, "--steps", "40", "--batch-size", "16", "--lr", "0.003", "--checkpoint-every", "40"]
+    flags = [
+        *FLAGS,
+        "--steps",
+        "40",
+        "--batch-size",
+        "16",
+        "--lr",
+        "0.003",
+        "--checkpoint-every",
+        "40",
+    ]
     flags += ["--validate-every", "40", "--preview-every", "40"]
-    assert exit_code(train.main, Config, "--run-dir", tmp_path / "run", "--model", model_file, *flags) == 0
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert (
+        exit_code(train.main, Config, "--run-dir", tmp_path / "run", "--model", model_file, *flags)
+        == 0
+    )
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     losses = [line["loss"] for line in lines]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
 
@@ -219,12 +270,18 @@ def test_the_loss_falls(model_file: Path, tmp_path: Path) -> None:
         (["--gradient-accumulation-steps", "2"], "--gradient-accumulation-steps must be 1"),
         (["--batch-size", "600"], "--batch-size must be at most 506, the number of classes"),
         (["--model", "ViT-B32"], "open_clip knows no model 'ViT-B32'"),
-        (["--model", "resnet.json"], "only CLIPs with a ViT and a causal text tower are trained here"),
+        (
+            ["--model", "resnet.json"],
+            "only CLIPs with a ViT and a causal text tower are trained here",
+        ),
         (["--model", "torn.json"], "torn.json must hold embed_dim, vision_cfg and text_cfg"),
         (["--model", "nowhere.json"], "nowhere.json does not exist"),
         (["--model", "wide.json"], "only square pictures are trained on here, not [32, 64]"),
         (["--fill50k", "nowhere"], "the pairs of fill50k are not there"),
-        (["--fill50k", "nowhere", "--real-fraction", "1"], "--real-fraction leaves no drawn picture in a batch"),
+        (
+            ["--fill50k", "nowhere", "--real-fraction", "1"],
+            "--real-fraction leaves no drawn picture in a batch",
+        ),
         (["--real-fraction", "1.5"], "--real-fraction must be between 0 and 1, not 1.5"),
         (["--pair-fraction", "-0.1"], "--pair-fraction must be between 0 and 1, not -0.1"),
         (["--init-from", "other"], "the weights in other do not fit the model: 2 missing"),
@@ -241,7 +298,9 @@ def test_what_training_refuses(
     monkeypatch.chdir(tmp_path)
     resnet = TINY | {"vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}}
     Path("resnet.json").write_text(json.dumps(resnet))
-    Path("wide.json").write_text(json.dumps(TINY | {"vision_cfg": TINY["vision_cfg"] | {"image_size": [32, 64]}}))
+    Path("wide.json").write_text(
+        json.dumps(TINY | {"vision_cfg": TINY["vision_cfg"] | {"image_size": [32, 64]}})
+    )
     if "--init-from" in flags:
         cfg = TINY | {"vision_cfg": TINY["vision_cfg"] | {"no_ln_pre": True}}
         save_folder(Path("other"), open_clip.CLIP(**json.loads(json.dumps(cfg))).state_dict(), cfg)
@@ -251,7 +310,10 @@ def test_what_training_refuses(
 
 
 def test_several_processes_are_refused(
-    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     arguments = ["--run-dir", tmp_path / "run", "--model", model_file, *FLAGS]
@@ -271,9 +333,15 @@ def test_the_test_set_has_the_courses_layout_and_repeats(
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     labels = read_json(tmp_path / "one" / "id2label.json")
     assert list(labels) == [str(i) for i in range(50)]
-    assert [name.replace("_", " ") for name in labels.values()] == [" ".join(pair) for pair in held_out_classes()]
+    assert [name.replace("_", " ") for name in labels.values()] == [
+        " ".join(pair) for pair in held_out_classes()
+    ]
     assert len(list((tmp_path / "one" / "val").iterdir())) == 100
     with Image.open(tmp_path / "one" / "val" / "49_001.png") as image:
         assert (image.size, image.mode) == ((32, 32), "RGB")
-    assert "is already there" in refused(capsys, script.main, script.Config, "--output-dir", tmp_path / "one")
-    assert "--count must be at least 1" in refused(capsys, script.main, script.Config, "--count", "0")
+    assert "is already there" in refused(
+        capsys, script.main, script.Config, "--output-dir", tmp_path / "one"
+    )
+    assert "--count must be at least 1" in refused(
+        capsys, script.main, script.Config, "--count", "0"
+    )

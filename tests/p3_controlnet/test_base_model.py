@@ -42,7 +42,20 @@ from p3_controlnet.formats import is_small, load_controlnet
 from p3_controlnet.latent_cache import LatentCache, make_latent_cache
 from p3_controlnet.loss import latent_loss
 
-FEW = ("--pictures", 12, "--batch-size", 4, "--warmup", 1, "--device", "cpu", "--log-every", 1, "--checkpoint-every", 2)
+FEW = (
+    "--pictures",
+    12,
+    "--batch-size",
+    4,
+    "--warmup",
+    1,
+    "--device",
+    "cpu",
+    "--log-every",
+    1,
+    "--checkpoint-every",
+    2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +76,11 @@ def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer pictures to look at."""
     for name, value in {"VALIDATION_IMAGES": 6, "PREVIEW_IMAGES": 4}.items():
         monkeypatch.setattr(train_autoencoder, name, value)
-    for name, value in {"VALIDATION_EXAMPLES": 6, "MEASURED_EXAMPLES": 8, "PREVIEW_COLUMNS": 1}.items():
+    for name, value in {
+        "VALIDATION_EXAMPLES": 6,
+        "MEASURED_EXAMPLES": 8,
+        "PREVIEW_COLUMNS": 1,
+    }.items():
         monkeypatch.setattr(train_unet, name, value)
     monkeypatch.setattr(train_unet, "PREVIEW_PROMPTS", train_unet.PREVIEW_PROMPTS[:2])
 
@@ -76,18 +93,24 @@ def test_the_folder_gives_the_model_back(model: LatentDiffusion, folder: Path) -
     """But for rounding to half precision."""
     again = load_model(folder)
     for ours, theirs in ((model.unet, again.unet), (model.autoencoder, again.autoencoder)):
-        for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        for (name, a), b in zip(
+            ours.state_dict().items(), theirs.state_dict().values(), strict=True
+        ):
             assert b.dtype == torch.float32 and torch.equal(a.half().float(), b), name
     assert torch.equal(again.schedule.alphas_cumprod, model.schedule.alphas_cumprod)
     assert float(again.schedule.alphas_cumprod[-1]) == 0.0 and again.parameterization == "v"
     assert (again.side, again.latent_side, again.downscale) == (64, 16, 4)
-    assert torch.equal(again.latent_mean, model.latent_mean) and torch.equal(again.latent_std, model.latent_std)
+    assert torch.equal(again.latent_mean, model.latent_mean) and torch.equal(
+        again.latent_std, model.latent_std
+    )
     for prompts in (["red circle with blue background"], [""]):
         assert torch.allclose(again.encode_text(prompts), model.encode_text(prompts), atol=1e-2)
     assert not any(p.requires_grad for p in again.parameters())
 
 
-def test_diffusers_and_transformers_read_its_parts(model: LatentDiffusion, folder: Path, offline: None) -> None:
+def test_diffusers_and_transformers_read_its_parts(
+    model: LatentDiffusion, folder: Path, offline: None
+) -> None:
     from diffusers import AutoencoderDC, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel
 
@@ -98,13 +121,20 @@ def test_diffusers_and_transformers_read_its_parts(model: LatentDiffusion, folde
     ):
         theirs = kind.from_pretrained(folder / part, torch_dtype=torch.float32).state_dict()
         assert theirs.keys() == ours.state_dict().keys()
-        assert all(torch.equal(value, ours.state_dict()[name].half().float()) for name, value in theirs.items())
+        assert all(
+            torch.equal(value, ours.state_dict()[name].half().float())
+            for name, value in theirs.items()
+        )
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
     assert scheduler.config.prediction_type == "v_prediction"
-    assert torch.allclose(scheduler.alphas_cumprod.double(), model.schedule.alphas_cumprod, atol=1e-6)
+    assert torch.allclose(
+        scheduler.alphas_cumprod.double(), model.schedule.alphas_cumprod, atol=1e-6
+    )
 
 
-def test_the_folder_is_told_from_stable_diffusions(model: LatentDiffusion, folder: Path, tmp_path: Path) -> None:
+def test_the_folder_is_told_from_stable_diffusions(
+    model: LatentDiffusion, folder: Path, tmp_path: Path
+) -> None:
     assert kind_of(folder) == "small" and load_base(folder).side == 64
     shutil.copytree(folder, tmp_path / "nameless")
     (tmp_path / "nameless" / "config.json").unlink()
@@ -117,7 +147,9 @@ def test_the_folder_is_told_from_stable_diffusions(model: LatentDiffusion, folde
         load_base(tmp_path / "none")
 
 
-def test_a_small_control_folder_fits_its_own_base_alone(model: LatentDiffusion, folder: Path, tmp_path: Path) -> None:
+def test_a_small_control_folder_fits_its_own_base_alone(
+    model: LatentDiffusion, folder: Path, tmp_path: Path
+) -> None:
     control = tiny_control(model)
     control.save(tmp_path)
     assert kind_of(tmp_path) == "controlnet" and is_small(tmp_path) and not holds_base(tmp_path)
@@ -136,10 +168,26 @@ def test_a_small_control_folder_fits_its_own_base_alone(model: LatentDiffusion, 
     ("file", "change", "sentence"),
     [
         ("config.json", {"latent_std": [1.0]}, "does not give latent_std for 4 channels"),
-        ("config.json", {"kind": "p1_diffusion.ContextUNet"}, "holds a model of kind 'p1_diffusion.ContextUNet'"),
-        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "does not describe a noise schedule"),
-        ("unet/config.json", {"_class_name": "Other"}, "holds a Other, but UNet2DConditionModel is expected"),
-        ("unet/config.json", {"block_out_channels": [16]}, "does not describe a UNet2DConditionModel"),
+        (
+            "config.json",
+            {"kind": "p1_diffusion.ContextUNet"},
+            "holds a model of kind 'p1_diffusion.ContextUNet'",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "flow"},
+            "does not describe a noise schedule",
+        ),
+        (
+            "unet/config.json",
+            {"_class_name": "Other"},
+            "holds a Other, but UNet2DConditionModel is expected",
+        ),
+        (
+            "unet/config.json",
+            {"block_out_channels": [16]},
+            "does not describe a UNet2DConditionModel",
+        ),
         ("vae/config.json", {"latent_channels": 8}, "the weights in .*vae do not fit the model"),
     ],
 )
@@ -161,32 +209,47 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 # The autoencoder.
 
 
-def test_latents_have_mean_0_and_variance_1_by_the_measured_statistics(model: LatentDiffusion) -> None:
+def test_latents_have_mean_0_and_variance_1_by_the_measured_statistics(
+    model: LatentDiffusion,
+) -> None:
     images = to_model_range(drawn_examples(10, 64, 0).images)
     statistics = latent_statistics(model.autoencoder, images)
     normal = LatentDiffusion(
-        model.autoencoder, model.text_encoder, model.tokenizer, model.unet, model.schedule, **statistics
+        model.autoencoder,
+        model.text_encoder,
+        model.tokenizer,
+        model.unet,
+        model.schedule,
+        **statistics,
     )
     latents = normal.encode(images)
-    assert latents.mean((0, 2, 3)).abs().max() < 1e-4 and (latents.std((0, 2, 3)) - 1.0).abs().max() < 1e-4
+    assert (
+        latents.mean((0, 2, 3)).abs().max() < 1e-4
+        and (latents.std((0, 2, 3)) - 1.0).abs().max() < 1e-4
+    )
     with torch.no_grad():
         raw = model.autoencoder.encode(images).latent
         expected = model.autoencoder.decode(raw).sample
     assert (raw.std((0, 2, 3)) - 1.0).abs().min() > 0.05  # there was something to do
     assert torch.allclose(normal.decode(latents), expected, atol=1e-4)
     one = latent_statistics(model.autoencoder, images, channelwise=False)
-    assert set(one["latent_mean"]) == {0.0} and one["latent_std"] == pytest.approx([raw.std().item()] * raw.shape[1])
+    assert set(one["latent_mean"]) == {0.0} and one["latent_std"] == pytest.approx(
+        [raw.std().item()] * raw.shape[1]
+    )
 
 
 def test_a_new_autoencoder_keeps_a_flat_colour_apart_from_the_rest_of_the_picture() -> None:
-    """What a position becomes depends on its neighbourhood alone, not on statistics of the whole picture."""
+    """What a position becomes depends on its neighbourhood alone, not on statistics of the whole
+    picture."""
     autoencoder = seeded(build_autoencoder, AutoencoderConfig())
     flat = torch.full((1, 3, 64, 64), 0.3)
     other = flat.clone()
     other[..., 40:] = -0.9
     with torch.no_grad():
         a, b = (autoencoder.decode(autoencoder.encode(x).latent).sample for x in (flat, other))
-    assert torch.allclose(a[..., :8], b[..., :8], atol=1e-6) and not torch.allclose(a[..., 40:], b[..., 40:], atol=1e-2)
+    assert torch.allclose(a[..., :8], b[..., :8], atol=1e-6) and not torch.allclose(
+        a[..., 40:], b[..., 40:], atol=1e-2
+    )
 
 
 def test_psnr() -> None:
@@ -197,11 +260,19 @@ def test_psnr() -> None:
 
 def run_autoencoder(run: Path, *flags: Any) -> int:
     return exit_code(
-        train_autoencoder.main, train_autoencoder.Config, "--run-dir", run, *FEW, *SMALL_AUTOENCODER, *flags
+        train_autoencoder.main,
+        train_autoencoder.Config,
+        "--run-dir",
+        run,
+        *FEW,
+        *SMALL_AUTOENCODER,
+        *flags,
     )
 
 
-def test_the_autoencoder_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_autoencoder_trains_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from diffusers import AutoencoderDC
 
     run, whole = tmp_path / "run", tmp_path / "whole"
@@ -227,7 +298,9 @@ def test_the_autoencoder_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.
 # The U-Net, and what it is trained on.
 
 
-def test_the_bank_holds_what_the_frozen_networks_say(model: LatentDiffusion, tmp_path: Path) -> None:
+def test_the_bank_holds_what_the_frozen_networks_say(
+    model: LatentDiffusion, tmp_path: Path
+) -> None:
     examples = drawn_circles(3, 64, 0)
     examples = examples + examples
     cache = make_latent_cache(model, examples)
@@ -242,7 +315,9 @@ def test_the_bank_holds_what_the_frozen_networks_say(model: LatentDiffusion, tmp
     assert "hint" not in make_latent_cache(model, drawn_examples(2, 64, 0)).take(torch.tensor([0]))
 
 
-def test_the_bank_is_made_once_for_what_it_is_made_from(model: LatentDiffusion, tmp_path: Path) -> None:
+def test_the_bank_is_made_once_for_what_it_is_made_from(
+    model: LatentDiffusion, tmp_path: Path
+) -> None:
     path, calls = tmp_path / "run" / "latent_cache.safetensors", []
 
     def make() -> LatentCache:
@@ -257,7 +332,16 @@ def test_the_bank_is_made_once_for_what_it_is_made_from(model: LatentDiffusion, 
 
 def run_unet(run: Path, autoencoder: Path, *flags: Any) -> int:
     text = autoencoder.parent / "text_encoder"
-    arguments = ("--run-dir", run, "--text-encoder", text, "--autoencoder", autoencoder, *FEW, *SMALL_UNET)
+    arguments = (
+        "--run-dir",
+        run,
+        "--text-encoder",
+        text,
+        "--autoencoder",
+        autoencoder,
+        *FEW,
+        *SMALL_UNET,
+    )
     return exit_code(train_unet.main, train_unet.Config, *arguments, *flags)
 
 
@@ -284,7 +368,12 @@ def test_the_unet_trains_resumes_and_is_saved_as_a_whole_model(
     assert state_hash(load_base(run / "last").unet) == state_hash(saved.unet)
 
     # Another run starts from these weights; other frozen parts are another run.
-    assert run_unet(tmp_path / "next", folder / "vae", "--steps", 1, "--init-from", whole / "last" / "unet") == 0
+    assert (
+        run_unet(
+            tmp_path / "next", folder / "vae", "--steps", 1, "--init-from", whole / "last" / "unet"
+        )
+        == 0
+    )
     save_network(tmp_path / "wide", build_unet(UNET, saved.autoencoder, 48))
     for unfit in (folder / "vae", tmp_path / "wide"):
         assert run_unet(tmp_path / "other", folder / "vae", "--init-from", unfit) == 2
@@ -297,18 +386,34 @@ def test_the_unet_trains_resumes_and_is_saved_as_a_whole_model(
 def test_the_text_tower_is_tuned_resumes_and_is_saved_for_the_unet(
     clip_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ("--clip", clip_world / "model", "--captions", 40, "--steps", 30, "--batch-size", 20, "--lr", 0.02)
+    flags = (
+        "--clip",
+        clip_world / "model",
+        "--captions",
+        40,
+        "--steps",
+        30,
+        "--batch-size",
+        20,
+        "--lr",
+        0.02,
+    )
     flags += ("--warmup", 5, "--checkpoint-every", 10, "--validate-every", 30, "--device", "cpu")
 
     def run(name: str) -> int:
         return exit_code(train_text.main, train_text.Config, "--run-dir", tmp_path / name, *flags)
 
     assert run("whole") == 0
-    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert lines[-1]["validation_phrase_colour_error"] > 0.0
     tokenizer, tower = load_text_encoder(tmp_path / "whole" / "last")
     before = load_text_tower(clip_world / "model")[1]
-    assert state_hash(tower) != state_hash(before) and tower.config.num_hidden_layers == before.config.num_hidden_layers
+    assert (
+        state_hash(tower) != state_hash(before)
+        and tower.config.num_hidden_layers == before.config.num_hidden_layers
+    )
     with monkeypatch.context() as patch:
         patch.setattr(train_text, "fit", stop_after(train_text.fit, 10))
         assert run("run") == 130
@@ -318,18 +423,30 @@ def test_the_text_tower_is_tuned_resumes_and_is_saved_for_the_unet(
 
 def test_what_captions_say_at_which_positions() -> None:
     tokenizer = clip_tokenizer(32)
-    star, circle = Shape("star", "light slate gray", 0.3, 0.3, 0.2), Shape("circle", "red", 0.7, 0.7, 0.2)
+    star, circle = (
+        Shape("star", "light slate gray", 0.3, 0.3, 0.2),
+        Shape("circle", "red", 0.7, 0.7, 0.2),
+    )
     scenes = [Scene("blue", (star, circle)), Scene("teal", (circle,))]
     captions = [scenes[0].caption, "a photo of a red circle"]
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     nouns = tokenizer(["background", *KINDS], add_special_tokens=False).input_ids
     batch = {"ids": ids, **train_text.targets(ids, scenes, [noun[-1] for noun in nouns])}
-    words = [[word.removesuffix("</w>") for word in tokenizer.convert_ids_to_tokens(row)] for row in ids]
+    words = [
+        [word.removesuffix("</w>") for word in tokenizer.convert_ids_to_tokens(row)] for row in ids
+    ]
     named = [
         {(word, region) for word, region in zip(*row, strict=True) if region >= 0}
         for row in zip(words, batch["phrase"].tolist(), strict=True)
     ]
-    assert named[0] == {("gray", 1), ("star", 1), ("red", 2), ("circle", 2), ("blue", 0), ("background", 0)}
+    assert named[0] == {
+        ("gray", 1),
+        ("star", 1),
+        ("red", 2),
+        ("circle", 2),
+        ("blue", 0),
+        ("background", 0),
+    }
     assert named[1] == {("red", 1), ("circle", 1)}
     assert [[train_text.WHAT[kind] for kind in row] for row in batch["kinds"]] == [
         ["background", "star", "circle"],
@@ -338,11 +455,15 @@ def test_what_captions_say_at_which_positions() -> None:
     assert torch.allclose(batch["colours"][0, 2], torch.tensor([1.0, -1.0, -1.0]))
 
     # A reader that says exactly this has no loss; one that is off everywhere has what it is off.
-    colours, kinds = batch["colours"][:, None].repeat(1, 32, 1, 1), batch["kinds"][:, None].expand(-1, 32, -1)
+    colours, kinds = (
+        batch["colours"][:, None].repeat(1, 32, 1, 1),
+        batch["kinds"][:, None].expand(-1, 32, -1),
+    )
     regions = batch["phrase"].clamp(min=0)
     own = colours.gather(2, regions[..., None, None].expand(-1, -1, 1, 3))[:, :, 0]
     logits = [
-        100.0 * F.one_hot(values, count).float() for values, count in ((kinds, len(train_text.WHAT)), (regions, 3))
+        100.0 * F.one_hot(values, count).float()
+        for values, count in ((kinds, len(train_text.WHAT)), (regions, 3))
     ]
     end = tokenizer.eos_token_id
     right = (colours, logits[0], own, logits[1])
@@ -354,18 +475,41 @@ def test_what_captions_say_at_which_positions() -> None:
 
 
 def test_trainings_that_make_no_sense(folder: Path, tmp_path: Path, capsys: Any) -> None:
-    parts = ("--run-dir", tmp_path / "run", "--autoencoder", folder / "vae", "--text-encoder", folder / "text_encoder")
+    parts = (
+        "--run-dir",
+        tmp_path / "run",
+        "--autoencoder",
+        folder / "vae",
+        "--text-encoder",
+        folder / "text_encoder",
+    )
     for flags, sentence in (
         (("--pictures", 0), "--pictures must be at least 1, not 0"),
-        (("--parameterization", "eps"), "eps prediction needs --no-zero-terminal and --snr-offset 0"),
+        (
+            ("--parameterization", "eps"),
+            "eps prediction needs --no-zero-terminal and --snr-offset 0",
+        ),
         (("--autoencoder", tmp_path), "config.json does not exist"),
-        (("--autoencoder", folder / "unet"), "holds a UNet2DConditionModel, but AutoencoderDC is expected"),
+        (
+            ("--autoencoder", folder / "unet"),
+            "holds a UNet2DConditionModel, but AutoencoderDC is expected",
+        ),
         (("--text-encoder", tmp_path / "none"), "config.json does not exist"),
         (("--text-encoder", folder / "unet"), "does not describe a CLIPTextModel"),
     ):
-        assert sentence in refused(capsys, train_unet.main, train_unet.Config, *parts, *SMALL_UNET, *flags)
+        assert sentence in refused(
+            capsys, train_unet.main, train_unet.Config, *parts, *SMALL_UNET, *flags
+        )
         assert not (tmp_path / "run").exists()
-    sentence = refused(capsys, train_autoencoder.main, train_autoencoder.Config, "--run-dir", tmp_path, "--pictures", 0)
+    sentence = refused(
+        capsys,
+        train_autoencoder.main,
+        train_autoencoder.Config,
+        "--run-dir",
+        tmp_path,
+        "--pictures",
+        0,
+    )
     assert sentence == "--pictures must be at least 1, not 0"
     for flags, sentence in (
         (("--captions", 0), "--captions must be at least 1, not 0"),
@@ -377,14 +521,19 @@ def test_trainings_that_make_no_sense(folder: Path, tmp_path: Path, capsys: Any)
 
 
 def test_the_default_model_is_small() -> None:
-    """All parts together are to be shipped in under 60 MB, in half precision; the text tower is the CLIP's."""
+    """All parts together are to be shipped in under 60 MB, in half precision; the text tower is the
+    CLIP's."""
     with torch.device("meta"):
         autoencoder = build_autoencoder(AutoencoderConfig())
         unet = build_unet(UNetConfig(), autoencoder, 128)
-    assert 2 * sum(p.numel() for network in (autoencoder, unet) for p in network.parameters()) < 40e6
+    assert (
+        2 * sum(p.numel() for network in (autoencoder, unet) for p in network.parameters()) < 40e6
+    )
 
 
-def test_the_loss_is_the_weighted_one_and_hides_captions_but_not_hints(model: LatentDiffusion) -> None:
+def test_the_loss_is_the_weighted_one_and_hides_captions_but_not_hints(
+    model: LatentDiffusion,
+) -> None:
     """One loss for the base and for ControlNet."""
     cache = make_latent_cache(model, drawn_circles(1, 64, 0))
     batch, seen = cache.take(torch.tensor([0])), []
@@ -393,7 +542,9 @@ def test_the_loss_is_the_weighted_one_and_hides_captions_but_not_hints(model: La
         seen.append((t, cond))
         return torch.zeros_like(x_t)
 
-    spy = types.SimpleNamespace(apply_model=apply_model, schedule=model.schedule, parameterization="v")
+    spy = types.SimpleNamespace(
+        apply_model=apply_model, schedule=model.schedule, parameterization="v"
+    )
 
     def loss(part: dict[str, torch.Tensor], cond_drop_prob: float, gamma: float | None) -> float:
         options = {"cond_drop_prob": cond_drop_prob, "min_snr_gamma": gamma, "snr_offset": 1.0}

@@ -1,4 +1,5 @@
-"""ControlNet: what it starts from, what it learns through, its twin in diffusers, its folder; a test for each known mistake."""
+"""ControlNet: what it starts from, what it learns through, its twin in diffusers, its folder; a
+test for each known mistake."""
 
 import json
 from collections import Counter
@@ -35,12 +36,15 @@ from common.seeds import Draws, StackedRandomGenerator
 from common.training import TrainingConfig, fit
 from p3_controlnet.model import CONFIG_FILE, ControlNet
 
-# What of Stable Diffusion v1.4's unet/config.json differs from diffusers' defaults; its head count, 8, does not.
+# What of Stable Diffusion v1.4's unet/config.json differs from diffusers' defaults; its head count,
+# 8, does not.
 SD14 = {"sample_size": 64, "cross_attention_dim": 768}
 
 
 def diffusers_twin(control: ControlNet, unet: UNet2DConditionModel) -> ControlNetModel:
-    twin = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=control.hint_channels)
+    twin = ControlNetModel.from_unet(
+        unet, conditioning_embedding_out_channels=control.hint_channels
+    )
     twin.load_state_dict(control.state_dict())
     return twin.eval()
 
@@ -70,7 +74,11 @@ def test_the_encoder_starts_as_a_trainable_copy_of_the_bases() -> None:
     control = ControlNet.from_unet(unet, HINT_CHANNELS)
     base, own = unet.state_dict(), control.state_dict()
     copied = {key for key in own if not key.startswith("controlnet_")}
-    expected = {key for key in base if key.startswith(("conv_in", "time_embedding", "down_blocks", "mid_block"))}
+    expected = {
+        key
+        for key in base
+        if key.startswith(("conv_in", "time_embedding", "down_blocks", "mid_block"))
+    }
     assert copied == expected and len(copied) > 100
     for key in copied:
         assert torch.equal(own[key], base[key]) and own[key].data_ptr() != base[key].data_ptr()
@@ -84,13 +92,16 @@ def test_the_encoder_starts_as_a_trainable_copy_of_the_bases() -> None:
 
 @pytest.fixture(scope="module")
 def sd14() -> tuple[UNet2DConditionModel, ControlNet]:
-    """Stable Diffusion v1.4's U-Net and its ControlNet on the meta device: shapes without numbers."""
+    """Stable Diffusion v1.4's U-Net and its ControlNet on the meta device: shapes without
+    numbers."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD14)
         return unet, ControlNet.from_unet(unet)
 
 
-def test_stable_diffusions_keys_shapes_and_13_residuals(sd14: tuple[UNet2DConditionModel, ControlNet]) -> None:
+def test_stable_diffusions_keys_shapes_and_13_residuals(
+    sd14: tuple[UNet2DConditionModel, ControlNet],
+) -> None:
     _, own = sd14
     with torch.device("meta"):
         twin = ControlNetModel(cross_attention_dim=768)
@@ -133,15 +144,24 @@ def test_a_new_network_has_ordinary_random_weights() -> None:
 
 KINDS = {
     "stable-diffusion-1": {},
-    "stable-diffusion-2": {"attention_head_dim": (1, 2, 2, 4), "use_linear_projection": True, "upcast_attention": True},
-    "two-levels-without-text-in-the-middle": {**TWO_LEVELS, "flip_sin_to_cos": False, "freq_shift": 1},
+    "stable-diffusion-2": {
+        "attention_head_dim": (1, 2, 2, 4),
+        "use_linear_projection": True,
+        "upcast_attention": True,
+    },
+    "two-levels-without-text-in-the-middle": {
+        **TWO_LEVELS,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+    },
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_it_agrees_with_diffusers(kind: str) -> None:
-    """The residuals alone, then with the base: 1e-5 on shared weights, every zero convolution filled."""
+    """The residuals alone, then with the base: 1e-5 on shared weights, every zero convolution
+    filled."""
     unet = tiny_unet(**KINDS[kind])
     model = controlled_model(unet=unet)
     twin = diffusers_twin(model.controlnet, unet)
@@ -153,7 +173,11 @@ def test_it_agrees_with_diffusers(kind: str) -> None:
     assert min(float(r.abs().max()) for r in own) > 1e-2
     assert largest_difference(own, [*skips, middle]) < 1e-5
     expected = unet(
-        x_t, t, cond.context, down_block_additional_residuals=skips, mid_block_additional_residual=middle
+        x_t,
+        t,
+        cond.context,
+        down_block_additional_residuals=skips,
+        mid_block_additional_residual=middle,
     ).sample
     torch.testing.assert_close(model.apply_model(x_t, t, cond), expected, rtol=0, atol=1e-5)
 
@@ -165,7 +189,9 @@ def test_it_agrees_with_diffusers(kind: str) -> None:
 def loss_of(model: LatentDiffusion, step: int = 0) -> Tensor:
     x0 = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(step))
     generators = StackedRandomGenerator([2 * step, 2 * step + 1])
-    return diffusion_loss(model.apply_model, SCHEDULE, x0, condition(), generators, parameterization="eps")
+    return diffusion_loss(
+        model.apply_model, SCHEDULE, x0, condition(), generators, parameterization="eps"
+    )
 
 
 def new_model() -> LatentDiffusion:
@@ -181,8 +207,11 @@ def gradients(model: LatentDiffusion, checkpointing: bool) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-def test_every_control_parameter_learns_by_the_third_step_and_the_base_never(checkpointing: bool) -> None:
-    """Zero convolutions first, then what lies behind them; the counts are those measured at Stable Diffusion's structure."""
+def test_every_control_parameter_learns_by_the_third_step_and_the_base_never(
+    checkpointing: bool,
+) -> None:
+    """Zero convolutions first, then what lies behind them; the counts are those measured at Stable
+    Diffusion's structure."""
     model = new_model()
     model.enable_gradient_checkpointing(checkpointing)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
@@ -190,11 +219,19 @@ def test_every_control_parameter_learns_by_the_third_step_and_the_base_never(che
     for step in range(3):
         optimizer.zero_grad()
         loss_of(model, step).backward()
-        waiting.append([n for n, p in model.controlnet.named_parameters() if p.grad is None or not p.grad.any()])
+        waiting.append(
+            [
+                n
+                for n, p in model.controlnet.named_parameters()
+                if p.grad is None or not p.grad.any()
+            ]
+        )
         optimizer.step()
     assert len(waiting[0]) > len(waiting[1]) > 0 and waiting[2] == []
     assert not any(name.startswith(("controlnet_down", "controlnet_mid")) for name in waiting[0])
-    base = [p for part in (model.unet, model.autoencoder, model.text_encoder) for p in part.parameters()]
+    base = [
+        p for part in (model.unet, model.autoencoder, model.text_encoder) for p in part.parameters()
+    ]
     assert all(p.grad is None and not p.requires_grad for p in base)
 
 
@@ -206,7 +243,9 @@ def test_checkpointing_gives_equal_gradients() -> None:
         torch.testing.assert_close(checkpointed[name], grad, rtol=1e-6, atol=1e-6)
 
 
-def test_checkpointing_computes_the_control_and_the_decoder_again_but_not_the_frozen_encoder() -> None:
+def test_checkpointing_computes_the_control_and_the_decoder_again_but_not_the_frozen_encoder() -> (
+    None
+):
     model = controlled_model().train()
     calls: Counter[str] = Counter()
     for name, module in {
@@ -244,7 +283,9 @@ def saved_tensors(model: LatentDiffusion) -> Counter[str]:
     handles = []
     for name, modules in parts.items():
         for module in modules:
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
+            handles.append(
+                module.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
+            )
             handles.append(module.register_forward_hook(lambda *_: inside.pop() and None))
     counts: Counter[str] = Counter()
 
@@ -272,19 +313,31 @@ def test_the_frozen_encoder_saves_nothing_for_backward() -> None:
 
 
 def test_training_changes_the_control_alone(tmp_path: Path) -> None:
-    """Through the one training loop, with weight decay, which moves every parameter that an optimiser holds."""
+    """Through the one training loop, with weight decay, which moves every parameter that an
+    optimiser holds."""
     model = new_model()
     params = dict(model.controlnet.named_parameters())
-    assert {id(p) for p in params.values()} == {id(p) for p in model.parameters() if p.requires_grad}
+    assert {id(p) for p in params.values()} == {
+        id(p) for p in model.parameters() if p.requires_grad
+    }
     frozen = (model.unet, model.autoencoder, model.text_encoder)
     before, control_before = [state_hash(part) for part in frozen], state_hash(model.controlnet)
 
     def loss(batch: dict[str, Tensor], draws: Draws) -> Tensor:
         cond = condition(len(batch["x0"]))
-        return diffusion_loss(model.apply_model, SCHEDULE, batch["x0"], cond, draws, parameterization="eps")
+        return diffusion_loss(
+            model.apply_model, SCHEDULE, batch["x0"], cond, draws, parameterization="eps"
+        )
 
     config = TrainingConfig(steps=3, batch_size=2, warmup=1, weight_decay=0.1, device="cpu")
-    fit(params, loss, lambda step, generator: {"x0": inputs()[0]}, config, tmp_path, save=model.controlnet.save)
+    fit(
+        params,
+        loss,
+        lambda step, generator: {"x0": inputs()[0]},
+        config,
+        tmp_path,
+        save=model.controlnet.save,
+    )
     assert [state_hash(part) for part in frozen] == before
     assert state_hash(model.controlnet) != control_before
     assert state_hash(ControlNet.load(tmp_path / "last")) != control_before
@@ -298,12 +351,21 @@ def heads(network: nn.Module) -> set[int]:
     return {module.heads for module in network.modules() if isinstance(module, Attention)}
 
 
-def test_stable_diffusion_has_8_heads_and_not_heads_of_width_64(sd14: tuple[UNet2DConditionModel, ControlNet]) -> None:
-    """diffusers calls the number of heads `attention_head_dim`; no weight's shape shows it, the output does."""
+def test_stable_diffusion_has_8_heads_and_not_heads_of_width_64(
+    sd14: tuple[UNet2DConditionModel, ControlNet],
+) -> None:
+    """diffusers calls the number of heads `attention_head_dim`; no weight's shape shows it, the
+    output does."""
     unet, control = sd14
     assert heads(control) == heads(unet) == {8}
-    assert {m.inner_dim // m.heads for m in control.modules() if isinstance(m, Attention)} == {40, 80, 160}
-    right, wrong = (ControlNet(tiny_unet(attention_head_dim=h).config, HINT_CHANNELS) for h in (2, 4))
+    assert {m.inner_dim // m.heads for m in control.modules() if isinstance(m, Attention)} == {
+        40,
+        80,
+        160,
+    }
+    right, wrong = (
+        ControlNet(tiny_unet(attention_head_dim=h).config, HINT_CHANNELS) for h in (2, 4)
+    )
     wrong.load_state_dict(right.state_dict())
     awake(right), awake(wrong)
     x_t, t = inputs()
@@ -321,7 +383,9 @@ def test_the_control_is_initialised_from_the_base() -> None:
     cond = condition()
     seen = {}
     for name, network in (("base", unet), ("control", control)):
-        network.mid_block.register_forward_hook(lambda *args, name=name: seen.update({name: args[2]}))
+        network.mid_block.register_forward_hook(
+            lambda *args, name=name: seen.update({name: args[2]})
+        )
     with torch.no_grad():
         unet(x_t, t, cond.context)
         control(x_t, cond.hint, t, cond.context)
@@ -332,13 +396,17 @@ def test_residuals_never_enter_the_frozen_encoder() -> None:
     model = controlled_model()
     seen: list[Tensor] = []
     for module in (*model.unet.down_blocks, model.unet.mid_block):
-        module.register_forward_hook(lambda *args: seen.append(args[2][0] if isinstance(args[2], tuple) else args[2]))
+        module.register_forward_hook(
+            lambda *args: seen.append(args[2][0] if isinstance(args[2], tuple) else args[2])
+        )
     x_t, t = inputs()
     cond = condition()
     with torch.no_grad():
         with_control = model.apply_model(x_t, t, cond)
         without = model.apply_model(x_t, t, cond.without_control())
-    assert len(seen) == 10 and all(torch.equal(a, b) for a, b in zip(seen[:5], seen[5:], strict=True))
+    assert len(seen) == 10 and all(
+        torch.equal(a, b) for a, b in zip(seen[:5], seen[5:], strict=True)
+    )
     assert float((with_control - without).abs().max()) > 1e-2
 
 
@@ -347,15 +415,20 @@ def test_a_hint_is_in_0_to_1() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
     hint = to_hint(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     processor = VaeImageProcessor(do_convert_rgb=True, do_normalize=False)
-    torch.testing.assert_close(hint, processor.preprocess(Image.fromarray(pixels)), rtol=0, atol=1e-7)
-    assert float(hint.min()) >= 0.0 and float(to_hint(torch.full((1,), 255, dtype=torch.uint8))) == 1.0
+    torch.testing.assert_close(
+        hint, processor.preprocess(Image.fromarray(pixels)), rtol=0, atol=1e-7
+    )
+    assert (
+        float(hint.min()) >= 0.0 and float(to_hint(torch.full((1,), 255, dtype=torch.uint8))) == 1.0
+    )
     with pytest.raises(ValueError, match="uint8"):
         to_hint(torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_no_gradient_is_blocked_on_its_way_through_the_frozen_decoder(checkpointing: bool) -> None:
-    """The gradient at the outermost residual, whose only way to the loss is the decoder's last block, is the true slope."""
+    """The gradient at the outermost residual, whose only way to the loss is the decoder's last
+    block, is the true slope."""
     model = controlled_model().train()
     model.enable_gradient_checkpointing(checkpointing)
     bias = model.controlnet.controlnet_down_blocks[0].bias
@@ -384,7 +457,9 @@ def test_an_optimiser_over_what_is_trainable_holds_the_control_alone() -> None:
     ("channels", "strides", "downscale"),
     [((8, 16, 32), None, 4), ((8, 16), (8,), 8), ((8, 16, 32), (2, 1), 2), ((4, 4, 8, 8), None, 8)],
 )
-def test_the_hint_encoder_fits_any_autoencoder(channels: tuple, strides: tuple | None, downscale: int) -> None:
+def test_the_hint_encoder_fits_any_autoencoder(
+    channels: tuple, strides: tuple | None, downscale: int
+) -> None:
     control = ControlNet(tiny_unet().config, channels, strides)
     assert control.downscale == downscale
     side = 16 * downscale
@@ -440,8 +515,15 @@ def test_the_folder_is_read_by_diffusers_and_back(tmp_path: Path) -> None:
     assert_same(control.eval(), twin)
     twin.save_pretrained(tmp_path / "theirs")
     back = ControlNet.load(tmp_path / "theirs")
-    assert not back.training and state_hash(back) == state_hash(control) and back.config == control.config
-    assert load_file(tmp_path / "own" / "diffusion_pytorch_model.safetensors").keys() == control.state_dict().keys()
+    assert (
+        not back.training
+        and state_hash(back) == state_hash(control)
+        and back.config == control.config
+    )
+    assert (
+        load_file(tmp_path / "own" / "diffusion_pytorch_model.safetensors").keys()
+        == control.state_dict().keys()
+    )
 
 
 def test_other_strides_come_back(tmp_path: Path) -> None:

@@ -43,8 +43,24 @@ def out(data: Path, tmp_path: Path) -> Path:
 
 
 def arguments(out: Path, data: Path, *more: object) -> list[object]:
-    flags = ["--prompts", data / "prompt.json", "--sources", data / "source", "--targets", data / "target"]
-    return ["--images", out, *flags, "--clip", "none", "--result", data.parent / "result.json", *more]
+    flags = [
+        "--prompts",
+        data / "prompt.json",
+        "--sources",
+        data / "source",
+        "--targets",
+        data / "target",
+    ]
+    return [
+        "--images",
+        out,
+        *flags,
+        "--clip",
+        "none",
+        "--result",
+        data.parent / "result.json",
+        *more,
+    ]
 
 
 def result_of(out: Path, data: Path, code: int, *more: object) -> dict:
@@ -60,12 +76,23 @@ def colour(name: str) -> Tensor:
 # The verdict.
 
 
-def test_the_targets_themselves_pass(out: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_targets_themselves_pass(
+    out: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = result_of(out, data, 0)
-    assert result["iou"] > 0.995 and result["iou_target"] == 1.0 and result["images"] == 3 and result["passes"]
+    assert (
+        result["iou"] > 0.995
+        and result["iou_target"] == 1.0
+        and result["images"] == 3
+        and result["passes"]
+    )
     assert result["circle_error"] == result["background_error"] == 0.0
     assert result["circle_right"] == result["background_right"] == 1.0
-    assert result["grader"]["score"] == 1.0 and result["grader"]["lines"] == 3 and not result["grader"]["with_clip"]
+    assert (
+        result["grader"]["score"] == 1.0
+        and result["grader"]["lines"] == 3
+        and not result["grader"]["with_clip"]
+    )
     assert [line["circle_nearest"] for line in result["lines"]] == [["peru"], ["navy"], ["indigo"]]
     printed = capsys.readouterr().out
     assert "PASS: 3 images" in printed and "the CLIP factor is left out" in printed
@@ -80,7 +107,9 @@ def test_wrong_colours_fail_though_the_grader_likes_them(
         image[:, (image == image[:, 1, 1][:, None, None]).all(0)] = colour("dark slate gray")[:, 0]
         write_png(path, image)
     result = result_of(out, data, 1)
-    assert result["iou"] > 0.995 and result["grader"]["score"] == 1.0 and result["circle_error"] == 0.0
+    assert (
+        result["iou"] > 0.995 and result["grader"]["score"] == 1.0 and result["circle_error"] == 0.0
+    )
     assert result["background_error"] > 15.0 and result["background_right"] == 0.0
     assert "FAIL" in capsys.readouterr().out
     assert exit_code(main, Config, *arguments(out, data, "--colour-bar", 100)) == 0
@@ -93,11 +122,14 @@ def test_a_flat_picture_counts_as_error_50(out: Path, data: Path) -> None:
     line = result["lines"][0]
     assert line["iou"] == line["iou_target"] == 0.0 and line["circle_nearest"] == [None]
     assert line["circle_error"] == line["background_error"] == 50.0
-    assert result["circle_error"] == pytest.approx(50.0 / 3) and result["iou"] == pytest.approx(2 / 3, abs=0.005)
+    assert result["circle_error"] == pytest.approx(50.0 / 3) and result["iou"] == pytest.approx(
+        2 / 3, abs=0.005
+    )
 
 
 def test_a_disc_in_the_wrong_place(out: Path, data: Path) -> None:
-    """The grader's mask of line 1 is the background in both, so it scores well; the true circle's IoU does not."""
+    """The grader's mask of line 1 is the background in both, so it scores well; the true circle's
+    IoU does not."""
     image = colour("old lace").expand(3, 512, 512).clone()
     image[:, 400:480, 400:480] = colour("navy")
     write_png(out / "1.png", image)
@@ -144,11 +176,15 @@ def test_what_the_grader_drops_is_named_and_fails(
     assert re.search(f"^dropped 1.png: .*{reason}", printed, re.M) and "1 lines dropped" in printed
 
 
-def test_what_cannot_be_graded_is_one_sentence(out: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_graded_is_one_sentence(
+    out: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     program = (capsys, main, Config)
     assert "none does not exist" in refused(*program, *arguments(out.parent / "none", data))
     assert "holds none of the 3 images" in refused(*program, *arguments(ROOT, data))
-    assert "--resolution must be between" in refused(*program, *arguments(out, data, "--resolution", 0))
+    assert "--resolution must be between" in refused(
+        *program, *arguments(out, data, "--resolution", 0)
+    )
     assert "does not hold SAM2" in refused(*program, *arguments(out, data, "--sam2", data))
     assert not (data.parent / "result.json").exists()
 
@@ -158,9 +194,15 @@ def test_what_cannot_be_graded_is_one_sentence(out: Path, data: Path, capsys: py
     [
         ("{", "prompt.json, line 2 is not valid JSON"),
         ('{"source": "9.png", "target": "1.png", "prompt": "x"}', "line 2: .*9.png does not exist"),
-        ('{"source": "1.png", "target": "1.png", "prompt": "a cat"}', "'a cat' is not of the form COLOUR circle"),
         (
-            '{"source": "1.png", "target": "1.png", "prompt": "red circle next to lime circle with teal background"}',
+            '{"source": "1.png", "target": "1.png", "prompt": "a cat"}',
+            "'a cat' is not of the form COLOUR circle",
+        ),
+        (
+            (
+                '{"source": "1.png", "target": "1.png", "prompt": "red circle next to lime circle'
+                ' with teal background"}'
+            ),
             "shows 1 circles, but its prompt names 2",
         ),
     ],
@@ -174,7 +216,9 @@ def test_a_bad_line_is_refused(
     assert re.search(sentence, said), said
 
 
-def test_a_blank_control_picture_is_refused(out: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_blank_control_picture_is_refused(
+    out: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_png(data / "source" / "1.png", torch.zeros(3, 512, 512, dtype=torch.uint8))
     assert "1.png shows no circle" in refused(capsys, main, Config, *arguments(out, data))
 
@@ -185,7 +229,11 @@ def test_grade_sh_knows_the_problem_by_its_prompts(out: Path, data: Path) -> Non
     assert done.returncode == 0 and "PASS: 3 images" in done.stdout, done.stderr
     assert run_process(["bash", script, out, data / "prompt.json", data / "source"]).returncode == 2
     done = run_process(["bash", script, out, data / "prompt.json", data / "none", data / "target"])
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: ")
+        and len(done.stderr.splitlines()) == 1
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -201,7 +249,11 @@ def test_several_circles_are_measured_one_by_one(kind: str, tmp_path: Path) -> N
     assert result["circle_error"] == 0.0 and result["circle_right"] == 1.0
     for line, scene in zip(result["lines"], scenes, strict=True):
         assert len(line["iou_circles"]) == len(scene.shapes) and min(line["iou_circles"]) > 0.98
-        assert line["circle_nearest"] == line["circle_asked"] == [shape.colour for shape in scene.shapes]
+        assert (
+            line["circle_nearest"]
+            == line["circle_asked"]
+            == [shape.colour for shape in scene.shapes]
+        )
         assert line["circle_errors"] == [0.0] * len(scene.shapes)
 
 
@@ -224,7 +276,10 @@ def test_colours_may_be_swapped() -> None:
         return [(name, score.error, score.right) for name, score in assign_colours(measured, names)]
 
     assert scores([red, lime], ["lime", "red"]) == [("red", 0.0, True), ("lime", 0.0, True)]
-    assert [(name, right) for name, _, right in scores([red, lime], ["red"])] == [("red", True), ("red", False)]
+    assert [(name, right) for name, _, right in scores([red, lime], ["red"])] == [
+        ("red", True),
+        ("red", False),
+    ]
     assert scores([None, lime], ["lime", "red"]) == [("red", 50.0, False), ("lime", 0.0, True)]
 
 
@@ -242,7 +297,9 @@ def test_every_pixel_belongs_to_one_circle() -> None:
 def test_the_score_is_the_mean_of_the_ten_best() -> None:
     lines = [{"iou_centre": i / 20, "cosine": 0.5} for i in range(20)] + [{"target": "dropped"}]
     result = grade(lines)
-    assert result["score"] == pytest.approx(0.75 * sum(range(10, 20)) / 200) and result["lines"] == 20
+    assert (
+        result["score"] == pytest.approx(0.75 * sum(range(10, 20)) / 200) and result["lines"] == 20
+    )
     without = grade([{"iou_centre": 0.5, "cosine": None}])
     assert without == {"score": 0.5, "with_clip": False, "lines": 1}
 
@@ -270,13 +327,20 @@ def test_clip_is_the_second_factor(
 ) -> None:
     monkeypatch.setattr(loading, "load_clip", lambda *_: (OneAxis(sign), "a fake."))
     result = result_of(out, data, 0, "--clip", "auto")
-    assert result["grader"] == {"score": score, "with_clip": True, "lines": 3, "mask": "two colours", "clip": "a fake."}
+    assert result["grader"] == {
+        "score": score,
+        "with_clip": True,
+        "lines": 3,
+        "mask": "two colours",
+        "clip": "a fake.",
+    }
 
 
 def test_the_small_clip_is_never_the_judge(
     out: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Only OpenAI's weights are asked for; without them there is no judge, and weights asked for by name must be there."""
+    """Only OpenAI's weights are asked for; without them there is no judge, and weights asked for by
+    name must be there."""
     asked = []
 
     def load(*names: str | None) -> None:

@@ -1,4 +1,5 @@
-"""The figures of Problem 3, 2025: each shows what it says, on a tiny model, from a folder or drawn."""
+"""The figures of Problem 3, 2025: each shows what it says, on a tiny model, from a folder or
+drawn."""
 
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,20 @@ def arguments(world: Path, out: Path, *flags: Any) -> tuple[Any, ...]:
     return ("--output-dir", out, *model, "--steps", 1, "--chunk-size", 2, "--rows", 2, *flags)
 
 
-def test_every_figure_is_drawn(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(main, figures.Config, *arguments(world, tmp_path, "--fill50k", world / "data")) == 0
+def test_every_figure_is_drawn(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        exit_code(main, figures.Config, *arguments(world, tmp_path, "--fill50k", world / "data"))
+        == 0
+    )
     assert sorted(contents(tmp_path)) == sorted(f"{name}.png" for name in FIGURES)
-    assert capsys.readouterr().out.splitlines() == [str(tmp_path / f"{name}.png") for name in FIGURES]
-    height = {name: read_rgb(tmp_path / f"{name}.png").shape[1] // figures.SHOWN for name in FIGURES}
+    assert capsys.readouterr().out.splitlines() == [
+        str(tmp_path / f"{name}.png") for name in FIGURES
+    ]
+    height = {
+        name: read_rgb(tmp_path / f"{name}.png").shape[1] // figures.SHOWN for name in FIGURES
+    }
     rows = {
         "circles": 2,
         "failures": 2,
@@ -78,18 +88,32 @@ def test_pictures_of_a_folder_are_shown_as_they_are(
 def test_failures_are_the_worst(world: Path) -> None:
     """A wrong colour is worse than none, a picture without an object the worst."""
     good = {"iou": 0.99, "circle_error": 1.0, "background_error": 1.0}
-    assert badness(good) < badness(good | {"circle_error": 20.0}) < badness(good | {"iou": 0.0, "circle_error": 50.0})
+    assert (
+        badness(good)
+        < badness(good | {"circle_error": 20.0})
+        < badness(good | {"iou": 0.0, "circle_error": 50.0})
+    )
     task = real_tasks(world / "data")[0]
     line = figures.measure_tasks([task], task.target[None], 64)[0]
     assert verdict(line) == f"IoU {line['iou']:.2f}, colours 0 and 0"
     flat = task.target[:, :1, :1].expand(3, 512, 512)[None]
-    assert verdict(figures.measure_tasks([task], flat, 64)[0]) == "IoU 0.00, colours 50 and 50 (no circle)"
+    assert (
+        verdict(figures.measure_tasks([task], flat, 64)[0])
+        == "IoU 0.00, colours 50 and 50 (no circle)"
+    )
 
 
-def test_choices_that_make_no_sense(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_choices_that_make_no_sense(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for flags in (("--fill50k", world, "--data", world), ("--images", world)):
-        assert "two choices of the pairs" in refused(capsys, main, figures.Config, *arguments(world, tmp_path, *flags))
+        assert "two choices of the pairs" in refused(
+            capsys, main, figures.Config, *arguments(world, tmp_path, *flags)
+        )
     sentence = refused(
-        capsys, main, figures.Config, *arguments(world, tmp_path, "--only", "circles", "--fill50k", tmp_path)
+        capsys,
+        main,
+        figures.Config,
+        *arguments(world, tmp_path, "--only", "circles", "--fill50k", tmp_path),
     )
     assert "the pairs of fill50k are not there" in sentence

@@ -1,4 +1,5 @@
-"""From prompt.json to OUT/<target> by the grader's command: names, sizes, repeats, reruns, and whatever can be wrong."""
+"""From prompt.json to OUT/<target> by the grader's command: names, sizes, repeats, reruns, and
+whatever can be wrong."""
 
 import json
 import shutil
@@ -29,7 +30,8 @@ QUICK = ("--steps", 2, "--chunk-size", 2, "--device", "cpu")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base/ and control/, the small models, and data/ with three pairs. Copy it before changing it."""
+    """base/ and control/, the small models, and data/ with three pairs. Copy it before changing
+    it."""
     root = save_small_models(tmp_path_factory.mktemp("world"))
     write_pairs(root / "data", 3)
     return root
@@ -62,7 +64,9 @@ def draw(world: Path, data: Path, out: Path, *flags: Any) -> dict[str, bytes]:
     return contents(out)
 
 
-def sentence(capsys: pytest.CaptureFixture[str], world: Path, data: Path, out: Path, *flags: Any) -> str:
+def sentence(
+    capsys: pytest.CaptureFixture[str], world: Path, data: Path, out: Path, *flags: Any
+) -> str:
     """What it said on refusing before anything was written."""
     said = refused(capsys, main, Config, *arguments(world, data, out, *flags))
     assert not out.exists()
@@ -84,10 +88,19 @@ LINE = {"source": "0.png", "target": "0.png", "prompt": "red circle with blue ba
 def test_hw2_3_draws_every_line_and_a_rerun_keeps_them(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From another folder, to 512x512 RGB at OUT/<target>, literally; the same bytes in this process."""
+    """From another folder, to 512x512 RGB at OUT/<target>, literally; the same bytes in this
+    process."""
     out = tmp_path / "an output folder"
     data = world / "data"
-    command = ["bash", ROOT / "hw2_3.sh", data / "prompt.json", data / "source", out, world / "control", *QUICK]
+    command = [
+        "bash",
+        ROOT / "hw2_3.sh",
+        data / "prompt.json",
+        data / "source",
+        out,
+        world / "control",
+        *QUICK,
+    ]
     result = run_process([*command, "--base", world / "base"], cwd="/")
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == f"3 pictures in {out}"
@@ -96,7 +109,10 @@ def test_hw2_3_draws_every_line_and_a_rerun_keeps_them(
     for name in files:
         with Image.open(out / name) as image:
             assert image.format == "PNG" and image.mode == "RGB" and image.size == (512, 512)
-    assert draw(world, data, out) == files and "3 of 3 pictures are there already" in capsys.readouterr().out
+    assert (
+        draw(world, data, out) == files
+        and "3 of 3 pictures are there already" in capsys.readouterr().out
+    )
     assert draw(world, data, tmp_path / "here") == files
 
 
@@ -121,7 +137,9 @@ def test_the_scripts_pass_their_flags_on(tmp_path: Path) -> None:
     echo.chmod(0o755)
 
     def said(script: str, *words: str) -> list[str]:
-        result = run_process(["bash", ROOT / script, *words], env=environment(PYTHON=str(echo), RUNS_DIR="RUNS"))
+        result = run_process(
+            ["bash", ROOT / script, *words], env=environment(PYTHON=str(echo), RUNS_DIR="RUNS")
+        )
         return result.stdout.splitlines()
 
     files = ["--prompts", "a b", "--sources", "s", "--output-dir", "o"]
@@ -134,13 +152,32 @@ def test_the_scripts_pass_their_flags_on(tmp_path: Path) -> None:
         "--seed",
         "3",
     ]
-    assert said("scripts/inference_controlnet.sh", "a b", "s", "o", "--seed", "3") == [*program, *files, "--seed", "3"]
+    assert said("scripts/inference_controlnet.sh", "a b", "s", "o", "--seed", "3") == [
+        *program,
+        *files,
+        "--seed",
+        "3",
+    ]
     train = ["-m", "p3_controlnet.train", "--run-dir", "RUNS/controlnet_circles", "--steps", "3"]
     assert said("scripts/train_controlnet.sh", "--steps", "3") == train
-    first = ["-m", "p3_controlnet.base.train_autoencoder", "--run-dir", "RUNS/ldm_autoencoder", "--seed", "1"]
+    first = [
+        "-m",
+        "p3_controlnet.base.train_autoencoder",
+        "--run-dir",
+        "RUNS/ldm_autoencoder",
+        "--seed",
+        "1",
+    ]
     second = ["-m", "p3_controlnet.base.train_text", "--run-dir", "RUNS/ldm_text"]
     third = ["-m", "p3_controlnet.base.train_unet", "--run-dir", "RUNS/ldm_unet"]
-    third += ["--autoencoder", "RUNS/ldm_autoencoder/last", "--text-encoder", "RUNS/ldm_text/last", "--seed", "1"]
+    third += [
+        "--autoencoder",
+        "RUNS/ldm_autoencoder/last",
+        "--text-encoder",
+        "RUNS/ldm_text/last",
+        "--seed",
+        "1",
+    ]
     assert said("scripts/train_ldm.sh", "--seed", "1") == first + second + third
     assert said("scripts/train_ldm.sh", "autoencoder", "--seed", "1") == first
     assert said("scripts/train_ldm.sh", "text", "--steps", "3") == [*second, "--steps", "3"]
@@ -151,7 +188,9 @@ def test_the_scripts_pass_their_flags_on(tmp_path: Path) -> None:
 # What a picture depends on.
 
 
-def test_both_forms_of_names_give_the_same_pictures(world: Path, quickly: None, tmp_path: Path) -> None:
+def test_both_forms_of_names_give_the_same_pictures(
+    world: Path, quickly: None, tmp_path: Path
+) -> None:
     named = draw(world, world / "data", tmp_path / "named")
     write_pairs(tmp_path / "data", 3, ("{}.png", "{}.png"))
     bare = draw(world, tmp_path / "data", tmp_path / "bare")
@@ -163,7 +202,10 @@ def test_any_share_of_the_work_gives_the_same_bytes(
     world: Path, quickly: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = draw(world, world / "data", tmp_path / "whole")
-    for rank, expected in ((1, ["target/1.png"]), (0, ["target/0.png", "target/1.png", "target/2.png"])):
+    for rank, expected in (
+        (1, ["target/1.png"]),
+        (0, ["target/0.png", "target/1.png", "target/2.png"]),
+    ):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert sorted(draw(world, world / "data", tmp_path / "shared")) == expected
@@ -182,16 +224,29 @@ def test_other_settings_draw_again_and_a_damaged_picture_is_mended(
     assert "2 of 3 pictures are there already" in capsys.readouterr().out
     assert [name for name in first if first[name] != changed[name]] == ["target/2.png"]
     reseeded = draw(world, data, tmp_path / "out", "--seed", 1)
-    assert "already" not in capsys.readouterr().out and not {*reseeded.values()} & {*changed.values()}
+    assert "already" not in capsys.readouterr().out and not {*reseeded.values()} & {
+        *changed.values()
+    }
 
 
 def test_the_flags_of_control_act(world: Path, quickly: None, tmp_path: Path) -> None:
-    flags = [(), ("--control-scales", 0), ("--guess-mode",), ("--control-end", 0.5), ("--guidance-scale", 1)]
-    results = [draw(world, world / "data", tmp_path / str(k), *given)["target/0.png"] for k, given in enumerate(flags)]
+    flags = [
+        (),
+        ("--control-scales", 0),
+        ("--guess-mode",),
+        ("--control-end", 0.5),
+        ("--guidance-scale", 1),
+    ]
+    results = [
+        draw(world, world / "data", tmp_path / str(k), *given)["target/0.png"]
+        for k, given in enumerate(flags)
+    ]
     assert len({*results}) == len(flags)
 
 
-def test_grey_hints_of_another_size_are_read(world: Path, quickly: None, data: Path, tmp_path: Path) -> None:
+def test_grey_hints_of_another_size_are_read(
+    world: Path, quickly: None, data: Path, tmp_path: Path
+) -> None:
     colour = draw(world, data, tmp_path / "colour")
     for path in (data / "source").iterdir():
         with Image.open(path) as image:
@@ -207,7 +262,8 @@ def test_grey_hints_of_another_size_are_read(world: Path, quickly: None, data: P
 
 def test_patches_draw_a_larger_canvas(world: Path, quickly: None, tmp_path: Path) -> None:
     plain, patches = (
-        draw(world, world / "data", tmp_path / str(k), *flags) for k, flags in enumerate(((), ("--patch-stride", 8)))
+        draw(world, world / "data", tmp_path / str(k), *flags)
+        for k, flags in enumerate(((), ("--patch-stride", 8)))
     )
     for name in plain:  # one patch covers everything; the bytes differ by the note alone
         assert torch.equal(read_rgb(tmp_path / "0" / name), read_rgb(tmp_path / "1" / name))
@@ -225,10 +281,19 @@ def test_patches_draw_a_larger_canvas(world: Path, quickly: None, tmp_path: Path
     ("lines", "said"),
     [
         ([LINE, "{broken"], "prompt.json, line 2 is not valid JSON"),
-        ([LINE, {"source": "0.png", "target": "1.png"}], "prompt.json, line 2: 'prompt' is missing"),
+        (
+            [LINE, {"source": "0.png", "target": "1.png"}],
+            "prompt.json, line 2: 'prompt' is missing",
+        ),
         ([LINE, LINE], "line 2: the target '0.png' is that of line 1 as well"),
-        ([{**LINE, "target": "../0.png"}], "line 1: the file name '../0.png' leads out of its folder"),
-        ([{**LINE, "target": "/tmp/0.png"}], "line 1: the file name '/tmp/0.png' leads out of its folder"),
+        (
+            [{**LINE, "target": "../0.png"}],
+            "line 1: the file name '../0.png' leads out of its folder",
+        ),
+        (
+            [{**LINE, "target": "/tmp/0.png"}],
+            "line 1: the file name '/tmp/0.png' leads out of its folder",
+        ),
         ([{**LINE, "target": "a/../../0.png"}], "leads out of its folder"),
         ([{**LINE, "source": "../source/0.png"}], "leads out of its folder"),
         ([{**LINE, "target": "."}], "line 1: '.' is no file name"),
@@ -246,14 +311,18 @@ def test_a_bad_line_is_named(
     assert said in sentence(capsys, world, data, tmp_path / "out")
 
 
-def test_a_mark_of_byte_order_is_skipped(world: Path, quickly: None, data: Path, tmp_path: Path) -> None:
+def test_a_mark_of_byte_order_is_skipped(
+    world: Path, quickly: None, data: Path, tmp_path: Path
+) -> None:
     """As Windows' editors write it."""
     expected = draw(world, data, tmp_path / "plain")
     (data / "prompt.json").write_text((data / "prompt.json").read_text(), encoding="utf-8-sig")
     assert draw(world, data, tmp_path / "marked") == expected
 
 
-def test_a_missing_prompt_file_is_named(world: Path, quickly: None, data: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_missing_prompt_file_is_named(
+    world: Path, quickly: None, data: Path, tmp_path: Path, capsys: Any
+) -> None:
     (data / "prompt.json").unlink()
     assert "prompt.json does not exist" in sentence(capsys, world, data, tmp_path / "out")
 
@@ -263,7 +332,9 @@ def test_a_bad_hint_is_named_before_anything_is_drawn(
 ) -> None:
     path = data / "source" / "2.png"
     Image.fromarray(np.zeros((300, 512, 3), np.uint8)).save(path)
-    assert "2.png has 512x300 pixels, but must be square" in sentence(capsys, world, data, tmp_path / "out")
+    assert "2.png has 512x300 pixels, but must be square" in sentence(
+        capsys, world, data, tmp_path / "out"
+    )
     path.write_bytes(b"no image")
     assert "2.png is not a readable image" in sentence(capsys, world, data, tmp_path / "out")
     path.unlink()
@@ -276,7 +347,10 @@ def test_a_bad_hint_is_named_before_anything_is_drawn(
     [
         (("--steps", 0), "--steps must be between 1 and 1000, not 0"),
         (("--chunk-size", 0), "--chunk-size must be at least 1, not 0"),
-        (("--control-start", 0.8, "--control-end", 0.2), "--control-start and --control-end must be fractions"),
+        (
+            ("--control-start", 0.8, "--control-end", 0.2),
+            "--control-start and --control-end must be fractions",
+        ),
         (("--control-scales", 1, 2), "--control-scales needs 1 number, or"),
         (("--seed", -1), "a seed must lie between"),
         (("--size", 0), "--size must be at least 1, not 0"),
@@ -290,10 +364,17 @@ def test_numbers_that_make_no_sense(
     assert said in sentence(capsys, world, world / "data", tmp_path / "out", *flags)
 
 
-def test_an_output_folder_below_a_regular_file(world: Path, quickly: None, tmp_path: Path, capsys: Any) -> None:
+def test_an_output_folder_below_a_regular_file(
+    world: Path, quickly: None, tmp_path: Path, capsys: Any
+) -> None:
     (tmp_path / "file").write_text("mine")
-    said = refused(capsys, main, Config, *arguments(world, world / "data", tmp_path / "file" / "out"))
-    assert f"{tmp_path / 'file'} is a regular file" in said and (tmp_path / "file").read_text() == "mine"
+    said = refused(
+        capsys, main, Config, *arguments(world, world / "data", tmp_path / "file" / "out")
+    )
+    assert (
+        f"{tmp_path / 'file'} is a regular file" in said
+        and (tmp_path / "file").read_text() == "mine"
+    )
 
 
 def test_checkpoints_of_no_known_kind(world: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
@@ -302,11 +383,16 @@ def test_checkpoints_of_no_known_kind(world: Path, data: Path, tmp_path: Path, c
     (tmp_path / "damaged.ckpt").write_bytes(b"PK\x03\x04 damaged")
     for name, said in (
         ("empty", "is no Stable Diffusion v1.4, no ControlNet and no model folder of this project"),
-        ("other.safetensors", "is no Stable Diffusion v1.4, no ControlNet and no model folder of this project"),
+        (
+            "other.safetensors",
+            "is no Stable Diffusion v1.4, no ControlNet and no model folder of this project",
+        ),
         ("damaged.ckpt", "is not a readable file of PyTorch"),
         ("none.ckpt", "does not exist"),
     ):
-        assert said in sentence(capsys, world, data, tmp_path / "out", "--checkpoint", tmp_path / name)
+        assert said in sentence(
+            capsys, world, data, tmp_path / "out", "--checkpoint", tmp_path / name
+        )
 
 
 def test_memory_that_runs_out(
@@ -340,7 +426,10 @@ def test_memory_that_runs_out(
 def test_a_small_base_takes_the_shipped_control_or_the_one_given(
     world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert load_model(ModelConfig(world / "base", control=world / "control")).controlnet.num_residuals == 5
+    assert (
+        load_model(ModelConfig(world / "base", control=world / "control")).controlnet.num_residuals
+        == 5
+    )
     monkeypatch.setattr(loading, "SHIPPED_CONTROL", world / "control")
     assert load_model(ModelConfig(world / "base")).controlnet.num_residuals == 5
     monkeypatch.setattr(loading, "SHIPPED_CONTROL", tmp_path / "controlnet_circles")
@@ -352,17 +441,27 @@ def test_a_small_base_takes_the_shipped_control_or_the_one_given(
         load_model(ModelConfig(Path("ldm_shapes")))
 
 
-def test_where_the_base_of_a_control_comes_from(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_the_base_of_a_control_comes_from(
+    world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(loading, "SHIPPED_BASE", world / "base")
     monkeypatch.delenv("SD_BASE", raising=False)
     assert find_base(world / "control", None) == world / "base"
     assert find_base(world / "control", tmp_path) == tmp_path
-    save_tensors(tmp_path / "control.safetensors", {"control_model.input_hint_block.0.weight": torch.zeros(1)})
-    with pytest.raises(InputError, match="name it with --base or in the environment variable SD_BASE"):
+    save_tensors(
+        tmp_path / "control.safetensors",
+        {"control_model.input_hint_block.0.weight": torch.zeros(1)},
+    )
+    with pytest.raises(
+        InputError, match="name it with --base or in the environment variable SD_BASE"
+    ):
         find_base(tmp_path / "control.safetensors", None)
     monkeypatch.setenv("SD_BASE", "/sd/v1-4.ckpt")
     assert find_base(tmp_path / "control.safetensors", None) == Path("/sd/v1-4.ckpt")
-    both = {"control_model.input_hint_block.0.weight": torch.zeros(1), "model.diffusion_model.x.y": torch.zeros(1)}
+    both = {
+        "control_model.input_hint_block.0.weight": torch.zeros(1),
+        "model.diffusion_model.x.y": torch.zeros(1),
+    }
     save_tensors(tmp_path / "cldm.safetensors", both)
     assert find_base(tmp_path / "cldm.safetensors", None) == tmp_path / "cldm.safetensors"
 
@@ -384,11 +483,16 @@ def test_stable_diffusion_without_a_control_is_drawn_by_the_small_model(
     monkeypatch.setattr(loading, "SD_CONTROL", tmp_path / "controlnet_sd14")
     assert load_model(ModelConfig(path)).side == 64
     said = capsys.readouterr().out
-    assert said.startswith("there is no ControlNet for Stable Diffusion in checkpoints/controlnet_sd14, so")
+    assert said.startswith(
+        "there is no ControlNet for Stable Diffusion in checkpoints/controlnet_sd14, so"
+    )
     assert len(said.splitlines()) == 1
     used = []
     monkeypatch.setattr(loading, "with_control", lambda *paths: used.append(paths))
     (tmp_path / "controlnet_sd14").mkdir()
     load_model(ModelConfig(path))
     load_model(ModelConfig(path, control=world / "control"))
-    assert used == [(path, tmp_path / "controlnet_sd14"), (path, world / "control")] and not capsys.readouterr().out
+    assert (
+        used == [(path, tmp_path / "controlnet_sd14"), (path, world / "control")]
+        and not capsys.readouterr().out
+    )

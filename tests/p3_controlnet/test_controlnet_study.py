@@ -1,4 +1,5 @@
-"""The studies of the small model: what they measure on pictures whose content is known, and that they run and go on."""
+"""The studies of the small model: what they measure on pictures whose content is known, and that
+they run and go on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,9 @@ from p3_controlnet.study.prompts import measure_colours, prompt_scenes
 from p3_controlnet.study.sweeps import main
 from p3_controlnet.study.tasks import draw_tasks, layout_tasks, measure_tasks, real_tasks
 
-PAIR = Scene("teal", (Shape("circle", "peru", 0.3, 0.3, 0.2), Shape("star", "old lace", 0.7, 0.7, 0.24)))
+PAIR = Scene(
+    "teal", (Shape("circle", "peru", 0.3, 0.3, 0.2), Shape("star", "old lace", 0.7, 0.7, 0.24))
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +56,19 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(world: Path, results: Path, name: str, *flags: Any) -> list[dict]:
-    model = ("--checkpoint", world / "base", "--control", world / "control", "--device", "cpu", "--steps", 1)
-    assert exit_code(main, study.Config, name, *model, "--results", results, "--count", 1, *flags) == 0
+    model = (
+        "--checkpoint",
+        world / "base",
+        "--control",
+        world / "control",
+        "--device",
+        "cpu",
+        "--steps",
+        1,
+    )
+    assert (
+        exit_code(main, study.Config, name, *model, "--results", results, "--count", 1, *flags) == 0
+    )
     result = read_json(results / f"p3_controlnet_{name}.json")
     return result.get("rows", [result])
 
@@ -65,12 +79,21 @@ def run(world: Path, results: Path, name: str, *flags: Any) -> list[dict]:
 
 def test_the_prompts_name_every_colour_and_one_or_two_shapes() -> None:
     scenes = prompt_scenes()
-    assert len(scenes) == 200 == len({scene.caption for scene in scenes}) and scenes[:5] == prompt_scenes(5)
+    assert len(scenes) == 200 == len({scene.caption for scene in scenes}) and scenes[
+        :5
+    ] == prompt_scenes(5)
     assert {scene.shapes[0].colour for scene in scenes} == set(NAMES)
-    assert {len(scene.shapes) for scene in scenes[::2]} == {1} and {len(scene.shapes) for scene in scenes[1::2]} == {2}
+    assert {len(scene.shapes) for scene in scenes[::2]} == {1} and {
+        len(scene.shapes) for scene in scenes[1::2]
+    } == {2}
     for scene in scenes:
-        colours = [CSS_COLOURS[name] for name in (scene.background, *(shape.colour for shape in scene.shapes))]
-        assert all(colour_difference(a, b) >= 10.0 for i, a in enumerate(colours) for b in colours[:i])
+        colours = [
+            CSS_COLOURS[name]
+            for name in (scene.background, *(shape.colour for shape in scene.shapes))
+        ]
+        assert all(
+            colour_difference(a, b) >= 10.0 for i, a in enumerate(colours) for b in colours[:i]
+        )
 
 
 def shown(scene: Scene) -> Tensor:
@@ -78,11 +101,15 @@ def shown(scene: Scene) -> Tensor:
     return resize(render(scene, 64), 512)
 
 
-@pytest.mark.parametrize("scene", [PAIR, Scene("gold", (Shape("triangle", "navy", 0.5, 0.4, 0.3),)), *prompt_scenes(3)])
+@pytest.mark.parametrize(
+    "scene", [PAIR, Scene("gold", (Shape("triangle", "navy", 0.5, 0.4, 0.3),)), *prompt_scenes(3)]
+)
 def test_the_right_picture_has_the_right_colours(scene: Scene) -> None:
     line = measure_colours(shown(scene), scene, 64)
     regions = line["objects"] + line["background"]
-    assert {region["asked"] for region in line["objects"]} == {shape.colour for shape in scene.shapes}
+    assert {region["asked"] for region in line["objects"]} == {
+        shape.colour for shape in scene.shapes
+    }
     assert all(region["nearest"] == region["asked"] for region in regions)
     assert all(region["error"] < 0.5 and region["right"] for region in regions)
 
@@ -91,14 +118,21 @@ def test_wrong_colours_and_missing_objects_show() -> None:
     flat = measure_colours(shown(Scene("teal", ())), PAIR, 64)
     assert [region["error"] for region in flat["objects"] + flat["background"]] == [50.0] * 3
     lone = measure_colours(shown(Scene("teal", PAIR.shapes[1:])), PAIR, 64)
-    assert {region["asked"]: region["error"] == 50.0 for region in lone["objects"]} == {"peru": True, "old lace": False}
-    assert sum(region["right"] for region in lone["objects"]) == 1 and lone["background"][0]["right"]
+    assert {region["asked"]: region["error"] == 50.0 for region in lone["objects"]} == {
+        "peru": True,
+        "old lace": False,
+    }
+    assert (
+        sum(region["right"] for region in lone["objects"]) == 1 and lone["background"][0]["right"]
+    )
     other = measure_colours(shown(Scene("navy", PAIR.shapes)), PAIR, 64)
     assert other["background"][0]["nearest"] == "navy" and other["background"][0]["error"] > 20.0
     assert all(region["right"] for region in other["objects"])
 
 
-def test_the_base_study_goes_on_where_it_stopped(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_study_goes_on_where_it_stopped(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = run(world, tmp_path, "base")
     assert [row["sampling"]["guidance_scale"] for row in rows] == [DEFAULT_GUIDANCE_SCALE, 1.0]
     assert rows[0]["regions"] == 2 and 0.0 <= rows[0]["right"] <= 1.0 and rows[0]["error"] > 0.0
@@ -114,7 +148,9 @@ def test_a_picture_without_an_object_counts_fully(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(prompts, "draw_prompts", lambda *_: pictures)
     row = prompts.measure_base(tiny_base(), scenes, ControlledGenerationConfig())
     assert row["regions"] == 5 and row["without_object"] == row["missing_objects"] == 1
-    assert row["error"] == pytest.approx(2 * 50.0 / 5, abs=0.3) and row["right"] == pytest.approx(3 / 5)
+    assert row["error"] == pytest.approx(2 * 50.0 / 5, abs=0.3) and row["right"] == pytest.approx(
+        3 / 5
+    )
     assert row["worst"][0]["prompt"] == scenes[1].caption
 
 
@@ -125,8 +161,24 @@ def test_a_picture_without_an_object_counts_fully(monkeypatch: pytest.MonkeyPatc
 def test_the_circles_are_those_of_the_graders_command(world: Path, tmp_path: Path) -> None:
     """The same pictures, to the byte."""
     data = world / "fill50k" / "testing"
-    files = ("--prompts", data / "prompt.json", "--sources", data / "source", "--output-dir", tmp_path / "out")
-    model = ("--checkpoint", world / "control", "--base", world / "base", "--device", "cpu", "--steps", 2)
+    files = (
+        "--prompts",
+        data / "prompt.json",
+        "--sources",
+        data / "source",
+        "--output-dir",
+        tmp_path / "out",
+    )
+    model = (
+        "--checkpoint",
+        world / "control",
+        "--base",
+        world / "base",
+        "--device",
+        "cpu",
+        "--steps",
+        2,
+    )
     assert exit_code(inference.main, inference.Config, *files, *model) == 0
     tasks = real_tasks(world / "fill50k")
     loaded = load_model(ModelConfig(world / "base", control=world / "control"))
@@ -145,7 +197,9 @@ def test_the_circles_study_measures_each_setting(
     result = run(world, tmp_path, "autoencoder", "--fill50k", world / "fill50k")[0]
     assert result["resized"]["iou"] > 0.97 and result["resized"]["circle_error"] < 0.5
     assert 0.0 < result["psnr_worst"] <= result["psnr"] < 40.0  # an untrained autoencoder
-    assert "with --fill50k" in refused(capsys, main, study.Config, "circles", "--checkpoint", world / "base")
+    assert "with --fill50k" in refused(
+        capsys, main, study.Config, "circles", "--checkpoint", world / "base"
+    )
     assert "--count must be at least 1" in refused(capsys, main, study.Config, "base", "--count", 0)
 
 
@@ -161,11 +215,18 @@ def test_the_defaults_evaluate_25_times_at_most() -> None:
 
 def test_several_circles_and_canvases_are_measured(world: Path, tmp_path: Path) -> None:
     rows = run(world, tmp_path, "two_circles")
-    assert [(row["kind"], row["wording"]) for row in rows] == [("two", "each"), ("two_shared", "each")]
-    assert all(len(row["lines"][0]["iou_circles"]) == 2 and "failures" in row["lines"][0] for row in rows)
+    assert [(row["kind"], row["wording"]) for row in rows] == [
+        ("two", "each"),
+        ("two_shared", "each"),
+    ]
+    assert all(
+        len(row["lines"][0]["iou_circles"]) == 2 and "failures" in row["lines"][0] for row in rows
+    )
     assert all(0.0 <= row["uncontrolled_circle_error"] <= 50.0 for row in rows)
     rows = run(world, tmp_path, "canvas")
-    assert [row["stride"] for row in rows] == [16, None] and all(0.0 <= row["iou"] <= 1.0 for row in rows)
+    assert [row["stride"] for row in rows] == [16, None] and all(
+        0.0 <= row["iou"] <= 1.0 for row in rows
+    )
 
 
 def test_a_right_canvas_would_be_measured_as_right(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +235,11 @@ def test_a_right_canvas_would_be_measured_as_right(monkeypatch: pytest.MonkeyPat
     assert hint.shape == (3, 128, 128) and task.source.shape == task.target.shape == (3, 512, 512)
     monkeypatch.setattr(canvas, "draw_canvas", lambda model, task, *_: task.target)
     row = canvas.measure_canvas(model, None, 1, ControlledGenerationConfig())
-    assert row["iou"] > 0.97 and row["iou_each"] > 0.97 and row["circle_error"] == row["background_error"] == 0.0
+    assert (
+        row["iou"] > 0.97
+        and row["iou_each"] > 0.97
+        and row["circle_error"] == row["background_error"] == 0.0
+    )
 
 
 def paint(pictures: Tensor, masks: Sequence[Tensor], colour: str) -> Tensor:
@@ -192,19 +257,30 @@ def test_failures_are_named() -> None:
     assert failures(line) == []
 
     def said(masks: Sequence[Tensor], colour: str) -> list[str]:
-        return failures(measure_tasks([task], paint(task.target[None].clone(), masks, colour), 64)[0])
+        return failures(
+            measure_tasks([task], paint(task.target[None].clone(), masks, colour), 64)[0]
+        )
 
     assert said([discs[1]], ground) == ["circle 2 is missing"]
     assert said(discs, ground) == ["no circle"]
-    assert said([discs[1]], left) in ([f"circle 2 is {left}, not {right}"], [f"circle 1 is {left}, not {right}"])
+    assert said([discs[1]], left) in (
+        [f"circle 2 is {left}, not {right}"],
+        [f"circle 1 is {left}, not {right}"],
+    )
     other = next(
         name
         for name in NAMES
-        if min(float(colour_difference(CSS_COLOURS[name], CSS_COLOURS[n])) for n in (left, right, ground)) > 25
+        if min(
+            float(colour_difference(CSS_COLOURS[name], CSS_COLOURS[n]))
+            for n in (left, right, ground)
+        )
+        > 25
     )
     assert said([~(discs[0] | discs[1])], other) == [f"the background is {other}, not {ground}"]
     upper = discs[0] & (at[:, None] < task.circles[0].y)
-    assert said([upper], ground)[0].startswith("circle 1 is m")  # missing a half: misshapen or missing
+    assert said([upper], ground)[0].startswith(
+        "circle 1 is m"
+    )  # missing a half: misshapen or missing
 
 
 def test_the_script_trains_one_choice_at_a_time(tmp_path: Path) -> None:
@@ -218,7 +294,9 @@ def test_the_script_trains_one_choice_at_a_time(tmp_path: Path) -> None:
     *lines, last = result.stdout.splitlines()
     trained, measured = lines[::2], lines[1::2]
     assert all("base.train_unet" in line and line.endswith("--seed 3") for line in trained)
-    choices = [line.partition("--warmup 100 ")[2].removesuffix("--seed 3").split() for line in trained]
+    choices = [
+        line.partition("--warmup 100 ")[2].removesuffix("--seed 3").split() for line in trained
+    ]
     assert choices[0] == [] and all(choices[1:]) and len(choices) == len(measured) == 4
     for line, study_line in zip(trained, measured, strict=True):
         run_dir = line.split("--run-dir ")[1].split()[0]

@@ -1,4 +1,5 @@
-"""The training of ControlNet over a frozen base: what it changes, what it leaves alone, and what it says."""
+"""The training of ControlNet over a frozen base: what it changes, what it leaves alone, and what it
+says."""
 
 import json
 from pathlib import Path
@@ -22,7 +23,22 @@ from p3_controlnet.formats import load_controlnet
 from p3_controlnet.model import WEIGHTS_FILE, ControlNet
 
 FEW = (
-    *("--steps", 4, "--pictures", 10, "--batch-size", 4, "--warmup", 1, "--device", "cpu", "--hint-channels", 4, 8, 8),
+    *(
+        "--steps",
+        4,
+        "--pictures",
+        10,
+        "--batch-size",
+        4,
+        "--warmup",
+        1,
+        "--device",
+        "cpu",
+        "--hint-channels",
+        4,
+        8,
+        8,
+    ),
     *("--log-every", 1, "--checkpoint-every", 2, "--validate-every", 2, "--preview-every", 4),
 )
 
@@ -40,7 +56,11 @@ def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer pictures to look at."""
     monkeypatch.setattr(train, "VALIDATION_EXAMPLES", 2)
     monkeypatch.setattr(train, "PREVIEW_EXAMPLES", 2)
-    monkeypatch.setattr(train, "ControlledGenerationConfig", lambda: ControlledGenerationConfig(steps=2, chunk_size=2))
+    monkeypatch.setattr(
+        train,
+        "ControlledGenerationConfig",
+        lambda: ControlledGenerationConfig(steps=2, chunk_size=2),
+    )
 
 
 def run(folder: Path, base: Path, *flags: Any) -> int:
@@ -67,13 +87,17 @@ def test_it_trains_the_control_alone_resumes_and_saves_a_controlnet_folder(
     last = tmp_path / "whole" / "last"
     assert kind_of(last) == "controlnet"
     control = load_controlnet(last, model.unet)
-    assert [name for name, value in control.state_dict().items() if torch.equal(value, start[name])] == []
+    assert [
+        name for name, value in control.state_dict().items() if torch.equal(value, start[name])
+    ] == []
     theirs = ControlNetModel.from_pretrained(last).state_dict()
     assert all(torch.equal(theirs[name], value) for name, value in control.state_dict().items())
     assert not any(name.startswith(("unet", "autoencoder")) for name in theirs)
 
     # What is written down, for drawn and real pairs.
-    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines if "validation_iou" in line] == [2, 4]
     assert 0.0 <= lines[-1]["validation_iou"] <= 1.0 and lines[-1]["validation_colour_error"] >= 0.0
     assert (tmp_path / "whole" / "samples" / "0000004.png").is_file()
@@ -88,20 +112,42 @@ def test_it_trains_the_control_alone_resumes_and_saves_a_controlnet_folder(
     assert state_hash(load_controlnet(tmp_path / "run" / "last", model.unet)) == state_hash(control)
 
 
-def test_checkpointing_gives_the_same_and_a_trained_control_can_be_a_start(base: Path, tmp_path: Path) -> None:
+def test_checkpointing_gives_the_same_and_a_trained_control_can_be_a_start(
+    base: Path, tmp_path: Path
+) -> None:
     """In the backward pass it computes the same numbers again."""
     assert run(tmp_path / "plain", base, "--steps", 2) == 0
     assert run(tmp_path / "saving", base, "--steps", 2, "--gradient-checkpointing") == 0
-    one, other = (load_tensors(tmp_path / name / "last" / WEIGHTS_FILE)[0] for name in ("plain", "saving"))
+    one, other = (
+        load_tensors(tmp_path / name / "last" / WEIGHTS_FILE)[0] for name in ("plain", "saving")
+    )
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
-    assert run(tmp_path / "next", base, "--steps", 1, "--lr", 0, "--init-from", tmp_path / "plain" / "last") == 0
+    assert (
+        run(
+            tmp_path / "next",
+            base,
+            "--steps",
+            1,
+            "--lr",
+            0,
+            "--init-from",
+            tmp_path / "plain" / "last",
+        )
+        == 0
+    )
     again = load_tensors(tmp_path / "next" / "last" / WEIGHTS_FILE)[0]
     assert all(torch.equal(one[name], again[name]) for name in one)
 
 
-@pytest.mark.parametrize(("parameterization", "expected"), [("v", (5.0, 0.1)), ("eps", (None, 0.0))])
+@pytest.mark.parametrize(
+    ("parameterization", "expected"), [("v", (5.0, 0.1)), ("eps", (None, 0.0))]
+)
 def test_the_loss_is_weighted_as_the_bases_was(
-    parameterization: str, expected: tuple[float | None, float], base: Path, tmp_path: Path, monkeypatch: Any
+    parameterization: str,
+    expected: tuple[float | None, float],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: Any,
 ) -> None:
     """Stable Diffusion predicts eps and was trained on the plain loss."""
     seen = []
@@ -146,7 +192,9 @@ def test_pictures_are_compared_by_shape_and_colour() -> None:
     assert train.compare(swapped, image)[1] > 5.0  # the shape is right, the colours are exchanged
 
 
-def test_trainings_that_make_no_sense(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trainings_that_make_no_sense(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for flags, sentence in (
         (("--pictures", 0), "--pictures must be at least 1, or --fill50k must be given"),
         (("--pictures", -1), "--pictures must be at least 1, or --fill50k must be given"),

@@ -1,4 +1,5 @@
-"""The benchmark of ControlNet's training at a toy's size: every recipe trains, and the table is complete."""
+"""The benchmark of ControlNet's training at a toy's size: every recipe trains, and the table is
+complete."""
 
 import subprocess
 from pathlib import Path
@@ -11,9 +12,12 @@ from common.files import read_json, write_json
 from scripts import benchmark_controlnet as benchmark
 
 
-@pytest.mark.parametrize("name", ["diffusers", "this project", "base not frozen", "with moving average"])
+@pytest.mark.parametrize(
+    "name", ["diffusers", "this project", "base not frozen", "with moving average"]
+)
 def test_a_step_trains_the_control_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The optimiser holds as many numbers as diffusers' ControlNet of the base has, and all of them move but the base."""
+    """The optimiser holds as many numbers as diffusers' ControlNet of the base has, and all of them
+    move but the base."""
     from diffusers import ControlNetModel
 
     made = []
@@ -33,10 +37,16 @@ def test_a_step_trains_the_control_alone(name: str, monkeypatch: pytest.MonkeyPa
     start = [value.detach().clone() for value in made[0]]
     for _ in range(3):  # the zero convolutions hold the gradient back for two steps
         step()
-    assert all(torch.equal(a, b) for a, b in zip(before, networks.unet.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, networks.unet.state_dict().values(), strict=True)
+    )
     assert not any(torch.equal(a, b) for a, b in zip(start, made[0], strict=True))
-    theirs = ControlNetModel.from_unet(networks.unet, conditioning_embedding_out_channels=networks.hint_channels)
-    assert sum(value.numel() for value in made[0]) == sum(value.numel() for value in theirs.parameters())
+    theirs = ControlNetModel.from_unet(
+        networks.unet, conditioning_embedding_out_channels=networks.hint_channels
+    )
+    assert sum(value.numel() for value in made[0]) == sum(
+        value.numel() for value in theirs.parameters()
+    )
 
 
 def test_the_table_has_a_row_for_each_recipe_and_keeps_other_sizes(
@@ -74,6 +84,9 @@ def test_a_recipe_is_measured_in_its_own_process(
     )
     failed = subprocess.CompletedProcess([], 1, "", "Traceback\nMemoryError: too large\n")
     monkeypatch.setattr(benchmark.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(benchmark.InputError, match="recipe 'diffusers' could not be measured: MemoryError: too large"):
+    with pytest.raises(
+        benchmark.InputError,
+        match="recipe 'diffusers' could not be measured: MemoryError: too large",
+    ):
         benchmark.in_own_process(config, "diffusers")
     assert "at least 1" in refused(capsys, benchmark.main, benchmark.Config, "--steps", 0)

@@ -1,4 +1,5 @@
-"""The benchmark of the training loop at a toy's size: the table is complete and no number is made up."""
+"""The benchmark of the training loop at a toy's size: the table is complete and no number is made
+up."""
 
 import json
 import subprocess

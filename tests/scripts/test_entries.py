@@ -1,4 +1,5 @@
-"""The bash entries: they find their own folder, check their arguments, and pass the rest on unharmed."""
+"""The bash entries: they find their own folder, check their arguments, and pass the rest on
+unharmed."""
 
 import os
 import shutil
@@ -50,21 +51,38 @@ def echo(tmp_path: Path) -> str:
     return str(path)
 
 
-def run_entry(entry: Path, *arguments: Any, **environment_changes: str) -> subprocess.CompletedProcess[str]:
+def run_entry(
+    entry: Path, *arguments: Any, **environment_changes: str
+) -> subprocess.CompletedProcess[str]:
     """Runs an entry from another working directory."""
     folder = environment_changes.pop("cwd", "/")
-    return run_process(["bash", entry, *arguments], cwd=folder, env=environment(**environment_changes))
+    return run_process(
+        ["bash", entry, *arguments], cwd=folder, env=environment(**environment_changes)
+    )
 
 
 def test_hw2_1_from_another_folder_in_a_clone_with_spaces(clone: Path, tmp_path: Path) -> None:
-    """A relative output path is relative to the caller's folder; the clone's own code and weights are used."""
-    result = run_entry(clone / "hw2_1.sh", SPACED, "--steps", 1, "--device", "cpu", cwd=str(tmp_path), PYTHONPATH="")
+    """A relative output path is relative to the caller's folder; the clone's own code and weights
+    are used."""
+    result = run_entry(
+        clone / "hw2_1.sh",
+        SPACED,
+        "--steps",
+        1,
+        "--device",
+        "cpu",
+        cwd=str(tmp_path),
+        PYTHONPATH="",
+    )
     assert result.returncode == 0, result.stderr
     assert "500 images" in result.stdout
     assert "10/10" in result.stderr  # progress is shown
     checkpoint = clone / "checkpoints" / "p1_digits"
     arguments = ("--steps", 1, "--device", "cpu", "--checkpoint", checkpoint, "--classes", "svhn/7")
-    assert exit_code(inference.main, inference.Config, "--output-dir", tmp_path / "again", *arguments) == 0
+    assert (
+        exit_code(inference.main, inference.Config, "--output-dir", tmp_path / "again", *arguments)
+        == 0
+    )
     files, again = contents(tmp_path / SPACED), contents(tmp_path / "again")
     assert len(files) == 500 and len(again) == 50
     assert again.items() <= files.items()
@@ -76,7 +94,10 @@ def test_hw2_1_from_another_folder_in_a_clone_with_spaces(clone: Path, tmp_path:
     [
         ([SPACED], ["--output-dir", SPACED]),
         ([SPACED, "2024"], ["--output-dir", SPACED, "--edition", "2024"]),
-        ([SPACED, "2025", "--seed", "3"], ["--output-dir", SPACED, "--edition", "2025", "--seed", "3"]),
+        (
+            [SPACED, "2025", "--seed", "3"],
+            ["--output-dir", SPACED, "--edition", "2025", "--seed", "3"],
+        ),
         ([SPACED, "--guide_w", "2"], ["--output-dir", SPACED, "--guide_w", "2"]),
     ],
 )
@@ -91,7 +112,10 @@ def test_hw2_1_passes_the_edition_and_flags_on(
     ("arguments", "expected"),
     [
         (["in", SPACED], ["--noises", "in", "--output-dir", SPACED]),
-        (["in", SPACED, "a UNet.pt"], ["--noises", "in", "--output-dir", SPACED, "--checkpoint", "a UNet.pt"]),
+        (
+            ["in", SPACED, "a UNet.pt"],
+            ["--noises", "in", "--output-dir", SPACED, "--checkpoint", "a UNet.pt"],
+        ),
         (["in", SPACED, "--eta", "1"], ["--noises", "in", "--output-dir", SPACED, "--eta", "1"]),
         (
             ["in", SPACED, "UNet.pt", "--eta", "1"],
@@ -107,11 +131,15 @@ def test_hw2_2_passes_the_network_and_flags_on(
 
 
 def test_inference_p2_passes_its_flags_on(clone: Path, echo: str) -> None:
-    result = run_entry(clone / "scripts" / "inference_p2.sh", "a b", SPACED, "--eta", "1", PYTHON=echo)
+    result = run_entry(
+        clone / "scripts" / "inference_p2.sh", "a b", SPACED, "--eta", "1", PYTHON=echo
+    )
     expected = ["-m", "p2_ddim.inference", "--noises", "a b", "--output-dir", SPACED, "--eta", "1"]
     assert result.stdout.splitlines() == expected
     result = run_entry(clone / "scripts" / "inference_p2.sh", "a b")
-    assert result.returncode == 2 and result.stderr.startswith("usage: bash scripts/inference_p2.sh NOISE_DIR OUT")
+    assert result.returncode == 2 and result.stderr.startswith(
+        "usage: bash scripts/inference_p2.sh NOISE_DIR OUT"
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["in"], ["in", ""], ["", SPACED], ["in", SPACED, ""]])
@@ -122,12 +150,16 @@ def test_hw2_2_says_how_it_is_used(arguments: list[str]) -> None:
     assert result.stderr.startswith("usage: bash hw2_2.sh NOISE_DIR OUT [UNET.pt]")
 
 
-def test_hw2_2_without_a_network_takes_the_shipped_faces(clone: Path, noises: Path, tmp_path: Path) -> None:
+def test_hw2_2_without_a_network_takes_the_shipped_faces(
+    clone: Path, noises: Path, tmp_path: Path
+) -> None:
     """Or says that they are not there; `clone` has the weights of Problem 1 alone."""
     flags = ("--device", "cpu", "--steps", 2)
     result = run_entry(clone / "hw2_2.sh", noises, tmp_path / "out", *flags)
     assert result.returncode == 2
-    assert refusal(result.stderr).startswith("checkpoints/p2_faces is missing; it is part of the repository")
+    assert refusal(result.stderr).startswith(
+        "checkpoints/p2_faces is missing; it is part of the repository"
+    )
     assert not (tmp_path / "out").exists()
     shipped = clone / "checkpoints" / "p2_faces"
     tiny_faces().save(shipped)
@@ -144,21 +176,50 @@ def test_hw2_2_without_a_network_takes_the_shipped_faces(clone: Path, noises: Pa
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        ("inference_p1.sh", ["-m", "p1_diffusion.inference", "--output-dir", "a b", "--steps", "3"]),
-        ("train_p2.sh", ["-m", "p2_ddim.train", "--run-dir", "RUNS/p2_faces", "a b", "--steps", "3"]),
+        (
+            "inference_p1.sh",
+            ["-m", "p1_diffusion.inference", "--output-dir", "a b", "--steps", "3"],
+        ),
+        (
+            "train_p2.sh",
+            ["-m", "p2_ddim.train", "--run-dir", "RUNS/p2_faces", "a b", "--steps", "3"],
+        ),
         (
             "train_p2_features.sh",
-            ["-m", "p2_ddim.study.train_features", "--run-dir", "RUNS/p2_features", "a b", "--steps", "3"],
+            [
+                "-m",
+                "p2_ddim.study.train_features",
+                "--run-dir",
+                "RUNS/p2_features",
+                "a b",
+                "--steps",
+                "3",
+            ],
         ),
-        ("train_p1.sh", ["-m", "p1_diffusion.train", "--run-dir", "RUNS/p1_digits", "a b", "--steps", "3"]),
+        (
+            "train_p1.sh",
+            ["-m", "p1_diffusion.train", "--run-dir", "RUNS/p1_digits", "a b", "--steps", "3"],
+        ),
         (
             "train_p1_classifier.sh",
-            ["-m", "p1_diffusion.study.train_classifier", "--run-dir", "RUNS/p1_classifier", "a b", "--steps", "3"],
+            [
+                "-m",
+                "p1_diffusion.study.train_classifier",
+                "--run-dir",
+                "RUNS/p1_classifier",
+                "a b",
+                "--steps",
+                "3",
+            ],
         ),
     ],
 )
-def test_scripts_pass_their_flags_on(clone: Path, echo: str, entry: str, expected: list[str]) -> None:
-    result = run_entry(clone / "scripts" / entry, "a b", "--steps", "3", PYTHON=echo, RUNS_DIR="RUNS")
+def test_scripts_pass_their_flags_on(
+    clone: Path, echo: str, entry: str, expected: list[str]
+) -> None:
+    result = run_entry(
+        clone / "scripts" / entry, "a b", "--steps", "3", PYTHON=echo, RUNS_DIR="RUNS"
+    )
     assert result.stdout.splitlines() == expected
     runs = run_entry(clone / "scripts" / entry, "a b", PYTHON=echo).stdout.splitlines()
     assert entry.startswith("inference") or f"{clone}/runs/" in runs[3]
@@ -166,7 +227,9 @@ def test_scripts_pass_their_flags_on(clone: Path, echo: str, entry: str, expecte
 
 def test_grade_tells_the_problem_by_the_folder(clone: Path, echo: str, tmp_path: Path) -> None:
     (tmp_path / "a b" / "svhn").mkdir(parents=True)
-    result = run_entry(clone / "scripts" / "grade.sh", tmp_path / "a b", "--data", "x y", PYTHON=echo)
+    result = run_entry(
+        clone / "scripts" / "grade.sh", tmp_path / "a b", "--data", "x y", PYTHON=echo
+    )
     assert result.stdout.splitlines() == [
         "-m",
         "p1_diffusion.evaluate",
@@ -204,14 +267,20 @@ def test_quickstart_knows_its_jobs() -> None:
 
 @pytest.mark.parametrize(
     ("job", "folder"),
-    [("p2", "p2_faces"), ("clip", "clip_shapes"), ("controlnet", "ldm_shapes"), ("personalisation", "ldm_shapes")],
+    [
+        ("p2", "p2_faces"),
+        ("clip", "clip_shapes"),
+        ("controlnet", "ldm_shapes"),
+        ("personalisation", "ldm_shapes"),
+    ],
 )
 def test_quickstart_says_which_weights_are_not_there(job: str, folder: str, clone: Path) -> None:
     """Before anything is installed; `clone` has the weights of Problem 1 alone."""
     result = run_entry(clone / "scripts" / "quickstart.sh", job)
     assert result.returncode == 2
     assert (
-        refusal(result.stderr) == f"checkpoints/{folder} is missing; it is part of the repository: restore it with git"
+        refusal(result.stderr)
+        == f"checkpoints/{folder} is missing; it is part of the repository: restore it with git"
     )
     assert not (clone / ".venv").exists()
 
@@ -219,7 +288,12 @@ def test_quickstart_says_which_weights_are_not_there(job: str, folder: str, clon
 DIGITS = ["p1_diffusion.inference", "p1_diffusion.evaluate", "p1_diffusion.study.figures"]
 FACES = ["make_noise", "p2_ddim.inference", "p2_ddim.study.figures"]
 SHAPES = ["make_clip_testset", "p3_clip.inference", "p3_clip.evaluate", "p3_clip.study.figures"]
-CIRCLES = ["make_circles", "p3_controlnet.inference", "p3_controlnet.evaluate", "p3_controlnet.study.figures"]
+CIRCLES = [
+    "make_circles",
+    "p3_controlnet.inference",
+    "p3_controlnet.evaluate",
+    "p3_controlnet.study.figures",
+]
 CONCEPTS = ["p3_clip.personalisation.study.sweeps", "p3_clip.personalisation.study.figures"]
 EVERYTHING = ["p1_digits", "p2_faces", "clip_shapes", "ldm_shapes", "concepts_shapes"]
 
@@ -233,16 +307,24 @@ EVERYTHING = ["p1_digits", "p2_faces", "clip_shapes", "ldm_shapes", "concepts_sh
         ("controlnet", ["p1_digits", "p2_faces", "ldm_shapes"], [CIRCLES], []),
         ("personalisation", ["ldm_shapes", "concepts_shapes"], [CONCEPTS], []),
         ("all", EVERYTHING, [DIGITS, FACES, SHAPES, CIRCLES, CONCEPTS], []),
-        ("all", ["p1_digits", "clip_shapes"], [DIGITS, SHAPES], ["p2", "controlnet", "personalisation"]),
+        (
+            "all",
+            ["p1_digits", "clip_shapes"],
+            [DIGITS, SHAPES],
+            ["p2", "controlnet", "personalisation"],
+        ),
         ("all", ["p1_digits", "ldm_shapes"], [DIGITS, CIRCLES], ["p2", "clip", "personalisation"]),
     ],
 )
 def test_quickstart_runs_each_jobs_programs(
     job: str, shipped: list[str], runs: list[list[str]], left_out: list[str], tmp_path: Path
 ) -> None:
-    """In a checkout whose environment is a stand-in that notes what it is called for, and makes the files that entries look for."""
+    """In a checkout whose environment is a stand-in that notes what it is called for, and makes the
+    files that entries look for."""
     root, log = tmp_path / "clone", tmp_path / "log"
-    shutil.copytree(ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name in ("hw2_1.sh", "hw2_2.sh", "hw2_3.sh", "requirements.txt"):
         shutil.copy(ROOT / name, root / name)
     for name in shipped:
@@ -251,7 +333,10 @@ def test_quickstart_runs_each_jobs_programs(
     shutil.copy(root / "requirements.txt", root / ".venv" / "installed")
     python = root / ".venv" / "bin" / "python"
     data = tmp_path / "out" / "controlnet_data"
-    made = f'mkdir -p "{tmp_path}/out/p1/svhn" "{data}/source" "{data}/target"; touch "{data}/prompt.json"'
+    made = (
+        f'mkdir -p "{tmp_path}/out/p1/svhn" "{data}/source" "{data}/target"; touch'
+        f' "{data}/prompt.json"'
+    )
     python.write_text(f'#!/bin/sh\n{made}\necho "$@" >> "{log}"\n')
     python.chmod(0o755)
     result = run_entry(root / "scripts" / "quickstart.sh", job, tmp_path / "out", PYTHON="")
@@ -259,7 +344,11 @@ def test_quickstart_runs_each_jobs_programs(
     calls, programs = log.read_text().splitlines(), [program for run in runs for program in run]
     assert len(calls) == len(programs)
     assert all(program in call for program, call in zip(programs, calls, strict=True))
-    sentences = [line.split(" is left out")[0] for line in result.stdout.splitlines() if "is left out" in line]
+    sentences = [
+        line.split(" is left out")[0]
+        for line in result.stdout.splitlines()
+        if "is left out" in line
+    ]
     assert sentences == left_out and result.stdout.count("Look at") == len(runs)
 
 
@@ -271,7 +360,9 @@ def test_the_programs_exit_code_is_the_entrys(clone: Path, tmp_path: Path) -> No
         assert run_entry(clone / entry, "x", PYTHON=str(failing)).returncode == 7
 
 
-def test_the_environment_in_the_checkout_comes_before_the_machines_python(clone: Path, echo: str) -> None:
+def test_the_environment_in_the_checkout_comes_before_the_machines_python(
+    clone: Path, echo: str
+) -> None:
     own = clone / ".venv" / "bin" / "python"
     own.parent.mkdir(parents=True)
     try:
@@ -298,7 +389,10 @@ def test_shipped_weights_are_verified(clone: Path) -> None:
             damage()
             result = run_entry(clone / "hw2_download_ckpt.sh")
             assert result.returncode == 2
-            assert "error: a shipped weight file is missing or damaged: clone the repository again" in result.stderr
+            assert (
+                "error: a shipped weight file is missing or damaged: clone the repository again"
+                in result.stderr
+            )
     finally:
         weights.write_bytes(whole)
     assert run_entry(clone / "hw2_download_ckpt.sh").returncode == 0
@@ -319,11 +413,15 @@ def test_a_python_without_the_packages_is_told_what_to_install(clone: Path, tmp_
     changes = {"PYTHON": "", "PATH": f"{bare.parent}:{os.environ['PATH']}"}
     result = run_entry(clone / "hw2_1.sh", tmp_path / "out", **changes)
     assert result.returncode == 2 and not (tmp_path / "out").exists()
-    assert result.stderr.startswith("error: python3 lacks the packages") and result.stderr.count("\n") == 1
+    assert (
+        result.stderr.startswith("error: python3 lacks the packages")
+        and result.stderr.count("\n") == 1
+    )
 
 
 def test_training_for_a_time_cools_down_from_where_it_came_to(clone: Path, tmp_path: Path) -> None:
-    """A stand-in for Python: training without end goes on until it is told to stop, and the state says step 40 of 50."""
+    """A stand-in for Python: training without end goes on until it is told to stop, and the state
+    says step 40 of 50."""
     fake = tmp_path / "python"
     fake.write_text(
         '#!/bin/sh\ncase "$1" in -c) echo 0.2 ;; -) echo 50 ;; -m) echo "$@"; '

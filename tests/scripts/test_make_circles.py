@@ -1,4 +1,5 @@
-"""Pairs without any data: single circles as the trainings' are, layouts after them, in the homework's layout."""
+"""Pairs without any data: single circles as the trainings' are, layouts after them, in the
+homework's layout."""
 
 from pathlib import Path
 
@@ -19,7 +20,10 @@ def test_pairs_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     pairs = read_prompts(tmp_path / "prompt.json", tmp_path / "source", tmp_path / "target")
     scenes = [*circle_scenes(2, 2025), *make_layouts("two", 1)]
     assert [pair.prompt for pair in pairs] == [scene.caption for scene in scenes]
-    assert all(torch.equal(pair.read_target(), render_target(scene)) for pair, scene in zip(pairs, scenes, strict=True))
+    assert all(
+        torch.equal(pair.read_target(), render_target(scene))
+        for pair, scene in zip(pairs, scenes, strict=True)
+    )
 
 
 def test_nothing_to_draw_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

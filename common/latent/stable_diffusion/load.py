@@ -2,8 +2,9 @@
 
     model = load_stable_diffusion("sd-v1-4.ckpt")  # or a .safetensors, or a diffusers folder
 
-A single file holds weights alone, so its configuration is v1.4's; a folder brings its own, which must be the same (`sd14.py`).
-CompVis' names of the weights are in `naming.py`, the reading of files in `weights.py`.
+A single file holds weights alone, so its configuration is v1.4's; a folder brings its own, which
+must be the same (`sd14.py`). CompVis' names of the weights are in `naming.py`, the reading of files
+in `weights.py`.
 """
 
 import functools
@@ -25,20 +26,33 @@ from common.latent.stable_diffusion.naming import (
     unet_names,
     vae_names,
 )
-from common.latent.stable_diffusion.sd14 import SD14, check_folder, check_table, empty_networks, noise_schedule
+from common.latent.stable_diffusion.sd14 import (
+    SD14,
+    check_folder,
+    check_table,
+    empty_networks,
+    noise_schedule,
+)
 from common.latent.stable_diffusion.weights import Part, fill, own_names, read_folder, read_weights
 from common.latent.text_encoder import clip_tokenizer
-from common.library_versions import has_old_attention, old_attention_names, text_prefix, without_positions
+from common.library_versions import (
+    has_old_attention,
+    old_attention_names,
+    text_prefix,
+    without_positions,
+)
 
 
 def load_stable_diffusion(
     path: Path, *, ema: bool = False, dtype: torch.dtype = torch.float32, configs: Path = SD14
 ) -> LatentDiffusion:
-    """Stable Diffusion v1.4 (v1.1 to v1.5 are the same networks) from a CompVis file or a diffusers folder, on the CPU.
+    """Stable Diffusion v1.4 (v1.1 to v1.5 are the same networks) from a CompVis file or a diffusers
+    folder, on the CPU.
 
-    `ema` takes the averaged U-Net that some files carry beside the last one. `configs` is the folder that says what is expected;
-    only tests have another than v1.4's. Raises InputError if a file is missing, truncated or would run code, on weights that
-    do not fit (named as in the file), on another noise schedule, and on a folder whose configuration differs.
+    `ema` takes the averaged U-Net that some files carry beside the last one. `configs` is the
+    folder that says what is expected; only tests have another than v1.4's. Raises InputError if a
+    file is missing, truncated or would run code, on weights that do not fit (named as in the file),
+    on another noise schedule, and on a folder whose configuration differs.
     """
     path = Path(path)
     if path.is_dir() and ema:
@@ -48,13 +62,19 @@ def load_stable_diffusion(
     for network, part in zip(networks, parts, strict=True):
         fill(network, part, dtype)
     std = 1.0 / vae.config.scaling_factor
-    return LatentDiffusion(vae, text_encoder, clip_tokenizer(), unet, noise_schedule(configs), latent_std=std)
+    return LatentDiffusion(
+        vae, text_encoder, clip_tokenizer(), unet, noise_schedule(configs), latent_std=std
+    )
 
 
 def _parts_of_file(path: Path, configs: Path, ema: bool) -> tuple[Part, Part, Part]:
     state = read_weights(path)
-    by_prefix = {prefix: {k: v for k, v in state.items() if k.startswith(prefix)} for prefix in (UNET, VAE, TEXT, EMA)}
-    # Names without a full stop are tables of the noise schedule; a whole cldm file holds a ControlNet as well.
+    by_prefix = {
+        prefix: {k: v for k, v in state.items() if k.startswith(prefix)}
+        for prefix in (UNET, VAE, TEXT, EMA)
+    }
+    # Names without a full stop are tables of the noise schedule; a whole cldm file holds a
+    # ControlNet as well.
     strange = [key for key in state if "." in key and not key.startswith((*by_prefix, CONTROL))]
     if strange or not by_prefix[UNET]:
         found = ", ".join(strange[:3]) if strange else f"no {UNET}*"
@@ -80,4 +100,6 @@ def _parts_of_folder(folder: Path, configs: Path) -> tuple[Part, Part, Part]:
 def _text_part(state: State, source: Path, prefix: str) -> Part:
     """The text encoder's weights, which have `prefix` before transformers' own names."""
     prefix += text_prefix(state, before=prefix)
-    return Part(without_positions(state), source, functools.partial(text_encoder_names, prefix=prefix))
+    return Part(
+        without_positions(state), source, functools.partial(text_encoder_names, prefix=prefix)
+    )

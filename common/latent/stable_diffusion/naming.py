@@ -1,8 +1,10 @@
-"""CompVis' names of Stable Diffusion's weights, from the names of diffusers and transformers: rules, no tables of 1,170 keys.
+"""CompVis' names of Stable Diffusion's weights, from the names of diffusers and transformers:
+rules, no tables of 1,170 keys.
 
-Each `*_names` function takes the keys of a network's state dict and returns {own key: CompVis key}, one to one, whatever the
-network's width and depth; the other direction is the same table read backwards. The prefixes are CompVis' too:
-`model.diffusion_model.`, `first_stage_model.`, `cond_stage_model.`, and cldm's `control_model.`.
+Each `*_names` function takes the keys of a network's state dict and returns {own key: CompVis key},
+one to one, whatever the network's width and depth; the other direction is the same table read
+backwards. The prefixes are CompVis' too: `model.diffusion_model.`, `first_stage_model.`,
+`cond_stage_model.`, and cldm's `control_model.`.
 """
 
 import re
@@ -22,8 +24,12 @@ TEXT = "cond_stage_model.transformer."
 CONTROL = "control_model."
 EMA = "model_ema."
 
-# What a ControlNet is recognised by: the first weight of its hint encoder, and the class in the configuration of its folder.
-HINT_COMPVIS, HINT_DIFFUSERS = "input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"
+# What a ControlNet is recognised by: the first weight of its hint encoder, and the class in the
+# configuration of its folder.
+HINT_COMPVIS, HINT_DIFFUSERS = (
+    "input_hint_block.0.weight",
+    "controlnet_cond_embedding.conv_in.weight",
+)
 CONTROL_CLASS = "ControlNetModel"
 
 # Files in the folders of diffusers.
@@ -65,20 +71,29 @@ _VAE_PARTS = (
     (".attn_1.to_v.", ".attn_1.v."),
     (".attn_1.to_out.0.", ".attn_1.proj_out."),
 )
-_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+_BLOCK = re.compile(
+    r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)"
+)
 _ONE_BY_ONE = re.compile(r"\.attn_1\.(q|k|v|proj_out)\.weight$")
 
 
 def unet_names(keys: Iterable[str], prefix: str = UNET) -> Names:
     """CompVis' names of a U-Net's weights or, with the prefix `CONTROL`, of a ControlNet's.
 
-    CompVis numbers all blocks of a half in one row, a down- or upsampling counting as a block or as a part of the one before;
-    in a block, part 0 is the residual block, then comes the attention where there is one.
+    CompVis numbers all blocks of a half in one row, a down- or upsampling counting as a block or as
+    a part of the one before; in a block, part 0 is the residual block, then comes the attention
+    where there is one.
     """
     keys = list(keys)
-    layers = sum(bool(re.fullmatch(r"down_blocks\.0\.resnets\.\d+\.conv1\.weight", key)) for key in keys)
-    hints = sum(bool(re.fullmatch(r"controlnet_cond_embedding\.blocks\.\d+\.weight", key)) for key in keys)
-    attending = {int(found[1]) for key in keys if (found := re.match(r"up_blocks\.(\d+)\.attentions\.", key))}
+    layers = sum(
+        bool(re.fullmatch(r"down_blocks\.0\.resnets\.\d+\.conv1\.weight", key)) for key in keys
+    )
+    hints = sum(
+        bool(re.fullmatch(r"controlnet_cond_embedding\.blocks\.\d+\.weight", key)) for key in keys
+    )
+    attending = {
+        int(found[1]) for key in keys if (found := re.match(r"up_blocks\.(\d+)\.attentions\.", key))
+    }
     return {key: prefix + _unet_name(key, layers, hints, attending) for key in keys}
 
 
@@ -102,15 +117,21 @@ def _unet_name(key: str, layers: int, hints: int, attending: set[int]) -> str:
         return f"input_blocks.{1 + first + layers}.0.{rest.replace('conv.', 'op.')}"
     if part == "upsamplers":
         return f"output_blocks.{first + layers}.{2 if level in attending else 1}.{rest}"
-    row = f"input_blocks.{1 + first + number}" if half == "down" else f"output_blocks.{first + number}"
+    row = (
+        f"input_blocks.{1 + first + number}"
+        if half == "down"
+        else f"output_blocks.{first + number}"
+    )
     return f"{row}.{1 if part == 'attentions' else 0}.{rest}"
 
 
 def vae_names(keys: Iterable[str], prefix: str = VAE) -> Names:
-    """CompVis' names of an autoencoder's weights. CompVis counts the decoder's levels from the finest."""
+    """CompVis' names of an autoencoder's weights. CompVis counts the decoder's levels from the
+    finest."""
     keys = list(keys)
     levels = 1 + max(
-        (int(found[1]) for key in keys if (found := re.match(r"decoder\.up_blocks\.(\d+)\.", key))), default=0
+        (int(found[1]) for key in keys if (found := re.match(r"decoder\.up_blocks\.(\d+)\.", key))),
+        default=0,
     )
     return {key: prefix + _vae_name(key, levels) for key in keys}
 
@@ -124,7 +145,8 @@ def _vae_name(key: str, levels: int) -> str:
 
 
 def text_encoder_names(keys: Iterable[str], prefix: str = TEXT + TEXT_PREFIX) -> Names:
-    """CompVis' names of the text encoder's weights; with a `text_prefix` alone those of transformers' own files."""
+    """CompVis' names of the text encoder's weights; with a `text_prefix` alone those of
+    transformers' own files."""
     return {key: prefix + key.removeprefix(TEXT_PREFIX) for key in keys}
 
 
@@ -141,7 +163,8 @@ def _replaced(key: str, rules: Iterable[tuple[str, str]]) -> str:
 
 
 def linear_attention(state: Mapping[str, Tensor]) -> State:
-    """CompVis' weights with the autoencoder's attention as linear layers [C, C], which is how diffusers has it."""
+    """CompVis' weights with the autoencoder's attention as linear layers [C, C], which is how
+    diffusers has it."""
     return {
         key: value[:, :, 0, 0] if _ONE_BY_ONE.search(key) and value.shape[2:] == (1, 1) else value
         for key, value in state.items()

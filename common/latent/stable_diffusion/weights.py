@@ -1,4 +1,5 @@
-"""Reading a network's weights from the files of Stable Diffusion's world: pickles or safetensors, nested or not, or diffusers' folders."""
+"""Reading a network's weights from the files of Stable Diffusion's world: pickles or safetensors,
+nested or not, or diffusers' folders."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -21,14 +22,16 @@ _WEIGHT_FILES = tuple(
 
 
 class _ModelCheckpoint:
-    """Stands in for the class of Lightning that the published v1 files name as a key of their `callbacks`."""
+    """Stands in for the class of Lightning that the published v1 files name as a key of their
+    `callbacks`."""
 
 
 _STUBS = ((_ModelCheckpoint, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),)
 
 
 class Part(NamedTuple):
-    """A network's weights, the file they are from, and the function that gives their names there from the network's own."""
+    """A network's weights, the file they are from, and the function that gives their names there
+    from the network's own."""
 
     state: State
     source: Path
@@ -41,7 +44,8 @@ def own_names(keys: Iterable[str]) -> Names:
 
 
 def fill(network: nn.Module, part: Part, dtype: torch.dtype) -> None:
-    """Fills a network, which may lie on the meta device. Raises InputError that names the weights that do not fit."""
+    """Fills a network, which may lie on the meta device. Raises InputError that names the weights
+    that do not fit."""
     state = {key: value.to(dtype) for key, value in linear_attention(part.state).items()}
     load_strict(network, state, part.source, part.names(network.state_dict()), assign=True)
 
@@ -51,7 +55,8 @@ def fill(network: nn.Module, part: Part, dtype: torch.dtype) -> None:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By content: eight bytes that give a length, then JSON. Raises InputError if there is no file."""
+    """By content: eight bytes that give a length, then JSON. Raises InputError if there is no
+    file."""
     try:
         with open(path, "rb") as file:
             return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
@@ -61,7 +66,9 @@ def _is_safetensors(path: Path) -> bool:
 
 def read_weights(path: Path) -> State:
     """The weights in a file of any of the forms. Raises InputError if it holds something else."""
-    state = load_tensors(path)[0] if _is_safetensors(path) else _unwrapped(load_pickle(path, _STUBS))
+    state = (
+        load_tensors(path)[0] if _is_safetensors(path) else _unwrapped(load_pickle(path, _STUBS))
+    )
     if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path} does not hold a dict of named weights")
     return state
@@ -70,7 +77,9 @@ def read_weights(path: Path) -> State:
 def _unwrapped(content: Any) -> dict[Any, Any]:
     """The innermost dict of a checkpoint that nests its weights; empty if there is none."""
     while isinstance(content, Mapping):
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        inner = next(
+            (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None
+        )
         if inner is None:
             return dict(content)
         content = inner
@@ -83,10 +92,16 @@ def read_folder(folder: Path) -> tuple[State, Path]:
         if (folder / name).is_file():
             return read_weights(folder / name), folder / name
     raise InputError(
-        f"the folder {folder} holds no weights: neither diffusion_pytorch_model nor model, .safetensors or .bin"
+        f"the folder {folder} holds no weights: neither diffusion_pytorch_model nor model,"
+        " .safetensors or .bin"
     )
 
 
 def weight_names(file: Path) -> list[Any]:
-    """The names of the weights in such a file, whose values are not read where its format allows that."""
-    return tensor_names(file) if _is_safetensors(file) else list(_unwrapped(load_pickle(file, _STUBS, lazy=True)))
+    """The names of the weights in such a file, whose values are not read where its format allows
+    that."""
+    return (
+        tensor_names(file)
+        if _is_safetensors(file)
+        else list(_unwrapped(load_pickle(file, _STUBS, lazy=True)))
+    )

@@ -1,10 +1,12 @@
 """The figures of the study of personalisation, from its pictures and results.
 
-    python3 -m p3_clip.personalisation.study.figures --pictures outputs/personalisation --output-dir results/figures/p3_personalisation
+    python3 -m p3_clip.personalisation.study.figures --pictures outputs/personalisation \
+        --output-dir results/figures/p3_personalisation
 
-single.png: the photos of each drawn concept, and what textual inversion and joint Custom Diffusion (without both, the study's last
-method) draw of it. place.png, beside.png and place_ring.png: two concepts in one picture, for each method its first successes beside its
-first failures, by the study's own judgement.
+single.png: the photos of each drawn concept, and what textual inversion and joint Custom Diffusion
+(without both, the study's last method) draw of it. place.png, beside.png and place_ring.png: two
+concepts in one picture, for each method its first successes beside its first failures, by the
+study's own judgement.
 """
 
 import dataclasses
@@ -45,10 +47,14 @@ def main(config: Config) -> None:
     """Writes the figures."""
     results = read_json(config.results)
     if not isinstance(results, dict) or not {"images", "methods"} <= results.keys():
-        raise InputError(f"{config.results} is not a result of p3_clip.personalisation.study.sweeps")
+        raise InputError(
+            f"{config.results} is not a result of p3_clip.personalisation.study.sweeps"
+        )
     figures = {"single": single_figure(config.pictures, results)}
     asked = {pair for found in results["methods"].values() for pair in found["pairs"]}
-    figures |= {pair: pair_figure(config.pictures, pair, results) for pair in PAIRS if pair in asked}
+    figures |= {
+        pair: pair_figure(config.pictures, pair, results) for pair in PAIRS if pair in asked
+    }
     folder = make_folder(config.output_dir)
     for name, figure in figures.items():
         write_png(folder / f"{name}.png", figure)
@@ -56,27 +62,37 @@ def main(config: Config) -> None:
 
 
 def single_figure(folder: Path, results: dict[str, Any]) -> Tensor:
-    """A row for each drawn concept: its photos, and the first pictures of textual inversion and of joint Custom Diffusion (the one with
-    cut-mix, if there are both), or else of the last method."""
+    """A row for each drawn concept: its photos, and the first pictures of textual inversion and of
+    joint Custom Diffusion (the one with cut-mix, if there are both), or else of the last method."""
     methods = results["methods"]
     joint = [method for method in (JOINT, JOINT_CUT_MIX) if method in methods]
-    shown = [method for method in (INVERSION, *joint[-1:]) if method in methods] or list(methods)[-1:]
+    shown = [method for method in (INVERSION, *joint[-1:]) if method in methods] or list(methods)[
+        -1:
+    ]
     names = [name for name in DRAWN if all(name in methods[method]["singles"] for method in shown)]
     rows = []
     for name in names:
         learned = [
-            [read_rgb(path) for path in picture_paths(folder, method, name, results["images"])[:EACH]]
+            [
+                read_rgb(path)
+                for path in picture_paths(folder, method, name, results["images"])[:EACH]
+            ]
             for method in shown
         ]
         side = learned[0][0].shape[-1]
         rows += _filled([draw_photo(name, index, side=side) for index in range(PHOTOS)], side)
         rows += [picture for pictures in learned for picture in _filled(pictures, side)]
-    labels = [label for label in ("photo", *(SHORT.get(method, "learned") for method in shown)) for _ in range(EACH)]
+    labels = [
+        label
+        for label in ("photo", *(SHORT.get(method, "learned") for method in shown))
+        for _ in range(EACH)
+    ]
     return labelled_grid(torch.stack(rows), len(labels), row_labels=names, column_labels=labels)
 
 
 def pair_figure(folder: Path, pair: str, results: dict[str, Any]) -> Tensor:
-    """A row for each method: the first pictures with both concepts in their places, and the first without."""
+    """A row for each method: the first pictures with both concepts in their places, and the first
+    without."""
     rows, labels = [], []
     for method, found in results["methods"].items():
         if pair not in found["pairs"]:
@@ -85,7 +101,9 @@ def pair_figure(folder: Path, pair: str, results: dict[str, Any]) -> Tensor:
         paths = picture_paths(folder, method, pair, results["images"])
         side = read_rgb(paths[0]).shape[-1]
         for wanted in (True, False):
-            chosen = [path for path, is_bound in zip(paths, bound, strict=True) if is_bound == wanted][:EACH]
+            chosen = [
+                path for path, is_bound in zip(paths, bound, strict=True) if is_bound == wanted
+            ][:EACH]
             rows += _filled([read_rgb(path) for path in chosen], side)
         labels.append(f"{method} ({sum(bound)} of {len(bound)})")
     columns = ["in place"] * EACH + ["not"] * EACH

@@ -1,15 +1,19 @@
-"""What a picture shows of the drawn concepts, from its pixels: whether each is there, in its place, swapped or blended.
+"""What a picture shows of the drawn concepts, from its pixels: whether each is there, in its place,
+swapped or blended.
 
-A shape counts as a ring if the background shows through a hole in it, and as angular, as a triangle is, if its convex hull has less
-area than the ellipse with the same second moments (an oval has as much); a colour counts as a concept's within NEAR (CIEDE2000). Two
-concepts are asked for in one of three ways:
+A shape counts as a ring if the background shows through a hole in it, and as angular, as a triangle
+is, if its convex hull has less area than the ellipse with the same second moments (an oval has as
+much); a colour counts as a concept's within NEAR (CIEDE2000). Two concepts are asked for in one of
+three ways:
 
-- PLACE, "a <new1> circle with <new2> background": wine is a colour of the circle, mauve one of the background. Blended: the circle or
-  the background has a colour between the two.
-- BESIDE, "a <new3> next to a <new1> circle": one object is angular and slate, the triangle's colour, another is wine and not angular.
-  Blended: one object has a colour between the two, or is angular and wine.
-- PLACE_RING, "a <new4> with <new2> background": one object is a ring, and mauve a colour of the background. Swapped: an object is mauve.
-  Blended: the ring or the background has a colour between gold, that of the photos' rings, and mauve.
+- PLACE, "a <new1> circle with <new2> background": wine is a colour of the circle, mauve one of the
+  background. Blended: the circle or the background has a colour between the two.
+- BESIDE, "a <new3> next to a <new1> circle": one object is angular and slate, the triangle's
+  colour, another is wine and not angular. Blended: one object has a colour between the two, or is
+  angular and wine.
+- PLACE_RING, "a <new4> with <new2> background": one object is a ring, and mauve a colour of the
+  background. Swapped: an object is mauve. Blended: the ring or the background has a colour between
+  gold, that of the photos' rings, and mauve.
 """
 
 import dataclasses
@@ -27,11 +31,20 @@ from torch import Tensor
 from common.colour import colour_difference, to_lab
 from common.data.concepts import DRAWN, GOLD, MAUVE, SLATE, WINE
 from common.images import resize
-from common.metrics.segmentation import NO_OBJECT_ERROR, SIZE, inner_region, median_colour, segment, separate
+from common.metrics.segmentation import (
+    NO_OBJECT_ERROR,
+    SIZE,
+    inner_region,
+    median_colour,
+    segment,
+    separate,
+)
 
 NEAR = 10.0
 HOLLOW = 0.05  # of an object's area
-ANGULAR = 0.99  # of the base's own beside a circle, 9 in 10 triangles have 0.983 or less, 9 in 10 of the circles 0.996 or more
+# Of the base's own pictures, 9 in 10 triangles beside a circle have 0.983 or less, 9 in 10 circles
+# 0.996 or more.
+ANGULAR = 0.99
 MIN_AREA = 0.01  # of the picture
 Colour = tuple[float, float, float]
 
@@ -85,7 +98,8 @@ def look(picture: Tensor, colours: int) -> Seen:
 
 
 def colour_error(name: str, seen: Seen) -> float:
-    """CIEDE2000 between a drawn concept's colour and that of its place in a picture, 50 where nothing is to be seen there."""
+    """CIEDE2000 between a drawn concept's colour and that of its place in a picture, 50 where
+    nothing is to be seen there."""
     if not seen.objects:
         return NO_OBJECT_ERROR
     found = seen.background if DRAWN[name].colour == MAUVE else seen.objects[0].colour
@@ -95,7 +109,9 @@ def colour_error(name: str, seen: Seen) -> float:
 def is_present(name: str, seen: Seen) -> bool:
     """Whether a picture shows the drawn concept in its own place."""
     if name == "mauve":
-        return bool(seen.objects) and seen.background is not None and is_near(seen.background, MAUVE)
+        return (
+            bool(seen.objects) and seen.background is not None and is_near(seen.background, MAUVE)
+        )
     return any(_is(name, each) for each in seen.objects)
 
 
@@ -122,7 +138,8 @@ def judge_beside(seen: Seen) -> Judgement:
         second=circle,
         bound=triangle and circle,
         swapped=triangle_in_wine and circle_in_slate,
-        blended=triangle_in_wine or any(is_between(each, SLATE, WINE) for each in _colours(seen)[0]),
+        blended=triangle_in_wine
+        or any(is_between(each, SLATE, WINE) for each in _colours(seen)[0]),
     )
 
 
@@ -168,10 +185,13 @@ def is_near(colour: Colour, other: Colour) -> bool:
 
 
 def is_between(colour: Colour, one: Colour, other: Colour) -> bool:
-    """Whether a colour is a mixture of two: near the line between them in CIELAB, in its middle half."""
+    """Whether a colour is a mixture of two: near the line between them in CIELAB, in its middle
+    half."""
     at, start, end = (to_lab(rgb) for rgb in (colour, one, other))
     along = float((at - start) @ (end - start) / ((end - start) @ (end - start)))
-    return 0.25 <= along <= 0.75 and float(deltaE_ciede2000(at, start + along * (end - start))) <= NEAR
+    return (
+        0.25 <= along <= 0.75 and float(deltaE_ciede2000(at, start + along * (end - start))) <= NEAR
+    )
 
 
 def _colours(seen: Seen) -> tuple[list[Colour], list[Colour]]:
@@ -196,15 +216,19 @@ def _describe(picture: Tensor, part: Tensor, background: Colour | None, side: in
     filled = ndimage.binary_fill_holes(part.numpy())
     area, gap = int(filled.sum()), torch.from_numpy(filled) & ~part
     # What another object fills is no hole.
-    shown = median_colour(picture, inner_region(gap, side)) if int(gap.sum()) > HOLLOW * area else None
+    shown = (
+        median_colour(picture, inner_region(gap, side)) if int(gap.sum()) > HOLLOW * area else None
+    )
     hole = shown is not None and background is not None and is_near(shown, background)
-    return Object(median_colour(picture, inner_region(part, side)), hole, _ellipticity(filled) < ANGULAR)
+    return Object(
+        median_colour(picture, inner_region(part, side)), hole, _ellipticity(filled) < ANGULAR
+    )
 
 
 def _ellipticity(mask: NDArray[np.bool_]) -> float:
-    """The area of a mask's convex hull over that of the ellipse with the same second moments: 1 for every ellipse, 0.95 for a
-    parallelogram, 0.83 for a triangle. An affine invariant (Rosin 2003, "Measuring shape: ellipticity, rectangularity, and
-    triangularity")."""
+    """The area of a mask's convex hull over that of the ellipse with the same second moments: 1 for
+    every ellipse, 0.95 for a parallelogram, 0.83 for a triangle. An affine invariant (Rosin 2003,
+    "Measuring shape: ellipticity, rectangularity, and triangularity")."""
     (shape,) = regionprops(mask.astype(np.uint8))
     (hull,) = regionprops(shape.image_convex.astype(np.uint8))
     return float(hull.area / (np.pi / 4.0 * hull.axis_major_length * hull.axis_minor_length))

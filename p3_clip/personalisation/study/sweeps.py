@@ -1,10 +1,12 @@
 """What the methods learn, in numbers from pixels: results/p3_personalisation.json.
 
-    python3 -m p3_clip.personalisation.study.sweeps --inversion runs/inversion/last --joint runs/joint/last --merged runs/merged
+    python3 -m p3_clip.personalisation.study.sweeps --inversion runs/inversion/last \
+        --joint runs/joint/last --merged runs/merged
 
-Each method draws every drawn concept that it learned by itself, and two of them in one picture in three ways (see `measure.py`), from
-the same seeds; so does the untrained placeholder, a word with the vectors that training starts from. What is not given is left out;
---inversion-cut-mix and --joint-cut-mix name results of the same two methods that were trained on photos side by side too.
+Each method draws every drawn concept that it learned by itself, and two of them in one picture in
+three ways (see `measure.py`), from the same seeds; so does the untrained placeholder, a word with
+the vectors that training starts from. What is not given is left out; --inversion-cut-mix and
+--joint-cut-mix name results of the same two methods that were trained on photos side by side too.
 Pictures are kept in --output-dir, so a second call goes on where the first stopped.
 """
 
@@ -71,8 +73,8 @@ class Config:
     images: int = 100
     """Pictures for each prompt."""
     clip: str | None = None
-    """CLIP of the image and text scores: a model folder, a name of open_clip, or none; by default OpenAI's ViT-B/32 if it is to be
-    had."""
+    """CLIP of the image and text scores: a model folder, a name of open_clip, or none; by default
+    OpenAI's ViT-B/32 if it is to be had."""
     steps: int = 20
     """Steps of the solver."""
     chunk_size: int = 20
@@ -88,7 +90,10 @@ def main(config: Config) -> None:
     if config.images < 1:
         raise InputError(f"--images must be at least 1, not {config.images}")
     generation = GenerationConfig(
-        steps=config.steps, guidance_scale=DEFAULT_GUIDANCE_SCALE, seed=SEED, chunk_size=config.chunk_size
+        steps=config.steps,
+        guidance_scale=DEFAULT_GUIDANCE_SCALE,
+        seed=SEED,
+        chunk_size=config.chunk_size,
     )
     generation.check()
     device = pick_device(config.device)
@@ -99,11 +104,17 @@ def main(config: Config) -> None:
     methods: dict[str, dict[str, Any]] = {}
     for method, path in sources(config).items():
         model = load_base(config.base)
-        known = tokens[path] if path else {name: f"<new{k + 1}>" for k, name in enumerate(learned_by_any)}
+        known = (
+            tokens[path]
+            if path
+            else {name: f"<new{k + 1}>" for k, name in enumerate(learned_by_any)}
+        )
         learned = learn(model, path, known, vectors_of(config))
         usual = norms(learned.concepts, usual_words(model, SMALL))
         personalise(model, learned)
-        personalised = PersonalisedModel(config, model.to(device), learned.concepts, generation, method)
+        personalised = PersonalisedModel(
+            config, model.to(device), learned.concepts, generation, method
+        )
         singles = {
             name: {**measure_single(personalised, name, token, clip), "norm": usual[token]}
             for name, token in known.items()
@@ -132,7 +143,8 @@ def main(config: Config) -> None:
 
 
 def sources(config: Config) -> dict[str, Path | None]:
-    """For each method, the result to load; None: vectors that training starts from. Raises InputError if there is none to load."""
+    """For each method, the result to load; None: vectors that training starts from. Raises
+    InputError if there is none to load."""
     results = {
         INVERSION: config.inversion,
         INVERSION_CUT_MIX: config.inversion_cut_mix,
@@ -143,17 +155,22 @@ def sources(config: Config) -> dict[str, Path | None]:
     given = {method: path for method, path in results.items() if path is not None}
     if not given:
         raise InputError(
-            "there is nothing to measure: name a result with --inversion, --joint or --merged (see --help)"
+            "there is nothing to measure: name a result with --inversion, --joint or --merged (see"
+            " --help)"
         )
     return {UNTRAINED: None, **given}
 
 
 def tokens_of(path: Path) -> dict[str, str]:
-    """The placeholder of each drawn concept that a result learned; its own words and phrases say which is which.
+    """The placeholder of each drawn concept that a result learned; its own words and phrases say
+    which is which.
 
     Raises InputError if it learned none.
     """
-    known = {(entry["word"], entry["phrase"]): entry["token"] for entry in load_config(path, KIND)["concepts"]}
+    known = {
+        (entry["word"], entry["phrase"]): entry["token"]
+        for entry in load_config(path, KIND)["concepts"]
+    }
     tokens = {name: known.get((drawn.word, drawn.phrase)) for name, drawn in DRAWN.items()}
     found = {name: token for name, token in tokens.items() if token}
     if not found:
@@ -162,19 +179,26 @@ def tokens_of(path: Path) -> dict[str, str]:
 
 
 def vectors_of(config: Config) -> int:
-    """How many vectors each concept of the first result has; the untrained placeholder gets as many."""
+    """How many vectors each concept of the first result has; the untrained placeholder gets as
+    many."""
     first = next(path for path in sources(config).values() if path is not None)
     return int(load_config(first, KIND).get("vectors", 1))
 
 
-def learn(model: LatentDiffusion, path: Path | None, tokens: Mapping[str, str], vectors: int) -> CustomDiffusionResult:
-    """What a result holds, or without one the words with the `vectors` vectors each that training starts from."""
+def learn(
+    model: LatentDiffusion, path: Path | None, tokens: Mapping[str, str], vectors: int
+) -> CustomDiffusionResult:
+    """What a result holds, or without one the words with the `vectors` vectors each that training
+    starts from."""
     if path is not None:
         return load_learned([path], model)
     return CustomDiffusionResult(
         {},
         [
-            Concept(token, initial_vectors(DRAWN[name].word, vectors, model.text_encoder, model.tokenizer))
+            Concept(
+                token,
+                initial_vectors(DRAWN[name].word, vectors, model.text_encoder, model.tokenizer),
+            )
             for name, token in tokens.items()
         ],
     )
@@ -199,7 +223,9 @@ class PersonalisedModel:
         paths = picture_paths(self.config.output_dir, self.method, name, self.config.images)
         seeds = derive_seeds(SEED, count=self.config.images)
         words = expand(prompt, self.concepts)
-        pictures = [Picture(path, Request(words, seed)) for path, seed in zip(paths, seeds, strict=True)]
+        pictures = [
+            Picture(path, Request(words, seed)) for path, seed in zip(paths, seeds, strict=True)
+        ]
         draw_missing(self.model, pictures, self.generation, self.model.side)
         return [read_rgb(path) for path in paths]
 
@@ -210,9 +236,11 @@ def picture_paths(folder: Path, method: str, name: str, count: int) -> list[Path
     return [place / f"{number:03d}.png" for number in range(count)]
 
 
-def measure_single(personalised: PersonalisedModel, name: str, token: str, clip: "Clip | None") -> dict[str, Any]:
-    """One concept by itself: how often it is there, the error of its colour, its image score; and the text score of a prompt that
-    no training shows."""
+def measure_single(
+    personalised: PersonalisedModel, name: str, token: str, clip: "Clip | None"
+) -> dict[str, Any]:
+    """One concept by itself: how often it is there, the error of its colour, its image score; and
+    the text score of a prompt that no training shows."""
     drawn = DRAWN[name]
     pictures = personalised.draw(name, f"a {drawn.caption(0).format(token)}")
     seen = [look(picture, 1) for picture in pictures]
@@ -223,22 +251,33 @@ def measure_single(personalised: PersonalisedModel, name: str, token: str, clip:
         from common.clip.features import encode_pictures
 
         photos = [draw_photo(name, index) for index in range(PHOTOS)]
-        held_out = personalised.draw(f"{name}_held_out", HELD_OUT.format(drawn.caption(0).format(token)))
+        held_out = personalised.draw(
+            f"{name}_held_out", HELD_OUT.format(drawn.caption(0).format(token))
+        )
         image = image_cosines(encode_pictures(clip, pictures), encode_pictures(clip, photos))
         words = HELD_OUT.format(drawn.caption(0).format(drawn.word))
         text = text_cosines(clip, encode_pictures(clip, held_out), words)
         score = FORMS["dlcv2024"]
-        result |= {"image_score": score(image).mean().item(), "text_score": score(text).mean().item()}
+        result |= {
+            "image_score": score(image).mean().item(),
+            "text_score": score(text).mean().item(),
+        }
     return result
 
 
-def measure_pair(personalised: PersonalisedModel, pair: str, tokens: Mapping[str, str]) -> dict[str, Any]:
+def measure_pair(
+    personalised: PersonalisedModel, pair: str, tokens: Mapping[str, str]
+) -> dict[str, Any]:
     """Two concepts in one picture."""
     asked = PAIRS[pair]
     pictures = personalised.draw(pair, asked.prompt.format(*(tokens[name] for name in asked.names)))
     judgements = [asked.judge(look(picture, asked.colours)) for picture in pictures]
     prompt = asked.prompt.format(*(f"<{name}>" for name in asked.names))
-    return {"prompt": prompt, **rates(judgements), "bound_images": [judgement.bound for judgement in judgements]}
+    return {
+        "prompt": prompt,
+        **rates(judgements),
+        "bound_images": [judgement.bound for judgement in judgements],
+    }
 
 
 def print_method(method: str, found: Mapping[str, Any]) -> None:
@@ -246,7 +285,10 @@ def print_method(method: str, found: Mapping[str, Any]) -> None:
     print(method)
     for name, numbers in (*found["singles"].items(), *found["pairs"].items()):
         shown = {key: round(value, 3) for key, value in numbers.items() if isinstance(value, float)}
-        print(f"  {name}: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items()))
+        print(
+            f"  {name}: "
+            + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items())
+        )
 
 
 if __name__ == "__main__":

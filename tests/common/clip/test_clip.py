@@ -1,4 +1,5 @@
-"""CLIP loading: every form of weights, the activation, and the converter to transformers' names and back."""
+"""CLIP loading: every form of weights, the activation, and the converter to transformers' names and
+back."""
 
 import contextlib
 import hashlib
@@ -59,12 +60,16 @@ def test_a_shipped_folder_loads_by_plain_open_clip(folder: Path, clip: Clip) -> 
     }
 
 
-def test_weights_of_another_model_or_activation_are_caught_by_the_fingerprint(folder: Path, tmp_path: Path) -> None:
+def test_weights_of_another_model_or_activation_are_caught_by_the_fingerprint(
+    folder: Path, tmp_path: Path
+) -> None:
     for name in ("open_clip_config.json", "fingerprint.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     other = tiny_folder(tmp_path / "other", seed=1)
     (tmp_path / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
-    with pytest.raises(InputError, match="do not give the text embedding stored in fingerprint.json"):
+    with pytest.raises(
+        InputError, match="do not give the text embedding stored in fingerprint.json"
+    ):
         load_clip(str(tmp_path), device="cpu")
 
 
@@ -75,7 +80,9 @@ def test_weights_of_another_model_or_activation_are_caught_by_the_fingerprint(fo
 def test_short_texts_give_the_numbers_of_the_whole_context(clip: Clip) -> None:
     ids = clip.tokenize([*TEXTS, ""])
     with torch.no_grad():
-        assert torch.allclose(encode_tokens(clip.network, ids), clip.network.encode_text(ids), atol=1e-6)
+        assert torch.allclose(
+            encode_tokens(clip.network, ids), clip.network.encode_text(ids), atol=1e-6
+        )
 
 
 # ----------------------------------------------------------------------------
@@ -86,12 +93,18 @@ def test_short_texts_give_the_numbers_of_the_whole_context(clip: Clip) -> None:
 def small_name(monkeypatch: pytest.MonkeyPatch) -> str:
     """A name of open_clip's list that means the tiny network."""
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-tiny-test", TINY)
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-tiny-test-quickgelu", TINY | {"quick_gelu": True})
+    monkeypatch.setitem(
+        open_clip.factory._MODEL_CONFIGS, "ViT-tiny-test-quickgelu", TINY | {"quick_gelu": True}
+    )
     return "ViT-tiny-test"
 
 
-@pytest.mark.parametrize("form", ["pt", "module", "bin", "safetensors", "torchscript", "transformers", "folder"])
-def test_every_form_of_weights_loads_without_network(form: str, small_name: str, tmp_path: Path, offline: None) -> None:
+@pytest.mark.parametrize(
+    "form", ["pt", "module", "bin", "safetensors", "torchscript", "transformers", "folder"]
+)
+def test_every_form_of_weights_loads_without_network(
+    form: str, small_name: str, tmp_path: Path, offline: None
+) -> None:
     network = tiny_clip(3)
     state = network.state_dict()
     path = tmp_path / f"weights.{form if form in ('bin', 'safetensors') else 'pt'}"
@@ -110,12 +123,16 @@ def test_every_form_of_weights_loads_without_network(form: str, small_name: str,
     if form == "torchscript":  # as in OpenAI's archives
         name, network = f"{name}-quickgelu", tiny_clip(3, quick_gelu=True)
     clip, note = load_clip(name, pretrained, "cpu")
-    assert ("taken to need OpenAI's preprocessing" in note) == (form != "folder" and form != "torchscript")
+    assert ("taken to need OpenAI's preprocessing" in note) == (
+        form != "folder" and form != "torchscript"
+    )
     ids = clip.tokenize(TEXTS)
     pixels = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(clip.network.encode_text(ids), network.encode_text(ids), atol=1e-6)
-        assert torch.allclose(clip.network.encode_image(pixels), network.encode_image(pixels), atol=1e-6)
+        assert torch.allclose(
+            clip.network.encode_image(pixels), network.encode_image(pixels), atol=1e-6
+        )
     assert str(path) in note
 
 
@@ -132,7 +149,9 @@ def test_of_an_archive_only_the_tensors_are_read(archive: Path, tmp_path: Path) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = torch.jit.load(archive).state_dict()
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert found.keys() == expected.keys() and all(
+        torch.equal(found[name], expected[name]) for name in found
+    )
 
     class Odd(nn.Module):
         """A dtype, shared and strided values, a list, and no parameter."""
@@ -151,17 +170,26 @@ def test_of_an_archive_only_the_tensors_are_read(archive: Path, tmp_path: Path) 
         torch.jit.save(torch.jit.script(Odd()), str(tmp_path / "odd.pt"))
     odd = load_torchscript(tmp_path / "odd.pt")
     assert odd.keys() == {"turned", "tied"}
-    assert odd["turned"].tolist() == [[0, 3], [1, 4], [2, 5]] and odd["tied"].tolist() == [[1, 4], [2, 5]]
+    assert odd["turned"].tolist() == [[0, 3], [1, 4], [2, 5]] and odd["tied"].tolist() == [
+        [1, 4],
+        [2, 5],
+    ]
 
 
 @pytest.mark.parametrize("damage", ["cut", "code", "empty"])
-def test_a_damaged_or_malicious_archive_is_refused(damage: str, archive: Path, small_name: str, tmp_path: Path) -> None:
+def test_a_damaged_or_malicious_archive_is_refused(
+    damage: str, archive: Path, small_name: str, tmp_path: Path
+) -> None:
     path = tmp_path / "weights.pt"
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             content = old.read(name)
             if name.endswith("/data.pkl"):
-                content = {"cut": content[:100], "code": pickle.dumps(Malice(tmp_path / "trace")), "empty": b""}[damage]
+                content = {
+                    "cut": content[:100],
+                    "code": pickle.dumps(Malice(tmp_path / "trace")),
+                    "empty": b"",
+                }[damage]
             new.writestr(name, content)
     with pytest.raises(InputError, match="is not a readable TorchScript archive"):
         load_clip(small_name, str(path), "cpu")
@@ -176,7 +204,11 @@ def _torchscript(state: dict[str, torch.Tensor], path: Path) -> None:
             return x
 
     root = Holder()
-    for name, value in {**state, "input_resolution": torch.tensor(32), "vocab_size": torch.tensor(49408)}.items():
+    for name, value in {
+        **state,
+        "input_resolution": torch.tensor(32),
+        "vocab_size": torch.tensor(49408),
+    }.items():
         *parents, leaf = name.split(".")
         module = root
         for parent in parents:
@@ -193,7 +225,9 @@ def test_weights_that_do_not_fit_name_the_keys(small_name: str, tmp_path: Path) 
     state = tiny_clip().state_dict()
     state["visual.extra"] = state.pop("visual.proj")
     torch.save(state, tmp_path / "weights.pt")
-    with pytest.raises(InputError, match=r"1 missing \(visual.proj\); 1 unexpected \(visual.extra\)"):
+    with pytest.raises(
+        InputError, match=r"1 missing \(visual.proj\); 1 unexpected \(visual.extra\)"
+    ):
         load_clip(small_name, str(tmp_path / "weights.pt"), "cpu")
 
 
@@ -232,20 +266,31 @@ def test_the_wrong_activation_is_caught_by_one_text_embedding(quick: bool) -> No
     check_activation(clip, fingerprints)
     wrong = tiny_clip(quick_gelu=not quick)
     wrong.load_state_dict(right.state_dict())
-    with pytest.raises(InputError, match="need QuickGELU: use --model ViT-X-quickgelu" if quick else "need GELU"):
-        check_activation(Clip(wrong, clip.tokenize, clip.preprocess, clip.name, clip.pretrained), fingerprints)
-    assert uses_quick_gelu(wrong) != quick  # as it was
-    check_activation(_with_fingerprint(_loud(tiny_clip(5)))[0], fingerprints)  # unknown weights pass
-
-
-def test_openais_archives_need_quick_gelu_whatever_their_size(archive: Path, small_name: str) -> None:
     with pytest.raises(
-        InputError, match="weights of OpenAI's, which need QuickGELU: use --model ViT-tiny-test-quickgelu"
+        InputError, match="need QuickGELU: use --model ViT-X-quickgelu" if quick else "need GELU"
+    ):
+        check_activation(
+            Clip(wrong, clip.tokenize, clip.preprocess, clip.name, clip.pretrained), fingerprints
+        )
+    assert uses_quick_gelu(wrong) != quick  # as it was
+    check_activation(
+        _with_fingerprint(_loud(tiny_clip(5)))[0], fingerprints
+    )  # unknown weights pass
+
+
+def test_openais_archives_need_quick_gelu_whatever_their_size(
+    archive: Path, small_name: str
+) -> None:
+    with pytest.raises(
+        InputError,
+        match="weights of OpenAI's, which need QuickGELU: use --model ViT-tiny-test-quickgelu",
     ):
         load_clip(small_name, str(archive), "cpu")
 
 
-def test_a_transformers_folder_says_which_activation_it_needs(small_name: str, tmp_path: Path) -> None:
+def test_a_transformers_folder_says_which_activation_it_needs(
+    small_name: str, tmp_path: Path
+) -> None:
     for quick in (False, True):
         folder = tmp_path / str(quick)
         transformers_model(tiny_clip(3, quick_gelu=quick)).save_pretrained(folder)
@@ -257,14 +302,18 @@ def test_a_transformers_folder_says_which_activation_it_needs(small_name: str, t
         load_clip(f"{small_name}-quickgelu", str(tmp_path / "False"), "cpu")
 
 
-def test_a_transformers_folder_of_another_tokenizer_or_activation_is_refused(tmp_path: Path) -> None:
+def test_a_transformers_folder_of_another_tokenizer_or_activation_is_refused(
+    tmp_path: Path,
+) -> None:
     transformers_model(tiny_clip(3)).save_pretrained(tmp_path)
     config = read_json(tmp_path / "config.json")
     for key, value, sentence in (
         ("vocab_size", 1000, "has 49408 tokens, but this model 1000"),
         ("hidden_act", "relu", "not relu and gelu"),
     ):
-        write_json(tmp_path / "config.json", config | {"text_config": config["text_config"] | {key: value}})
+        write_json(
+            tmp_path / "config.json", config | {"text_config": config["text_config"] | {key: value}}
+        )
         with pytest.raises(InputError, match=sentence):
             load_clip(str(tmp_path), device="cpu")
 
@@ -291,8 +340,13 @@ def test_a_folder_without_a_fingerprint_is_checked_for_known_weights(
 def test_a_text_tower_apart_with_a_biased_projection_is_checked_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The form of SigLIP: no text_projection of the network's own, and scalars beside the weights."""
-    cfg = TINY | {"custom_text": True, "init_logit_bias": -10, "text_cfg": {**TINY["text_cfg"], "proj_bias": True}}
+    """The form of SigLIP: no text_projection of the network's own, and scalars beside the
+    weights."""
+    cfg = TINY | {
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "text_cfg": {**TINY["text_cfg"], "proj_bias": True},
+    }
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-tiny-biased", cfg)
     network = open_clip.create_model("ViT-tiny-biased", load_weights=False)
     save_tensors(tmp_path / "w.safetensors", network.state_dict())
@@ -306,7 +360,9 @@ def test_the_openai_tag_always_means_quick_gelu(
     save_tensors(tmp_path / "w.safetensors", tiny_clip().state_dict())
     monkeypatch.setattr(clip_module, "find_weights", lambda name, tag: tmp_path / "w.safetensors")
     assert uses_quick_gelu(load_clip(small_name, "openai", "cpu")[0].network)
-    assert not uses_quick_gelu(load_clip(small_name, str(tmp_path / "w.safetensors"), "cpu")[0].network)
+    assert not uses_quick_gelu(
+        load_clip(small_name, str(tmp_path / "w.safetensors"), "cpu")[0].network
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -316,16 +372,21 @@ def test_the_openai_tag_always_means_quick_gelu(
 def test_unknown_names_suggest_and_tags_are_listed(offline: None) -> None:
     with pytest.raises(InputError, match="knows no model 'ViT-B32'; did you mean .*ViT-B-32"):
         find_weights("ViT-B32", "openai")
-    with pytest.raises(InputError, match="neither a file nor a set of weights of ViT-B-32, which has: openai"):
+    with pytest.raises(
+        InputError, match="neither a file nor a set of weights of ViT-B-32, which has: openai"
+    ):
         find_weights("ViT-B-32", "laion9b")
     with pytest.raises(InputError, match="model folder checkpoints/none does not exist"):
         load_clip("checkpoints/none", device="cpu")
 
 
-def test_no_weights_and_no_network_says_so_at_once(offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_weights_and_no_network_says_so_at_once(
+    offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started = time.monotonic()
     with pytest.raises(
-        InputError, match=r"\(~/.cache/clip/ViT-B-32.pt or .*\) and could not be fetched \(no network\)"
+        InputError,
+        match=r"\(~/.cache/clip/ViT-B-32.pt or .*\) and could not be fetched \(no network\)",
     ):
         load_clip("ViT-B-32", "openai", "cpu")
     monkeypatch.setattr(clip_module, "SHIPPED", Path("nowhere/clip_shapes"))
@@ -355,7 +416,9 @@ def test_without_openai_the_default_is_the_shipped_model_and_says_so(
     monkeypatch.setattr(clip_module, "SHIPPED", folder)
     clip, note = load_clip(device="cpu")
     assert clip.folder == folder
-    assert note.startswith("ViT-B-32-quickgelu with OpenAI's weights is not to be had here, so this is the small model")
+    assert note.startswith(
+        "ViT-B-32-quickgelu with OpenAI's weights is not to be had here, so this is the small model"
+    )
     assert "(no network)" in note and "--pretrained FILE" in note and "\n" not in note
 
 
@@ -422,7 +485,8 @@ def test_a_tokenizer_on_the_hub_is_looked_for_in_the_cache_and_then_named(
     torch.save({}, tmp_path / "w.pt")
     started = time.monotonic()
     with pytest.raises(
-        InputError, match="ViT-B-16-SigLIP needs tokenizer_config.json of the repository timm/ViT-B-16-SigLIP"
+        InputError,
+        match="ViT-B-16-SigLIP needs tokenizer_config.json of the repository timm/ViT-B-16-SigLIP",
     ):
         load_clip("ViT-B-16-SigLIP", str(tmp_path / "w.pt"), "cpu")
     with (
@@ -431,7 +495,9 @@ def test_a_tokenizer_on_the_hub_is_looked_for_in_the_cache_and_then_named(
     ):
         pass
     assert time.monotonic() - started < 15
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: f"{repository}/{file}")
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda repository, file: f"{repository}/{file}"
+    )
     with hub_files("ViT-B-16-SigLIP"):
         assert huggingface_hub.constants.HF_HUB_OFFLINE
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
@@ -455,13 +521,16 @@ def test_a_local_file_gets_the_preprocessing_that_all_tags_of_its_model_agree_on
 def test_the_converter_goes_both_ways() -> None:
     state = tiny_clip(2).state_dict()
     back = from_transformers(to_transformers(state))
-    assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
+    assert back.keys() == state.keys() and all(
+        torch.equal(back[name], state[name]) for name in state
+    )
     with pytest.raises(InputError, match="visual.layer1.0.conv1.weight has no counterpart"):
         to_transformers({"visual.layer1.0.conv1.weight": torch.zeros(1)})
 
 
 def test_vit_b32_agrees_with_transformers() -> None:
-    """The same random ViT-B/32, QuickGELU included, through both libraries on the same pixels and ids."""
+    """The same random ViT-B/32, QuickGELU included, through both libraries on the same pixels and
+    ids."""
     torch.manual_seed(0)
     network = open_clip.create_model("ViT-B-32-quickgelu", load_weights=False).eval()
     other = transformers_model(network)
@@ -480,7 +549,8 @@ def test_vit_b32_agrees_with_transformers() -> None:
 
 
 def test_preprocessing_differs_little_from_transformers() -> None:
-    """Measured apart: open_clip resizes with Pillow, transformers may with torch; both bicubic and antialiased."""
+    """Measured apart: open_clip resizes with Pillow, transformers may with torch; both bicubic and
+    antialiased."""
     from transformers import CLIPImageProcessor
 
     generator = torch.Generator().manual_seed(0)

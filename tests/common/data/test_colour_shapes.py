@@ -16,17 +16,25 @@ def test_every_css_colour_has_one_name() -> None:
 
 
 def test_differences_match_published_values() -> None:
-    # Pairs 1 and 25 of Table 1 of Sharma, Wu and Dalal 2005, "The CIEDE2000 color-difference formula".
+    # Pairs 1 and 25 of Table 1 of Sharma, Wu and Dalal 2005, "The CIEDE2000 color-difference
+    # formula".
     assert abs(deltaE_ciede2000([50.0, 2.6772, -79.7751], [50.0, 0.0, -82.7485]) - 2.0425) < 1e-4
-    assert abs(deltaE_ciede2000([60.2574, -34.0099, 36.2677], [60.4626, -34.1751, 39.4387]) - 1.2644) < 1e-4
+    assert (
+        abs(deltaE_ciede2000([60.2574, -34.0099, 36.2677], [60.4626, -34.1751, 39.4387]) - 1.2644)
+        < 1e-4
+    )
     assert np.allclose(to_lab([255, 255, 255]), [100.0, 0.0, 0.0], atol=0.02)
     assert colour_difference([10, 200, 30], [10, 200, 30]) == 0.0
     azure, others = [240, 255, 255], [[224, 255, 255], [0, 0, 0]]
-    assert np.allclose(colour_difference(azure, others), [colour_difference(azure, other) for other in others])
+    assert np.allclose(
+        colour_difference(azure, others), [colour_difference(azure, other) for other in others]
+    )
 
 
 def test_a_picture_shows_what_its_scene_says() -> None:
-    scene = Scene("old lace", (Shape("circle", "peru", 0.3, 0.3, 0.2), Shape("square", "teal", 0.7, 0.7, 0.2)))
+    scene = Scene(
+        "old lace", (Shape("circle", "peru", 0.3, 0.3, 0.2), Shape("square", "teal", 0.7, 0.7, 0.2))
+    )
     assert scene.caption == "peru circle next to teal square with old lace background"
     picture = render(scene, 64)
     for x, y, colour in ((19, 19, "peru"), (45, 45, "teal"), (60, 3, "old lace")):
@@ -37,8 +45,14 @@ def test_a_picture_shows_what_its_scene_says() -> None:
 
 def test_scenes_repeat_with_the_seed_and_respect_the_forbidden() -> None:
     forbidden = {(colour, "star") for colour in list(CSS_COLOURS)[:100]}
-    scenes = [draw_scene(np.random.default_rng(seed), count=1 + seed % 2, forbidden=forbidden) for seed in range(200)]
-    again = [draw_scene(np.random.default_rng(seed), count=1 + seed % 2, forbidden=forbidden) for seed in range(200)]
+    scenes = [
+        draw_scene(np.random.default_rng(seed), count=1 + seed % 2, forbidden=forbidden)
+        for seed in range(200)
+    ]
+    again = [
+        draw_scene(np.random.default_rng(seed), count=1 + seed % 2, forbidden=forbidden)
+        for seed in range(200)
+    ]
     assert scenes == again
     shapes = [shape for scene in scenes for shape in scene.shapes]
     assert {shape.kind for shape in shapes} == set(KINDS)
@@ -49,9 +63,16 @@ def test_scenes_repeat_with_the_seed_and_respect_the_forbidden() -> None:
 
 
 def test_pairs_from_left_to_right_are_clearly_so_and_none_is_smaller_than_asked() -> None:
-    scenes = [draw_scene(np.random.default_rng(k), count=2, smallest=0.16, left_to_right=True) for k in range(200)]
+    scenes = [
+        draw_scene(np.random.default_rng(k), count=2, smallest=0.16, left_to_right=True)
+        for k in range(200)
+    ]
     assert all(second.x - first.x >= 0.1 for first, second in (scene.shapes for scene in scenes))
     radii = [shape.radius for scene in scenes for shape in scene.shapes]
     assert 0.16 <= min(radii) < 0.165 and 0.235 < max(radii) <= 0.24
     unordered = [draw_scene(np.random.default_rng(k), count=2) for k in range(200)]
-    assert 60 <= sum(first.x > second.x for first, second in (scene.shapes for scene in unordered)) <= 140
+    assert (
+        60
+        <= sum(first.x > second.x for first, second in (scene.shapes for scene in unordered))
+        <= 140
+    )

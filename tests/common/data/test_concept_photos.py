@@ -21,7 +21,9 @@ UNNAMED = 15.0
 
 def distance_to_names(colour: tuple[int, int, int]) -> float:
     """CIEDE2000 from a colour to the nearest CSS colour."""
-    return float(colour_difference(np.array(colour)[None], np.array(list(CSS_COLOURS.values()))).min())
+    return float(
+        colour_difference(np.array(colour)[None], np.array(list(CSS_COLOURS.values()))).min()
+    )
 
 
 @pytest.mark.parametrize("name", [name for name, concept in DRAWN.items() if concept.colour])
@@ -30,17 +32,22 @@ def test_the_colours_have_no_name(name: str) -> None:
 
 
 def test_the_distance_is_that_of_the_nearest_name() -> None:
-    assert distance_to_names((255, 0, 1)) == pytest.approx(float(colour_difference((255, 0, 1), (255, 0, 0))))
+    assert distance_to_names((255, 0, 1)) == pytest.approx(
+        float(colour_difference((255, 0, 1), (255, 0, 0)))
+    )
 
 
 def test_unnamed_colours_differ_from_each_other() -> None:
     colours = [concept.colour for concept in DRAWN.values() if concept.colour]
-    assert min(colour_difference(a, b) for i, a in enumerate(colours) for b in colours[:i]) >= UNNAMED
+    assert (
+        min(colour_difference(a, b) for i, a in enumerate(colours) for b in colours[:i]) >= UNNAMED
+    )
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_photo_shows_its_concept(name: str) -> None:
-    """The colour is measured where the concept has it; triangles fill half of their box, rings have a hole, the others are filled discs."""
+    """The colour is measured where the concept has it; triangles fill half of their box, rings have
+    a hole, the others are filled discs."""
     photos = torch.stack([draw_photo(name, index) for index in range(5)])
     assert photos.dtype == torch.uint8 and photos.shape == (5, 3, 128, 128)
     places = set()
@@ -82,25 +89,38 @@ def test_photos_depend_on_the_seed_and_their_number_alone() -> None:
 def test_the_script_writes_the_homeworks_layout(tmp_path: Path, capsys) -> None:
     main, config = make_concepts.main, make_concepts.Config
     for folder in ("a", "b"):
-        assert exit_code(main, config, "--output-dir", tmp_path / folder, "--count", 2, "--side", 32) == 0
+        assert (
+            exit_code(main, config, "--output-dir", tmp_path / folder, "--count", 2, "--side", 32)
+            == 0
+        )
     files = contents(tmp_path / "a")
     photos = [f"{name}/{index:02d}.png" for name in DRAWN for index in range(2)]
     assert sorted(files) == sorted([*photos, "input.json"])
     tasks = read_tasks(tmp_path / "a" / "input.json")
-    assert [(task.key, task.token) for task in tasks] == [(name, f"<new{k + 1}>") for k, name in enumerate(DRAWN)]
-    assert tasks[1].prompts == ["a circle with <new2> background", "red square next to circle with <new2> background"]
+    assert [(task.key, task.token) for task in tasks] == [
+        (name, f"<new{k + 1}>") for k, name in enumerate(DRAWN)
+    ]
+    assert tasks[1].prompts == [
+        "a circle with <new2> background",
+        "red square next to circle with <new2> background",
+    ]
     assert tasks[0].texts == ["a maroon circle", "red square next to maroon circle"]
     assert contents(tmp_path / "b") == files
     assert torch.equal(read_photos(tmp_path / "a" / "wine")[1], draw_photo("wine", 1, side=32))
     capsys.readouterr()
     for flags in (["--count", 0], ["--side", 4]):
-        assert "must be at least" in refused(capsys, main, config, "--output-dir", tmp_path / "c", *flags)
-    assert "a seed must lie" in refused(capsys, main, config, "--output-dir", tmp_path / "c", "--seed", -1)
+        assert "must be at least" in refused(
+            capsys, main, config, "--output-dir", tmp_path / "c", *flags
+        )
+    assert "a seed must lie" in refused(
+        capsys, main, config, "--output-dir", tmp_path / "c", "--seed", -1
+    )
     assert not (tmp_path / "c").exists()
 
 
 def test_photos_are_turned_upright(tmp_path: Path) -> None:
-    """EXIF orientation 6: the camera was turned, so what the file has on the left belongs on top."""
+    """EXIF orientation 6: the camera was turned, so what the file has on the left belongs on
+    top."""
     pixels = np.zeros((4, 6, 3), dtype=np.uint8)
     pixels[:, 0] = 255
     exif = Image.Exif()
@@ -115,5 +135,7 @@ def test_folders_that_are_no_concepts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no photo"):
         read_photos(tmp_path)
     (tmp_path / "a.jpg").write_text("hello")
-    with pytest.raises(InputError, match=r"the photo .*a.jpg is not a readable image \(not an image\)"):
+    with pytest.raises(
+        InputError, match=r"the photo .*a.jpg is not a readable image \(not an image\)"
+    ):
         read_photos(tmp_path)

@@ -1,4 +1,5 @@
-"""The digits: layout, splits, pairing, balanced draws, clear errors, and the two scripts that bring the data."""
+"""The digits: layout, splits, pairing, balanced draws, clear errors, and the two scripts that bring
+the data."""
 
 import dataclasses
 import os
@@ -16,7 +17,15 @@ import torch
 from PIL import Image
 
 from common import cli
-from common.data.digits import DATASETS, NUM_DIGITS, SIZE, BalancedDraw, Digits, load_digits, pairing
+from common.data.digits import (
+    DATASETS,
+    NUM_DIGITS,
+    SIZE,
+    BalancedDraw,
+    Digits,
+    load_digits,
+    pairing,
+)
 from common.data.split import is_held_out
 from common.errors import InputError
 from common.files import ROOT
@@ -41,36 +50,50 @@ def test_images_and_labels_belong_to_their_names(digits_root: Path) -> None:
     label_of = dict(zip(table["image_name"], table["label"], strict=True))
     assert data.digits.tolist() == [label_of[name] for name in data.names]
     for name, image in zip(data.names, data.images, strict=True):
-        assert np.array_equal(np.asarray(Image.open(digits_root / "svhn" / "data" / name)), image.permute(1, 2, 0))
+        assert np.array_equal(
+            np.asarray(Image.open(digits_root / "svhn" / "data" / name)), image.permute(1, 2, 0)
+        )
 
 
 def test_grey_and_palette_images_are_read_as_rgb(digits_copy: Path) -> None:
     path = digits_copy / "mnistm" / "data" / "00000.png"
     for mode in ("L", "P"):
-        Image.new("RGB", (SIZE, SIZE), (90, 90, 90)).convert(mode, palette=Image.Palette.ADAPTIVE).save(path)
+        Image.new("RGB", (SIZE, SIZE), (90, 90, 90)).convert(
+            mode, palette=Image.Palette.ADAPTIVE
+        ).save(path)
         assert (load_digits(digits_copy, "all").images[0] == 90).all()
 
 
 def test_train_and_held_out_are_disjoint_and_complete(digits_root: Path) -> None:
     parts = {split: load_digits(digits_root, split) for split in ("train", "held_out", "all")}
-    keys = {split: set(zip(part.datasets.tolist(), part.names, strict=True)) for split, part in parts.items()}
+    keys = {
+        split: set(zip(part.datasets.tolist(), part.names, strict=True))
+        for split, part in parts.items()
+    }
     assert not keys["train"] & keys["held_out"]
     assert keys["train"] | keys["held_out"] == keys["all"] and len(keys["all"]) == 120
 
 
 def test_a_tenth_is_held_out_and_the_choice_never_changes() -> None:
-    """The three names are those of the first 60 with a CRC-32 divisible by ten (gzip writes it behind its output)."""
+    """The three names are those of the first 60 with a CRC-32 divisible by ten (gzip writes it
+    behind its output)."""
     names = [f"{i:05d}.png" for i in range(20000)]
     for dataset in DATASETS:
         share = sum(is_held_out(dataset, name) for name in names) / len(names)
         assert share == pytest.approx(0.1, abs=0.006)  # three standard errors of 20,000 draws
-    assert [name for name in names[:60] if is_held_out("mnistm", name)] == ["00019.png", "00028.png", "00032.png"]
+    assert [name for name in names[:60] if is_held_out("mnistm", name)] == [
+        "00019.png",
+        "00028.png",
+        "00032.png",
+    ]
 
 
 def test_pairing_of_both_editions() -> None:
     even, odd = [("mnistm", d) for d in (0, 2, 4, 6, 8)], [("svhn", d) for d in (1, 3, 5, 7, 9)]
     assert pairing("2025") == even + odd
-    assert sorted(pairing("2024")) == sorted((dataset, d) for dataset in DATASETS for d in range(10))
+    assert sorted(pairing("2024")) == sorted(
+        (dataset, d) for dataset in DATASETS for d in range(10)
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -82,7 +105,12 @@ def _unbalanced() -> Digits:
     counts = torch.arange(1, 20).square() // 2 + 1
     classes = torch.repeat_interleave(torch.arange(19), counts)
     n = len(classes)
-    return Digits(torch.zeros(n, 3, 1, 1, dtype=torch.uint8), classes % 10, classes // 10, [str(i) for i in range(n)])
+    return Digits(
+        torch.zeros(n, 3, 1, 1, dtype=torch.uint8),
+        classes % 10,
+        classes // 10,
+        [str(i) for i in range(n)],
+    )
 
 
 def test_every_class_comes_equally_often() -> None:
@@ -90,7 +118,9 @@ def test_every_class_comes_equally_often() -> None:
     indices = BalancedDraw(data)(19 * 1000, torch.Generator().manual_seed(0))
     drawn = torch.bincount(data.datasets[indices] * NUM_DIGITS + data.digits[indices], minlength=20)
     assert drawn[19] == 0
-    assert (drawn[:19] - 1000).abs().max() < 4 * 1000**0.5  # binomial, standard deviation about sqrt(1000)
+    assert (
+        drawn[:19] - 1000
+    ).abs().max() < 4 * 1000**0.5  # binomial, standard deviation about sqrt(1000)
 
 
 def test_every_member_of_a_class_comes_equally_often() -> None:
@@ -148,7 +178,10 @@ def test_a_missing_image_names_the_row_of_the_table(digits_copy: Path) -> None:
     _replace_row(table, 8, "99999.png,3")
     with pytest.raises(InputError) as error:
         load_digits(digits_copy, "all")
-    assert str(error.value) == f"{table}, row 8: the image {digits_copy / 'svhn' / 'data' / '99999.png'} does not exist"
+    assert (
+        str(error.value)
+        == f"{table}, row 8: the image {digits_copy / 'svhn' / 'data' / '99999.png'} does not exist"
+    )
 
 
 @pytest.mark.parametrize("label", ["10", "-1", "3.0", "seven", ""])
@@ -173,7 +206,9 @@ def _write_text(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [_truncate, _empty, _write_text])
-def test_an_unreadable_image_names_file_and_row(digits_copy: Path, spoil: Callable[[Path], None]) -> None:
+def test_an_unreadable_image_names_file_and_row(
+    digits_copy: Path, spoil: Callable[[Path], None]
+) -> None:
     table = digits_copy / "mnistm" / "train.csv"
     path = digits_copy / "mnistm" / "data" / table.read_text().splitlines()[10].split(",")[0]
     spoil(path)
@@ -224,17 +259,29 @@ def test_a_split_without_images_is_refused(digits_copy: Path) -> None:
 def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the script made 40 images of each half."""
     folder = tmp_path_factory.mktemp("sample") / "new" / "hw2_data"
-    cli.run(make_sample_data.main, make_sample_data.Config, ["--output-dir", str(folder), "--count", "40"])
+    cli.run(
+        make_sample_data.main,
+        make_sample_data.Config,
+        ["--output-dir", str(folder), "--count", "40"],
+    )
     return folder
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_sample_data_has_the_layout_of_the_homework(sample_data: Path) -> None:
     assert [path.name for path in sample_data.iterdir()] == ["digits"]
-    assert sorted(path.name for path in (sample_data / "digits").iterdir()) == ["README.txt", "mnistm", "svhn"]
+    assert sorted(path.name for path in (sample_data / "digits").iterdir()) == [
+        "README.txt",
+        "mnistm",
+        "svhn",
+    ]
     data = load_digits(sample_data / "digits", "all")
     assert data.names == [f"{i:05d}.png" for i in range(40)] * 2
     for index in range(len(DATASETS)):
@@ -249,9 +296,12 @@ def test_sample_data_says_which_half_is_synthetic(sample_data: Path) -> None:
 
 
 def test_sample_mnistm_is_the_difference_of_photo_and_digit() -> None:
-    """Against the blend done in integers on the same draws; patches that were passed over hid the digit."""
+    """Against the blend done in integers on the same draws; patches that were passed over hid the
+    digit."""
     for label in range(NUM_DIGITS):
-        image = np.asarray(make_sample_data.mnistm_digit(label, np.random.default_rng(label))).astype(int)
+        image = np.asarray(
+            make_sample_data.mnistm_digit(label, np.random.default_rng(label))
+        ).astype(int)
         rng = np.random.default_rng(label)
         digits = make_sample_data.mnist_digits()[label]
         assert digits.shape == (500, SIZE, SIZE) and digits.max() == 255
@@ -260,7 +310,9 @@ def test_sample_mnistm_is_the_difference_of_photo_and_digit() -> None:
             difference = np.abs(patch.astype(int) - 255 * stroke[..., None])
             if np.array_equal(difference, image):
                 break
-            assert np.abs(difference - patch)[stroke].mean() <= 70, "a legible patch was passed over"
+            assert np.abs(difference - patch)[stroke].mean() <= 70, (
+                "a legible patch was passed over"
+            )
 
 
 def test_sample_svhn_centres_its_digit() -> None:
@@ -290,7 +342,9 @@ def test_sample_data_replaces_no_digits(sample_data: Path) -> None:
     assert _contents(sample_data) == before
 
 
-def test_sample_data_leaves_nothing_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_data_leaves_nothing_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(label: int, rng: np.random.Generator) -> Image.Image:
         raise OSError(28, "No space left on device")
 
@@ -301,9 +355,18 @@ def test_sample_data_leaves_nothing_when_it_fails(tmp_path: Path, monkeypatch: p
 
 
 def test_sample_data_runs_as_a_module_and_refuses_in_one_sentence(tmp_path: Path) -> None:
-    """As a program: without an installed checkout, bad input is a sentence on stderr and exit code 2."""
+    """As a program: without an installed checkout, bad input is a sentence on stderr and exit code
+    2."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, "-m", "scripts.make_sample_data", "--output-dir", tmp_path, "--count", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.make_sample_data",
+        "--output-dir",
+        tmp_path,
+        "--count",
+        "0",
+    ]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == "error: --count must be at least 1, not 0\n"
     assert list(tmp_path.iterdir()) == []
@@ -364,7 +427,10 @@ def test_the_archive_is_unpacked(
     identity: str,
     prefix: str,
 ) -> None:
-    archive, dest = _zip(tmp_path / "archive.zip", digits_root, prefix), tmp_path / "a new" / "place"
+    archive, dest = (
+        _zip(tmp_path / "archive.zip", digits_root, prefix),
+        tmp_path / "a new" / "place",
+    )
     done = get_dataset(edition, dest, archive=archive)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "id").read_text() == identity
@@ -377,7 +443,9 @@ def test_what_was_there_before_is_kept(
 ) -> None:
     (tmp_path / "dest" / "digits").mkdir(parents=True)
     (tmp_path / "dest" / "digits" / "mine").write_text("mine")
-    done = get_dataset("2025", tmp_path / "dest", archive=_zip(tmp_path / "archive.zip", digits_root, ""))
+    done = get_dataset(
+        "2025", tmp_path / "dest", archive=_zip(tmp_path / "archive.zip", digits_root, "")
+    )
     assert done.returncode == 0 and "kept" in done.stdout
     assert _contents(tmp_path / "dest") == {"digits/mine": b"mine"}
 
@@ -394,7 +462,10 @@ def test_a_failed_download_leaves_nothing_and_says_what_to_do(
 
 @pytest.mark.parametrize("content", [b"<html>quota exceeded</html>", b"truncated", b"no entries"])
 def test_a_bad_archive_leaves_nothing(
-    get_dataset: Callable[..., subprocess.CompletedProcess], digits_root: Path, tmp_path: Path, content: bytes
+    get_dataset: Callable[..., subprocess.CompletedProcess],
+    digits_root: Path,
+    tmp_path: Path,
+    content: bytes,
 ) -> None:
     archive = tmp_path / "archive.zip"
     archive.write_bytes(content)
@@ -406,7 +477,11 @@ def test_a_bad_archive_leaves_nothing(
     (tmp_path / "dest").mkdir()
     (tmp_path / "dest" / "README.md").write_text("mine")
     done = get_dataset("2025", tmp_path / "dest", archive=archive)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
+    assert (
+        done.returncode == 2
+        and len(done.stderr.splitlines()) == 1
+        and done.stderr.startswith("error: ")
+    )
     assert _contents(tmp_path / "dest") == {"README.md": b"mine"}
 
 
@@ -416,5 +491,9 @@ def test_bad_arguments_are_refused_in_one_sentence(
     (tmp_path / "file").write_text("")
     for args in (["2023"], ["hw2_data"], ["2025", "a", "b"], ["2025", tmp_path / "file" / "dest"]):
         done = get_dataset(*args)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
+        assert (
+            done.returncode == 2
+            and len(done.stderr.splitlines()) == 1
+            and done.stderr.startswith("error: ")
+        )
     assert not (tmp_path / "id").exists()

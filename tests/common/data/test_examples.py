@@ -29,7 +29,11 @@ from common.seeds import derive_seed
 def test_an_example_depends_on_the_seed_and_its_own_number() -> None:
     for draw in (drawn_examples, drawn_circles):
         few, more, other = draw(3, 32, 5), draw(6, 32, 5), draw(3, 32, 6)
-        assert len(more) == 6 and few.images.shape == (3, 3, 32, 32) and few.images.dtype == torch.uint8
+        assert (
+            len(more) == 6
+            and few.images.shape == (3, 3, 32, 32)
+            and few.images.dtype == torch.uint8
+        )
         assert torch.equal(few.images, more.images[:3]) and few.captions == more.captions[:3]
         assert few.captions != other.captions
 
@@ -43,17 +47,21 @@ def test_drawn_scenes_have_one_or_two_shapes_in_every_wording() -> None:
         assert any(caption.startswith(start) for caption in captions)
     for kind in ("circle", "square", "triangle", "star"):
         assert any(kind in caption for caption in captions)
-    assert not any("next to" in caption for caption in drawn_examples(20, 16, 0, pair_fraction=0.0).captions)
+    assert not any(
+        "next to" in caption for caption in drawn_examples(20, 16, 0, pair_fraction=0.0).captions
+    )
     assert drawn_examples(2, 16, 0).hints is None
 
 
 def test_some_pairs_share_a_colour() -> None:
-    """Two circles of one colour are asked for later, and a base that never saw such a scene would not draw them."""
+    """Two circles of one colour are asked for later, and a base that never saw such a scene would
+    not draw them."""
 
     def shared(**parts: float) -> int:
         captions = drawn_examples(120, 8, 0, pair_fraction=1.0, **parts).captions
         objects = [
-            re.sub("^(a photo of )?a |( with | on a ).*", "", caption).split(" next to ") for caption in captions
+            re.sub("^(a photo of )?a |( with | on a ).*", "", caption).split(" next to ")
+            for caption in captions
         ]
         return sum(len({shape.rpartition(" ")[0] for shape in shapes}) == 1 for shapes in objects)
 
@@ -66,13 +74,16 @@ def test_some_pairs_are_two_circles() -> None:
         scenes = [scene for scene, _ in described_scenes(240, 0, pair_fraction=1.0, **parts)]
         return sum({shape.kind for shape in scene.shapes} == {"circle"} for scene in scenes)
 
-    assert 82 <= twins() <= 128  # 40 % of 240 and a sixteenth of the rest, give or take 3 deviations
+    assert (
+        82 <= twins() <= 128
+    )  # 40 % of 240 and a sixteenth of the rest, give or take 3 deviations
     assert twins(twin_fraction=0.0) <= 27
     assert twins(twin_fraction=1.0) == 240
 
 
 def test_drawn_circles_lie_as_the_real_ones_do() -> None:
-    """The real testing circles: centres 0.20 to 0.80, radii 0.13 to 0.50 of the side, half of them touching the border."""
+    """The real testing circles: centres 0.20 to 0.80, radii 0.13 to 0.50 of the side, half of them
+    touching the border."""
     circles = [draw_circle(np.random.default_rng(k)).shapes[0] for k in range(400)]
     for values, low, high in (
         ([c.x for c in circles], 0.2, 0.8),
@@ -85,15 +96,23 @@ def test_drawn_circles_lie_as_the_real_ones_do() -> None:
 
 
 def test_the_wordings() -> None:
-    scene = Scene("blue", (Shape("circle", "red", 0.5, 0.5, 0.2), Shape("star", "old lace", 0.2, 0.2, 0.1)))
-    assert describe(scene, WORDINGS[0]) == scene.caption == "red circle next to old lace star with blue background"
+    scene = Scene(
+        "blue", (Shape("circle", "red", 0.5, 0.5, 0.2), Shape("star", "old lace", 0.2, 0.2, 0.1))
+    )
+    assert (
+        describe(scene, WORDINGS[0])
+        == scene.caption
+        == "red circle next to old lace star with blue background"
+    )
     assert describe(scene, WORDINGS[-1]) == "a photo of a red circle next to old lace star"
 
 
 def test_a_circles_outline_lies_on_its_edge_and_its_caption_names_its_colours() -> None:
     examples = drawn_circles(12, 64, 0)
     assert examples.hints.shape == (12, 1, 64, 64) and examples.hints.dtype == torch.uint8
-    for image, hint, caption in zip(examples.images, examples.hints[:, 0], examples.captions, strict=True):
+    for image, hint, caption in zip(
+        examples.images, examples.hints[:, 0], examples.captions, strict=True
+    ):
         said = parse_caption(caption)
         outline = hint > 64
         assert 20 < int(outline.sum()) < 400
@@ -109,7 +128,8 @@ def test_a_circles_outline_lies_on_its_edge_and_its_caption_names_its_colours() 
 
 
 def test_drawn_and_real_control_images_are_alike() -> None:
-    """The same scenes as files of 512x512 and as drawn at once: the network must not see a difference in thickness."""
+    """The same scenes as files of 512x512 and as drawn at once: the network must not see a
+    difference in thickness."""
     drawn = drawn_circles(4, 64, 7).hints
     for k, hint in enumerate(drawn):
         scene = draw_circle(np.random.default_rng(derive_seed(7, k)))

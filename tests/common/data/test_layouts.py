@@ -1,4 +1,5 @@
-"""Scenes of several circles: fixed by their seed, drawn as fill50k's pairs are, and described in its words."""
+"""Scenes of several circles: fixed by their seed, drawn as fill50k's pairs are, and described in
+its words."""
 
 import json
 import math
@@ -41,21 +42,30 @@ def test_layouts_are_fixed_by_their_seed(kind: str) -> None:
         colours = {scene.background, *(shape.colour for shape in scene.shapes)}
         assert len(colours) == (2 if kind == "two_shared" else len(scene.shapes) + 1)
         values = [CSS_COLOURS[name] for name in sorted(colours)]
-        assert all(colour_difference(a, b) >= 10.0 for i, a in enumerate(values) for b in values[:i])
+        assert all(
+            colour_difference(a, b) >= 10.0 for i, a in enumerate(values) for b in values[:i]
+        )
 
 
 def test_places_are_what_the_kind_says() -> None:
     for kind in KINDS:
         for scene in make_layouts(kind):
             discs = [(shape.x, shape.y, shape.radius) for shape in scene.shapes]
-            gaps = [math.dist(a[:2], b[:2]) - a[2] - b[2] for i, a in enumerate(discs) for b in discs[:i]]
+            gaps = [
+                math.dist(a[:2], b[:2]) - a[2] - b[2]
+                for i, a in enumerate(discs)
+                for b in discs[:i]
+            ]
             cut = [not all(r <= at <= 1.0 - r for at in (x, y)) for x, y, r in discs]
             assert all(abs(gap) < 1e-9 if kind == "touching" else gap >= 0.04 for gap in gaps)
-            assert sum(cut) == (kind == "cut") and all(0.0 < at < 1.0 for x, y, _ in discs for at in (x, y))
+            assert sum(cut) == (kind == "cut") and all(
+                0.0 < at < 1.0 for x, y, _ in discs for at in (x, y)
+            )
 
 
 def circle_masks(scene: Scene, size: int = 512) -> Tensor:
-    """The true mask of each shape, bool [K, size, size], in the order of the scene; no scene here has shapes that overlap."""
+    """The true mask of each shape, bool [K, size, size], in the order of the scene; no scene here
+    has shapes that overlap."""
     return torch.stack([render_mask(shape, size) for shape in scene.shapes])
 
 
@@ -69,12 +79,19 @@ def test_both_sets_of_two_circles_have_the_same_places() -> None:
 def test_pictures_show_the_scene(kind: str) -> None:
     for scene in make_layouts(kind, count=4):
         control, target, masks = render_control(scene), render_target(scene), circle_masks(scene)
-        assert control.shape == target.shape == (3, 512, 512) and control.dtype == target.dtype == torch.uint8
-        assert set(np.unique(control.numpy()).tolist()) == {0, 255} and bool((control[0] == control[2]).all())
+        assert (
+            control.shape == target.shape == (3, 512, 512)
+            and control.dtype == target.dtype == torch.uint8
+        )
+        assert set(np.unique(control.numpy()).tolist()) == {0, 255} and bool(
+            (control[0] == control[2]).all()
+        )
         assert not (masks.sum(0) > 1).any() or kind == "touching"
         for shape, mask in zip(scene.shapes, masks, strict=True):
             own = target[:, mask].float()
-            assert (own == torch.tensor(CSS_COLOURS[shape.colour])[:, None]).all(0).float().mean() > 0.999
+            assert (own == torch.tensor(CSS_COLOURS[shape.colour])[:, None]).all(
+                0
+            ).float().mean() > 0.999
         ground = target[:, ~masks.any(0)]
         assert bool((ground == torch.tensor(CSS_COLOURS[scene.background])[:, None]).all())
         circles = fit_circles(control)
@@ -83,7 +100,8 @@ def test_pictures_show_the_scene(kind: str) -> None:
 
 
 def test_the_outline_is_five_pixels_around_the_edge() -> None:
-    """Centre 256, radius 128: the colour changes between pixels 127 and 128; three of five white pixels lie inside or two."""
+    """Centre 256, radius 128: the colour changes between pixels 127 and 128; three of five white
+    pixels lie inside or two."""
     row = render_control(LONE)[0, 256]
     white = row.nonzero().flatten().tolist()
     assert white == [126, 127, 128, 129, 130, 381, 382, 383, 384, 385] or len(white) in (9, 10, 11)
@@ -99,7 +117,9 @@ def test_a_canvas_holds_small_circles_of_one_colour() -> None:
     assert scene == make_canvas(7, 4) != make_canvas(7, 4, seed=1) and len(scene.shapes) == 7
     discs = [(shape.x, shape.y, shape.radius) for shape in scene.shapes]
     assert all(0.05 <= r <= 0.1 and r < x < 1.0 - r and r < y < 1.0 - r for x, y, r in discs)
-    assert all(math.dist(a[:2], b[:2]) > a[2] + b[2] + 0.01 for i, a in enumerate(discs) for b in discs[:i])
+    assert all(
+        math.dist(a[:2], b[:2]) > a[2] + b[2] + 0.01 for i, a in enumerate(discs) for b in discs[:i]
+    )
     colours = {shape.colour for shape in scene.shapes}
     assert len(colours) == 1 and scene.background not in colours
     white = render_control(scene, 1024, OUTLINE / 4)[0].bool().sum().item()
@@ -129,7 +149,9 @@ def test_prompts_say_what_the_scene_shows() -> None:
     assert parse_caption(caption(shared)) == Description((a, a), ground, 2)
     assert parse_caption(caption(shared, "count")) == Description((a,), ground, 2)
     assert parse_caption(caption(shared, "single")) == Description((a,), ground, None)
-    assert parse_caption("three red circles with teal background") == Description(("red",), "teal", 3)
+    assert parse_caption("three red circles with teal background") == Description(
+        ("red",), "teal", 3
+    )
     assert parse_caption(caption(make_layouts("three", count=1)[0])).count == 3
 
 

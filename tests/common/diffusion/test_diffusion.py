@@ -34,7 +34,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_q_sample_has_the_moments_of_equation_4() -> None:
-    """Mean sqrt(abar) x0 and variance 1 - abar (arXiv:2006.11239), exact for noise whose own moments are exactly 0 and 1."""
+    """Mean sqrt(abar) x0 and variance 1 - abar (arXiv:2006.11239), exact for noise whose own
+    moments are exactly 0 and 1."""
     eps = normal(3, 1000)
     eps = (eps - eps.mean(1, keepdim=True)) / eps.std(1, correction=0, keepdim=True)
     t = torch.tensor([0, 300, 999])
@@ -46,7 +47,8 @@ def test_q_sample_has_the_moments_of_equation_4() -> None:
 
 
 def test_q_sample_is_the_chain_of_single_steps() -> None:
-    """q(x_t | x_{t-1}) has mean sqrt(1 - beta) x_{t-1} and variance beta (Equation 2): composed, it must be q(x_t | x_0)."""
+    """q(x_t | x_{t-1}) has mean sqrt(1 - beta) x_{t-1} and variance beta (Equation 2): composed, it
+    must be q(x_t | x_0)."""
     mean, variance = 1.0, 0.0
     one = torch.ones(1, 1, dtype=torch.float64)
     for step, beta in enumerate(SCHEDULE.betas.tolist()):
@@ -54,7 +56,9 @@ def test_q_sample_is_the_chain_of_single_steps() -> None:
         if step in (0, 99, 999):
             t = torch.tensor([step])
             assert q_sample(SCHEDULE, one, t, 0 * one).item() == pytest.approx(mean, rel=1e-12)
-            assert q_sample(SCHEDULE, 0 * one, t, one).item() ** 2 == pytest.approx(variance, rel=1e-12)
+            assert q_sample(SCHEDULE, 0 * one, t, one).item() ** 2 == pytest.approx(
+                variance, rel=1e-12
+            )
 
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
@@ -65,17 +69,27 @@ def test_target_and_predictions_are_inverse(parameterization: str, t: int) -> No
     x_t = alpha_t * x0 + sigma_t * eps
     output = output_target(parameterization, x0, eps, alpha_t, sigma_t)
     # Relative to 1 / rate, by which rounding grows where the rate is small.
-    assert (predict_x0(parameterization, output, x_t, alpha_t, sigma_t) - x0).abs().max() < 1e-14 / alpha_t
-    assert (predict_eps(parameterization, output, x_t, alpha_t, sigma_t) - eps).abs().max() < 1e-14 / sigma_t
+    assert (
+        predict_x0(parameterization, output, x_t, alpha_t, sigma_t) - x0
+    ).abs().max() < 1e-14 / alpha_t
+    assert (
+        predict_eps(parameterization, output, x_t, alpha_t, sigma_t) - eps
+    ).abs().max() < 1e-14 / sigma_t
 
 
 def test_v_is_the_derivative_by_the_angle() -> None:
-    """v = d x / d phi for x = cos(phi) x0 + sin(phi) eps (Appendix D of arXiv:2202.00512), here by central differences."""
+    """v = d x / d phi for x = cos(phi) x0 + sin(phi) eps (Appendix D of arXiv:2202.00512), here by
+    central differences."""
     x0, eps, phi, h = normal(5), normal(5, seed=1), 0.8, 1e-5
-    slope = (math.cos(phi + h) * x0 + math.sin(phi + h) * eps - math.cos(phi - h) * x0 - math.sin(phi - h) * eps) / (
-        2 * h
+    slope = (
+        math.cos(phi + h) * x0
+        + math.sin(phi + h) * eps
+        - math.cos(phi - h) * x0
+        - math.sin(phi - h) * eps
+    ) / (2 * h)
+    torch.testing.assert_close(
+        output_target("v", x0, eps, math.cos(phi), math.sin(phi)), slope, rtol=0, atol=1e-9
     )
-    torch.testing.assert_close(output_target("v", x0, eps, math.cos(phi), math.sin(phi)), slope, rtol=0, atol=1e-9)
 
 
 # ----------------------------------------------------------------------------
@@ -83,7 +97,8 @@ def test_v_is_the_derivative_by_the_angle() -> None:
 
 
 class Oracle:
-    """A network that knows x0 and puts out the exact target, plus `error`; it keeps what it was shown."""
+    """A network that knows x0 and puts out the exact target, plus `error`; it keeps what it was
+    shown."""
 
     def __init__(self, x0: Tensor, parameterization: str, error: float = 0.0) -> None:
         self.x0, self.parameterization, self.error = x0, parameterization, error
@@ -101,7 +116,9 @@ def test_loss_is_the_squared_error_of_the_output(parameterization: str) -> None:
     for error in (0.0, 0.5):
         network = Oracle(x0, parameterization, error)
         generators = StackedRandomGenerator([1, 2, 3, 4])
-        loss = diffusion_loss(network, SCHEDULE, x0, condition, generators, parameterization=parameterization)
+        loss = diffusion_loss(
+            network, SCHEDULE, x0, condition, generators, parameterization=parameterization
+        )
         assert loss.item() == pytest.approx(error**2, abs=1e-6)
         assert network.condition is condition and network.t.dtype == torch.long
 
@@ -113,14 +130,17 @@ def test_loss_of_an_image_depends_on_its_own_seed() -> None:
 
     def loss(rows: list[int]) -> float:
         generators = StackedRandomGenerator([seeds[row] for row in rows])
-        return diffusion_loss(lambda x, t, c: 0 * x, SCHEDULE, x0[rows], rows, generators, parameterization="v").item()
+        return diffusion_loss(
+            lambda x, t, c: 0 * x, SCHEDULE, x0[rows], rows, generators, parameterization="v"
+        ).item()
 
     assert loss([0, 1, 2]) == pytest.approx(sum(loss([row]) for row in (0, 1, 2)) / 3, rel=1e-6)
     assert loss([2, 0, 1]) == pytest.approx(loss([0, 1, 2]), rel=1e-6)
 
 
 def test_timesteps_of_training_are_uniform() -> None:
-    """Each t of 10 has probability 1/10: over 4000 draws a count stays within 5 standard deviations, 5 sqrt(4000 0.1 0.9) = 95."""
+    """Each t of 10 has probability 1/10: over 4000 draws a count stays within 5 standard
+    deviations, 5 sqrt(4000 0.1 0.9) = 95."""
     schedule = linear_schedule(10)
     shown = []
     x0 = torch.zeros(4000, 1)
@@ -137,7 +157,8 @@ def test_timesteps_of_training_are_uniform() -> None:
 
 
 def test_min_snr_weights_are_one_weight_on_the_x0_error() -> None:
-    """An error d of x0 is SNR d^2 in eps and (SNR + 1) d^2 in v, so all three must come to min(SNR, gamma) d^2."""
+    """An error d of x0 is SNR d^2 in eps and (SNR + 1) d^2 in v, so all three must come to min(SNR,
+    gamma) d^2."""
     snr = torch.tensor([1e-4, 0.5, 1.0, 5.0, 40.0, 9999.0], dtype=torch.float64)
     expected = snr.clamp(max=5.0)
     for parameterization, factor in (("eps", snr), ("x0", torch.ones_like(snr)), ("v", snr + 1)):
@@ -146,7 +167,8 @@ def test_min_snr_weights_are_one_weight_on_the_x0_error() -> None:
 
 @pytest.mark.parametrize(("parameterization", "weight"), [("eps", 1.0), ("x0", 0.0), ("v", 0.0)])
 def test_min_snr_is_finite_at_snr_zero(parameterization: str, weight: float) -> None:
-    """The limits of min(SNR, g) / SNR, min(SNR, g) and min(SNR, g) / (SNR + 1); the gradient is finite as well."""
+    """The limits of min(SNR, g) / SNR, min(SNR, g) and min(SNR, g) / (SNR + 1); the gradient is
+    finite as well."""
     assert min_snr_weight(torch.zeros(1), 5.0, parameterization).item() == weight
     scale = torch.ones((), requires_grad=True)
     loss = diffusion_loss(
@@ -164,7 +186,8 @@ def test_min_snr_is_finite_at_snr_zero(parameterization: str, weight: float) -> 
 
 
 def test_pixels_are_weighted() -> None:
-    """A mask of mean 1 over half of the pixels counts only those: what lies outside it may be anything."""
+    """A mask of mean 1 over half of the pixels counts only those: what lies outside it may be
+    anything."""
     x0, mask = normal(2, 3, 4, 4), torch.zeros(2, 1, 4, 4, dtype=torch.float64)
     mask[:, :, :2] = 2.0
 
@@ -180,7 +203,8 @@ def test_pixels_are_weighted() -> None:
 
 
 def test_min_snr_with_an_offset_clips_the_shifted_weight() -> None:
-    """One weight min(SNR + 1, gamma) on the x0 error; without a bound it is v prediction's own, 1 on its error."""
+    """One weight min(SNR + 1, gamma) on the x0 error; without a bound it is v prediction's own, 1
+    on its error."""
     snr = torch.tensor([0.0, 0.5, 3.9, 4.1, 9999.0], dtype=torch.float64)
     expected = (snr + 1).clamp(max=5.0)
     torch.testing.assert_close(min_snr_weight(snr, 5.0, "x0", 1.0), expected)
@@ -191,17 +215,21 @@ def test_min_snr_with_an_offset_clips_the_shifted_weight() -> None:
 
 
 def test_min_snr_gamma_weights_each_image() -> None:
-    """With an output error of 1 everywhere, the loss is the mean weight at the t that were drawn."""
+    """With an output error of 1 everywhere, the loss is the mean weight at the t that were
+    drawn."""
     x0 = normal(8, 3)
     network = Oracle(x0, "v", error=1.0)
     generators = StackedRandomGenerator(range(8))
-    loss = diffusion_loss(network, SCHEDULE, x0, x0, generators, parameterization="v", min_snr_gamma=5.0)
+    loss = diffusion_loss(
+        network, SCHEDULE, x0, x0, generators, parameterization="v", min_snr_gamma=5.0
+    )
     snr = SCHEDULE.alphas_cumprod[network.t] / (1 - SCHEDULE.alphas_cumprod[network.t])
     assert loss.item() == pytest.approx((snr.clamp(max=5.0) / (snr + 1)).mean().item(), rel=1e-5)
 
 
 def test_the_best_log_variance_is_the_log_of_the_error() -> None:
-    """e / exp(u) + u is least at u = log e, where every noise level's error counts as 1 and its own size no longer matters."""
+    """e / exp(u) + u is least at u = log e, where every noise level's error counts as 1 and its own
+    size no longer matters."""
     x0 = torch.zeros(8, 1, 4, 4)
 
     def loss(u: Tensor) -> Tensor:
@@ -224,8 +252,9 @@ def test_the_best_log_variance_is_the_log_of_the_error() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 2.0, 5.0])
 def test_trained_guidance_comes_to_rest_at_the_guided_output(scale: float) -> None:
-    """A network that knows the plain conditional and unconditional mean, and puts out conditional + a (conditional -
-    unconditional): the gradient in a vanishes where that is the guided output, a = scale - 1."""
+    """A network that knows the plain conditional and unconditional mean, and puts out conditional +
+    a (conditional - unconditional): the gradient in a vanishes where that is the guided output, a =
+    scale - 1."""
     x0 = torch.randn(64, 1, 2, 2, generator=torch.Generator().manual_seed(0))
 
     def gradient(a: float, interval: tuple[int, int]) -> float:
@@ -248,7 +277,9 @@ def test_trained_guidance_comes_to_rest_at_the_guided_output(scale: float) -> No
 
     assert gradient(scale - 1.0, (0, 999)) == pytest.approx(0.0, abs=1e-5)
     assert gradient(scale - 0.9, (0, 999)) > 0.0 > gradient(scale - 1.1, (0, 999))
-    assert gradient(0.0, (1000, 2000)) == pytest.approx(0.0, abs=1e-6)  # outside its interval nothing is guided
+    assert gradient(0.0, (1000, 2000)) == pytest.approx(
+        0.0, abs=1e-6
+    )  # outside its interval nothing is guided
 
 
 def test_a_new_log_variance_leaves_the_loss_as_it_is() -> None:
@@ -281,7 +312,8 @@ def test_logit_normal_timesteps_are_those_of_a_normal_variable() -> None:
 
 
 def test_drop_context_rate() -> None:
-    """Over 4000 draws the rate stays within 5 standard deviations, 5 sqrt(0.1 0.9 / 4000) = 0.024."""
+    """Over 4000 draws the rate stays within 5 standard deviations, 5 sqrt(0.1 0.9 / 4000) =
+    0.024."""
     context = torch.arange(4000) % 10
     dropped = drop_context(context, 10, 0.1, StackedRandomGenerator(range(4000)))
     changed = dropped != context
@@ -302,7 +334,8 @@ def test_drop_context_drops_whole_rows() -> None:
 
 
 class Recorder:
-    """A network whose output is its condition (one number per image) times x; it notes the batch sizes it saw."""
+    """A network whose output is its condition (one number per image) times x; it notes the batch
+    sizes it saw."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
@@ -348,7 +381,8 @@ def test_guidance_takes_conditions_of_several_tensors() -> None:
 
 
 def test_guidance_commutes_with_the_parameterization() -> None:
-    """The maps between eps, x0 and v are affine at a fixed x_t, so guiding one of them is guiding all."""
+    """The maps between eps, x0 and v are affine at a fixed x_t, so guiding one of them is guiding
+    all."""
     x_t, cond, uncond = normal(4), normal(4, seed=1), normal(4, seed=2)
     alpha_t, sigma_t = SCHEDULE.alpha_sigma(500)
     x0_cond, x0_uncond = (predict_x0("v", v, x_t, alpha_t, sigma_t) for v in (cond, uncond))
@@ -368,24 +402,30 @@ def test_outside_the_interval_the_unconditional_half_is_skipped() -> None:
 
 
 def test_rescale_restores_the_conditional_spread() -> None:
-    """Equations 15 and 16 of arXiv:2305.08891: phi = 1 gives the conditional output's standard deviation, 0 changes nothing."""
+    """Equations 15 and 16 of arXiv:2305.08891: phi = 1 gives the conditional output's standard
+    deviation, 0 changes nothing."""
     cond, output = normal(3, 2, 8, 8), 4.0 * normal(3, 2, 8, 8, seed=1)
     axes = (1, 2, 3)
     torch.testing.assert_close(rescale_guidance(output, cond, 1.0).std(axes), cond.std(axes))
     torch.testing.assert_close(rescale_guidance(output, cond, 0.0), output)
-    halfway = (cond.std(axes) + output.std(axes)) / 2  # std is linear along the ray of multiples of `output`
+    halfway = (
+        cond.std(axes) + output.std(axes)
+    ) / 2  # std is linear along the ray of multiples of `output`
     torch.testing.assert_close(rescale_guidance(output, cond, 0.5).std(axes), halfway)
 
 
 def test_guided_rescales_inside_the_interval_alone() -> None:
     predict = guided(Recorder(), COND, NULL, 3.0, interval=(0, 10), rescale=1.0)
     torch.testing.assert_close(predict(X, 10).std(1), (COND[:, None] * X).std(1))
-    assert not torch.allclose(guided(Recorder(), COND, NULL, 3.0)(X, 10).std(1), (COND[:, None] * X).std(1))
+    assert not torch.allclose(
+        guided(Recorder(), COND, NULL, 3.0)(X, 10).std(1), (COND[:, None] * X).std(1)
+    )
     assert torch.equal(predict(X, 11), COND[:, None] * X)
 
 
 def test_clipping_comes_after_guidance() -> None:
-    """1.5 - 3 (2 - 1.5) = 0; the halves clipped first would both be 1, and so would what they guide to."""
+    """1.5 - 3 (2 - 1.5) = 0; the halves clipped first would both be 1, and so would what they guide
+    to."""
     predict = guided(Recorder(), torch.tensor([2.0]), torch.tensor([1.5]), -3.0)
     assert denoiser(predict, SCHEDULE, "x0", clip_x0=True)(torch.ones(1, 1), 500)[0].item() == 0.0
     predict = guided(Recorder(), torch.tensor([2.0]), torch.tensor([1.5]), 3.0)
@@ -396,15 +436,21 @@ def test_clipping_comes_after_guidance() -> None:
 def test_eps_is_recomputed_from_the_clipped_x0_on_request_alone(parameterization: str) -> None:
     x0, eps = torch.tensor([[0.5, 3.0, -2.0]], dtype=torch.float64), normal(1, 3)
     alpha_t, sigma_t = SCHEDULE.alpha_sigma(500)
-    x_t, output = alpha_t * x0 + sigma_t * eps, output_target(parameterization, x0, eps, alpha_t, sigma_t)
+    x_t, output = (
+        alpha_t * x0 + sigma_t * eps,
+        output_target(parameterization, x0, eps, alpha_t, sigma_t),
+    )
     free, clipped = (
-        denoiser(lambda x, t: output, SCHEDULE, parameterization, clip_x0=clip)(x_t, 500) for clip in (False, True)
+        denoiser(lambda x, t: output, SCHEDULE, parameterization, clip_x0=clip)(x_t, 500)
+        for clip in (False, True)
     )
     torch.testing.assert_close(free[0], x0)
     torch.testing.assert_close(clipped[0], torch.tensor([[0.5, 1.0, -1.0]], dtype=torch.float64))
     torch.testing.assert_close(free[1], eps)
     assert torch.equal(clipped[1], free[1])
-    consistent = denoiser(lambda x, t: output, SCHEDULE, parameterization, clip_x0=True, eps_of_clipped=True)(x_t, 500)
+    consistent = denoiser(
+        lambda x, t: output, SCHEDULE, parameterization, clip_x0=True, eps_of_clipped=True
+    )(x_t, 500)
     assert torch.equal(consistent[0], clipped[0])
     torch.testing.assert_close(alpha_t * consistent[0] + sigma_t * consistent[1], x_t)
 

@@ -1,4 +1,5 @@
-"""Interpolation between noises: end points, norms, and the directions where the great circle is not unique."""
+"""Interpolation between noises: end points, norms, and the directions where the great circle is not
+unique."""
 
 import math
 
@@ -42,7 +43,8 @@ def test_end_points_are_exact_and_the_rest_is_finite(path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["independent", "same", "nearly parallel", "slightly apart", "opposite", "nearly opposite"]
+    "kind",
+    ["independent", "same", "nearly parallel", "slightly apart", "opposite", "nearly opposite"],
 )
 def test_slerp_keeps_an_equal_norm(kind: str) -> None:
     a, b = directions()[kind]
@@ -64,7 +66,9 @@ def test_slerp_of_opposite_ends_turns_too() -> None:
     a = noise(0)
     path = [slerp(a, -a, alpha) for alpha in ALPHAS]
     for before, after in zip(path, path[1:], strict=False):
-        cosine = torch.nn.functional.cosine_similarity(before.flatten(), after.flatten(), dim=0).item()
+        cosine = torch.nn.functional.cosine_similarity(
+            before.flatten(), after.flatten(), dim=0
+        ).item()
         assert cosine == pytest.approx(math.cos(math.pi / 10), abs=1e-5)
 
 
@@ -74,7 +78,8 @@ def test_slerp_is_over_the_flattened_tensor() -> None:
 
 
 def test_lerp_of_independent_noises_dips_where_slerp_does_not() -> None:
-    """In high dimensions independent noises are at right angles and of norm sqrt(d): lerp's middle has 1 / sqrt(2) of it."""
+    """In high dimensions independent noises are at right angles and of norm sqrt(d): lerp's middle
+    has 1 / sqrt(2) of it."""
     a, b = noise(0, 3, 64, 64), noise(1, 3, 64, 64)
     root = math.sqrt(a.numel())
     assert lerp(a, b, 0.5).norm().item() / root == pytest.approx(math.sqrt(0.5), abs=0.01)

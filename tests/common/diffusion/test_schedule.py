@@ -44,13 +44,16 @@ def test_terminal_snr_is_the_published_one(name: str, snr: float, root: float) -
 
 
 def test_linear_schedule_is_the_homeworks() -> None:
-    """abar is the product of 1 - beta over evenly spaced betas; the last three values are the homework's check values."""
+    """abar is the product of 1 - beta over evenly spaced betas; the last three values are the
+    homework's check values."""
     schedule = linear_schedule()
     product, expected = 1.0, []
     for i in range(1000):
         product *= 1.0 - (1e-4 + (2e-2 - 1e-4) * i / 999)
         expected.append(product)
-    torch.testing.assert_close(schedule.alphas_cumprod, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        schedule.alphas_cumprod, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0
+    )
     for t, value in ((1, 0.9997801), (21, 0.9932204), (981, 5.7878e-05)):
         assert schedule.abar(t) == pytest.approx(value, rel=1e-5)
 
@@ -61,7 +64,8 @@ def test_scaled_linear_roots_are_evenly_spaced() -> None:
 
 
 def test_cosine_schedule_is_equation_17() -> None:
-    """abar_t = f(t) / f(0) with f(t) = cos((t/T + s) / (1 + s) pi/2)^2, counted from 1 in arXiv:2102.09672."""
+    """abar_t = f(t) / f(0) with f(t) = cos((t/T + s) / (1 + s) pi/2)^2, counted from 1 in
+    arXiv:2102.09672."""
     schedule = cosine_schedule(100)
 
     def f(step: int) -> float:
@@ -75,19 +79,23 @@ def test_cosine_schedule_is_equation_17() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("zero_terminal", [False, True])
 def test_tables_are_consistent(name: str, zero_terminal: bool) -> None:
-    """float64, decreasing, and abar_t = (1 - beta_t) abar_{t-1}, with abar 1 before the first step."""
+    """float64, decreasing, and abar_t = (1 - beta_t) abar_{t-1}, with abar 1 before the first
+    step."""
     schedule = make_schedule(name, 200, zero_terminal=zero_terminal)
     abar = schedule.alphas_cumprod
     assert abar.dtype == torch.float64 and schedule.num_timesteps == len(abar) == 200
     assert bool((abar.diff() < 0).all()) and schedule.abar(-1) == 1.0
     for t in range(200):
         assert schedule.abar(t) == abar[t].item()
-        assert schedule.abar(t) == pytest.approx((1 - schedule.betas[t].item()) * schedule.abar(t - 1), rel=1e-15)
+        assert schedule.abar(t) == pytest.approx(
+            (1 - schedule.betas[t].item()) * schedule.abar(t - 1), rel=1e-15
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_zero_terminal_snr_keeps_the_first_and_zeroes_the_last(name: str) -> None:
-    """Algorithm 1 of arXiv:2305.08891: an affine map of sqrt(abar) that fixes the first value and sends the last one to 0."""
+    """Algorithm 1 of arXiv:2305.08891: an affine map of sqrt(abar) that fixes the first value and
+    sends the last one to 0."""
     before = make_schedule(name).alphas_cumprod.sqrt()
     after = zero_terminal_snr(make_schedule(name)).alphas_cumprod.sqrt()
     assert after[-1] == 0.0
@@ -112,7 +120,9 @@ def test_rates_agree_in_every_form() -> None:
 
 def test_rates_keep_float64() -> None:
     """A table rounded to float32 on the way would be off by about 1e-8."""
-    alpha_t, _ = linear_schedule().alpha_sigma_like(torch.tensor([500]), torch.zeros(1, 2, dtype=torch.float64))
+    alpha_t, _ = linear_schedule().alpha_sigma_like(
+        torch.tensor([500]), torch.zeros(1, 2, dtype=torch.float64)
+    )
     assert alpha_t.item() == pytest.approx(linear_schedule().alpha_sigma(500)[0], rel=1e-15)
 
 
@@ -143,13 +153,17 @@ def test_impossible_betas_are_refused(betas: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("name", SPACINGS)
 @pytest.mark.parametrize("num_timesteps", [1, 2, 7, 1000])
-def test_every_number_of_steps_gives_that_many_descending_pairs(name: str, num_timesteps: int) -> None:
+def test_every_number_of_steps_gives_that_many_descending_pairs(
+    name: str, num_timesteps: int
+) -> None:
     end = 0 if name == "homework" else -1
     for steps in range(1, num_timesteps + 1):
         pairs = SPACINGS[name](num_timesteps, steps)
         timesteps = [t for t, _ in pairs]
         assert len(pairs) == steps
-        assert all(later < earlier for earlier, later in zip(timesteps, timesteps[1:], strict=False))
+        assert all(
+            later < earlier for earlier, later in zip(timesteps, timesteps[1:], strict=False)
+        )
         assert timesteps[-1] >= 0 and timesteps[0] < num_timesteps
         assert [t_prev for _, t_prev in pairs] == [*timesteps[1:], end]
 
@@ -164,11 +178,14 @@ def test_impossible_numbers_of_steps_are_refused(name: str, steps: int) -> None:
 def test_homework_pairs_are_exactly_the_homeworks() -> None:
     expected = [(t, t - 20) for t in range(981, 1, -20)] + [(1, 0)]
     assert homework_pairs() == homework_pairs(1000, 50) == expected
-    assert len(expected) == 50 and expected[:1] == [(981, 961)] and expected[-2:] == [(21, 1), (1, 0)]
+    assert (
+        len(expected) == 50 and expected[:1] == [(981, 961)] and expected[-2:] == [(21, 1), (1, 0)]
+    )
 
 
 def test_spacings_are_the_published_ones() -> None:
-    """Table 2 of arXiv:2305.08891 (T = 1000, S = 10), which counts from 1: leading 1..901, linspace 1..1000, trailing 100..1000."""
+    """Table 2 of arXiv:2305.08891 (T = 1000, S = 10), which counts from 1: leading 1..901, linspace
+    1..1000, trailing 100..1000."""
     table = {
         leading_pairs: [1, 101, 201, 301, 401, 501, 601, 701, 801, 901],
         linspace_pairs: [1, 112, 223, 334, 445, 556, 667, 778, 889, 1000],
@@ -180,7 +197,8 @@ def test_spacings_are_the_published_ones() -> None:
 
 @pytest.mark.parametrize("steps", [2, 3, 7, 37, 333, 501, 999, 1000])
 def test_linspace_and_trailing_are_even_to_rounding(steps: int) -> None:
-    """linspace between both ends; trailing down from T - 1, so that a terminal SNR of 0 is met (Section 3.3 of arXiv:2305.08891)."""
+    """linspace between both ends; trailing down from T - 1, so that a terminal SNR of 0 is met
+    (Section 3.3 of arXiv:2305.08891)."""
     exact = {
         linspace_pairs: [999 * (steps - 1 - i) / (steps - 1) for i in range(steps)],
         trailing_pairs: [1000 - 1000 * i / steps - 1 for i in range(steps)],

@@ -1,4 +1,5 @@
-"""Stable Diffusion's and ControlNet's files: every form comes back bit for bit, and what differs is refused by name."""
+"""Stable Diffusion's and ControlNet's files: every form comes back bit for bit, and what differs is
+refused by name."""
 
 import functools
 import json
@@ -116,11 +117,15 @@ def control(networks: Any) -> ControlNet:
 def assert_equal_weights(one: nn.Module, other: nn.Module) -> None:
     a, b = one.state_dict(), other.state_dict()
     assert a.keys() == b.keys()
-    assert [key for key in a if a[key].dtype != b[key].dtype or not torch.equal(a[key], b[key])] == []
+    assert [
+        key for key in a if a[key].dtype != b[key].dtype or not torch.equal(a[key], b[key])
+    ] == []
 
 
 def assert_equal_models(model: LatentDiffusion, networks: Any) -> None:
-    for one, other in zip((model.unet, model.autoencoder, model.text_encoder), networks, strict=True):
+    for one, other in zip(
+        (model.unet, model.autoencoder, model.text_encoder), networks, strict=True
+    ):
         assert_equal_weights(one, other)
 
 
@@ -149,19 +154,26 @@ PREFIXES = {"unet": UNET, "vae": VAE, "text_encoder": TEXT, "controlnet": CONTRO
 
 
 @pytest.mark.parametrize("part", COUNTS)
-def test_every_name_has_one_counterpart_and_comes_back(full_size: dict[str, nn.Module], part: str) -> None:
+def test_every_name_has_one_counterpart_and_comes_back(
+    full_size: dict[str, nn.Module], part: str
+) -> None:
     own = full_size[part].state_dict()
     names = NAMES[part](own)
     assert len(own) == COUNTS[part]
     assert names.keys() == own.keys()
     assert len(set(names.values())) == len(names)
     back = linear_attention(to_compvis(own, names))
-    assert {key: back[names[key]].shape for key in own} == {key: value.shape for key, value in own.items()}
+    assert {key: back[names[key]].shape for key in own} == {
+        key: value.shape for key, value in own.items()
+    }
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "controlnet"])
-def test_names_are_those_of_diffusers_own_conversion(full_size: dict[str, nn.Module], part: str) -> None:
-    """Over the whole key list of v1.4: each weight is a number, and lands where diffusers puts it."""
+def test_names_are_those_of_diffusers_own_conversion(
+    full_size: dict[str, nn.Module], part: str
+) -> None:
+    """Over the whole key list of v1.4: each weight is a number, and lands where diffusers puts
+    it."""
     from diffusers.loaders import single_file_utils as theirs
 
     network = full_size[part]
@@ -185,19 +197,39 @@ def test_names_are_those_of_diffusers_own_conversion(full_size: dict[str, nn.Mod
         ("unet", "time_embedding.linear_2.bias", "time_embed.2.bias"),
         ("unet", "down_blocks.0.resnets.0.norm1.weight", "input_blocks.1.0.in_layers.0.weight"),
         ("unet", "down_blocks.2.downsamplers.0.conv.weight", "input_blocks.9.0.op.weight"),
-        ("unet", "down_blocks.3.resnets.1.time_emb_proj.bias", "input_blocks.11.0.emb_layers.1.bias"),
+        (
+            "unet",
+            "down_blocks.3.resnets.1.time_emb_proj.bias",
+            "input_blocks.11.0.emb_layers.1.bias",
+        ),
         ("unet", "mid_block.resnets.1.conv2.weight", "middle_block.2.out_layers.3.weight"),
         ("unet", "up_blocks.0.upsamplers.0.conv.bias", "output_blocks.2.1.conv.bias"),
         ("unet", "up_blocks.2.upsamplers.0.conv.bias", "output_blocks.8.2.conv.bias"),
-        ("unet", "up_blocks.3.resnets.2.conv_shortcut.weight", "output_blocks.11.0.skip_connection.weight"),
+        (
+            "unet",
+            "up_blocks.3.resnets.2.conv_shortcut.weight",
+            "output_blocks.11.0.skip_connection.weight",
+        ),
         (
             "unet",
             "up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_out.0.weight",
             "output_blocks.11.1.transformer_blocks.0.attn2.to_out.0.weight",
         ),
-        ("vae", "encoder.down_blocks.1.resnets.0.conv_shortcut.bias", "encoder.down.1.block.0.nin_shortcut.bias"),
-        ("vae", "decoder.up_blocks.0.upsamplers.0.conv.weight", "decoder.up.3.upsample.conv.weight"),
-        ("vae", "decoder.mid_block.attentions.0.to_out.0.weight", "decoder.mid.attn_1.proj_out.weight"),
+        (
+            "vae",
+            "encoder.down_blocks.1.resnets.0.conv_shortcut.bias",
+            "encoder.down.1.block.0.nin_shortcut.bias",
+        ),
+        (
+            "vae",
+            "decoder.up_blocks.0.upsamplers.0.conv.weight",
+            "decoder.up.3.upsample.conv.weight",
+        ),
+        (
+            "vae",
+            "decoder.mid_block.attentions.0.to_out.0.weight",
+            "decoder.mid.attn_1.proj_out.weight",
+        ),
         ("text_encoder", "final_layer_norm.bias", "text_model.final_layer_norm.bias"),
         ("controlnet", "controlnet_cond_embedding.blocks.5.weight", "input_hint_block.12.weight"),
         ("controlnet", "controlnet_cond_embedding.conv_out.bias", "input_hint_block.14.bias"),
@@ -213,7 +245,9 @@ def test_known_names(full_size: dict[str, nn.Module], part: str, ours: str, thei
 
 
 def test_a_name_without_counterpart_is_refused() -> None:
-    with pytest.raises(InputError, match=r"add_embedding\.linear_1\.weight has no name in CompVis' format"):
+    with pytest.raises(
+        InputError, match=r"add_embedding\.linear_1\.weight has no name in CompVis' format"
+    ):
         unet_names(["add_embedding.linear_1.weight"])
 
 
@@ -234,10 +268,14 @@ def test_the_published_form_comes_back(sd_file: Path, networks: Any, configs: Pa
     assert model.decode(model.encode(torch.zeros(1, 3, 32, 32))).shape == (1, 3, 32, 32)
 
 
-def test_safetensors_and_bare_pickles_come_back(tmp_path: Path, networks: Any, configs: Path) -> None:
+def test_safetensors_and_bare_pickles_come_back(
+    tmp_path: Path, networks: Any, configs: Path
+) -> None:
     state = compvis_state(*networks)
     save_tensors(tmp_path / "sd.safetensors", state)
-    shutil.copy(tmp_path / "sd.safetensors", tmp_path / "sd.ckpt")  # the content counts, not the name
+    shutil.copy(
+        tmp_path / "sd.safetensors", tmp_path / "sd.ckpt"
+    )  # the content counts, not the name
     torch.save(state, tmp_path / "bare.ckpt")
     torch.save({"state_dict": state}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
     for name in ("sd.safetensors", "sd.ckpt", "bare.ckpt", "old.ckpt"):
@@ -245,16 +283,24 @@ def test_safetensors_and_bare_pickles_come_back(tmp_path: Path, networks: Any, c
         assert_equal_models(load_stable_diffusion(tmp_path / name, configs=configs), networks)
 
 
-def test_half_precision_is_read_as_single_and_as_asked(tmp_path: Path, networks: Any, configs: Path) -> None:
+def test_half_precision_is_read_as_single_and_as_asked(
+    tmp_path: Path, networks: Any, configs: Path
+) -> None:
     """The networks' values are half precision numbers."""
     half = {key: value.half() for key, value in compvis_state(*networks).items()}
     save_tensors(tmp_path / "half.safetensors", half)
-    assert_equal_models(load_stable_diffusion(tmp_path / "half.safetensors", configs=configs), networks)
-    model = load_stable_diffusion(tmp_path / "half.safetensors", configs=configs, dtype=torch.bfloat16)
+    assert_equal_models(
+        load_stable_diffusion(tmp_path / "half.safetensors", configs=configs), networks
+    )
+    model = load_stable_diffusion(
+        tmp_path / "half.safetensors", configs=configs, dtype=torch.bfloat16
+    )
     assert {param.dtype for param in model.parameters()} == {torch.bfloat16}
 
 
-def test_averaged_weights_are_taken_when_asked(tmp_path: Path, networks: Any, configs: Path) -> None:
+def test_averaged_weights_are_taken_when_asked(
+    tmp_path: Path, networks: Any, configs: Path
+) -> None:
     averaged = random_networks(configs, seed=1)[0]
     path = save_published(tmp_path / "ema.ckpt", networks, averaged)
     assert_equal_weights(load_stable_diffusion(path, configs=configs).unet, networks[0])
@@ -264,25 +310,36 @@ def test_averaged_weights_are_taken_when_asked(tmp_path: Path, networks: Any, co
         load_stable_diffusion(tmp_path / "pruned.safetensors", configs=configs, ema=True)
 
 
-def test_it_computes_what_diffusers_makes_of_the_file(networks: Any, configs: Path, sd_file: Path) -> None:
+def test_it_computes_what_diffusers_makes_of_the_file(
+    networks: Any, configs: Path, sd_file: Path
+) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     model = load_stable_diffusion(sd_file, configs=configs)
     state = compvis_state(*networks)
-    unet = UNet2DConditionModel.from_single_file(dict(state), config=str(configs), subfolder="unet").eval()
+    unet = UNet2DConditionModel.from_single_file(
+        dict(state), config=str(configs), subfolder="unet"
+    ).eval()
     vae = AutoencoderKL.from_single_file(dict(state), config=str(configs), subfolder="vae").eval()
     assert_equal_weights(model.unet, unet)
     assert_equal_weights(model.autoencoder, vae)
-    x_t, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 981])
+    x_t, t = (
+        torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([3, 981]),
+    )
     condition = text_condition(model, ["red circle", ""])
     with torch.no_grad():
-        assert torch.equal(model.apply_model(x_t, t, condition), unet(x_t, t, condition.context).sample)
+        assert torch.equal(
+            model.apply_model(x_t, t, condition), unet(x_t, t, condition.context).sample
+        )
         assert torch.equal(model.decode(x_t), vae.decode(x_t * model.latent_std).sample)
 
 
 def test_another_noise_schedule_is_refused(tmp_path: Path, networks: Any, configs: Path) -> None:
     for table in (torch.linspace(0.999, 0.0, 1000), torch.ones(10)):
-        save_tensors(tmp_path / "x.safetensors", {**compvis_state(*networks), "alphas_cumprod": table})
+        save_tensors(
+            tmp_path / "x.safetensors", {**compvis_state(*networks), "alphas_cumprod": table}
+        )
         with pytest.raises(InputError, match="another noise schedule"):
             load_stable_diffusion(tmp_path / "x.safetensors", configs=configs)
 
@@ -290,24 +347,34 @@ def test_another_noise_schedule_is_refused(tmp_path: Path, networks: Any, config
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda s: s.pop("model.diffusion_model.out.2.bias"), r"1 missing \(model\.diffusion_model\.out\.2\.bias\)"),
+        (
+            lambda s: s.pop("model.diffusion_model.out.2.bias"),
+            r"1 missing \(model\.diffusion_model\.out\.2\.bias\)",
+        ),
         (
             lambda s: s.update({"first_stage_model.encoder.extra": torch.ones(1)}),
             r"1 unexpected \(first_stage_model\.encoder\.extra\)",
         ),
         (
-            lambda s: s.update({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(8, 9, 3, 3)}),
+            lambda s: s.update(
+                {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(8, 9, 3, 3)}
+            ),
             r"1 of another shape \(model\.diffusion_model\.input_blocks\.0\.0\.weight\)",
         ),
         (
-            lambda s: [s.update({k.replace("transformer.text_model", "model"): s.pop(k)}) for k in list(s)],
+            lambda s: [
+                s.update({k.replace("transformer.text_model", "model"): s.pop(k)}) for k in list(s)
+            ],
             r"not a Stable Diffusion v1 file: it holds cond_stage_model\.model\.",
         ),
         (
             lambda s: s.update({"conditioner.x": torch.ones(1)}),
             r"not a Stable Diffusion v1 file: it holds conditioner\.x",
         ),
-        (lambda s: [s.pop(k) for k in list(s) if k.startswith(UNET)], r"it holds no model\.diffusion_model\.\*"),
+        (
+            lambda s: [s.pop(k) for k in list(s) if k.startswith(UNET)],
+            r"it holds no model\.diffusion_model\.\*",
+        ),
     ],
     ids=["missing", "unexpected", "inpainting", "v2", "foreign", "no U-Net"],
 )
@@ -322,7 +389,9 @@ def test_wrong_keys_are_named_as_in_the_file(
     assert "\n" not in str(caught.value) and "x.safetensors" in str(caught.value)
 
 
-def test_a_truncated_file_is_refused(tmp_path: Path, sd_file: Path, networks: Any, configs: Path) -> None:
+def test_a_truncated_file_is_refused(
+    tmp_path: Path, sd_file: Path, networks: Any, configs: Path
+) -> None:
     save_tensors(tmp_path / "whole.safetensors", compvis_state(*networks))
     for whole in (sd_file, tmp_path / "whole.safetensors"):
         for share in (0.0, 0.01, 0.6, 0.999):
@@ -337,7 +406,10 @@ def test_only_the_one_class_is_let_in(tmp_path: Path, configs: Path) -> None:
     trace = tmp_path / "it_ran"
     torch.save({**published_form({}), "callbacks": Malice(trace)}, tmp_path / "evil.ckpt")
     with lightning_installed("Other"):
-        torch.save({"state_dict": {}, "callbacks": {sys.modules[LIGHTNING].Other: 1}}, tmp_path / "other.ckpt")
+        torch.save(
+            {"state_dict": {}, "callbacks": {sys.modules[LIGHTNING].Other: 1}},
+            tmp_path / "other.ckpt",
+        )
     for name in ("evil.ckpt", "other.ckpt"):
         for read in (lambda p: load_stable_diffusion(p, configs=configs), kind_of):
             with pytest.raises(InputError, match=f"{name} was refused"):
@@ -359,14 +431,19 @@ def test_a_folder_comes_back(sd_folder: Path, networks: Any, configs: Path) -> N
 def test_the_form_of_the_first_folders_comes_back(
     tmp_path: Path, sd_folder: Path, networks: Any, configs: Path
 ) -> None:
-    """Pickles, half precision, transformers 4's names, the autoencoder's old names, and configurations that leave out defaults."""
+    """Pickles, half precision, transformers 4's names, the autoencoder's old names, and
+    configurations that leave out defaults."""
     folder = tmp_path / "old"
-    shutil.copytree(sd_folder, folder, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer.json"))
+    shutil.copytree(
+        sd_folder, folder, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer.json")
+    )
     unet, vae, text = (network.state_dict() for network in networks)
     torch.save(unet, folder / "unet" / "diffusion_pytorch_model.bin")
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
     pattern = re.compile("|".join(map(re.escape, old)))
-    vae = {pattern.sub(lambda found: old[found[0]], key): value.half() for key, value in vae.items()}
+    vae = {
+        pattern.sub(lambda found: old[found[0]], key): value.half() for key, value in vae.items()
+    }
     assert sum(".query." in key for key in vae) == 4
     save_tensors(folder / "vae" / "diffusion_pytorch_model.fp16.safetensors", vae)
     text = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in text.items()}
@@ -378,9 +455,13 @@ def test_the_form_of_the_first_folders_comes_back(
     assert_equal_models(load_stable_diffusion(folder, configs=configs), networks)
 
 
-def test_flat_names_of_transformers_5_come_back(tmp_path: Path, sd_folder: Path, networks: Any, configs: Path) -> None:
+def test_flat_names_of_transformers_5_come_back(
+    tmp_path: Path, sd_folder: Path, networks: Any, configs: Path
+) -> None:
     shutil.copytree(sd_folder, tmp_path / "new")
-    flat = {key.removeprefix("text_model."): value for key, value in networks[2].state_dict().items()}
+    flat = {
+        key.removeprefix("text_model."): value for key, value in networks[2].state_dict().items()
+    }
     save_tensors(tmp_path / "new" / "text_encoder" / "model.safetensors", flat)
     assert_equal_models(load_stable_diffusion(tmp_path / "new", configs=configs), networks)
 
@@ -408,12 +489,16 @@ def test_another_configuration_is_refused(
     tmp_path: Path, sd_folder: Path, configs: Path, part: str, change: dict[str, Any]
 ) -> None:
     shutil.copytree(sd_folder, tmp_path / "sd")
-    path = tmp_path / "sd" / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    path = (
+        tmp_path / "sd" / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    )
     write_json(path, {**read_json(path), **change})
     ((key, value),) = change.items()
     with pytest.raises(InputError) as caught:
         load_stable_diffusion(tmp_path / "sd", configs=configs)
-    assert str(caught.value).startswith(f"{path} is not Stable Diffusion v1.4's: {key} is {value!r}, but ")
+    assert str(caught.value).startswith(
+        f"{path} is not Stable Diffusion v1.4's: {key} is {value!r}, but "
+    )
 
 
 def test_a_folder_is_v14_at_full_size_only(sd_folder: Path) -> None:
@@ -421,10 +506,17 @@ def test_a_folder_is_v14_at_full_size_only(sd_folder: Path) -> None:
         load_stable_diffusion(sd_folder)
 
 
-def test_harmless_differences_are_none(tmp_path: Path, sd_folder: Path, networks: Any, configs: Path) -> None:
+def test_harmless_differences_are_none(
+    tmp_path: Path, sd_folder: Path, networks: Any, configs: Path
+) -> None:
     shutil.copytree(sd_folder, tmp_path / "sd")
     for part, change in {
-        "unet": {"sample_size": 96, "upcast_attention": None, "new": None, "_diffusers_version": "0.2.2"},
+        "unet": {
+            "sample_size": 96,
+            "upcast_attention": None,
+            "new": None,
+            "_diffusers_version": "0.2.2",
+        },
         "text_encoder": {"torch_dtype": "float16", "eos_token_id": 2},
     }.items():
         path = tmp_path / "sd" / part / "config.json"
@@ -444,14 +536,18 @@ def test_harmless_differences_are_none(tmp_path: Path, sd_folder: Path, networks
             lambda f: write_json(f / "tokenizer" / "vocab.json", {"a": 0}),
             "vocabulary in .* is not Stable Diffusion v1.4's",
         ),
-        (lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(), "vae holds no weights"),
+        (
+            lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(),
+            "vae holds no weights",
+        ),
         (
             lambda f: (f / "text_encoder" / "model.safetensors").write_bytes(b"\x10" + bytes(40)),
             "not a complete safetensors file",
         ),
         (
             lambda f: save_tensors(
-                f / "unet" / "diffusion_pytorch_model.safetensors", {"conv_in.weight": torch.ones(1)}
+                f / "unet" / "diffusion_pytorch_model.safetensors",
+                {"conv_in.weight": torch.ones(1)},
             ),
             r"\d+ missing .* 1 of another shape \(conv_in\.weight\)",
         ),
@@ -479,7 +575,11 @@ FORMS: dict[str, Callable[[dict, dict], dict]] = {
     "control part": lambda ours, theirs: theirs,
     "control part, diffusers": lambda ours, theirs: {CONTROL + k: v for k, v in ours.items()},
     "state_dict": lambda ours, theirs: {"state_dict": theirs, "epoch": 3},
-    "controlnet_state_dict": lambda ours, theirs: {"controlnet_state_dict": ours, "step": 100, "lr": 1e-5},
+    "controlnet_state_dict": lambda ours, theirs: {
+        "controlnet_state_dict": ours,
+        "step": 100,
+        "lr": 1e-5,
+    },
     "controlnet_state_dict, CompVis": lambda ours, theirs: {"controlnet_state_dict": bare(theirs)},
     "control_model": lambda ours, theirs: {"control_model": bare(theirs)},
     "control_model, diffusers": lambda ours, theirs: {"control_model": ours},
@@ -506,7 +606,9 @@ def test_every_form_of_controlnet_comes_back(
     assert not loaded.training and all(param.requires_grad for param in loaded.parameters())
 
 
-def test_a_whole_cldm_file_is_a_base_as_well(tmp_path: Path, networks: Any, control: ControlNet, configs: Path) -> None:
+def test_a_whole_cldm_file_is_a_base_as_well(
+    tmp_path: Path, networks: Any, control: ControlNet, configs: Path
+) -> None:
     ours = control.state_dict()
     whole = {**compvis_state(*networks), **to_compvis(ours, unet_names(ours, CONTROL))}
     save_tensors(tmp_path / "whole.safetensors", whole)
@@ -516,7 +618,9 @@ def test_a_whole_cldm_file_is_a_base_as_well(tmp_path: Path, networks: Any, cont
     assert_equal_weights(load_controlnet(tmp_path / "whole.safetensors", model.unet), control)
 
 
-def test_a_controlnet_folder_goes_to_diffusers_and_back(tmp_path: Path, networks: Any, control: ControlNet) -> None:
+def test_a_controlnet_folder_goes_to_diffusers_and_back(
+    tmp_path: Path, networks: Any, control: ControlNet
+) -> None:
     from diffusers import ControlNetModel
 
     control.save(tmp_path / "ours")
@@ -530,16 +634,23 @@ def test_a_controlnet_folder_goes_to_diffusers_and_back(tmp_path: Path, networks
     (tmp_path / "theirs" / "diffusion_pytorch_model.safetensors").unlink()
     torch.save(control.state_dict(), tmp_path / "theirs" / "diffusion_pytorch_model.bin")
     assert_equal_weights(load_controlnet(tmp_path / "theirs", networks[0]), control)
-    assert {p.dtype for p in load_controlnet(tmp_path / "theirs", networks[0], dtype=torch.half).parameters()} == {
-        torch.half
-    }
+    assert {
+        p.dtype
+        for p in load_controlnet(tmp_path / "theirs", networks[0], dtype=torch.half).parameters()
+    } == {torch.half}
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"attention_head_dim": 4}, r"of another base model: attention_head_dim is 4, but 2 is expected"),
-        ({"cross_attention_dim": 768}, r"of another base model: cross_attention_dim is 768, but 12 is expected"),
+        (
+            {"attention_head_dim": 4},
+            r"of another base model: attention_head_dim is 4, but 2 is expected",
+        ),
+        (
+            {"cross_attention_dim": 768},
+            r"of another base model: cross_attention_dim is 768, but 12 is expected",
+        ),
         ({"controlnet_conditioning_channel_order": "bgr"}, "controlnet_conditioning_channel_order"),
         ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
     ],
@@ -556,13 +667,16 @@ def test_a_controlnet_of_another_base_is_refused(
     assert str(tmp_path / "c") in str(caught.value)
 
 
-def test_wrong_controlnet_files_are_refused(tmp_path: Path, networks: Any, control: ControlNet, sd_file: Path) -> None:
+def test_wrong_controlnet_files_are_refused(
+    tmp_path: Path, networks: Any, control: ControlNet, sd_file: Path
+) -> None:
     ours = control.state_dict()
     theirs = to_compvis(ours, unet_names(ours, CONTROL))
     del theirs["control_model.zero_convs.3.0.bias"]
     save_tensors(tmp_path / "a.safetensors", theirs)
     with pytest.raises(
-        InputError, match=r"a\.safetensors do not fit .* 1 missing \(control_model\.zero_convs\.3\.0\.bias\)"
+        InputError,
+        match=r"a\.safetensors do not fit .* 1 missing \(control_model\.zero_convs\.3\.0\.bias\)",
     ):
         load_controlnet(tmp_path / "a.safetensors", networks[0])
     with pytest.raises(InputError, match=r"holds no ControlNet: neither control_model\."):
@@ -596,7 +710,9 @@ def test_other_things_are_unknown(tmp_path: Path) -> None:
             kind_of(tmp_path / name)
 
 
-def test_the_kind_is_found_without_reading_the_values(sd_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kind_is_found_without_reading_the_values(
+    sd_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file of 4 GB is only looked at: its tensors stay mapped."""
     loaded = []
     original = torch.load
@@ -615,15 +731,19 @@ def test_the_kind_is_found_without_reading_the_values(sd_file: Path, monkeypatch
 
 
 def test_the_floor_of_transformers_is_stated_and_kept() -> None:
-    """5.0 still has transformers 4's names inside CLIPTextModel and later ones have not; both load here. 4 is not supported."""
-    stated = re.search(r"^transformers>=(\d+)\.(\d+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    """5.0 still has transformers 4's names inside CLIPTextModel and later ones have not; both load
+    here. 4 is not supported."""
+    stated = re.search(
+        r"^transformers>=(\d+)\.(\d+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE
+    )
     floor = tuple(map(int, stated.groups()))
     assert floor == (5, 0)
     assert tuple(map(int, version("transformers").split(".")[:2])) >= floor
 
 
 def test_the_bundled_configurations_are_v14s() -> None:
-    """What shared/CONTRACT.md of the task lists, and the parameter counts that the paper and the model card give."""
+    """What shared/CONTRACT.md of the task lists, and the parameter counts that the paper and the
+    model card give."""
     unet, vae, text_encoder = empty_networks()
     assert unet.config.attention_head_dim == 8
     assert [sum(p.numel() for p in n.parameters()) for n in (unet, vae, text_encoder)] == [

@@ -1,4 +1,5 @@
-"""Stable Diffusion v1.4 at its full size, with random weights: `pytest -m full`. Takes minutes, 14 GB of memory and 2.2 GB of disk."""
+"""Stable Diffusion v1.4 at its full size, with random weights: `pytest -m full`. Takes minutes, 14
+GB of memory and 2.2 GB of disk."""
 
 import gc
 import resource
@@ -30,7 +31,8 @@ def seal_the_network(patch: pytest.MonkeyPatch) -> None:
 def test_v14_loads_offline_and_computes_a_step_as_diffusers_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One step of the U-Net, text and decoder of the file sd-v1-4.ckpt in half precision, against diffusers' own reading of it."""
+    """One step of the U-Net, text and decoder of the file sd-v1-4.ckpt in half precision, against
+    diffusers' own reading of it."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     path = tmp_path / "sd-v1-4.ckpt"
@@ -63,7 +65,9 @@ def test_v14_loads_offline_and_computes_a_step_as_diffusers_does(
         )
         theirs = unet.eval()(x_t, t, condition.context).sample
         del unet
-        vae = AutoencoderKL.from_single_file(dict(state), config=str(SD14), subfolder="vae", torch_dtype=torch.float32)
+        vae = AutoencoderKL.from_single_file(
+            dict(state), config=str(SD14), subfolder="vae", torch_dtype=torch.float32
+        )
         decoded = vae.eval().decode(x_t[..., :16, :16] * model.latent_std).sample
     assert ours.std() > 0.01
     assert (ours - theirs).abs().max() <= 1e-5

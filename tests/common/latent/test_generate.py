@@ -1,4 +1,5 @@
-"""From prompts to pictures: what a picture depends on, how control acts, what happens without memory, and patches."""
+"""From prompts to pictures: what a picture depends on, how control acts, what happens without
+memory, and patches."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +13,12 @@ from torch import Tensor
 from common.errors import InputError
 from common.latent import generate as generate_module
 from common.latent.control import guess_mode_scales, residual_scales
-from common.latent.generate import ControlledGenerationConfig, Request, generate, with_default_guidance
+from common.latent.generate import (
+    ControlledGenerationConfig,
+    Request,
+    generate,
+    with_default_guidance,
+)
 from common.latent.model import LatentCondition, LatentDiffusion
 from common.latent.save_pictures import too_long
 from p3_controlnet.patches import patched, pyramid, starts
@@ -35,7 +41,10 @@ def requests(count: int = 3, hint: bool = True) -> list[Request]:
 
 
 def pictures(
-    model: LatentDiffusion, wanted: Sequence[Request], config: ControlledGenerationConfig = QUICK, **more: Any
+    model: LatentDiffusion,
+    wanted: Sequence[Request],
+    config: ControlledGenerationConfig = QUICK,
+    **more: Any,
 ) -> Tensor:
     found = list(generate(model, wanted, config, show_progress=False, **more))
     assert [i for indices, _ in found for i in indices] == list(range(len(wanted)))
@@ -51,7 +60,9 @@ def with_(**more: Any) -> ControlledGenerationConfig:
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "ddpm"])
-def test_a_picture_depends_on_its_own_request_bit_for_bit(model: LatentDiffusion, sampler: Any) -> None:
+def test_a_picture_depends_on_its_own_request_bit_for_bit(
+    model: LatentDiffusion, sampler: Any
+) -> None:
     """Wherever it stands, whatever stands beside it: for samplers that draw at every step too."""
     config, wanted = with_(sampler=sampler, steps=2), requests(3)
     together = pictures(model, wanted, config)
@@ -78,7 +89,9 @@ def test_seed_prompt_and_hint_each_give_another_picture(model: LatentDiffusion) 
 def test_pictures_are_those_of_the_model_called_by_hand(model: LatentDiffusion) -> None:
     """DDIM in its formula, guidance in its formula, hints in [0, 1]."""
     request = requests(1)[0]
-    ours = pictures(model, [request], with_(sampler="ddim", steps=2, chunk_size=1, spacing="leading"))
+    ours = pictures(
+        model, [request], with_(sampler="ddim", steps=2, chunk_size=1, spacing="leading")
+    )
     hint = request.hint[None].float() / 255.0
     x = torch.randn(4, SIDE, SIDE, generator=torch.Generator().manual_seed(request.seed))[None]
     abar = [model.schedule.abar(t) for t in (500, 0)] + [1.0]
@@ -102,7 +115,12 @@ def test_without_hints_no_control_network_is_needed() -> None:
 
 
 def test_larger_latents_give_larger_pictures() -> None:
-    assert pictures(tiny_model().eval(), requests(1, hint=False), latent_side=24).shape == (1, 3, 192, 192)
+    assert pictures(tiny_model().eval(), requests(1, hint=False), latent_side=24).shape == (
+        1,
+        3,
+        192,
+        192,
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -112,7 +130,9 @@ def test_larger_latents_give_larger_pictures() -> None:
 def test_control_scales_of_zero_are_no_control(model: LatentDiffusion) -> None:
     free = pictures(model, requests(1, hint=False))
     whole = pictures(model, requests(1))
-    assert torch.allclose(pictures(model, requests(1), with_(control_scales=(0.0,))), free, atol=1e-5)
+    assert torch.allclose(
+        pictures(model, requests(1), with_(control_scales=(0.0,))), free, atol=1e-5
+    )
     assert torch.equal(pictures(model, requests(1), with_(control_scales=(1.0,) * 13)), whole)
     middle_alone = pictures(model, requests(1), with_(control_scales=(0.0,) * 12 + (1.0,)))
     for other in (free, whole):
@@ -120,16 +140,21 @@ def test_control_scales_of_zero_are_no_control(model: LatentDiffusion) -> None:
 
 
 def test_control_starts_and_ends(model: LatentDiffusion) -> None:
-    """Nowhere is no control; everywhere is the default; the parts differ, from both and from each other."""
+    """Nowhere is no control; everywhere is the default; the parts differ, from both and from each
+    other."""
     free, whole = pictures(model, requests(1, hint=False)), pictures(model, requests(1))
     assert torch.allclose(pictures(model, requests(1), with_(control_end=0.0)), free, atol=1e-5)
-    assert torch.equal(pictures(model, requests(1), with_(control_start=0.0, control_end=1.0)), whole)
+    assert torch.equal(
+        pictures(model, requests(1), with_(control_start=0.0, control_end=1.0)), whole
+    )
     early = pictures(model, requests(1), with_(control_end=0.4))
     late = pictures(model, requests(1), with_(control_start=0.4))
     for a, b in ((early, free), (early, whole), (late, free), (late, whole), (early, late)):
         assert (a - b).abs().max() > 1e-4
     calls: list[int] = []
-    hook = model.controlnet.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    hook = model.controlnet.register_forward_pre_hook(
+        lambda _, inputs: calls.append(len(inputs[0]))
+    )
     try:
         pictures(model, requests(1), with_(control_end=0.4))
     finally:
@@ -139,35 +164,48 @@ def test_control_starts_and_ends(model: LatentDiffusion) -> None:
 
 def test_guess_mode_controls_the_conditional_half_alone_and_weaker(model: LatentDiffusion) -> None:
     calls: list[int] = []
-    hook = model.controlnet.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    hook = model.controlnet.register_forward_pre_hook(
+        lambda _, inputs: calls.append(len(inputs[0]))
+    )
     try:
         guessed = pictures(model, requests(1), with_(guess_mode=True))
     finally:
         hook.remove()
     assert calls == [2] * 3
     assert (guessed - pictures(model, requests(1))).abs().max() > 1e-4
-    assert residual_scales(with_(guess_mode=True, control_scales=(2.0,)), 13) == guess_mode_scales(13, 2.0)
+    assert residual_scales(with_(guess_mode=True, control_scales=(2.0,)), 13) == guess_mode_scales(
+        13, 2.0
+    )
 
 
 def test_control_scales_must_be_as_many_as_residuals(model: LatentDiffusion) -> None:
     for guess in (False, True):
         config = with_(control_scales=(1.0, 0.5), guess_mode=guess)
         with pytest.raises(
-            InputError, match="--control-scales needs 1 number, or 13 for this model's residuals, not 2"
+            InputError,
+            match="--control-scales needs 1 number, or 13 for this model's residuals, not 2",
         ):
             pictures(model, requests(1), config)
 
 
 def test_guidance_acts_inside_its_interval_alone(model: LatentDiffusion) -> None:
     conditional = pictures(model, requests(1), with_(guidance_scale=1.0))
-    assert torch.equal(pictures(model, requests(1), with_(guidance_scale=9.0, guidance_interval=(0, 10))), conditional)
-    assert not torch.equal(pictures(model, requests(1), with_(guidance_interval=(900, 999))), conditional)
+    assert torch.equal(
+        pictures(model, requests(1), with_(guidance_scale=9.0, guidance_interval=(0, 10))),
+        conditional,
+    )
+    assert not torch.equal(
+        pictures(model, requests(1), with_(guidance_interval=(900, 999))), conditional
+    )
 
 
 def test_the_default_guidance_is_the_models(model: LatentDiffusion) -> None:
     assert model.default_guidance_scale == 7.5  # Stable Diffusion's
     usual, asked = with_(guidance_scale=None), with_(guidance_scale=7.5)
-    assert with_default_guidance(usual, model) == asked and with_default_guidance(QUICK, model) == QUICK
+    assert (
+        with_default_guidance(usual, model) == asked
+        and with_default_guidance(QUICK, model) == QUICK
+    )
     assert torch.equal(pictures(model, requests(1), usual), pictures(model, requests(1), asked))
 
 
@@ -187,8 +225,14 @@ def test_a_prompt_that_is_cut_is_named(model: LatentDiffusion) -> None:
         ({"control_scales": (1.0, float("inf"))}, "--control-scales must be finite"),
         ({"eta": 2.0}, r"--eta must lie in \[0, 1\]"),
         ({"guidance_rescale": -0.5}, r"--guidance-rescale must lie in \[0, 1\]"),
-        ({"guidance_interval": (900, 100)}, "--guidance-interval must be the lowest t and then the highest"),
-        ({"control_start": 0.6, "control_end": 0.5}, "--control-start and --control-end must be fractions"),
+        (
+            {"guidance_interval": (900, 100)},
+            "--guidance-interval must be the lowest t and then the highest",
+        ),
+        (
+            {"control_start": 0.6, "control_end": 0.5},
+            "--control-start and --control-end must be fractions",
+        ),
         ({"control_end": 1.5}, "--control-start and --control-end must be fractions"),
         ({"seed": -1}, "a seed must lie between 0"),
     ],
@@ -224,7 +268,15 @@ def test_a_smaller_batch_is_tried_and_said_once(
     expected = pictures(model, wanted, config)
     tried = short_of_memory(monkeypatch, fits=1)
     images = pictures(model, wanted, config)
-    assert tried == [4, 2, 1, 1, 1, 1, 1]  # what fits is remembered; the last chunk's padding is left out
+    assert tried == [
+        4,
+        2,
+        1,
+        1,
+        1,
+        1,
+        1,
+    ]  # what fits is remembered; the last chunk's padding is left out
     assert torch.allclose(images, expected, atol=1e-3)
     assert capsys.readouterr().out.splitlines() == [
         "4 images at once do not fit into the device's memory: trying 2",
@@ -234,7 +286,9 @@ def test_a_smaller_batch_is_tried_and_said_once(
 
 def test_not_even_one_picture_fits(model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = short_of_memory(monkeypatch, fits=0)
-    with pytest.raises(InputError, match="the device's memory does not hold one image: use a smaller model"):
+    with pytest.raises(
+        InputError, match="the device's memory does not hold one image: use a smaller model"
+    ):
         pictures(model, requests(2))
     assert tried == [2, 1]
 
@@ -260,12 +314,15 @@ def test_a_constant_network_gives_a_constant() -> None:
 def test_a_network_of_single_pixels_is_the_same_in_patches() -> None:
     """Each patch gets its own piece of the latents, at its own place."""
     x_t = torch.randn(2, 4, 23, 31, generator=torch.Generator().manual_seed(0))
-    output = patched(lambda x, t, cond: 2.0 * x, 16, 7, 4)(x_t, torch.tensor([5, 5]), condition(2, hint=False))
+    output = patched(lambda x, t, cond: 2.0 * x, 16, 7, 4)(
+        x_t, torch.tensor([5, 5]), condition(2, hint=False)
+    )
     assert torch.allclose(output, 2.0 * x_t, atol=1e-5)
 
 
 def test_the_hint_is_cut_at_the_same_places() -> None:
-    """A network that says what its hint shows gives back the hint, averaged to the latents' size."""
+    """A network that says what its hint shows gives back the hint, averaged to the latents'
+    size."""
     hint = torch.rand(1, 3, 4 * 24, 4 * 20, generator=torch.Generator().manual_seed(0))
     shown = torch.nn.functional.avg_pool2d(hint, 4)[:, :1]
 
@@ -273,7 +330,11 @@ def test_the_hint_is_cut_at_the_same_places() -> None:
         return torch.nn.functional.avg_pool2d(cond.hint, 4)[:, :1]
 
     network = patched(show, 16, 6, 4)
-    output = network(torch.zeros(1, 1, 24, 20), torch.tensor([5]), LatentCondition(torch.zeros(1, 3, WIDTH), hint))
+    output = network(
+        torch.zeros(1, 1, 24, 20),
+        torch.tensor([5]),
+        LatentCondition(torch.zeros(1, 3, WIDTH), hint),
+    )
     assert torch.allclose(output, shown, atol=1e-6)
 
 
@@ -281,14 +342,18 @@ def test_no_seam_shows_where_patches_disagree() -> None:
     """Two patches that say 0 and 1: from one to the other it goes in small steps."""
     answers = iter((0.0, 1.0))
     network = patched(lambda x_t, t, cond: torch.full_like(x_t, next(answers)), 16, 8, 4)
-    output = network(torch.zeros(1, 1, 16, 24), torch.tensor([5]), LatentCondition(torch.zeros(1, 3, WIDTH)))
+    output = network(
+        torch.zeros(1, 1, 16, 24), torch.tensor([5]), LatentCondition(torch.zeros(1, 3, WIDTH))
+    )
     row = output[0, 0, 8]
     assert torch.all(row[:8] == 0.0) and torch.all(row[16:] == 1.0)
     assert torch.all(row.diff() >= 0.0) and row.diff().max() < 0.15
 
 
 def test_patches_reach_every_side() -> None:
-    assert starts(16, 16, 8) == [0] and starts(24, 16, 8) == [0, 8] and starts(25, 16, 8) == [0, 8, 9]
+    assert (
+        starts(16, 16, 8) == [0] and starts(24, 16, 8) == [0, 8] and starts(25, 16, 8) == [0, 8, 9]
+    )
     assert starts(64, 16, 16) == [0, 16, 32, 48]
     window = pyramid(16)
     assert window.min() > 0.0 and window.max() == 1.0 and torch.equal(window, window.T)
@@ -297,18 +362,24 @@ def test_patches_reach_every_side() -> None:
 
 def test_a_stride_that_leaves_gaps_and_too_small_a_canvas_are_refused() -> None:
     for stride in (0, 17):
-        with pytest.raises(InputError, match=f"a stride of {stride} latents leaves gaps between patches of 16"):
+        with pytest.raises(
+            InputError, match=f"a stride of {stride} latents leaves gaps between patches of 16"
+        ):
             patched(lambda x_t, t, cond: x_t, 16, stride, 4)
     network = patched(lambda x_t, t, cond: x_t, 16, 8, 4)
     with pytest.raises(InputError, match="latents of 16x12 are smaller than one patch of 16x16"):
-        network(torch.zeros(1, 4, 16, 12), torch.tensor([5]), LatentCondition(torch.zeros(1, 3, WIDTH)))
+        network(
+            torch.zeros(1, 4, 16, 12), torch.tensor([5]), LatentCondition(torch.zeros(1, 3, WIDTH))
+        )
 
 
 def test_a_larger_canvas_with_control_in_patches(model: LatentDiffusion) -> None:
     """Every patch goes through the U-Net and ControlNet at the model's own size."""
     hint = torch.randint(0, 256, (3, 256, 128), dtype=torch.uint8)
     sizes: list[tuple[int, ...]] = []
-    hook = model.controlnet.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
+    hook = model.controlnet.register_forward_pre_hook(
+        lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:]))
+    )
     try:
         network = patched(model.apply_model, SIDE, 8, 8)
         cond = text_condition(model, ["red circle"], hint[None].float() / 255.0)

@@ -1,4 +1,5 @@
-"""Latent diffusion: latents and text, where control acts, guidance and sampling; on CUDA by fake tensors."""
+"""Latent diffusion: latents and text, where control acts, guidance and sampling; on CUDA by fake
+tensors."""
 
 import dataclasses
 import math
@@ -89,7 +90,9 @@ def test_decoding_undoes_the_normalisation(stats: dict) -> None:
     model = tiny_model(**stats)
     decoded = model.decode(model.encode(images()))
     with torch.no_grad():
-        expected = model.autoencoder.decode(model.autoencoder.encode(images()).latent_dist.mode()).sample
+        expected = model.autoencoder.decode(
+            model.autoencoder.encode(images()).latent_dist.mode()
+        ).sample
     assert decoded.shape == images().shape
     torch.testing.assert_close(decoded, expected, rtol=0, atol=1e-4)
 
@@ -147,7 +150,12 @@ def test_the_hash_sees_every_change() -> None:
     assert state_hash(twin) == before and len(before) == 32
     with torch.no_grad():
         twin.bias[1] = torch.nextafter(twin.bias[1], torch.tensor(10.0))
-    changed = {before, state_hash(twin), state_hash(layer.bfloat16()), state_hash(nn.Sequential(layer))}
+    changed = {
+        before,
+        state_hash(twin),
+        state_hash(layer.bfloat16()),
+        state_hash(nn.Sequential(layer)),
+    }
     assert len(changed) == 4
 
 
@@ -171,10 +179,16 @@ def test_attention_by_matrix_products_is_the_same_attention() -> None:
 
     model, (x_t, t), cond = controlled_model(), inputs(), condition()
     expected = model.apply_model(x_t, t, cond)
-    layers = [module for module in model.modules() if isinstance(module, Attention) and module.is_cross_attention]
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, Attention) and module.is_cross_attention
+    ]
     for mixed_precision, taken in (("no", False), ("bf16", True)):
         model.choose_attention(mixed_precision)
-        assert layers and all(isinstance(layer.processor, AttnProcessor) == taken for layer in layers)
+        assert layers and all(
+            isinstance(layer.processor, AttnProcessor) == taken for layer in layers
+        )
         torch.testing.assert_close(model.apply_model(x_t, t, cond), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -185,16 +199,26 @@ def test_each_residual_has_its_own_scale(controlled: LatentDiffusion) -> None:
     residuals = controlled.controlnet(x_t, cond.hint, t, cond.context)
     *skips, middle = (r * s for r, s in zip(residuals, cond.control_scales, strict=True))
     expected = controlled.unet(
-        x_t, t, cond.context, down_block_additional_residuals=skips, mid_block_additional_residual=middle
+        x_t,
+        t,
+        cond.context,
+        down_block_additional_residuals=skips,
+        mid_block_additional_residual=middle,
     ).sample
     assert torch.equal(controlled.apply_model(x_t, t, cond), expected)
-    ones, none = (dataclasses.replace(cond, control_scales=scales) for scales in ((1.0,) * 13, None))
+    ones, none = (
+        dataclasses.replace(cond, control_scales=scales) for scales in ((1.0,) * 13, None)
+    )
     assert torch.equal(controlled.apply_model(x_t, t, ones), controlled.apply_model(x_t, t, none))
     zeros = dataclasses.replace(cond, control_scales=(0.0,) * 13)
-    assert torch.equal(controlled.apply_model(x_t, t, zeros), controlled.unet(x_t, t, cond.context).sample)
+    assert torch.equal(
+        controlled.apply_model(x_t, t, zeros), controlled.unet(x_t, t, cond.context).sample
+    )
 
 
-def test_what_cannot_be_controlled_is_refused(plain: LatentDiffusion, controlled: LatentDiffusion) -> None:
+def test_what_cannot_be_controlled_is_refused(
+    plain: LatentDiffusion, controlled: LatentDiffusion
+) -> None:
     with pytest.raises(InputError, match="no ControlNet"):
         plain.apply_model(*inputs(), condition())
     with pytest.raises(InputError, match="takes 13 control scales, not 2"):
@@ -228,7 +252,9 @@ def test_guidance_is_one_call_and_equals_two(
     x_t, t = inputs()
     t[:] = 300
     halves = [controlled.apply_model(x_t, t, half) for half in (cond, null)]
-    base, control = (calls_of(part, monkeypatch) for part in (controlled.unet, controlled.controlnet))
+    base, control = (
+        calls_of(part, monkeypatch) for part in (controlled.unet, controlled.controlnet)
+    )
     output = controlled.predictor(cond, null, 3.0)(x_t, 300)
     torch.testing.assert_close(output, guide(*halves, 3.0), rtol=1e-4, atol=1e-5)
     assert [len(call[0]) for call in base] == [4]
@@ -264,7 +290,11 @@ def test_the_controlled_steps_are_those_of_diffusers_pipeline(steps: int) -> Non
             if start > end:
                 continue
             lowest, highest = control_interval(pairs, start, end)
-            expected = [t for i, (t, _) in enumerate(pairs) if not (i / steps < start or (i + 1) / steps > end)]
+            expected = [
+                t
+                for i, (t, _) in enumerate(pairs)
+                if not (i / steps < start or (i + 1) / steps > end)
+            ]
             assert [t for t, _ in pairs if lowest <= t <= highest] == expected
     assert control_interval(pairs) == (pairs[-1][0], pairs[0][0])
 
@@ -276,20 +306,28 @@ def test_a_window_outside_the_trajectory_is_refused(window: tuple[float, float])
 
 
 @pytest.mark.parametrize(
-    ("window", "controlled_steps"), [((0.0, 1.0), 4), ((0.0, 0.5), 2), ((0.75, 1.0), 1), ((0.4, 0.5), 0)]
+    ("window", "controlled_steps"),
+    [((0.0, 1.0), 4), ((0.0, 0.5), 2), ((0.75, 1.0), 1), ((0.4, 0.5), 0)],
 )
 @torch.no_grad()
 def test_outside_its_window_the_control_network_rests(
-    controlled: LatentDiffusion, monkeypatch: pytest.MonkeyPatch, window: tuple[float, float], controlled_steps: int
+    controlled: LatentDiffusion,
+    monkeypatch: pytest.MonkeyPatch,
+    window: tuple[float, float],
+    controlled_steps: int,
 ) -> None:
     """And what comes out there is the base's."""
     pairs = trailing_pairs(1000, 4)
     cond, null = condition(), condition(seed=4)
     predict = controlled.predictor(cond, null, 2.0, control=control_interval(pairs, *window))
-    base, control = (calls_of(part, monkeypatch) for part in (controlled.unet, controlled.controlnet))
+    base, control = (
+        calls_of(part, monkeypatch) for part in (controlled.unet, controlled.controlnet)
+    )
     outputs = {t: predict(inputs()[0], t) for t, _ in pairs}
     first = round(window[0] * 4)
-    assert [int(call[2][0]) for call in control] == [t for t, _ in pairs[first : first + controlled_steps]]
+    assert [int(call[2][0]) for call in control] == [
+        t for t, _ in pairs[first : first + controlled_steps]
+    ]
     assert len(base) == 4
     always = controlled.predictor(cond, null, 2.0)
     never = controlled.predictor(cond.without_control(), null.without_control(), 2.0)
@@ -317,7 +355,9 @@ def test_sampling_equals_a_loop_of_separate_calls(controlled: LatentDiffusion) -
 
     denoise = denoiser(controlled.predictor(cond, null, 2.0), SCHEDULE, "eps", clip_x0=False)
     expected = sample_ddim(two_calls, SCHEDULE, x_T, pairs)
-    torch.testing.assert_close(sample_ddim(denoise, SCHEDULE, x_T, pairs), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        sample_ddim(denoise, SCHEDULE, x_T, pairs), expected, rtol=1e-3, atol=1e-3
+    )
 
 
 @torch.no_grad()
@@ -325,7 +365,9 @@ def test_an_image_does_not_depend_on_its_batch(controlled: LatentDiffusion) -> N
     x_t, t = inputs(3)
     cond = condition(3)
     together = controlled.apply_model(x_t, t, cond)
-    alone = controlled.apply_model(x_t[1:2], t[1:2], LatentCondition(cond.context[1:2], cond.hint[1:2]))
+    alone = controlled.apply_model(
+        x_t[1:2], t[1:2], LatentCondition(cond.context[1:2], cond.hint[1:2])
+    )
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -337,7 +379,14 @@ def test_prompts_and_hints_become_images(controlled: LatentDiffusion) -> None:
     cond, null = (text_condition(controlled, texts, hint) for texts in (prompts, ["", ""]))
     predict = controlled.predictor(cond, null, 7.5)
     denoise = denoiser(predict, controlled.schedule, controlled.parameterization, clip_x0=False)
-    x0 = sample("dpmpp_2m", denoise, SCHEDULE, inputs()[0], trailing_pairs(1000, 2), noise=lambda: inputs()[0])
+    x0 = sample(
+        "dpmpp_2m",
+        denoise,
+        SCHEDULE,
+        inputs()[0],
+        trailing_pairs(1000, 2),
+        noise=lambda: inputs()[0],
+    )
     result = controlled.decode(x0)
     assert result.shape == (2, 3, 128, 128) and bool(result.isfinite().all())
 
@@ -355,7 +404,9 @@ def on_fake_cuda(check: Callable[[torch.device, LatentDiffusion], None], **optio
 
 
 def cuda_condition(device: torch.device) -> LatentCondition:
-    return LatentCondition(torch.zeros(2, 77, 16, device=device), torch.zeros(2, 3, 128, 128, device=device))
+    return LatentCondition(
+        torch.zeros(2, 77, 16, device=device), torch.zeros(2, 3, 128, 128, device=device)
+    )
 
 
 def test_loss_on_cuda() -> None:
@@ -363,7 +414,9 @@ def test_loss_on_cuda() -> None:
         generators = StackedRandomGenerator([1, 2], device)
         latents = model.encode(torch.zeros(2, 3, 128, 128, device=device), generators)
         cond = dataclasses.replace(cuda_condition(device), context=model.encode_text(["a", "b"]))
-        loss = diffusion_loss(model.apply_model, SCHEDULE, latents, cond, generators, parameterization="v")
+        loss = diffusion_loss(
+            model.apply_model, SCHEDULE, latents, cond, generators, parameterization="v"
+        )
         assert loss.device.type == "cuda" and loss.requires_grad
 
     on_fake_cuda(check, **PER_CHANNEL)
@@ -381,7 +434,9 @@ def test_sampling_on_cuda() -> None:
         denoise = denoiser(predict, SCHEDULE, "eps", clip_x0=False)
         with torch.no_grad():
             x_T = generators.randn(4, 16, 16)
-            x0 = sample("ddpm", denoise, SCHEDULE, x_T, pairs, noise=lambda: generators.randn(4, 16, 16))
+            x0 = sample(
+                "ddpm", denoise, SCHEDULE, x_T, pairs, noise=lambda: generators.randn(4, 16, 16)
+            )
         decoded = model.decode(x0)
         assert decoded.device.type == "cuda" and decoded.shape == (2, 3, 128, 128)
 

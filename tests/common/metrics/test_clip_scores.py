@@ -34,7 +34,8 @@ def test_scores_are_means_over_references_and_one_text() -> None:
 
 
 def test_the_best_five_of_25_are_chosen_by_image_plus_text_and_both_must_pass() -> None:
-    """Text counts 2.5 times: pictures 20..24 lose 0.1 in image and gain 0.05 in text, 0.125 in sum."""
+    """Text counts 2.5 times: pictures 20..24 lose 0.1 in image and gain 0.05 in text, 0.125 in
+    sum."""
     image, text = torch.full((25,), 0.8), torch.full((25,), 0.3)
     image[20:], text[20:] = 0.7, 0.35
     verdict = grade_personalised(image, text, (70.0, 35.0))

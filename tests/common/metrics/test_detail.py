@@ -28,9 +28,12 @@ def test_the_root_mean_square_weighs_large_steps_more() -> None:
 
 
 def test_power_of_a_wave_is_at_its_frequency() -> None:
-    """A cosine of amplitude a and frequency k along rows of N pixels has |DFT|^2 = (a N / 2)^2 at k and none elsewhere."""
+    """A cosine of amplitude a and frequency k along rows of N pixels has |DFT|^2 = (a N / 2)^2 at k
+    and none elsewhere."""
     n, k, amplitude = 64, 16, 40.0
     wave = (128.0 + amplitude * torch.cos(2.0 * math.pi * k * torch.arange(n) / n)).round()
     images = wave.to(torch.uint8).expand(2, 3, n, n)
-    assert luminance_power(images, k) == pytest.approx((amplitude * n / 2.0) ** 2 / 2.0, rel=1e-4)  # rows, not columns
+    assert luminance_power(images, k) == pytest.approx(
+        (amplitude * n / 2.0) ** 2 / 2.0, rel=1e-4
+    )  # rows, not columns
     assert luminance_power(images, 32) == pytest.approx(0.0, abs=1.0)

@@ -28,7 +28,9 @@ from common.metrics.frechet import FeatureStatistics, feature_statistics, freche
 def random_statistics(dim: int, seed: int) -> FeatureStatistics:
     generator = torch.Generator().manual_seed(seed)
     root = torch.randn(dim, dim, dtype=torch.float64, generator=generator)
-    return FeatureStatistics(torch.randn(dim, dtype=torch.float64, generator=generator), root @ root.T / dim)
+    return FeatureStatistics(
+        torch.randn(dim, dtype=torch.float64, generator=generator), root @ root.T / dim
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -47,7 +49,8 @@ def test_a_shift_alone_is_the_squared_distance_of_the_means() -> None:
 
 
 def test_diagonal_covariances_give_the_distance_of_the_standard_deviations() -> None:
-    """For axis-aligned Gaussians: sum of (m_a - m_b)^2 + (s_a - s_b)^2; a rotation of both changes nothing."""
+    """For axis-aligned Gaussians: sum of (m_a - m_b)^2 + (s_a - s_b)^2; a rotation of both changes
+    nothing."""
     std_a, std_b = torch.tensor([1.0, 2.0, 0.0]).double(), torch.tensor([3.0, 0.5, 1.0]).double()
     mean_b = torch.tensor([1.0, 0.0, -2.0]).double()
     expected = 5.0 + (4.0 + 2.25 + 1.0)
@@ -59,12 +62,15 @@ def test_diagonal_covariances_give_the_distance_of_the_standard_deviations() -> 
 
 
 def test_the_distance_is_that_of_the_matrix_root() -> None:
-    """Against |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) with SciPy's root of the unsymmetric product."""
+    """Against |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) with SciPy's root of the
+    unsymmetric product."""
     linalg = pytest.importorskip("scipy.linalg")
     for seed in range(3):
         a, b = random_statistics(12, seed), random_statistics(12, seed + 100)
         root = linalg.sqrtm(a.cov.numpy() @ b.cov.numpy()).real
-        expected = (a.mean - b.mean).square().sum() + torch.trace(a.cov + b.cov) - 2.0 * np.trace(root)
+        expected = (
+            (a.mean - b.mean).square().sum() + torch.trace(a.cov + b.cov) - 2.0 * np.trace(root)
+        )
         assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-8)
 
 
@@ -85,7 +91,8 @@ def test_statistics_are_the_mean_and_the_unbiased_covariance() -> None:
 
 
 def test_weights_count_rows() -> None:
-    """A weight of 3 is a row three times over; only the correction for bias, 1 - sum of w^2, differs."""
+    """A weight of 3 is a row three times over; only the correction for bias, 1 - sum of w^2,
+    differs."""
     features = torch.randn(4, 2)
     weights = torch.tensor([3.0, 1.0, 2.0, 0.0])
     weighted = feature_statistics(features, weights)
@@ -100,7 +107,9 @@ def test_weights_count_rows() -> None:
 
 
 def random_images(count: int) -> Tensor:
-    return torch.randint(256, (count, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        256, (count, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def test_the_projects_classifier_comes_back_from_its_folder(tmp_path: Path) -> None:
@@ -135,7 +144,9 @@ def test_classify_sees_the_model_range_and_keeps_the_order() -> None:
 def test_the_courses_classifier_loads(tmp_path: Path, wrapped: bool) -> None:
     """`Classifier.pth` is a dict with `state_dict` (CUDA tensors in it are mapped to the CPU)."""
     model = LeNet().eval()
-    assert {name: tuple(value.shape) for name, value in model.state_dict().items() if "weight" in name} == {
+    assert {
+        name: tuple(value.shape) for name, value in model.state_dict().items() if "weight" in name
+    } == {
         "conv1.weight": (6, 3, 5, 5),
         "conv2.weight": (16, 6, 5, 5),
         "fc1.weight": (128, 256),
@@ -148,14 +159,18 @@ def test_the_courses_classifier_loads(tmp_path: Path, wrapped: bool) -> None:
     assert torch.equal(classify(loaded, random_images(20)), classify(model, random_images(20)))
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"state_dict": 3}, {"state_dict": {"conv1.weight": torch.ones(1)}}])
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"state_dict": 3}, {"state_dict": {"conv1.weight": torch.ones(1)}}]
+)
 def test_a_file_without_the_courses_classifier_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "Classifier.pth")
     with pytest.raises(InputError, match=r"Classifier\.pth"):
         load_lenet(tmp_path / "Classifier.pth")
 
 
-def test_the_published_svhn_network_loads_and_normalises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_svhn_network_loads_and_normalises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("timm")
     model = PublishedSVHN().eval()
     monkeypatch.setattr(classifier, "PublishedSVHN", lambda: model)  # it is large: one is enough

@@ -1,4 +1,5 @@
-"""What a picture shows, against discs of known place, area and colour, clean and spoiled in the ways models spoil them."""
+"""What a picture shows, against discs of known place, area and colour, clean and spoiled in the
+ways models spoil them."""
 
 import io
 import math
@@ -29,12 +30,20 @@ from common.metrics.segmentation import (
     separate,
 )
 
-MIDDLE, AWAY, CUT = Circle(260.5, 240.0, 90.0), Circle(120.0, 130.5, 70.0), Circle(490.0, 300.0, 110.0)
+MIDDLE, AWAY, CUT = (
+    Circle(260.5, 240.0, 90.0),
+    Circle(120.0, 130.5, 70.0),
+    Circle(490.0, 300.0, 110.0),
+)
 
 
 def picture(*discs: tuple[Circle, str], background: str = "old lace") -> Tensor:
     """Flat discs, hard edges, uint8 [3, 512, 512]."""
-    image = torch.tensor(CSS_COLOURS[background], dtype=torch.uint8)[:, None, None].expand(3, SIZE, SIZE).clone()
+    image = (
+        torch.tensor(CSS_COLOURS[background], dtype=torch.uint8)[:, None, None]
+        .expand(3, SIZE, SIZE)
+        .clone()
+    )
     for circle, colour in discs:
         image[:, disc(circle)] = torch.tensor(CSS_COLOURS[colour], dtype=torch.uint8)[:, None]
     return image
@@ -90,8 +99,12 @@ SPOILERS = [clean, noisy, jpeg, blurred, from_64]
 
 @pytest.mark.parametrize("spoil", SPOILERS)
 @pytest.mark.parametrize("circle", [MIDDLE, AWAY, CUT])
-@pytest.mark.parametrize(("colour", "background"), [("crimson", "old lace"), ("navy", "black"), ("moccasin", "bisque")])
-def test_a_disc_is_found(circle: Circle, colour: str, background: str, spoil: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("colour", "background"), [("crimson", "old lace"), ("navy", "black"), ("moccasin", "bisque")]
+)
+def test_a_disc_is_found(
+    circle: Circle, colour: str, background: str, spoil: Callable[[Tensor], Tensor]
+) -> None:
     """The last pair is CIEDE2000 4.5 apart."""
     found = object_mask(spoil(picture((circle, colour), background=background)))
     assert found.shape == (SIZE, SIZE) and found.dtype == torch.bool
@@ -102,7 +115,9 @@ def test_the_area_is_that_of_the_circle() -> None:
     mask = object_mask(picture((MIDDLE, "teal")))
     assert mask.sum().item() == pytest.approx(math.pi * MIDDLE.radius**2, rel=2e-3)
     half = Circle(512.0, 256.0, 100.0)
-    assert object_mask(picture((half, "teal"))).sum().item() == pytest.approx(math.pi * 100.0**2 / 2, rel=4e-3)
+    assert object_mask(picture((half, "teal"))).sum().item() == pytest.approx(
+        math.pi * 100.0**2 / 2, rel=4e-3
+    )
 
 
 def test_the_nearest_pair_of_fill50k_is_told_apart() -> None:
@@ -150,10 +165,15 @@ def test_a_faint_object_is_found_beside_strong_ones() -> None:
 
 @pytest.mark.parametrize(
     ("colour", "background", "strength"),
-    [("medium slate blue", "slate blue", 6.0), ("moccasin", "tan", 10.0), ("dim gray", "dark gray", 18.0)],
+    [
+        ("medium slate blue", "slate blue", 6.0),
+        ("moccasin", "tan", 10.0),
+        ("dim gray", "dark gray", 18.0),
+    ],
 )
 def test_a_faint_object_is_found_in_noise(colour: str, background: str, strength: float) -> None:
-    """Noise in the pixels of a model of 64x64, independent in the three channels: most of it is not between the two colours."""
+    """Noise in the pixels of a model of 64x64, independent in the three channels: most of it is not
+    between the two colours."""
     noise = strength * torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
 
     def found(image: Tensor) -> Tensor:
@@ -174,12 +194,20 @@ def test_a_second_colour_that_is_not_there_adds_no_object() -> None:
 def test_parts_come_apart_by_size() -> None:
     mask = disc(MIDDLE) | disc(Circle(60.0, 60.0, 30.0)) | disc(Circle(450.0, 450.0, 4.0))
     parts = separate(mask)
-    assert [part.sum().item() for part in parts] == [disc(MIDDLE).sum(), disc(Circle(60.0, 60.0, 30.0)).sum()]
-    assert len(separate(mask, min_area=0.0)) == 3 and separate(torch.zeros(8, 8, dtype=torch.bool)) == []
+    assert [part.sum().item() for part in parts] == [
+        disc(MIDDLE).sum(),
+        disc(Circle(60.0, 60.0, 30.0)).sum(),
+    ]
+    assert (
+        len(separate(mask, min_area=0.0)) == 3
+        and separate(torch.zeros(8, 8, dtype=torch.bool)) == []
+    )
 
 
 def test_a_picture_of_another_size_is_brought_to_512() -> None:
-    small = _as_tensor(_as_image(picture((MIDDLE, "crimson"))).resize((64, 64), Image.Resampling.BOX))
+    small = _as_tensor(
+        _as_image(picture((MIDDLE, "crimson"))).resize((64, 64), Image.Resampling.BOX)
+    )
     assert iou(object_mask(small), disc(MIDDLE)) > 0.97
 
 
@@ -258,10 +286,16 @@ def test_sam2_answers_in_the_same_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("resolution", "margin"), [(512, 4.0), (64, 32.0)])
 def test_colours_are_measured_inside(resolution: int, margin: float) -> None:
     inner = inner_region(disc(MIDDLE), resolution)
-    assert inner.any() and not (inner & ~disc(Circle(MIDDLE.x, MIDDLE.y, MIDDLE.radius - margin + 0.5))).any()
+    assert (
+        inner.any()
+        and not (inner & ~disc(Circle(MIDDLE.x, MIDDLE.y, MIDDLE.radius - margin + 0.5))).any()
+    )
     assert iou(inner, disc(Circle(MIDDLE.x, MIDDLE.y, MIDDLE.radius - margin))) > 0.85
     outside = inner_region(~disc(MIDDLE), resolution)
-    assert outside[0].all() and not (outside & disc(Circle(MIDDLE.x, MIDDLE.y, MIDDLE.radius + margin - 0.5))).any()
+    assert (
+        outside[0].all()
+        and not (outside & disc(Circle(MIDDLE.x, MIDDLE.y, MIDDLE.radius + margin - 0.5))).any()
+    )
 
 
 def test_a_small_region_is_measured_at_its_deepest() -> None:
@@ -327,4 +361,6 @@ def test_what_is_no_circle_is_not_fitted() -> None:
 def test_the_disc_has_the_area_of_the_circle() -> None:
     assert disc(MIDDLE).sum().item() == pytest.approx(math.pi * MIDDLE.radius**2, rel=2e-3)
     quarter = disc(Circle(0.0, 0.0, 128.0), size=256)
-    assert quarter.shape == (256, 256) and quarter.sum().item() == pytest.approx(math.pi * 128.0**2 / 4, rel=2e-3)
+    assert quarter.shape == (256, 256) and quarter.sum().item() == pytest.approx(
+        math.pi * 128.0**2 / 4, rel=2e-3
+    )

@@ -32,7 +32,9 @@ def concept(token: str = "<new1>", count: int = 1, width: int = WIDTH) -> Concep
 def known(*concepts: Concept) -> LatentDiffusion:
     """The tiny model, knowing these concepts."""
     model = tiny_model()
-    model.text_encoder, model.tokenizer = with_concepts(model.text_encoder, model.tokenizer, concepts)
+    model.text_encoder, model.tokenizer = with_concepts(
+        model.text_encoder, model.tokenizer, concepts
+    )
     return model
 
 
@@ -60,14 +62,20 @@ def test_capitals_tell_placeholders_apart() -> None:
 def test_several_vectors_are_several_words() -> None:
     model = tiny_model()
     table = model.text_encoder.get_input_embeddings().weight
-    three = Concept("<new1>", torch.stack([table[model.tokenizer.convert_tokens_to_ids(f"{c}</w>")] for c in "bcd"]))
+    three = Concept(
+        "<new1>",
+        torch.stack([table[model.tokenizer.convert_tokens_to_ids(f"{c}</w>")] for c in "bcd"]),
+    )
     learned = known(three)
     assert expand("a <new1> e", [three]) == "a <new1> <new1>/2 <new1>/3 e"
-    assert torch.equal(learned.encode_text([expand("a <new1> e", [three])]), model.encode_text(["a b c d e"]))
+    assert torch.equal(
+        learned.encode_text([expand("a <new1> e", [three])]), model.encode_text(["a b c d e"])
+    )
 
 
 def test_training_moves_the_rows_and_no_other() -> None:
-    """Weight decay included, which would move every row of the table if the rows were a part of it."""
+    """Weight decay included, which would move every row of the table if the rows were a part of
+    it."""
     model = known(concept())
     embedding = model.text_encoder.get_input_embeddings()
     before = {name: value.clone() for name, value in model.text_encoder.state_dict().items()}
@@ -81,7 +89,9 @@ def test_training_moves_the_rows_and_no_other() -> None:
     after = model.text_encoder.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert len(changed) == 1 and changed.pop().endswith("rows.<new1>")
-    assert len(embedding.concepts()) == 1 and torch.equal(embedding.concepts()[0].vectors, rows[0].detach())
+    assert len(embedding.concepts()) == 1 and torch.equal(
+        embedding.concepts()[0].vectors, rows[0].detach()
+    )
 
 
 def test_the_given_text_encoder_stays_as_it_is() -> None:
@@ -98,7 +108,9 @@ def test_vectors_to_start_from() -> None:
     table = model.text_encoder.get_input_embeddings().weight
     b, c = (model.tokenizer.convert_tokens_to_ids(f"{letter}</w>") for letter in "bc")
     start = lambda word, count: initial_vectors(word, count, model.text_encoder, model.tokenizer)  # noqa: E731
-    assert torch.equal(start("b c", 2), table[[b, c]]) and torch.equal(start("b c", 3), table[[b, c, c]])
+    assert torch.equal(start("b c", 2), table[[b, c]]) and torch.equal(
+        start("b c", 3), table[[b, c, c]]
+    )
     assert torch.equal(start("b c", 1), table[[b]])
     with pytest.raises(InputError, match="is empty"):
         start(" ", 1)
@@ -108,7 +120,9 @@ def test_vectors_to_start_from() -> None:
 
 def test_norms_are_relative_to_the_vocabulary() -> None:
     table = torch.eye(8) * 2.0
-    assert norms([Concept("<new1>", torch.eye(8)[:2] * 3.0)], table) == {"<new1>": pytest.approx(1.5)}
+    assert norms([Concept("<new1>", torch.eye(8)[:2] * 3.0)], table) == {
+        "<new1>": pytest.approx(1.5)
+    }
 
 
 def test_the_usual_words_of_a_small_model_are_those_of_its_captions() -> None:
@@ -117,7 +131,10 @@ def test_the_usual_words_of_a_small_model_are_those_of_its_captions() -> None:
     words = {tuple(row) for row in usual_words(model, SMALL).tolist()}
     table = model.text_encoder.get_input_embeddings().weight
     for text in ("circle", "maroon", "next", "photo", "background", "golden"):
-        assert tuple(table[model.tokenizer(text, add_special_tokens=False).input_ids[0]].tolist()) in words
+        assert (
+            tuple(table[model.tokenizer(text, add_special_tokens=False).input_ids[0]].tolist())
+            in words
+        )
     assert 100 < len(words) < 200 and torch.equal(usual_words(model, STABLE_DIFFUSION), table)
 
 
@@ -171,7 +188,9 @@ def test_several_concepts_in_one_file(form: Form, tmp_path: Path) -> None:
     path = tmp_path / f"file.{SUFFIXES[form]}"
     save_concepts(path, [concept(), concept("<new2>", 3)], form)
     loaded = {one.token: one.vectors for one in load_concepts(path)}
-    assert loaded.keys() == {"<new1>", "<new2>"} and torch.equal(loaded["<new2>"], concept("<new2>", 3).vectors)
+    assert loaded.keys() == {"<new1>", "<new2>"} and torch.equal(
+        loaded["<new2>"], concept("<new2>", 3).vectors
+    )
     with pytest.raises(InputError, match="holds 2 concepts"):
         load_concepts(path, token="<new1>")
 
@@ -187,7 +206,10 @@ def test_a1111_holds_one_and_may_not_name_it(tmp_path: Path) -> None:
 
 def test_diffusers_words_of_one_concept_are_joined(tmp_path: Path) -> None:
     rows = concept(count=3).vectors
-    torch.save({"<new1>": rows[0], "<new1>_1": rows[1], "<new1>_2": rows[2]}, tmp_path / "learned_embeds.bin")
+    torch.save(
+        {"<new1>": rows[0], "<new1>_1": rows[1], "<new1>_2": rows[2]},
+        tmp_path / "learned_embeds.bin",
+    )
     (loaded,) = load_concepts(tmp_path / "learned_embeds.bin")
     assert loaded.token == "<new1>" and torch.equal(loaded.vectors, rows)
 
@@ -198,14 +220,24 @@ def test_files_of_old_pytorch_are_read(tmp_path: Path) -> None:
     old = nn.ParameterDict()
     del old._keys
     old._parameters["*"] = nn.Parameter(rows)
-    torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": old}, tmp_path / "embeddings.pt")
+    torch.save(
+        {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": old},
+        tmp_path / "embeddings.pt",
+    )
     (loaded,) = load_concepts(tmp_path / "embeddings.pt", token="<new1>")
     assert torch.equal(loaded.vectors, rows) and not loaded.vectors.requires_grad
 
 
 @pytest.mark.parametrize(
     "content",
-    [{}, {"<new1>": torch.zeros(2, 2, 2)}, {"<new1>": "text"}, [1], {"string_to_param": {}}, {"string_to_param": 1}],
+    [
+        {},
+        {"<new1>": torch.zeros(2, 2, 2)},
+        {"<new1>": "text"},
+        [1],
+        {"string_to_param": {}},
+        {"string_to_param": 1},
+    ],
 )
 def test_files_without_learned_words_are_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "file.pt")

@@ -1,4 +1,5 @@
-"""From input.json to OUT/KEY/INDEX/sourceKEY_promptINDEX_N.png by the grader's command: names, repeats, and whatever can be wrong."""
+"""From input.json to OUT/KEY/INDEX/sourceKEY_promptINDEX_N.png by the grader's command: names,
+repeats, and whatever can be wrong."""
 
 import json
 import shlex
@@ -50,7 +51,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = load_base(root / "base")
     concepts = [Concept(f"<new{k}>", seeded(nn.Linear, 16, k).weight.detach()) for k in (1, 2)]
     weights = {name: weight.detach() * 1.5 for name, weight in projections(base.unet).items()}
-    about = {"concepts": [{"token": concept.token, "word": "red", "phrase": "{}"} for concept in concepts]}
+    about = {
+        "concepts": [
+            {"token": concept.token, "word": "red", "phrase": "{}"} for concept in concepts
+        ]
+    }
     save_learned(root / "words", CustomDiffusionResult({}, concepts), about)
     save_learned(root / "matrices", CustomDiffusionResult(weights, concepts), about)
     return root
@@ -94,13 +99,20 @@ def arguments(world: Path, tasks: Path, out: Path, *flags: Any) -> tuple[Any, ..
 
 
 def draw(world: Path, tasks: Path, out: Path, *flags: Any) -> dict[str, bytes]:
-    assert exit_code(main, Config, *arguments(world, tasks, out, "--count", 2, "--size", 32, *flags)) == 0
+    assert (
+        exit_code(main, Config, *arguments(world, tasks, out, "--count", 2, "--size", 32, *flags))
+        == 0
+    )
     return contents(out)
 
 
 def names(count: int) -> list[str]:
     prompts = (("0", 0), ("0", 1), ("a style", 0))
-    return sorted(f"{key}/{index}/source{key}_prompt{index}_{n}.png" for key, index in prompts for n in range(count))
+    return sorted(
+        f"{key}/{index}/source{key}_prompt{index}_{n}.png"
+        for key, index in prompts
+        for n in range(count)
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -112,8 +124,13 @@ def test_hw2_3_writes_the_exact_files_and_a_fresh_process_the_same_bytes(
 ) -> None:
     """With the matrices of Custom Diffusion, saved and read by another process."""
     assert (COUNT, SIZE) == (25, 512)
-    out, flags = tmp_path / "an output folder", ("--count", 2, "--concepts", world / "matrices", *QUICK)
-    result = run_process(["bash", ROOT / "hw2_3.sh", task_file, out, world / "base", *flags], cwd="/")
+    out, flags = (
+        tmp_path / "an output folder",
+        ("--count", 2, "--concepts", world / "matrices", *QUICK),
+    )
+    result = run_process(
+        ["bash", ROOT / "hw2_3.sh", task_file, out, world / "base", *flags], cwd="/"
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == f"6 pictures in {out}"
     assert "6/6 images" in result.stderr  # progress, with the time left
@@ -122,14 +139,25 @@ def test_hw2_3_writes_the_exact_files_and_a_fresh_process_the_same_bytes(
     for name in files:
         with Image.open(out / name) as image:
             assert image.format == "PNG" and image.mode == "RGB" and image.size == (512, 512)
-    command = ("--prompts", task_file, "--output-dir", tmp_path / "here", "--checkpoint", world / "base", *flags)
+    command = (
+        "--prompts",
+        task_file,
+        "--output-dir",
+        tmp_path / "here",
+        "--checkpoint",
+        world / "base",
+        *flags,
+    )
     assert exit_code(main, Config, *command) == 0
     assert contents(tmp_path / "here") == files
     assert draw(world, task_file, tmp_path / "words").keys() == files.keys()
     assert contents(tmp_path / "words") != files
     capsys.readouterr()
     assert exit_code(main, Config, *command) == 0
-    assert "6 of 6 pictures are there already" in capsys.readouterr().out and contents(tmp_path / "here") == files
+    assert (
+        "6 of 6 pictures are there already" in capsys.readouterr().out
+        and contents(tmp_path / "here") == files
+    )
 
 
 def test_25_pictures_of_512_pixels_with_a_solver_of_25_evaluations_at_most() -> None:
@@ -138,8 +166,11 @@ def test_25_pictures_of_512_pixels_with_a_solver_of_25_evaluations_at_most() -> 
     assert default.generation.sampler == "dpmpp_2m" and default.generation.steps <= 25
 
 
-def test_embeddings_are_found_by_their_token(world: Path, quickly: None, task_file: Path, tmp_path: Path) -> None:
-    """The order of concepts in the input and of files says nothing; a picture depends on its own name."""
+def test_embeddings_are_found_by_their_token(
+    world: Path, quickly: None, task_file: Path, tmp_path: Path
+) -> None:
+    """The order of concepts in the input and of files says nothing; a picture depends on its own
+    name."""
     first = draw(world, task_file, tmp_path / "first")
     reversed_tasks = dict(reversed(TASKS.items()))
     (tmp_path / "other").mkdir()
@@ -165,7 +196,9 @@ def test_a_concept_that_no_prompt_holds_is_a_warning(
 ) -> None:
     tasks = write_tasks(tmp_path, {"x": TASKS["a style"]})
     assert len(draw(world, tasks, tmp_path / "out")) == 2
-    assert "warning: the concept <new1> is loaded, but no prompt holds it" in capsys.readouterr().err
+    assert (
+        "warning: the concept <new1> is loaded, but no prompt holds it" in capsys.readouterr().err
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -173,17 +206,36 @@ def test_a_concept_that_no_prompt_holds_is_a_warning(
 
 
 def test_stable_diffusion_without_a_trained_concept_names_the_command(
-    task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    task_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     save_tensors(tmp_path / "sd.safetensors", {"model.diffusion_model.out.2.bias": torch.zeros(4)})
     monkeypatch.setattr(inference, "SD_CONCEPTS", tmp_path / "concepts_sd14")
-    flags = ("--prompts", task_file, "--output-dir", tmp_path / "out", "--checkpoint", tmp_path / "sd.safetensors")
+    flags = (
+        "--prompts",
+        task_file,
+        "--output-dir",
+        tmp_path / "out",
+        "--checkpoint",
+        tmp_path / "sd.safetensors",
+    )
     said = refused(capsys, main, Config, *flags, "--device", "cpu")
     assert said.startswith("no concept is trained for Stable Diffusion")
     command = shlex.split(said.split("`")[1])
-    assert command[:2] == ["bash", "scripts/train_textual_inversion.sh"] and (ROOT / command[1]).is_file()
+    assert (
+        command[:2] == ["bash", "scripts/train_textual_inversion.sh"]
+        and (ROOT / command[1]).is_file()
+    )
     assert command[2:] == [
-        *("--base", str(tmp_path / "sd.safetensors"), "--photos", str(tmp_path / "0"), str(tmp_path / "a style")),
+        *(
+            "--base",
+            str(tmp_path / "sd.safetensors"),
+            "--photos",
+            str(tmp_path / "0"),
+            str(tmp_path / "a style"),
+        ),
         *("--words", "dog", "David Revoy", "--tokens", "<new1>", "<new2>", "--styles", "<new2>"),
     ]
     assert not (tmp_path / "out").exists()
@@ -197,12 +249,24 @@ def test_what_is_not_shipped_yet_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(inference, "SHIPPED_CONCEPTS", tmp_path / "concepts_shapes")
-    flags = ("--prompts", task_file, "--output-dir", tmp_path / "out", "--device", "cpu", "--checkpoint")
+    flags = (
+        "--prompts",
+        task_file,
+        "--output-dir",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+        "--checkpoint",
+    )
     said = refused(capsys, main, Config, *flags, world / "base")
-    assert said.startswith("checkpoints/concepts_shapes is missing; it is part of the repository: restore it with git")
+    assert said.startswith(
+        "checkpoints/concepts_shapes is missing; it is part of the repository: restore it with git"
+    )
     monkeypatch.setattr(inference, "SHIPPED_BASE", tmp_path / "ldm_shapes")
     said = refused(capsys, main, Config, *flags, tmp_path / "ldm_shapes")
-    assert said.startswith("checkpoints/ldm_shapes is missing; it is part of the repository: restore it with git")
+    assert said.startswith(
+        "checkpoints/ldm_shapes is missing; it is part of the repository: restore it with git"
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -223,22 +287,35 @@ def changed(**changes: Any) -> dict[str, Any]:
         ({"0": []}, "the concept '0' must map names to values"),
         ({"../0": TASKS["0"]}, "the concept '../0' cannot be the name of a folder"),
         *((changed(**{name: None}), f"the concept '0' needs {name}, a") for name in TASKS["0"]),
-        (changed(prompt=["A <new1>."]), "has 1 prompts, 2 texts in prompt_4_clip_eval and 2 baselines"),
+        (
+            changed(prompt=["A <new1>."]),
+            "has 1 prompts, 2 texts in prompt_4_clip_eval and 2 baselines",
+        ),
         (changed(prompt=[], prompt_4_clip_eval=[], baseline=[]), "has 0 prompts"),
         (changed(prompt=["A <new1>.", 3]), "has a prompt that is no text"),
         (changed(baseline=[[1, 2], [1]]), "needs baselines of two numbers"),
         (changed(baseline=[[1, 2], ["1", "2"]]), "needs baselines of two numbers"),
         (changed(token_name="dog"), "the token 'dog' must have the form <name>"),
-        (changed(prompt=["A <new1>.", "A dog."]), "the prompt 'A dog.' does not hold its token <new1>"),
+        (
+            changed(prompt=["A <new1>.", "A dog."]),
+            "the prompt 'A dog.' does not hold its token <new1>",
+        ),
         ({"0": TASKS["0"], "1": TASKS["0"]}, "two concepts have the token <new1>"),
         (changed(prompt=["A <new1>.", "<new1> and <new3>"]), "holds <new3>, which is not loaded"),
     ],
 )
 def test_input_that_makes_no_sense_is_named_before_anything_is_written(
-    world: Path, quickly: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], tasks: Any, said: str
+    world: Path,
+    quickly: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    tasks: Any,
+    said: str,
 ) -> None:
     out = tmp_path / "out"
-    assert said in refused(capsys, main, Config, *arguments(world, write_tasks(tmp_path, tasks), out))
+    assert said in refused(
+        capsys, main, Config, *arguments(world, write_tasks(tmp_path, tasks), out)
+    )
     assert not out.exists()
 
 
@@ -246,14 +323,25 @@ def test_files_and_flags_that_make_no_sense(
     world: Path, quickly: None, task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wide, words = tmp_path / "wide.safetensors", tmp_path / "words.safetensors"
-    save_concepts(wide, [Concept("<new1>", torch.ones(1, 768)), Concept("<new2>", torch.ones(1, 768))])
+    save_concepts(
+        wide, [Concept("<new1>", torch.ones(1, 768)), Concept("<new2>", torch.ones(1, 768))]
+    )
     save_concepts(words, [Concept("red</w>", torch.ones(1, 16))])
     (tmp_path / "text").write_text("hello")
     for flags, said in (
-        (("--concepts", wide), "the vectors of <new1> are 768 wide, but this text encoder's are 16"),
-        (("--concepts", world / "words", words), "'red</w>' is a word that the model knows already"),
+        (
+            ("--concepts", wide),
+            "the vectors of <new1> are 768 wide, but this text encoder's are 16",
+        ),
+        (
+            ("--concepts", world / "words", words),
+            "'red</w>' is a word that the model knows already",
+        ),
         (("--concepts", tmp_path / "none.safetensors"), "does not exist"),
-        (("--concepts", world / "matrices", world / "matrices"), "both hold matrices of Custom Diffusion"),
+        (
+            ("--concepts", world / "matrices", world / "matrices"),
+            "both hold matrices of Custom Diffusion",
+        ),
         (("--prompts", tmp_path / "none.json"), "none.json does not exist"),
         (("--prompts", tmp_path / "text"), "is not valid JSON"),
         (("--checkpoint", world / "clip"), "is neither Stable Diffusion v1.4 nor a model folder"),
@@ -289,12 +377,24 @@ def test_the_entries_pass_their_arguments_on(tmp_path: Path) -> None:
     echo.chmod(0o755)
 
     def said(script: str, *words: Any) -> list[str]:
-        result = run_process(["bash", ROOT / script, *words], env=environment(PYTHON=str(echo), RUNS_DIR="RUNS"))
+        result = run_process(
+            ["bash", ROOT / script, *words], env=environment(PYTHON=str(echo), RUNS_DIR="RUNS")
+        )
         return result.stdout.splitlines()
 
     program = ["-m", "p3_clip.personalisation.inference", "--prompts", "a b", "--output-dir", "o"]
-    assert said("hw2_3.sh", "a b", "o", "c", "--seed", "3") == [*program, "--checkpoint", "c", "--seed", "3"]
-    assert said("scripts/inference_textual_inversion.sh", "a b", "o", "--seed", "3") == [*program, "--seed", "3"]
+    assert said("hw2_3.sh", "a b", "o", "c", "--seed", "3") == [
+        *program,
+        "--checkpoint",
+        "c",
+        "--seed",
+        "3",
+    ]
+    assert said("scripts/inference_textual_inversion.sh", "a b", "o", "--seed", "3") == [
+        *program,
+        "--seed",
+        "3",
+    ]
     train = ["-m", "p3_clip.personalisation.train"]
     for script, method, run in (
         ("train_textual_inversion.sh", "textual-inversion", "textual_inversion"),
@@ -304,7 +404,16 @@ def test_the_entries_pass_their_arguments_on(tmp_path: Path) -> None:
         assert said(f"scripts/{script}", "--steps", "3") == expected
     write_tasks(tmp_path, TASKS)
     grade = said("scripts/grade.sh", "OUT", tmp_path / "input.json", "photos", "--count", "5")
-    expected = ["--images", "OUT", "--input", str(tmp_path / "input.json"), "--references", "photos", "--count", "5"]
+    expected = [
+        "--images",
+        "OUT",
+        "--input",
+        str(tmp_path / "input.json"),
+        "--references",
+        "photos",
+        "--count",
+        "5",
+    ]
     assert grade == ["-m", "p3_clip.evaluate", "personalised", *expected]
     circles = said("scripts/grade.sh", "OUT", tmp_path / "input.json", "sources", "targets")
     assert circles[:2] == ["-m", "p3_controlnet.evaluate"]

@@ -1,4 +1,5 @@
-"""Personalisation over a Stable Diffusion v1.4 file of a toy's size: learned by either method, drawn by the grader's program."""
+"""Personalisation over a Stable Diffusion v1.4 file of a toy's size: learned by either method,
+drawn by the grader's program."""
 
 import json
 from pathlib import Path
@@ -40,13 +41,23 @@ def load(world: Path) -> LatentDiffusion:
 
 def learn(world: Path, method: str, run: Path, *flags: Any) -> Path:
     where = ("--run-dir", run, "--base", world / "sd.ckpt", "--clip", world / "clip")
-    photos = ("--photos", world / "photos" / "a", world / "photos" / "b", "--words", "dog", "painting")
+    photos = (
+        "--photos",
+        world / "photos" / "a",
+        world / "photos" / "b",
+        "--words",
+        "dog",
+        "painting",
+    )
     assert exit_code(train.main, train.Config, method, *where, *photos, *FEW, *flags) == 0
     return run / "last"
 
 
-def test_words_of_any_form_are_drawn(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An object and a style, in the paper's sentences; as A1111's and diffusers' files they give the same pictures."""
+def test_words_of_any_form_are_drawn(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object and a style, in the paper's sentences; as A1111's and diffusers' files they give
+    the same pictures."""
     prompts: list[list[str]] = []
     original = Pool.make
     monkeypatch.setattr(Pool, "make", lambda *rest: prompts.extend(rest[-1]) or original(*rest))
@@ -60,21 +71,37 @@ def test_words_of_any_form_are_drawn(world: Path, tmp_path: Path, monkeypatch: p
     save_concepts(tmp_path / "learned_embeds.bin", [second], "diffusers")
     own = draw(world, tmp_path, "own", result)
     assert sorted(own) == ["x/0/sourcex_prompt0_0.png", "x/0/sourcex_prompt0_1.png"]
-    assert draw(world, tmp_path, "others", tmp_path / "new1.pt", tmp_path / "learned_embeds.bin") == own
+    assert (
+        draw(world, tmp_path, "others", tmp_path / "new1.pt", tmp_path / "learned_embeds.bin")
+        == own
+    )
 
 
 def draw(world: Path, folder: Path, name: str, *concepts: Path) -> dict[str, bytes]:
-    task = {"src_image": "dog", "token_name": "<new1>", "prompt": ["A <new1> in the style of <new2>."]}
+    task = {
+        "src_image": "dog",
+        "token_name": "<new1>",
+        "prompt": ["A <new1> in the style of <new2>."],
+    }
     task |= {"prompt_4_clip_eval": ["A dog."], "baseline": [[0, 0]]}
     (folder / "input.json").write_text(json.dumps({"x": task}))
-    where = ("--prompts", folder / "input.json", "--output-dir", folder / name, "--checkpoint", world / "sd.ckpt")
+    where = (
+        "--prompts",
+        folder / "input.json",
+        "--output-dir",
+        folder / name,
+        "--checkpoint",
+        world / "sd.ckpt",
+    )
     flags = ("--count", 2, "--size", 32, "--steps", 2, "--chunk-size", 2, "--device", "cpu")
     assert exit_code(inference.main, inference.Config, *where, *flags, "--concepts", *concepts) == 0
     return contents(folder / name)
 
 
 def test_custom_diffusion_adds_a_rare_word_before_the_class(world: Path, tmp_path: Path) -> None:
-    result = learn(world, "custom-diffusion", tmp_path / "run", "--num-class-images", 2, "--views", 2)
+    result = learn(
+        world, "custom-diffusion", tmp_path / "run", "--num-class-images", 2, "--views", 2
+    )
     about = json.loads((result / "config.json").read_text())
     assert [entry["phrase"] for entry in about["concepts"]] == ["{} dog", "{} painting"]
     base = load(world)

@@ -1,4 +1,5 @@
-"""The study of learned concepts: what is measured on pictures whose content is known, and the programs end to end."""
+"""The study of learned concepts: what is measured on pictures whose content is known, and the
+programs end to end."""
 
 import json
 import math
@@ -45,7 +46,9 @@ SIDE = 64
 
 def scene(background: tuple[int, ...], *objects: tuple[str, tuple[int, ...], float]) -> Tensor:
     """uint8 [3, 64, 64] with (kind, colour, x) objects; a ring is a kind too."""
-    picture = torch.tensor(background, dtype=torch.uint8).view(3, 1, 1).expand(3, SIDE, SIDE).clone()
+    picture = (
+        torch.tensor(background, dtype=torch.uint8).view(3, 1, 1).expand(3, SIDE, SIDE).clone()
+    )
     for kind, colour, x in objects:
         shape = Shape("circle" if kind == "ring" else kind, "", x, 0.5, 0.2)
         mask = render_mask(shape, SIDE)
@@ -150,24 +153,45 @@ def test_shapes_are_told_apart_on_blurred_and_noisy_pictures(kind: str) -> None:
         assert sum(each.hole for each in seen.objects) == 1
         assert sum(each.angular for each in seen.objects) == (kind != "circle")
         judged = judge_beside(seen)
-        assert judged.first == (kind != "circle") and not judged.bound and not judged.swapped and not judged.blended
+        assert (
+            judged.first == (kind != "circle")
+            and not judged.bound
+            and not judged.swapped
+            and not judged.blended
+        )
 
 
 def test_angular_is_what_no_ellipse_is() -> None:
     """However long and turned, and what the closed forms say of a rectangle and a triangle."""
     rows, columns = np.mgrid[-150:150, -150:150]
     for turn in (0.0, 0.4):
-        x, y = columns * math.cos(turn) + rows * math.sin(turn), rows * math.cos(turn) - columns * math.sin(turn)
+        x, y = (
+            columns * math.cos(turn) + rows * math.sin(turn),
+            rows * math.cos(turn) - columns * math.sin(turn),
+        )
         for wide in (40, 80):
-            assert measure._ellipticity((x / wide) ** 2 + (y / 50) ** 2 < 1) == pytest.approx(1.0, abs=0.005)
-            rectangle, triangle = (abs(x) < wide) & (abs(y) < 50), (abs(x) / wide < (y + 50) / 100) & (y < 50)
+            assert measure._ellipticity((x / wide) ** 2 + (y / 50) ** 2 < 1) == pytest.approx(
+                1.0, abs=0.005
+            )
+            rectangle, triangle = (
+                (abs(x) < wide) & (abs(y) < 50),
+                (abs(x) / wide < (y + 50) / 100) & (y < 50),
+            )
             assert measure._ellipticity(rectangle) == pytest.approx(3 / math.pi, abs=0.01)
-            assert measure._ellipticity(triangle) == pytest.approx(3 * math.sqrt(3) / (2 * math.pi), abs=0.01)
+            assert measure._ellipticity(triangle) == pytest.approx(
+                3 * math.sqrt(3) / (2 * math.pi), abs=0.01
+            )
 
 
 def test_rates_are_means() -> None:
     some = [Judgement(True, True, True, False, False), Judgement(True, False, False, False, True)]
-    assert rates(some) == {"first": 1.0, "second": 0.5, "bound": 0.5, "swapped": 0.0, "blended": 0.5}
+    assert rates(some) == {
+        "first": 1.0,
+        "second": 0.5,
+        "bound": 0.5,
+        "swapped": 0.0,
+        "blended": 0.5,
+    }
     assert measure.is_between(MIXED, WINE, MAUVE) and not measure.is_between(WINE, WINE, MAUVE)
 
 
@@ -177,9 +201,13 @@ def test_rates_are_means() -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base/, clip/, inversion/ with all drawn concepts, joint/ with matrices too, and place/ for two concepts alone."""
+    """base/, clip/, inversion/ with all drawn concepts, joint/ with matrices too, and place/ for
+    two concepts alone."""
     root = make_world(tmp_path_factory.mktemp("world"))
-    own = {name: weight.detach() * 1.5 for name, weight in projections(load_base(root / "base").unet).items()}
+    own = {
+        name: weight.detach() * 1.5
+        for name, weight in projections(load_base(root / "base").unet).items()
+    }
     for folder, names, weights in (
         ("inversion", tuple(DRAWN), {}),
         ("joint", tuple(DRAWN), own),
@@ -198,7 +226,9 @@ METHODS = ("inversion", "inversion-cut-mix", "joint", "joint-cut-mix")
 
 
 def arguments(world: Path, out: Path, *flags: Any) -> tuple[Any, ...]:
-    parts = [part for name in METHODS for part in (f"--{name}", world / name.removesuffix("-cut-mix"))]
+    parts = [
+        part for name in METHODS for part in (f"--{name}", world / name.removesuffix("-cut-mix"))
+    ]
     where = ("--base", world / "base", "--clip", world / "clip", "--output-dir", out / "pictures")
     return (
         *parts,
@@ -250,16 +280,30 @@ def test_the_study_measures_every_method_and_the_figures_show_it(
     assert contents(tmp_path / "pictures") == pictures
 
     assert make_figures(tmp_path, tmp_path / "figures") == 0
-    assert sorted(contents(tmp_path / "figures")) == ["beside.png", "place.png", "place_ring.png", "single.png"]
+    assert sorted(contents(tmp_path / "figures")) == [
+        "beside.png",
+        "place.png",
+        "place_ring.png",
+        "single.png",
+    ]
 
 
 def make_figures(measured: Path, folder: Path) -> int:
     """The exit code of drawing the figures of what was measured."""
-    flags = ("--pictures", measured / "pictures", "--results", measured / "result.json", "--output-dir", folder)
+    flags = (
+        "--pictures",
+        measured / "pictures",
+        "--results",
+        measured / "result.json",
+        "--output-dir",
+        folder,
+    )
     return exit_code(figures.main, figures.Config, *flags)
 
 
-def test_what_is_not_given_is_left_out(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_given_is_left_out(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One result alone, of two concepts."""
     flags = arguments(world, tmp_path, "--clip", "none")
     flags = ("--joint", world / "place", *flags[flags.index("--base") :])
@@ -267,7 +311,8 @@ def test_what_is_not_given_is_left_out(world: Path, tmp_path: Path, capsys: pyte
     methods = json.loads((tmp_path / "result.json").read_text())["methods"]
     assert list(methods) == [study.UNTRAINED, study.JOINT]
     assert all(
-        found["singles"].keys() == {"wine", "mauve"} and [*found["pairs"]] == ["place"] for found in methods.values()
+        found["singles"].keys() == {"wine", "mauve"} and [*found["pairs"]] == ["place"]
+        for found in methods.values()
     )
     assert make_figures(tmp_path, tmp_path / "out") == 0
     assert sorted(contents(tmp_path / "out")) == ["place.png", "single.png"]
@@ -275,9 +320,16 @@ def test_what_is_not_given_is_left_out(world: Path, tmp_path: Path, capsys: pyte
     assert "there is nothing to measure" in refused(capsys, study.main, study.Config, *rest)
 
 
-def test_the_untrained_placeholder_has_as_many_vectors_as_the_trained_one(world: Path, tmp_path: Path) -> None:
-    save_learned(tmp_path, CustomDiffusionResult({}, [Concept("<new1>", torch.ones(3, 16))]), {"vectors": 3})
-    assert study.vectors_of(study.Config(joint=tmp_path)) == 3 and study.vectors_of(study.Config(world / "place")) == 1
+def test_the_untrained_placeholder_has_as_many_vectors_as_the_trained_one(
+    world: Path, tmp_path: Path
+) -> None:
+    save_learned(
+        tmp_path, CustomDiffusionResult({}, [Concept("<new1>", torch.ones(3, 16))]), {"vectors": 3}
+    )
+    assert (
+        study.vectors_of(study.Config(joint=tmp_path)) == 3
+        and study.vectors_of(study.Config(world / "place")) == 1
+    )
     words = study.learn(load_base(world / "base"), None, {"wine": "<new1>"}, 3)
     assert words.concepts[0].vectors.shape == (3, 16)
 
@@ -288,12 +340,20 @@ def test_a_result_without_drawn_concepts_is_refused(
     flags = arguments(world, tmp_path)
     entry = {"token": "<new1>", "word": "dog", "phrase": "{} dog"}
     save_learned(
-        tmp_path / "dog", CustomDiffusionResult({}, [Concept("<new1>", torch.ones(1, 16))]), {"concepts": [entry]}
+        tmp_path / "dog",
+        CustomDiffusionResult({}, [Concept("<new1>", torch.ones(1, 16))]),
+        {"concepts": [entry]},
     )
     said = refused(capsys, study.main, study.Config, *flags, "--joint", tmp_path / "dog")
-    assert said == f"{tmp_path / 'dog'} learned none of the drawn concepts wine, mauve, slate_triangle, ring"
+    assert (
+        said
+        == f"{tmp_path / 'dog'} learned none of the drawn concepts wine, mauve, slate_triangle,"
+        " ring"
+    )
     assert not (tmp_path / "result.json").exists()
-    assert "--images must be at least 1" in refused(capsys, study.main, study.Config, *flags, "--images", 0)
+    assert "--images must be at least 1" in refused(
+        capsys, study.main, study.Config, *flags, "--images", 0
+    )
 
 
 def test_the_script_is_sound(tmp_path: Path) -> None:
@@ -310,7 +370,15 @@ def test_the_script_is_sound(tmp_path: Path) -> None:
     trained = [line for line in lines if "personalisation.train" in line]
     assert len(trained) == 8 and sum("--cut-mix" in line for line in trained) == 2
     assert all("--base BASE" in line and line.endswith("--steps 3") for line in trained)
-    assert all(("--class-data-dir RUNS/personalisation/class_data" in line) == ("custom" in line) for line in trained)
+    assert all(
+        ("--class-data-dir RUNS/personalisation/class_data" in line) == ("custom" in line)
+        for line in trained
+    )
     (measured,) = (line for line in lines if "personalisation.study.sweeps" in line)
-    assert all("checkpoints/clip_shapes" in line for line in [*trained, measured])  # none would mean no scores
-    assert sum("personalisation.merge" in line for line in lines) == 1 and "scripts.make_report" in lines[-1]
+    assert all(
+        "checkpoints/clip_shapes" in line for line in [*trained, measured]
+    )  # none would mean no scores
+    assert (
+        sum("personalisation.merge" in line for line in lines) == 1
+        and "scripts.make_report" in lines[-1]
+    )

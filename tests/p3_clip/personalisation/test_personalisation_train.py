@@ -1,4 +1,5 @@
-"""Learning concepts: what a training moves and what it leaves alone, what it reads, and how it goes on."""
+"""Learning concepts: what a training moves and what it leaves alone, what it reads, and how it goes
+on."""
 
 import json
 import shutil
@@ -41,7 +42,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[LatentDiffusion]:
     """The models that the program loads, as it leaves them."""
     models: list[LatentDiffusion] = []
     original = train.load_base
-    monkeypatch.setattr(train, "load_base", lambda path: models.append(original(path)) or models[-1])
+    monkeypatch.setattr(
+        train, "load_base", lambda path: models.append(original(path)) or models[-1]
+    )
     return models
 
 
@@ -60,15 +63,22 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def test_textual_inversion_moves_the_learned_rows_and_no_other_bit(
     world: Path, tmp_path: Path, seen: list[LatentDiffusion]
 ) -> None:
-    """Two concepts of three vectors in one run, with weight decay, which would move a table that is a parameter."""
-    assert learn("textual-inversion", tmp_path / "run", *photos(world, "a", "b"), "--vectors", 3) == 0
+    """Two concepts of three vectors in one run, with weight decay, which would move a table that is
+    a parameter."""
+    assert (
+        learn("textual-inversion", tmp_path / "run", *photos(world, "a", "b"), "--vectors", 3) == 0
+    )
     (model,), base = seen, load_base(world / "base")
     embedding = model.text_encoder.get_input_embeddings()
     assert torch.equal(embedding.table.weight, base.text_encoder.get_input_embeddings().weight)
     for part in ("unet", "autoencoder"):
         assert state_hash(getattr(model, part)) == state_hash(getattr(base, part))
     own, before = model.text_encoder.state_dict(), base.text_encoder.state_dict()
-    assert all(torch.equal(own[name], value) for name, value in before.items() if "token_embedding" not in name)
+    assert all(
+        torch.equal(own[name], value)
+        for name, value in before.items()
+        if "token_embedding" not in name
+    )
 
     concepts = load_concepts(tmp_path / "run" / "last" / "model.safetensors")
     assert [(concept.token, concept.vectors.shape) for concept in concepts] == [
@@ -78,7 +88,9 @@ def test_textual_inversion_moves_the_learned_rows_and_no_other_bit(
     word = base.tokenizer("red", add_special_tokens=False).input_ids[0]
     start = base.text_encoder.get_input_embeddings().weight[word]
     assert all(not torch.equal(concept.vectors[0], start) for concept in concepts)
-    assert all((concept.vectors - start).abs().max() < 0.1 for concept in concepts)  # it is where they start from
+    assert all(
+        (concept.vectors - start).abs().max() < 0.1 for concept in concepts
+    )  # it is where they start from
     about = json.loads((tmp_path / "run" / "last" / "config.json").read_text())
     assert about["method"] == "textual inversion" and about["concepts"][1] == {
         "token": "<new2>",
@@ -87,24 +99,33 @@ def test_textual_inversion_moves_the_learned_rows_and_no_other_bit(
     }
 
 
-def test_checkpoints_are_scored_and_the_best_is_kept_by_the_stated_rule(world: Path, tmp_path: Path) -> None:
+def test_checkpoints_are_scored_and_the_best_is_kept_by_the_stated_rule(
+    world: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     assert learn("textual-inversion", run, *photos(world, "a"), "--validate-every", 1) == 0
     lines = [line for line in metrics(run) if "validation_loss" in line]
     assert len(lines) == 3
     for line in lines:
         sum_of_scores = line["validation_image"] + 2.5 * line["validation_text"]
-        assert line["validation_loss"] == pytest.approx(-sum_of_scores) and 0.2 < line["validation_norm <new1>"] < 5.0
+        assert (
+            line["validation_loss"] == pytest.approx(-sum_of_scores)
+            and 0.2 < line["validation_norm <new1>"] < 5.0
+        )
     state = load_tensors(run / "state.safetensors")[1]
     assert state["best"] == min(line["validation_loss"] for line in lines)
-    assert (run / "best" / "model.safetensors").is_file() and (run / "samples" / "0000003.png").is_file()
+    assert (run / "best" / "model.safetensors").is_file() and (
+        run / "samples" / "0000003.png"
+    ).is_file()
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, method in (("word", "textual-inversion"), ("matrices", "custom-diffusion")):
-        flags = photos(world, "a") + (("--num-class-images", 2) if method == "custom-diffusion" else ())
+        flags = photos(world, "a") + (
+            ("--num-class-images", 2) if method == "custom-diffusion" else ()
+        )
         assert learn(method, tmp_path / name, *flags) == 0
         with monkeypatch.context() as patch:
             patch.setattr(train, "fit", stop_after(train.fit, 2))
@@ -130,18 +151,31 @@ def test_without_a_clip_the_loss_decides(
 def test_custom_diffusion_moves_words_and_the_projections_alone(
     world: Path, tmp_path: Path, seen: list[LatentDiffusion], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Regularisation pictures are drawn once, and a second run elsewhere takes them from the folder."""
-    flags = (*photos(world, "a", "b"), "--num-class-images", 3, "--class-data-dir", tmp_path / "regular")
+    """Regularisation pictures are drawn once, and a second run elsewhere takes them from the
+    folder."""
+    flags = (
+        *photos(world, "a", "b"),
+        "--num-class-images",
+        3,
+        "--class-data-dir",
+        tmp_path / "regular",
+    )
     assert learn("custom-diffusion", tmp_path / "run", *flags) == 0
     (model,), base = seen, load_base(world / "base")
     own, before = model.unet.state_dict(), base.unet.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(own[name], value)}
-    assert changed == projections(base.unet).keys() and all(name.endswith(PROJECTIONS) for name in changed)
+    assert changed == projections(base.unet).keys() and all(
+        name.endswith(PROJECTIONS) for name in changed
+    )
     assert torch.equal(
-        model.text_encoder.get_input_embeddings().table.weight, base.text_encoder.get_input_embeddings().weight
+        model.text_encoder.get_input_embeddings().table.weight,
+        base.text_encoder.get_input_embeddings().weight,
     )
     learned = load_learned([tmp_path / "run" / "last"], base)
-    assert learned.weights.keys() == changed and [x.token for x in learned.concepts] == ["<new1>", "<new2>"]
+    assert learned.weights.keys() == changed and [x.token for x in learned.concepts] == [
+        "<new1>",
+        "<new2>",
+    ]
     size = sum(path.stat().st_size for path in (tmp_path / "run" / "last").iterdir())
     assert size < 6 * sum(value.numel() for value in learned.weights.values())
 
@@ -156,7 +190,8 @@ def test_custom_diffusion_moves_words_and_the_projections_alone(
 def test_processes_wait_for_each_others_regularisation_pictures(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each draws its share and reads all: here the second process draws while the first one waits."""
+    """Each draws its share and reads all: here the second process draws while the first one
+    waits."""
     model, sampling = load_base(world / "base"), GenerationConfig(steps=1, chunk_size=2)
     arguments = (model, ["red circle", "lime star", "red circle"], tmp_path, sampling)
 
@@ -175,13 +210,21 @@ def test_processes_wait_for_each_others_regularisation_pictures(
 def test_results_that_were_trained_apart_are_merged(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The merged matrices give the words of each concept its own keys and values (the constraint of the closed form)."""
+    """The merged matrices give the words of each concept its own keys and values (the constraint of
+    the closed form)."""
     runs = []
     for name, token in (("a", "<new1>"), ("b", "<new2>")):
         runs.append(tmp_path / name / "last")
         flags = ("--tokens", token, "--num-class-images", 2, "--lr", 0.05)
         assert learn("custom-diffusion", tmp_path / name, *photos(world, name), *flags) == 0
-    flags = ("--base", world / "base", "--output-dir", tmp_path / "merged", "--num-class-images", 20)
+    flags = (
+        "--base",
+        world / "base",
+        "--output-dir",
+        tmp_path / "merged",
+        "--num-class-images",
+        20,
+    )
     assert exit_code(merge.main, merge.Config, "--results", *runs, *flags) == 0
     base = load_base(world / "base")
     merged = load_learned([tmp_path / "merged"], base)
@@ -189,16 +232,22 @@ def test_results_that_were_trained_apart_are_merged(
     for run in runs:
         part = load_learned([run], base)
         features = merge.phrase_features(base, part, ["{} red"], templates.SHAPES)
-        assert len(features) == 3 * 2  # the learned word and "red", in each of the small model's sentences
+        assert (
+            len(features) == 3 * 2
+        )  # the learned word and "red", in each of the small model's sentences
         for name, weight in part.weights.items():
             assert torch.allclose(features @ merged.weights[name].T, features @ weight.T, atol=2e-3)
     capsys.readouterr()
-    assert "both hold matrices" in str(pytest.raises(train.InputError, load_learned, runs, base).value)
+    assert "both hold matrices" in str(
+        pytest.raises(train.InputError, load_learned, runs, base).value
+    )
     about = json.loads((runs[1] / "config.json").read_text())
     shutil.copytree(runs[1], tmp_path / "foreign")
     (tmp_path / "foreign" / "config.json").write_text(json.dumps(about | {"base": "another"}))
     foreign = ("--results", runs[0], tmp_path / "foreign", *flags)
-    assert "foreign was trained on another base model" in refused(capsys, merge.main, merge.Config, *foreign)
+    assert "foreign was trained on another base model" in refused(
+        capsys, merge.main, merge.Config, *foreign
+    )
     twice = ("--results", runs[0], runs[0], *flags)
     assert "<new1> comes twice" in refused(capsys, merge.main, merge.Config, *twice)
 
@@ -211,16 +260,25 @@ def test_views_are_the_photo_and_its_mirror_image() -> None:
     photo = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
     plain, mirrored = make_views(photo, 20, "flip", 9, torch.Generator())
     assert torch.allclose(plain.image, photo[:, :, 5:25] / 127.5 - 1.0, atol=1e-6)
-    assert torch.equal(mirrored.image, plain.image.flip(-1)) and plain.mask.all() and plain.words == ("",)
+    assert (
+        torch.equal(mirrored.image, plain.image.flip(-1))
+        and plain.mask.all()
+        and plain.words == ("",)
+    )
     (only,) = make_views(photo, 20, "none", 9, torch.Generator())
     assert torch.equal(only.image, plain.image)
 
 
 def test_resized_views_say_how_near_they_are() -> None:
-    """Smaller ones lie somewhere on nothing, where the loss does not count; all are of the photo's colour."""
+    """Smaller ones lie somewhere on nothing, where the loss does not count; all are of the photo's
+    colour."""
     photo = torch.full((3, 50, 50), 200, dtype=torch.uint8)
     views = make_views(photo, 40, "resize", 60, torch.Generator().manual_seed(0))
-    assert {view.words for view in views} == {("",), ("far away ", "very small "), ("zoomed in ", "close up ")}
+    assert {view.words for view in views} == {
+        ("",),
+        ("far away ", "very small "),
+        ("zoomed in ", "close up "),
+    }
     for view in views:
         side = view.mask.sum().sqrt().item()
         assert side == pytest.approx(round(side)) and side >= 0.4 * 40 - 1
@@ -238,17 +296,26 @@ def test_resized_views_say_how_near_they_are() -> None:
 
 def test_cut_mix_views_hold_both_photos_whole_and_count_nothing_else() -> None:
     """Left and right stay where they are; above and below the edge goes on, outside the loss."""
-    left, right = torch.full((3, 24, 36), 200, dtype=torch.uint8), torch.full((3, 24, 24), 40, dtype=torch.uint8)
+    left, right = (
+        torch.full((3, 24, 36), 200, dtype=torch.uint8),
+        torch.full((3, 24, 24), 40, dtype=torch.uint8),
+    )
     right[:, :, 12:] = 90  # so that it has a mirror image
     views = cut_mix_views(left, right, 32, 40, torch.Generator().manual_seed(0))
     tops = set()
     for view in views:
         assert torch.allclose(view.image[:, :, :16], torch.tensor(200 / 127.5 - 1.0), atol=1e-5)
         assert set(view.image[0, 0, 16:].mul(127.5).add(127.5).round().int().tolist()) >= {40, 90}
-        assert (view.image[:, :1] == view.image).all()  # these photos are the same from top to bottom
+        assert (
+            view.image[:, :1] == view.image
+        ).all()  # these photos are the same from top to bottom
         for half in (view.mask[:, :16], view.mask[:, 16:]):
             rows = half.all(1)
-            assert torch.equal(rows, half.any(1)) and rows.sum() == 16 and rows.int().diff().abs().sum() <= 2
+            assert (
+                torch.equal(rows, half.any(1))
+                and rows.sum() == 16
+                and rows.int().diff().abs().sum() <= 2
+            )
         tops.add((int(view.mask[:, 0].argmax()), int(view.mask[:, 31].argmax())))
     assert len(tops) > 20 and len({view.image[0, 0, 17].item() > -0.5 for view in views}) == 2
 
@@ -256,7 +323,8 @@ def test_cut_mix_views_hold_both_photos_whole_and_count_nothing_else() -> None:
 def test_concepts_side_by_side_are_a_lesson_of_their_own(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each pair of things counts as one concept more, in both orders, with a prompt that names both; backgrounds are no things."""
+    """Each pair of things counts as one concept more, in both orders, with a prompt that names
+    both; backgrounds are no things."""
     seen: dict[str, Any] = {}
     original = Pool.make
 
@@ -269,9 +337,17 @@ def test_concepts_side_by_side_are_a_lesson_of_their_own(
     assert learn("textual-inversion", tmp_path / "run", *drawn) == 0
     groups = Counter(seen["groups"])
     assert groups == {0: 5, 1: 5, 2: 5, 3: 5 * 2 * 3} and seen["views"] == 45
-    both = {prompts[0] for group, prompts in zip(seen["groups"], seen["prompts"], strict=True) if group == 3}
+    both = {
+        prompts[0]
+        for group, prompts in zip(seen["groups"], seen["prompts"], strict=True)
+        if group == 3
+    }
     assert both == {"<new1> circle next to <new3>", "<new3> next to <new1> circle"}
-    named = {prompts[1] for group, prompts in zip(seen["groups"], seen["prompts"], strict=True) if group == 3}
+    named = {
+        prompts[1]
+        for group, prompts in zip(seen["groups"], seen["prompts"], strict=True)
+        if group == 3
+    }
     assert "<new3> next to <new1> circle with pink background" in named and len(named) == 10
 
 
@@ -287,22 +363,36 @@ def test_concepts_are_drawn_equally_often_and_every_other_row_is_regular() -> No
     assert (drawn[1::2] == -1).all()
     counts = Counter(drawn[0::2].tolist())
     assert counts.keys() == {0, 1} and min(counts.values()) > 70
-    expected = {0: model.tokenize(texts[0]), 1: model.tokenize(texts[1]), -1: model.tokenize(["white star"])}
+    expected = {
+        0: model.tokenize(texts[0]),
+        1: model.tokenize(texts[1]),
+        -1: model.tokenize(["white star"]),
+    }
     for group, ids in zip(drawn.tolist(), batch["ids"], strict=True):
         assert (expected[group] == ids).all(1).any()
     assert len(batch["ids"].unique(dim=0)) == 5
     assert torch.equal(pool.draw(400, torch.Generator().manual_seed(0))["ids"], batch["ids"])
 
 
-def test_training_can_start_from_learned_words(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_can_start_from_learned_words(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The first round goes on to a new word, the second from it on; matrices are no words."""
     words, both = tmp_path / "words", tmp_path / "both"
     assert learn("textual-inversion", words, *photos(world, "a"), "--lr", 1.0) == 0
     assert learn("custom-diffusion", both, *photos(world, "a"), "--init-from", words / "last") == 0
-    first, second = (load_learned([run / "last"], load_base(world / "base")).concepts[0] for run in (words, both))
+    first, second = (
+        load_learned([run / "last"], load_base(world / "base")).concepts[0] for run in (words, both)
+    )
     word = load_base(world / "base")
     start = initial_vectors("red", 1, word.text_encoder, word.tokenizer)
-    assert (first.vectors - start).abs().max() > 0.2 > 0.1 > (first.vectors - second.vectors).abs().max() > 0.0
+    assert (
+        (first.vectors - start).abs().max()
+        > 0.2
+        > 0.1
+        > (first.vectors - second.vectors).abs().max()
+        > 0.0
+    )
 
     command = (
         "custom-diffusion",
@@ -316,8 +406,14 @@ def test_training_can_start_from_learned_words(world: Path, tmp_path: Path, caps
         0,
     )
     for flags, said in (
-        (("--drawn", "wine", "--tokens", "<other>", "--init-from", words / "last"), "0 vectors for <other>, not 1"),
-        (("--drawn", "wine", "--vectors", 2, "--init-from", words / "last"), "1 vectors for <new1>, not 2"),
+        (
+            ("--drawn", "wine", "--tokens", "<other>", "--init-from", words / "last"),
+            "0 vectors for <other>, not 1",
+        ),
+        (
+            ("--drawn", "wine", "--vectors", 2, "--init-from", words / "last"),
+            "1 vectors for <new1>, not 2",
+        ),
         (("--drawn", "wine", "--init-from", both / "last"), "holds matrices too"),
     ):
         assert said in refused(capsys, train.main, train.Config, *command, *flags)
@@ -334,13 +430,22 @@ def test_training_can_start_from_learned_words(world: Path, tmp_path: Path, caps
         (("--photos", "none", "--words", "red"), "the concept folder none holds no photo"),
         (("--photos", "none"), "must name equally many concepts, not 1, 0, 1 and 0"),
         (("--drawn", "blue"), "there is no drawn concept 'blue', only wine, mauve"),
-        (("--drawn", "wine", "--tokens", "<a>", "<b>"), "--drawn and --tokens must name equally many"),
+        (
+            ("--drawn", "wine", "--tokens", "<a>", "<b>"),
+            "--drawn and --tokens must name equally many",
+        ),
         (("--words", "red"), "are for --photos"),
-        (("--tokens", "circle", "--drawn", "wine"), "'circle' is a word that the model knows already"),
+        (
+            ("--tokens", "circle", "--drawn", "wine"),
+            "'circle' is a word that the model knows already",
+        ),
         (("--tokens", "new", "--drawn", "wine"), "'new' is a word that the model knows already"),
         (("--tokens", "newword", "--drawn", "wine"), "must have the form <name>"),
         (("--drawn", "wine", "--vectors", "0"), "at least one vector, not 0"),
-        (("--drawn", "wine", "--augmentation", "resize", "--views", "0"), "--views must be at least 1, not 0"),
+        (
+            ("--drawn", "wine", "--augmentation", "resize", "--views", "0"),
+            "--views must be at least 1, not 0",
+        ),
         (
             ("--drawn", "wine", "mauve", "--cut-mix", "2"),
             "--cut-mix needs two concepts that can stand beside each other",
@@ -359,17 +464,37 @@ def test_what_cannot_be_learned_is_refused_before_anything_is_written(
     said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ("textual-inversion", "--run-dir", tmp_path / "run", "--base", world / "base", "--device", "cpu")
+    command = (
+        "textual-inversion",
+        "--run-dir",
+        tmp_path / "run",
+        "--base",
+        world / "base",
+        "--device",
+        "cpu",
+    )
     assert said in refused(capsys, train.main, train.Config, *command, *flags)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unreadable_photo_is_named(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_photo_is_named(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "x.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
-    command = ("custom-diffusion", "--run-dir", tmp_path / "run", "--base", world / "base", "--device", "cpu")
+    command = (
+        "custom-diffusion",
+        "--run-dir",
+        tmp_path / "run",
+        "--base",
+        world / "base",
+        "--device",
+        "cpu",
+    )
     flags = ("--photos", tmp_path / "photos", "--words", "red")
-    assert "x.jpg is not a readable image" in refused(capsys, train.main, train.Config, *command, *flags)
+    assert "x.jpg is not a readable image" in refused(
+        capsys, train.main, train.Config, *command, *flags
+    )
     assert "--num-class-images must be at least 0" in refused(
         capsys, train.main, train.Config, *command, "--num-class-images", -1
     )
