@@ -58,11 +58,9 @@ def _parse(config_class: type[Config], arguments: list[str]) -> Config:
     for variant in get_args(config_class):  # a union of subcommands, each with presets of its own
         own_class, subcommand = get_args(variant) or (variant, None)
         if subcommand and arguments[:1] == [subcommand.name]:
-            config_class, arguments, prog = (
-                own_class,
-                arguments[1:],
-                f"{sys.argv[0]} {subcommand.name}",
-            )
+            config_class = own_class
+            arguments = arguments[1:]
+            prog = f"{sys.argv[0]} {subcommand.name}"
     presets: Mapping[str, Preset] = getattr(config_class, "PRESETS", {})
     if not presets:
         return tyro.cli(config_class, args=arguments, prog=prog)

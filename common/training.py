@@ -10,7 +10,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,11 +144,8 @@ def fit(
     """
     _check_config(config)
     accelerator = make_accelerator(config.device, config.mixed_precision)
-    main, processes, device = (
-        accelerator.is_main_process,
-        accelerator.num_processes,
-        accelerator.device,
-    )
+    main, processes = accelerator.is_main_process, accelerator.num_processes
+    device = accelerator.device
     micro_batches, run_dir = _micro_batches(config, accelerator), Path(run_dir)
     if main:
         claim_run_folder(run_dir, {**dataclasses.asdict(config), **(settings or {})})
@@ -178,28 +175,15 @@ def fit(
         return get_batch(step, torch.Generator(device).manual_seed(batch_seed(config.seed, step)))
 
     def take_step(step: int) -> None:
-        """One step of the optimisers on one global batch, of which each micro-batch takes an equal,
-        contiguous slice."""
+        """One step of the optimisers on one global batch."""
         # Layers that draw for themselves, like dropout, use the global generator.
         torch.manual_seed(layers_seed(config.seed, step, accelerator.process_index))
-        loss_value = torch.zeros((), device=device)
         # One process alone may break a step off: nothing has changed before the optimisers move.
         with interrupts.at_once() if processes == 1 else contextlib.nullcontext():
-            batch, draws = (
-                batch_of(step),
-                BatchDraws(noise_seed(config.seed, step), config.batch_size, device),
-            )
-            for micro, part in enumerate(micro_batches, 1):
-                inputs = {
-                    name: value[part].to(device, non_blocking=True) for name, value in batch.items()
-                }
-                last = micro == len(micro_batches)
-                with contextlib.nullcontext() if last else accelerator.no_sync(objective):
-                    with accelerator.autocast():
-                        loss = objective(inputs, draws.part(part))
-                    accelerator.backward(loss / config.gradient_accumulation_steps)
-                loss_value += loss.detach() / config.gradient_accumulation_steps
-        losses.add(loss_value)
+            batch = batch_of(step)
+            draws = BatchDraws(noise_seed(config.seed, step), config.batch_size, device)
+            loss = _backward(objective, batch, draws, micro_batches, accelerator)
+        losses.add(loss)
         accelerator.clip_grad_norm_(objective.parameters(), config.max_grad_norm)
         for optimizer in prepared:
             for group in optimizer.param_groups:
@@ -212,8 +196,7 @@ def fit(
     def save_now() -> None:
         save_state(run_dir / "state.safetensors", params, ema, optimizers, progress)
 
-    # Each turn of the loop: look if the last step asks for it, end if a signal came, take the next
-    # step.
+    # In each turn: look if the last step asks for it, end if a signal came, take the next step.
     with _Interrupts() as interrupts, _Observer(config, run_dir, progress, main) as observer:
         if main:
             observer.say(f"training on {device}, processes: {processes}, from step {progress.step}")
@@ -225,12 +208,7 @@ def fit(
             if due and not stop:
                 if main:
                     with contextlib.suppress(_Interrupted):
-                        with (
-                            ema.applied_to(params)
-                            if observer.looks(progress.step)
-                            else contextlib.nullcontext()
-                        ):
-                            observer.look(interrupts, save, validate, preview)
+                        observer.look(ema.applied_to(params), interrupts, save, validate, preview)
                         progress.looked = True
                         if _due(progress.step, config.checkpoint_every, config.steps):
                             save_now()
@@ -243,12 +221,33 @@ def fit(
         if stop:
             if main:
                 save_now()
-                observer.say(
-                    f"stopped at step {progress.step} of {config.steps}; run the same command again"
-                    " to go on"
-                )
+                observer.say_stopped()
             raise KeyboardInterrupt
     accelerator.wait_for_everyone()
+
+
+def _backward(
+    objective: nn.Module,
+    batch: Batch,
+    draws: BatchDraws,
+    micro_batches: Sequence[slice],
+    accelerator: "Accelerator",
+) -> Tensor:
+    """Adds the gradients of this process's micro-batches, and returns their mean loss, a scalar."""
+    total = torch.zeros((), device=accelerator.device)
+    for micro, part in enumerate(micro_batches, 1):
+        inputs = {
+            name: value[part].to(accelerator.device, non_blocking=True)
+            for name, value in batch.items()
+        }
+        # Processes exchange gradients after the last micro-batch alone.
+        last = micro == len(micro_batches)
+        with contextlib.nullcontext() if last else accelerator.no_sync(objective):
+            with accelerator.autocast():
+                loss = objective(inputs, draws.part(part))
+            accelerator.backward(loss / len(micro_batches))
+        total += loss.detach() / len(micro_batches)
+    return total
 
 
 def settings_of(config: Any, *left_out: str, **more: Any) -> dict[str, Any]:
@@ -305,10 +304,8 @@ def _due(step: int, every: int, steps: int) -> bool:
 
 def _micro_batches(config: TrainingConfig, accelerator: "Accelerator") -> list[slice]:
     """This process's slices of the global batch, equal and contiguous, one for each micro-batch."""
-    processes, shards = (
-        accelerator.num_processes,
-        accelerator.num_processes * config.gradient_accumulation_steps,
-    )
+    processes = accelerator.num_processes
+    shards = accelerator.num_processes * config.gradient_accumulation_steps
     if config.batch_size % shards:
         raise InputError(
             f"the batch size {config.batch_size} is not a multiple of processes times gradient"
@@ -414,22 +411,28 @@ class _Observer:
         intervals = (config.validate_every, config.preview_every, config.checkpoint_every)
         return any(_due(step, every, config.steps) for every in intervals)
 
+    def say_stopped(self) -> None:
+        """Says where the run stopped, and how it goes on."""
+        step, steps = self._progress.step, self._config.steps
+        self.say(f"stopped at step {step} of {steps}; run the same command again to go on")
+
     def look(
         self,
+        averaged: contextlib.AbstractContextManager[None],
         interrupts: "_Interrupts",
         save: Callable[[Path], None] | None,
         validate: Callable[[], dict[str, float]] | None,
         preview: Callable[[Path], None] | None,
     ) -> None:
-        """Does what is due, with the averaged parameters in place, and writes the line of metrics;
-        a signal breaks it off."""
-        config, progress, run_dir, step, line = (
-            self._config,
-            self._progress,
-            self._run_dir,
-            self._progress.step,
-            {},
-        )
+        """Does what is due and writes the line of metrics; a signal breaks it off.
+
+        Inside `averaged` the parameters are the averaged ones.
+        """
+        config = self._config
+        progress = self._progress
+        run_dir = self._run_dir
+        step = self._progress.step
+        line = {}
         logs = _due(step, config.log_every, config.steps)
         if logs:
             line |= {
@@ -440,19 +443,20 @@ class _Observer:
                 config.batch_size * (step - self._started_at) / (time.monotonic() - self._started)
             )
             self.bar.set_postfix_str(f"loss {line['loss']:.4f}, {rate:.0f} images/s")
-        if validate and _due(step, config.validate_every, config.steps):
-            with interrupts.at_once():
-                numbers = validate()
-            line |= {f"validation_{name}": value for name, value in numbers.items()}
-            if numbers["loss"] < progress.best:
-                if save:
-                    save(run_dir / "best")
-                progress.best = numbers["loss"]
-        if preview and _due(step, config.preview_every, config.steps):
-            with interrupts.at_once():
-                preview(make_folder(run_dir / "samples") / f"{step:07d}.png")
-        if save and _due(step, config.checkpoint_every, config.steps):
-            save(run_dir / "last")
+        with averaged if self.looks(step) else contextlib.nullcontext():
+            if validate and _due(step, config.validate_every, config.steps):
+                with interrupts.at_once():
+                    numbers = validate()
+                line |= {f"validation_{name}": value for name, value in numbers.items()}
+                if numbers["loss"] < progress.best:
+                    if save:
+                        save(run_dir / "best")
+                    progress.best = numbers["loss"]
+            if preview and _due(step, config.preview_every, config.steps):
+                with interrupts.at_once():
+                    preview(make_folder(run_dir / "samples") / f"{step:07d}.png")
+            if save and _due(step, config.checkpoint_every, config.steps):
+                save(run_dir / "last")
         if line:
             append_metrics(run_dir / "metrics.jsonl", step, line, self._writer)
         if logs:

@@ -42,10 +42,8 @@ class Reference:
 
 def make_reference(network: DigitClassifier, train: Digits, held_out: Digits, path: Path) -> None:
     """Writes the reference statistics of real digits beside the classifier."""
-    features, classes = (
-        extract_features(network, train.images),
-        class_index(train.digits, train.datasets),
-    )
+    features = extract_features(network, train.images)
+    classes = class_index(train.digits, train.datasets)
     means, moments = [], []
     for c in range(len(DATASETS) * NUM_DIGITS):
         mine = features[classes == c].double()
@@ -158,10 +156,8 @@ def nearest_training(
     ):
         distances = torch.empty(len(rows))
         for c in classes.unique().tolist():
-            own, pool = (
-                rows[classes == c].flatten(1).float(),
-                train.images[train_classes == c].flatten(1).float(),
-            )
+            own = rows[classes == c].flatten(1).float()
+            pool = train.images[train_classes == c].flatten(1).float()
             distances[classes == c] = torch.cdist(own, pool).amin(1) / own.shape[1] ** 0.5
         for i, dataset in enumerate(DATASETS):
             mine = distances[kinds == i]

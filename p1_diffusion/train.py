@@ -120,10 +120,8 @@ def main(config: Config) -> None:
         config.loss_weight, model.config.parameterization, config.timesteps
     ).to(device)
     schedule = make_schedule(model.config.schedule)
-    data, held_out = (
-        load_digits(config.data, "train").to(device),
-        load_digits(config.data, "held_out").to(device),
-    )
+    data = load_digits(config.data, "train").to(device)
+    held_out = load_digits(config.data, "held_out").to(device)
     balanced = BalancedDraw(data)
 
     def loss_of(

@@ -105,10 +105,8 @@ def main(config: Config) -> None:
     weighting = LossWeighting(config.loss_weight, model.parameterization, config.timesteps).to(
         device
     )
-    data, held_out = (
-        load_faces(config.data, "train").to(device),
-        load_faces(config.data, "held_out").to(device),
-    )
+    data = load_faces(config.data, "train").to(device)
+    held_out = load_faces(config.data, "held_out").to(device)
     side = data.images.shape[-1]
     if side % model.side_multiple:
         raise InputError(

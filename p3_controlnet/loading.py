@@ -11,10 +11,8 @@ from common.latent.load import holds_base, kind_of, load_base
 from common.latent.model import LatentDiffusion
 from p3_controlnet.formats import is_small, load_controlnet
 
-SHIPPED_BASE, SHIPPED_CONTROL = (
-    ROOT / "checkpoints" / "ldm_shapes",
-    ROOT / "checkpoints" / "controlnet_circles",
-)
+SHIPPED_BASE = ROOT / "checkpoints" / "ldm_shapes"
+SHIPPED_CONTROL = ROOT / "checkpoints" / "controlnet_circles"
 SD_CONTROL = ROOT / "checkpoints" / "controlnet_sd14"
 
 

@@ -106,10 +106,8 @@ def time_steps(
 
     def loss_fn(batch: Batch, draws: Draws) -> Tensor:
         # The draws of Problem 1's loss, of which the empty model sees a corner.
-        x0, digit = (
-            to_model_range(batch["image"]),
-            drop_context(batch["digit"], NULL_DIGIT, 0.1, draws),
-        )
+        x0 = to_model_range(batch["image"])
+        digit = drop_context(batch["digit"], NULL_DIGIT, 0.1, draws)
         t, eps = draws.randint(schedule.num_timesteps), draws.randn(*x0.shape[1:])
         alpha_t, sigma_t = schedule.alpha_sigma_like(t, x0)
         corner = (slice(None), slice(None), slice(1), slice(1))

@@ -46,10 +46,8 @@ def save_photos(root: Path, count: int = 40, side: int = SIDE) -> Path:
     generator = torch.Generator().manual_seed(0)
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     for i in range(count):
-        centre, colour = (
-            torch.rand(2, generator=generator) * side,
-            torch.rand(3, generator=generator) * 255,
-        )
+        centre = torch.rand(2, generator=generator) * side
+        colour = torch.rand(3, generator=generator) * 255
         disc = ((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < (side / 3) ** 2).float()[
             ..., None
         ]

@@ -114,10 +114,8 @@ def transformers_config(network: nn.Module) -> "CLIPConfig":
             "projection_dim": network.text_projection.shape[1],
         }
 
-    text_width, image_width = (
-        network.token_embedding.embedding_dim,
-        network.visual.conv1.out_channels,
-    )
+    text_width = network.token_embedding.embedding_dim
+    image_width = network.visual.conv1.out_channels
     text = tower(network.transformer.resblocks, text_width) | {
         "vocab_size": network.vocab_size,
         "max_position_embeddings": network.context_length,

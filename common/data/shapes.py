@@ -120,10 +120,8 @@ def draw_scene(
         if first:
             if first[0] in colours:
                 colours.remove(first[0])
-            colours, names = (
-                [colours[0], first[0], *colours[1:]][: count + 1],
-                [first[1], *names[1:]],
-            )
+            colours = [colours[0], first[0], *colours[1:]][: count + 1]
+            names = [first[1], *names[1:]]
         if any(pair in forbidden for pair in zip(colours[1:], names, strict=True)):
             continue
         places = []

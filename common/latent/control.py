@@ -75,9 +75,7 @@ def control_interval(
         raise InputError(
             f"control must start and end at fractions 0 <= start <= end <= 1, not {start} and {end}"
         )
-    first, last = (
-        math.ceil(start * len(timestep_pairs) - 1e-9),
-        math.floor(end * len(timestep_pairs) + 1e-9),
-    )
+    first = math.ceil(start * len(timestep_pairs) - 1e-9)
+    last = math.floor(end * len(timestep_pairs) + 1e-9)
     inside = [t for t, _ in timestep_pairs[first:last]]
     return (min(inside), max(inside)) if inside else (0, -1)

@@ -59,10 +59,8 @@ def draw_missing(
             file=sys.stderr,
         )
     # Which process draws a picture depends on no file.
-    mine, made_with = (
-        pictures[rank::processes],
-        _made_with(model, config, {"size": size, **(settings or {})}),
-    )
+    mine = pictures[rank::processes]
+    made_with = _made_with(model, config, {"size": size, **(settings or {})})
     notes = [_note(made_with, picture.request) for picture in mine]
     missing = [
         (picture, note)

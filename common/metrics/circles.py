@@ -49,11 +49,9 @@ def fit_circles(outline: Tensor, seed: int = 0) -> list[Circle]:
     white = outline.float().mean(0).numpy() >= WHITE
     side = white.shape[1]
     points = np.argwhere(white)[:, ::-1] + 0.5
-    random, total, tolerance = (
-        np.random.default_rng(seed),
-        len(points),
-        max(1.0, 1.4 * HALF_LINE * side),
-    )
+    random = np.random.default_rng(seed)
+    total = len(points)
+    tolerance = max(1.0, 1.4 * HALF_LINE * side)
     circles: list[Circle] = []
     if total > CROWDED * white.size:
         return circles

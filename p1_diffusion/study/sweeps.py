@@ -114,10 +114,8 @@ def main(config: Config) -> None:
         )
         for sampling, per_class in settings
     ]
-    path, command = (
-        config.results / f"p1_{config.study}.json",
-        f"python3 -m p1_diffusion.study.sweeps {config.study}",
-    )
+    path = config.results / f"p1_{config.study}.json"
+    command = f"python3 -m p1_diffusion.study.sweeps {config.study}"
     rows = measured_rows(
         path, command, plan, ("evaluations", "accuracy", "frechet_ratio", "spread_ratio", "seconds")
     )

@@ -53,10 +53,8 @@ def main(config: Config) -> None:
     )
     network = prepare_network(model, config.training)
     device = next(model.parameters()).device
-    data, held_out = (
-        load_digits(config.data, "train").to(device),
-        load_digits(config.data, "held_out").to(device),
-    )
+    data = load_digits(config.data, "train").to(device)
+    held_out = load_digits(config.data, "held_out").to(device)
     balanced = BalancedDraw(data)
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:

@@ -66,10 +66,8 @@ def main(config: Config) -> None:
     model = FaceFeatures.load(config.init_from).train() if config.init_from else FaceFeatures()
     prepare_network(model, config.training)
     device = next(model.parameters()).device
-    data, held_out = (
-        load_faces(config.data, "train").to(device),
-        load_faces(config.data, "held_out").to(device),
-    )
+    data = load_faces(config.data, "train").to(device)
+    held_out = load_faces(config.data, "held_out").to(device)
     typical = data.images[
         torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
     ]

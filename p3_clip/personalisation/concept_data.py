@@ -97,10 +97,8 @@ def _drawn_concept_data(config: TextualInversion | CustomDiffusion) -> list[Conc
     concept_data = []
     for token, name in zip(tokens, config.drawn, strict=True):
         drawn, photos = DRAWN[name], [draw_photo(name, index) for index in range(PHOTOS)]
-        described, captions = (
-            drawn.phrase.format(drawn.word),
-            [drawn.caption(index) for index in range(PHOTOS)],
-        )
+        described = drawn.phrase.format(drawn.word)
+        captions = [drawn.caption(index) for index in range(PHOTOS)]
         concept_data.append(
             ConceptData(
                 token, drawn.word, drawn.phrase, described, False, photos, captions, drawn.is_thing

@@ -34,10 +34,8 @@ from p3_clip.personalisation.concepts import Concept, expand, unused
 from p3_clip.personalisation.model import load_learned, personalise
 from p3_clip.personalisation.task import Task, read_tasks
 
-SHIPPED_BASE, SHIPPED_CONCEPTS = (
-    ROOT / "checkpoints" / "ldm_shapes",
-    ROOT / "checkpoints" / "concepts_shapes",
-)
+SHIPPED_BASE = ROOT / "checkpoints" / "ldm_shapes"
+SHIPPED_CONCEPTS = ROOT / "checkpoints" / "concepts_shapes"
 SD_CONCEPTS = ROOT / "checkpoints" / "concepts_sd14"
 SIZE, COUNT = 512, 25
 

@@ -57,11 +57,9 @@ def is_on_cuda(tensor: Tensor, *shape: int) -> bool:
 def test_a_cpu_table_indexed_by_a_cuda_tensor_is_caught(cuda: torch.device) -> None:
     """The mistakes that this file is there to find. Indexing alone passes, but what it gives stays
     on the CPU."""
-    table, t, x = (
-        SCHEDULE.alphas_cumprod,
-        torch.zeros(2, dtype=torch.long, device=cuda),
-        torch.zeros(2),
-    )
+    table = SCHEDULE.alphas_cumprod
+    t = torch.zeros(2, dtype=torch.long, device=cuda)
+    x = torch.zeros(2)
     for mistake in (
         lambda: table[t] * x.to(cuda),
         lambda: x * x.to(cuda),
@@ -94,10 +92,8 @@ def test_q_sample(cuda: torch.device) -> None:
 
 
 def test_networks(cuda: torch.device) -> None:
-    images, t = (
-        torch.zeros(2, 3, 28, 28, device=cuda),
-        torch.zeros(2, dtype=torch.long, device=cuda),
-    )
+    images = torch.zeros(2, 3, 28, 28, device=cuda)
+    t = torch.zeros(2, dtype=torch.long, device=cuda)
     assert is_on_cuda(network(cuda)(images, t, context(cuda)), 2, 3, 28, 28)
     with cuda:
         embedding, lenet = SinusoidalEmbedding(16), LeNet()

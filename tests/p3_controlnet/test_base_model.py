@@ -423,10 +423,8 @@ def test_the_text_tower_is_tuned_resumes_and_is_saved_for_the_unet(
 
 def test_what_captions_say_at_which_positions() -> None:
     tokenizer = clip_tokenizer(32)
-    star, circle = (
-        Shape("star", "light slate gray", 0.3, 0.3, 0.2),
-        Shape("circle", "red", 0.7, 0.7, 0.2),
-    )
+    star = Shape("star", "light slate gray", 0.3, 0.3, 0.2)
+    circle = Shape("circle", "red", 0.7, 0.7, 0.2)
     scenes = [Scene("blue", (star, circle)), Scene("teal", (circle,))]
     captions = [scenes[0].caption, "a photo of a red circle"]
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -455,10 +453,8 @@ def test_what_captions_say_at_which_positions() -> None:
     assert torch.allclose(batch["colours"][0, 2], torch.tensor([1.0, -1.0, -1.0]))
 
     # A reader that says exactly this has no loss; one that is off everywhere has what it is off.
-    colours, kinds = (
-        batch["colours"][:, None].repeat(1, 32, 1, 1),
-        batch["kinds"][:, None].expand(-1, 32, -1),
-    )
+    colours = batch["colours"][:, None].repeat(1, 32, 1, 1)
+    kinds = batch["kinds"][:, None].expand(-1, 32, -1)
     regions = batch["phrase"].clamp(min=0)
     own = colours.gather(2, regions[..., None, None].expand(-1, -1, 1, 3))[:, :, 0]
     logits = [

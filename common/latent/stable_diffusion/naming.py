@@ -26,18 +26,14 @@ EMA = "model_ema."
 
 # What a ControlNet is recognised by: the first weight of its hint encoder, and the class in the
 # configuration of its folder.
-HINT_COMPVIS, HINT_DIFFUSERS = (
-    "input_hint_block.0.weight",
-    "controlnet_cond_embedding.conv_in.weight",
-)
+HINT_COMPVIS = "input_hint_block.0.weight"
+HINT_DIFFUSERS = "controlnet_cond_embedding.conv_in.weight"
 CONTROL_CLASS = "ControlNetModel"
 
 # Files in the folders of diffusers.
-CONFIG_FILE, SCHEDULER_FILE, WEIGHTS_FILE = (
-    "config.json",
-    "scheduler_config.json",
-    "diffusion_pytorch_model.safetensors",
-)
+CONFIG_FILE = "config.json"
+SCHEDULER_FILE = "scheduler_config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 # What does not move with the number of levels and layers.
 _UNET_ENDS = (

@@ -427,10 +427,8 @@ def test_the_archive_is_unpacked(
     identity: str,
     prefix: str,
 ) -> None:
-    archive, dest = (
-        _zip(tmp_path / "archive.zip", digits_root, prefix),
-        tmp_path / "a new" / "place",
-    )
+    archive = _zip(tmp_path / "archive.zip", digits_root, prefix)
+    dest = tmp_path / "a new" / "place"
     done = get_dataset(edition, dest, archive=archive)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "id").read_text() == identity

@@ -436,10 +436,8 @@ def test_clipping_comes_after_guidance() -> None:
 def test_eps_is_recomputed_from_the_clipped_x0_on_request_alone(parameterization: str) -> None:
     x0, eps = torch.tensor([[0.5, 3.0, -2.0]], dtype=torch.float64), normal(1, 3)
     alpha_t, sigma_t = SCHEDULE.alpha_sigma(500)
-    x_t, output = (
-        alpha_t * x0 + sigma_t * eps,
-        output_target(parameterization, x0, eps, alpha_t, sigma_t),
-    )
+    x_t = alpha_t * x0 + sigma_t * eps
+    output = output_target(parameterization, x0, eps, alpha_t, sigma_t)
     free, clipped = (
         denoiser(lambda x, t: output, SCHEDULE, parameterization, clip_x0=clip)(x_t, 500)
         for clip in (False, True)

@@ -323,10 +323,8 @@ def test_it_computes_what_diffusers_makes_of_the_file(
     vae = AutoencoderKL.from_single_file(dict(state), config=str(configs), subfolder="vae").eval()
     assert_equal_weights(model.unet, unet)
     assert_equal_weights(model.autoencoder, vae)
-    x_t, t = (
-        torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
-        torch.tensor([3, 981]),
-    )
+    x_t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([3, 981])
     condition = text_condition(model, ["red circle", ""])
     with torch.no_grad():
         assert torch.equal(

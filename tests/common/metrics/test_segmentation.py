@@ -30,11 +30,9 @@ from common.metrics.segmentation import (
     separate,
 )
 
-MIDDLE, AWAY, CUT = (
-    Circle(260.5, 240.0, 90.0),
-    Circle(120.0, 130.5, 70.0),
-    Circle(490.0, 300.0, 110.0),
-)
+MIDDLE = Circle(260.5, 240.0, 90.0)
+AWAY = Circle(120.0, 130.5, 70.0)
+CUT = Circle(490.0, 300.0, 110.0)
 
 
 def picture(*discs: tuple[Circle, str], background: str = "old lace") -> Tensor:

@@ -124,10 +124,8 @@ def test_hw2_3_writes_the_exact_files_and_a_fresh_process_the_same_bytes(
 ) -> None:
     """With the matrices of Custom Diffusion, saved and read by another process."""
     assert (COUNT, SIZE) == (25, 512)
-    out, flags = (
-        tmp_path / "an output folder",
-        ("--count", 2, "--concepts", world / "matrices", *QUICK),
-    )
+    out = tmp_path / "an output folder"
+    flags = ("--count", 2, "--concepts", world / "matrices", *QUICK)
     result = run_process(
         ["bash", ROOT / "hw2_3.sh", task_file, out, world / "base", *flags], cwd="/"
     )

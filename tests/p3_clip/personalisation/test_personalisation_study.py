@@ -165,18 +165,14 @@ def test_angular_is_what_no_ellipse_is() -> None:
     """However long and turned, and what the closed forms say of a rectangle and a triangle."""
     rows, columns = np.mgrid[-150:150, -150:150]
     for turn in (0.0, 0.4):
-        x, y = (
-            columns * math.cos(turn) + rows * math.sin(turn),
-            rows * math.cos(turn) - columns * math.sin(turn),
-        )
+        x = columns * math.cos(turn) + rows * math.sin(turn)
+        y = rows * math.cos(turn) - columns * math.sin(turn)
         for wide in (40, 80):
             assert measure._ellipticity((x / wide) ** 2 + (y / 50) ** 2 < 1) == pytest.approx(
                 1.0, abs=0.005
             )
-            rectangle, triangle = (
-                (abs(x) < wide) & (abs(y) < 50),
-                (abs(x) / wide < (y + 50) / 100) & (y < 50),
-            )
+            rectangle = (abs(x) < wide) & (abs(y) < 50)
+            triangle = (abs(x) / wide < (y + 50) / 100) & (y < 50)
             assert measure._ellipticity(rectangle) == pytest.approx(3 / math.pi, abs=0.01)
             assert measure._ellipticity(triangle) == pytest.approx(
                 3 * math.sqrt(3) / (2 * math.pi), abs=0.01

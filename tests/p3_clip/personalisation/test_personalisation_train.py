@@ -296,10 +296,8 @@ def test_resized_views_say_how_near_they_are() -> None:
 
 def test_cut_mix_views_hold_both_photos_whole_and_count_nothing_else() -> None:
     """Left and right stay where they are; above and below the edge goes on, outside the loss."""
-    left, right = (
-        torch.full((3, 24, 36), 200, dtype=torch.uint8),
-        torch.full((3, 24, 24), 40, dtype=torch.uint8),
-    )
+    left = torch.full((3, 24, 36), 200, dtype=torch.uint8)
+    right = torch.full((3, 24, 24), 40, dtype=torch.uint8)
     right[:, :, 12:] = 90  # so that it has a mirror image
     views = cut_mix_views(left, right, 32, 40, torch.Generator().manual_seed(0))
     tops = set()
