@@ -23,6 +23,7 @@ PARTS = (
     "hw2_2.sh",
     "hw2_download_ckpt.sh",
     "requirements.txt",
+    "constraints.txt",
 )
 SPACED = "an output folder"
 
@@ -241,12 +242,13 @@ def test_quickstart_runs_each_jobs_programs(
     """In a checkout whose environment is a stand-in that notes what it is called for, and makes the files that entries look for."""
     root, log = tmp_path / "clone", tmp_path / "log"
     shutil.copytree(ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("hw2_1.sh", "hw2_2.sh", "hw2_3.sh", "requirements.txt"):
+    for name in ("hw2_1.sh", "hw2_2.sh", "hw2_3.sh", "requirements.txt", "constraints.txt"):
         shutil.copy(ROOT / name, root / name)
     for name in shipped:
         (root / "checkpoints" / name).mkdir(parents=True)
     (root / ".venv" / "bin").mkdir(parents=True)
-    shutil.copy(root / "requirements.txt", root / ".venv" / "installed")
+    stamp = (root / "requirements.txt").read_text() + (root / "constraints.txt").read_text()
+    (root / ".venv" / "installed").write_text(stamp)
     python = root / ".venv" / "bin" / "python"
     data = tmp_path / "out" / "controlnet_data"
     made = f'mkdir -p "{tmp_path}/out/p1/svhn" "{data}/source" "{data}/target"; touch "{data}/prompt.json"'
