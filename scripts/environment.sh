@@ -1,5 +1,5 @@
-# Sourced by quickstart.sh and test.sh: makes .venv and installs requirements.txt at the versions of constraints.txt, once for each
-# state of the two files. The stamp .venv/installed holds both, one after the other.
+# Sourced by quickstart.sh and test.sh: makes .venv and installs requirements.txt at the versions of
+# constraints.txt, once for each state of the two files. The stamp .venv/installed holds both.
 PYTHON="made below" source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 stamp="$ROOT/.venv/installed"
 if ! cat "$ROOT/requirements.txt" "$ROOT/constraints.txt" | cmp -s - "$stamp"; then
