@@ -1,6 +1,6 @@
 """Trains the conditional diffusion model of Problem 1 on MNIST-M and SVHN digits.
 
-    python3 -m p1_diffusion.train --data hw2_data/digits --run-dir runs/p1
+    python3 -m p1_diffusion.train --data hw2_data/digits --run-dir runs/p1_digits
     # `accelerate launch` on several GPUs
     torchrun --nproc_per_node 2 -m p1_diffusion.train --device cpu ...
 

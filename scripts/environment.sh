@@ -1,7 +1,8 @@
-# Sourced by quickstart.sh and test.sh: makes .venv and installs the requirements, once for each state of requirements.txt.
+# Sourced by quickstart.sh and test.sh: makes .venv and installs requirements.txt at the versions of
+# constraints.txt, once for each state of the two files. The stamp .venv/installed holds both.
 PYTHON="made below" source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 stamp="$ROOT/.venv/installed"
-if ! cmp -s "$ROOT/requirements.txt" "$stamp"; then
+if ! cat "$ROOT/requirements.txt" "$ROOT/constraints.txt" | cmp -s - "$stamp"; then
   base="$(command -v python3 || true)"
   if [ -z "$base" ] || ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "error: Python 3.11 or newer is needed (python3 on the PATH)" >&2
@@ -9,9 +10,10 @@ if ! cmp -s "$ROOT/requirements.txt" "$stamp"; then
   fi
   echo "Making .venv and installing requirements.txt; the first time this downloads PyTorch and takes minutes."
   "$base" -m venv "$ROOT/.venv"
-  "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$ROOT/requirements.txt"
+  "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    -r "$ROOT/requirements.txt" -c "$ROOT/constraints.txt"
   "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable "$ROOT"
-  cp "$ROOT/requirements.txt" "$stamp"
+  cat "$ROOT/requirements.txt" "$ROOT/constraints.txt" > "$stamp"
 fi
 PYTHON="$ROOT/.venv/bin/python"
 export PYTHON

@@ -9,7 +9,8 @@ fi
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 problem="$1" minutes="$2"
 shift 2
-run_dir="${RUNS_DIR:-$ROOT/runs}/$problem"
+declare -A names=([p1]=p1_digits [p2]=p2_faces)  # the run folders of train_p1.sh and train_p2.sh
+run_dir="${RUNS_DIR:-$ROOT/runs}/${names[$problem]:-$problem}"
 train=(bash "$ROOT/scripts/train_$problem.sh" --run-dir "$run_dir" --lr-schedule constant "$@")
 if [ ! -f "$run_dir/cooling" ]; then
   seconds="$("$PYTHON" -c 'import sys; print(float(sys.argv[1]) * 48)' "$minutes")"

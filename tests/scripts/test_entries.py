@@ -24,6 +24,7 @@ PARTS = (
     "hw2_2.sh",
     "hw2_download_ckpt.sh",
     "requirements.txt",
+    "constraints.txt",
 )
 SPACED = "an output folder"
 
@@ -325,12 +326,13 @@ def test_quickstart_runs_each_jobs_programs(
     shutil.copytree(
         ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__")
     )
-    for name in ("hw2_1.sh", "hw2_2.sh", "hw2_3.sh", "requirements.txt"):
+    for name in ("hw2_1.sh", "hw2_2.sh", "hw2_3.sh", "requirements.txt", "constraints.txt"):
         shutil.copy(ROOT / name, root / name)
     for name in shipped:
         (root / "checkpoints" / name).mkdir(parents=True)
     (root / ".venv" / "bin").mkdir(parents=True)
-    shutil.copy(root / "requirements.txt", root / ".venv" / "installed")
+    stamp = (root / "requirements.txt").read_text() + (root / "constraints.txt").read_text()
+    (root / ".venv" / "installed").write_text(stamp)
     python = root / ".venv" / "bin" / "python"
     data = tmp_path / "out" / "controlnet_data"
     made = (
@@ -428,7 +430,7 @@ def test_training_for_a_time_cools_down_from_where_it_came_to(clone: Path, tmp_p
         'case "$*" in *"--steps 100000000"*) exec sleep 30 ;; esac ;; esac\n'
     )
     fake.chmod(0o755)
-    (tmp_path / "runs" / "p1").mkdir(parents=True)
+    (tmp_path / "runs" / "p1_digits").mkdir(parents=True)
     script, runs = clone / "scripts" / "train_for.sh", str(tmp_path / "runs")
     result = run_entry(script, "p1", "4", "--batch-size", "8", PYTHON=str(fake), RUNS_DIR=runs)
     assert result.returncode == 0, result.stderr
