@@ -435,7 +435,7 @@ def test_training_for_a_time_cools_down_from_where_it_came_to(clone: Path, tmp_p
     result = run_entry(script, "p1", "4", "--batch-size", "8", PYTHON=str(fake), RUNS_DIR=runs)
     assert result.returncode == 0, result.stderr
     first, second = result.stdout.splitlines()
-    common = f"--run-dir {runs}/p1 --lr-schedule constant --batch-size 8"
+    common = f"--run-dir {runs}/p1_digits --lr-schedule constant --batch-size 8"
     assert first.endswith(f"{common} --steps 100000000") and second.endswith(f"{common} --steps 50")
     # Run again it goes on cooling down.
     again = run_entry(script, "p1", "4", "--batch-size", "8", PYTHON=str(fake), RUNS_DIR=runs)

@@ -1,4 +1,5 @@
-"""scripts/environment.sh: what it installs, when it installs again, and the versions in constraints.txt."""
+"""scripts/environment.sh: what it installs, when it installs again, and the versions in
+constraints.txt."""
 
 import os
 import re
@@ -19,7 +20,8 @@ def lines(path: Path) -> list[str]:
 
 
 def test_the_environment_is_made_again_when_either_file_changes(tmp_path: Path) -> None:
-    """With stand-ins for python3, which makes no .venv, and for the Python in it, which notes its arguments."""
+    """With stand-ins for python3, which makes no .venv, and for the Python in it, which notes its
+    arguments."""
     root, log, stand_in = tmp_path / "a clone", tmp_path / "log", tmp_path / "bin" / "python3"
     (root / "scripts").mkdir(parents=True)
     for name in (
@@ -57,7 +59,8 @@ def test_the_environment_is_made_again_when_either_file_changes(tmp_path: Path) 
 
 
 def test_constraints_pin_every_requirement_to_a_public_version() -> None:
-    """No local version such as +cpu, and none of the packages that belong to one build of PyTorch."""
+    """No local version such as +cpu, and none of the packages that belong to one build of
+    PyTorch."""
     pins = [PINNED.fullmatch(line) for line in lines(ROOT / "constraints.txt")]
     assert all(pins)
     names = [pin["name"] for pin in pins]
