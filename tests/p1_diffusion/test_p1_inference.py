@@ -303,3 +303,22 @@ def test_a_folder_under_an_images_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "svhn" / "1_001.png").mkdir(parents=True)
     with pytest.raises(InputError, match=r"svhn/1_001\.png was not written by this program"):
         prepare_output(tmp_path, NAMES_2025)
+
+
+def test_a_third_dataset_breaks_no_checkpoint(
+    digit_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shapes of a network come from its configuration; a dataset that it never saw is named."""
+    before = draw(ContextUNet.load(digit_checkpoint), [("svhn", 3, 1)])
+    monkeypatch.setattr("common.data.digits.DATASETS", ("mnistm", "svhn", "usps"))
+    monkeypatch.setattr("p1_diffusion.sampling.DATASETS", ("mnistm", "svhn", "usps"))
+    network = ContextUNet.load(digit_checkpoint)
+    assert torch.equal(draw(network, [("svhn", 3, 1)]), before)
+    with pytest.raises(InputError, match="was not trained on usps: it knows mnistm, svhn"):
+        draw(network, [("usps", 3, 1)])
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    three = ContextUNet(dataclasses.replace(network.config, datasets=3)).state_dict()
+    assert {name for name in shapes if three[name].shape != shapes[name]} <= {
+        "dataset.weight",
+        "class_embedding.weight",
+    }
