@@ -15,7 +15,7 @@ train() { # METHOD NAME FLAGS...
   "$PYTHON" -m p3_clip.personalisation.train "$method" --run-dir "$runs/$name" --base "$base" --clip "$clip" --warmup 50 "$@"
 }
 inversion=(--steps 600 --batch-size 16)
-custom=(--augmentation flip --class-data-dir "$runs/regular" --init-from "$runs/inversion/last" --lr 5e-4)
+custom=(--augmentation flip --class-data-dir "$runs/class_data" --init-from "$runs/inversion/last" --lr 5e-4)
 train textual-inversion inversion "${inversion[@]}" "$@"
 train textual-inversion inversion_cut_mix "${inversion[@]}" --cut-mix 4 "$@"
 train custom-diffusion joint "${custom[@]}" --steps 2500 --validate-every 1000 --preview-every 1000 --checkpoint-every 500 "$@"
