@@ -102,7 +102,7 @@ def main(config: Config) -> None:
     )
     judge, note = load_judge(pretrained=None if config.clip == "auto" else config.clip)
     if judge is None and config.clip == "auto":
-        # The reason names the flag of other programs.
+        # `load_judge` names --pretrained, the flag of other programs.
         note = f"left out, since {note.replace('--pretrained', '--clip')}"
     segmenter = load_sam2(config.sam2) if config.sam2 else centre_mask
     lines = []
@@ -147,7 +147,7 @@ def passes(result: dict[str, Any]) -> bool:
 
 
 # ----------------------------------------------------------------------------
-# Reading.
+# Reading images and scenes.
 
 
 def read_output(folder: Path, names: Sequence[Path]) -> tuple[list[Tensor | None], dict[str, str]]:
@@ -239,10 +239,10 @@ def measure(
 
     - iou: IoU of all objects with all discs; iou_target: with the objects of `target`.
     - iou_circles: IoU with each disc; a pixel of an object counts for the disc nearest to it.
-    - circle_error, background_error: CIEDE2000 between the named colour and the median colour of
-      the true region, the mean over the circles; circle_errors: of each circle.
-    - circle_right, background_right: the fraction of regions whose nearest CSS colour is the named
-      one.
+    - circle_errors, background_error: CIEDE2000 between the named colour and the median colour of
+      each true region; circle_error: the mean over the circles.
+    - circle_right, background_right: whether the CSS colour nearest to the median colour is the
+      named one, as a fraction of the circles and as 0 or 1.
     - circle_asked: the named colour of each circle; circle_nearest, background_nearest: the nearest
       CSS colours.
 
@@ -256,8 +256,8 @@ def measure(
         else torch.zeros(SIZE, SIZE, dtype=torch.bool)
     )
     discs = torch.stack([disc(circle) for circle in circles])
-    # Without an object no colour is measured, not even that of the background.
     regions = [*discs, ~discs.any(0)]
+    # Without an object no colour is measured, not even that of the background.
     measured = [
         (
             median_colour(picture, inner_region(region, resolution))

@@ -93,10 +93,10 @@ def make_latent_cache(model: LatentDiffusion, examples: Examples) -> LatentCache
     number = {caption: k for k, caption in enumerate(captions)}
     latents = [
         model.encode(to_model_range(part).to(device)).half().cpu()
-        for part in _shown(examples.images.split(CHUNK), "encoding pictures")
+        for part in _shown(examples.images.split(CHUNK), "encoding images")
     ]
     parts = [captions[i : i + CHUNK] for i in range(0, len(captions), CHUNK)]
-    contexts = [model.encode_text(part).half().cpu() for part in _shown(parts, "reading captions")]
+    contexts = [model.encode_text(part).half().cpu() for part in _shown(parts, "encoding captions")]
     return LatentCache(
         torch.cat(latents),
         torch.cat(contexts),

@@ -37,7 +37,7 @@ def load_model(config: ModelConfig) -> LatentDiffusion:
     """Loads the base model and the ControlNet that the configuration names.
 
     If the checkpoint is Stable Diffusion and no ControlNet for it is given or shipped, loads the
-    shipped small model and its ControlNet instead, and prints this. Raises InputError if the
+    shipped small model and its ControlNet instead and prints that it does. Raises InputError if the
     checkpoint is of no known kind, or if `base` or `control` does not apply to it.
     """
     checkpoint = config.checkpoint

@@ -60,10 +60,11 @@ Figure = Literal[
 FIGURES: tuple[Figure, ...] = get_args(Figure)
 SHOWN = 128  # side of an image in the figures, in pixels
 WIDTH = 26  # characters in a line of a label
-FIRST, WORST = 10, 5
+FIRST = 10  # pairs in the figure of circles
+WORST = 5  # images in each half of the figure of failures
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 SCALE_ROWS, BASE_ROWS, BASE_COLUMNS = 4, 10, 4
-DRAWN_COUNT, DRAWN_SEED = 25, 2025  # seeds 0 and 1 are those of the training and of its validation
+DRAWN_COUNT, DRAWN_SEED = 25, 2025  # the training's seed is 0, its validation's 1
 
 
 @dataclasses.dataclass(frozen=True)
