@@ -11,7 +11,8 @@
     # a canvas of 4 x 4 model images, in patches and at once
     python3 -m p3_controlnet.study.sweeps canvas
 
-Each row is saved when it is finished; a second call measures the missing rows only.
+Each row is saved when it is finished; a second call measures the missing rows only. The study
+autoencoder has no rows and is always measured anew.
 """
 
 import dataclasses
@@ -106,7 +107,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Runs the study and writes the rows that are missing in its result file."""
+    """Runs the study and writes its result file, keeping the rows that are already there."""
     if config.count is not None and config.count < 1:
         raise InputError(f"--count must be at least 1, not {config.count}")
     default = ControlledGenerationConfig(steps=config.steps)
