@@ -1,14 +1,16 @@
-"""A CPU replica of the 2025 grader of Problem 3, and what the grader does not see: the true circle
-and its colours.
+"""Evaluates the images of circles that a ControlNet drew, and replicates the 2025 grader on a CPU.
 
     python3 -m p3_controlnet.evaluate --images OUT --prompts prompt.json --sources DIR --targets DIR
-    # of a model that works at 64x64: colours are measured farther inside
+    # for a model that draws at 64x64 pixels: colours are measured farther from the edges
     python3 -m p3_controlnet.evaluate ... --resolution 64
-    # the grader's own networks
+    # with the grader's own networks
     python3 -m p3_controlnet.evaluate ... --clip ViT-B-32.pt --sam2 FOLDER
 
-Exit code 0 if shape and colours reach the bar and every image is there, 1 if not, 2 if the folder
-cannot be graded.
+The grader compares only the mask at the image's centre and the CLIP similarity. This program also
+measures the IoU with the true circle, and the colour errors of circle and background.
+
+Exit code: 0 if every image is present and IoU and colour errors reach their thresholds, 1 if not,
+2 if the folder cannot be evaluated.
 """
 
 import dataclasses
@@ -46,7 +48,7 @@ from common.metrics.segmentation import (
 if TYPE_CHECKING:
     from common.clip.model import Clip
 
-BEST = 10
+BEST = 10  # images whose scores the grader averages
 MEASURES = (
     "iou",
     "iou_target",
@@ -59,34 +61,36 @@ MEASURES = (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Grades a folder of circles drawn by control pictures."""
+    """Evaluates a folder of images of circles, drawn from control images by a ControlNet."""
 
     images: Path
     """Folder of the generated images."""
     prompts: Path
-    """prompt.json: a line of source, target and prompt for each image."""
+    """prompt.json: one JSON object per image, with the keys source, target and prompt."""
     sources: Path
-    """Folder of the control pictures."""
+    """Folder of the control images."""
     targets: Path
-    """Folder of the images that they stand for."""
+    """Folder of the target images."""
     resolution: int = SIZE
-    """Side of the pictures that the model works on; colours are measured at least 4 of its pixels
-    inside an edge."""
+    """Side, in pixels, of the images that the model draws before they are enlarged to 512. Colours
+    are measured at least 4 of these pixels away from an edge."""
     clip: str = "auto"
-    """OpenAI's ViT-B/32: its weight file, auto for the local caches, none to leave it out."""
+    """Weight file of OpenAI's CLIP ViT-B/32; "auto" searches the local caches, "none" leaves the
+    CLIP factor out of the grader's score."""
     sam2: Path | None = None
-    """Folder of SAM2 in transformers' form, to find the mask at the centre (default: two colours,
-    which needs no network)."""
+    """Folder of a SAM2 in transformers' format, which finds the mask at the centre. By default the
+    mask comes from splitting the image into two colours, which needs no network."""
     iou_bar: float = 0.95
-    """Mean IoU of the true circle to reach."""
+    """Lowest mean IoU with the true circles, in [0, 1], at which the evaluation passes."""
     colour_bar: float = 8.0
-    """Mean colour error (CIEDE2000) to stay within, for circle and background each."""
+    """Highest mean colour error (CIEDE2000), of circles and of background, at which the evaluation
+    passes."""
     result: Path | None = None
-    """JSON file to write."""
+    """JSON file for the results; none is written by default."""
 
 
 def main(config: Config) -> None:
-    """Prints the table, writes the result and answers by exit code."""
+    """Prints the measures, writes the result file and exits with 1 if the evaluation fails."""
     if not 16 <= config.resolution <= SIZE:
         raise InputError(f"--resolution must be between 16 and {SIZE}, not {config.resolution}")
     if not config.images.is_dir():
@@ -98,7 +102,8 @@ def main(config: Config) -> None:
     )
     judge, note = load_judge(pretrained=None if config.clip == "auto" else config.clip)
     if judge is None and config.clip == "auto":
-        note = f"left out, since {note.replace('--pretrained', '--clip')}"  # the flag here
+        # `load_judge` names --pretrained, the flag of other programs.
+        note = f"left out, since {note.replace('--pretrained', '--clip')}"
     segmenter = load_sam2(config.sam2) if config.sam2 else centre_mask
     lines = []
     for pair, scene, picture in zip(
@@ -132,7 +137,7 @@ def means(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def passes(result: dict[str, Any]) -> bool:
-    """Whether every image is there and shape and colours reach the bar."""
+    """Whether every image is present and the IoU and both colour errors reach their thresholds."""
     errors = max(result["circle_error"], result["background_error"])
     return (
         not result["dropped"]
@@ -142,15 +147,15 @@ def passes(result: dict[str, Any]) -> bool:
 
 
 # ----------------------------------------------------------------------------
-# Reading.
+# Reading images and scenes.
 
 
 def read_output(folder: Path, names: Sequence[Path]) -> tuple[list[Tensor | None], dict[str, str]]:
-    """The images uint8 [3, 512, 512] by their names, and for each that is None why: missing,
-    unreadable, of the wrong size.
+    """Reads the named images of a folder, or of its subfolder target/.
 
-    The grader drops such lines. An image may lie in OUT or in OUT/target. Raises InputError if none
-    can be graded.
+    Returns the images uint8 [3, 512, 512] in the order of `names`, None for one that is missing,
+    unreadable or of another size, and a dict from the names of those to the reason. The grader
+    drops their lines. Raises InputError if no image can be used.
     """
     pictures: list[Tensor | None] = []
     dropped: dict[str, str] = {}
@@ -166,40 +171,45 @@ def read_output(folder: Path, names: Sequence[Path]) -> tuple[list[Tensor | None
             dropped[str(name)] = str(error)
     if len(dropped) == len(names):
         raise InputError(
-            f"{folder} holds none of the {len(names)} images: {next(iter(dropped.values()))}"
+            f"none of the {len(names)} images can be read from {folder}; the first:"
+            f" {next(iter(dropped.values()))}"
         )
     return pictures, dropped
 
 
 def read_scene(pair: Pair) -> tuple[list[Circle], Description]:
-    """The circles of the control picture and what the prompt says. Raises InputError if they do not
-    go together."""
+    """The circles in a pair's control image, and the colours that its prompt names.
+
+    Raises InputError if the control image shows no circle, or if the prompt names neither one
+    circle colour nor one for each circle.
+    """
     circles, described = fit_circles(pair.read_source()), parse_caption(pair.prompt)
     if not circles:
         raise InputError(f"{pair.source} shows no circle: white outlines on black are expected")
     if len(described.colours) not in (1, len(circles)):
         count = len(described.colours)
         raise InputError(
-            f"{pair.source} shows {len(circles)} circles, but its prompt names {count}:"
-            f" {pair.prompt!r}"
+            f"{pair.source} shows {len(circles)} circles, but its prompt names {count} circle"
+            f" colours: {pair.prompt!r}"
         )
     return circles, described
 
 
 # ----------------------------------------------------------------------------
-# The grader's part.
+# The grader's score.
 
 
 def cosine(judge: "Clip", picture: Tensor, prompt: str) -> float:
-    """CLIP's cosine between a picture, uint8 [3, H, W], and its prompt."""
+    """CLIP's cosine similarity of an image uint8 [3, H, W] and its prompt, in [-1, 1]."""
     image = judge.preprocess(to_pil(picture))
     return float(judge.encode_images(image[None])[0] @ judge.encode_texts([prompt])[0])
 
 
 def grade(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of the ten best lines by IoU of the mask at the centre times (CLIP cosine + 1) / 2;
-    without the second factor, and said so, where there is no CLIP. Lines without an image do not
-    count.
+    """The grader's score: the mean over the ten best lines of mask IoU * (CLIP cosine + 1) / 2.
+
+    The mask is the region at the image's centre. Without a CLIP, the second factor is left out and
+    `with_clip` is False. `lines` counts the lines that have an image; only these are scored.
     """
     graded = [line for line in lines if "iou_centre" in line]
     with_clip = all(line["cosine"] is not None for line in graded)
@@ -213,7 +223,7 @@ def grade(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 # ----------------------------------------------------------------------------
-# What the grader does not see.
+# Measures that the grader does not have.
 
 
 def measure(
@@ -223,14 +233,21 @@ def measure(
     described: Description,
     resolution: int,
 ) -> dict[str, Any]:
-    """Shape and colours of one picture, uint8 [3, 512, 512], against the discs inside the control
-    picture's outlines.
+    """Measures shape and colours of one image uint8 [3, 512, 512], for a model of this resolution.
 
-    iou: of all objects with all discs, iou_circles: with each (an object's pixel belongs to the
-    disc that it is nearest to), iou_target: with the objects of the target; errors and names of the
-    colours at the true places, of the circles on average. A prompt does not say which circle has
-    which of several colours: the best assignment counts. Without a picture or an object the IoU is
-    0 and the error 50.
+    The true discs are those inside the outlines of the control image, given by `circles`.
+
+    - iou: IoU of all objects with all discs; iou_target: with the objects of `target`.
+    - iou_circles: IoU with each disc; a pixel of an object counts for the disc nearest to it.
+    - circle_errors, background_error: CIEDE2000 between the named colour and the median colour of
+      each true region; circle_error: the mean over the circles.
+    - circle_right, background_right: whether the CSS colour nearest to the median colour is the
+      named one, as a fraction of the circles and as 0 or 1.
+    - circle_asked: the named colour of each circle; circle_nearest, background_nearest: the nearest
+      CSS colours.
+
+    A prompt does not say which circle has which of several colours: the assignment with the lowest
+    error is used. If there is no image, or no object in it, the IoUs are 0 and the errors 50.
     """
     colours = len(set(described.colours))
     objects = (
@@ -239,8 +256,8 @@ def measure(
         else torch.zeros(SIZE, SIZE, dtype=torch.bool)
     )
     discs = torch.stack([disc(circle) for circle in circles])
-    # A picture without an object has no colours to speak of, not even of its background.
     regions = [*discs, ~discs.any(0)]
+    # Without an object no colour is measured, not even that of the background.
     measured = [
         (
             median_colour(picture, inner_region(region, resolution))
@@ -272,8 +289,10 @@ def measure(
 def assign_colours(
     measured: Sequence[tuple[float, float, float] | None], names: Sequence[str]
 ) -> list[tuple[str, ColourScore]]:
-    """For each measured colour the name that it is compared with and its score. Each name is used
-    once (one name: by all), so that the errors' sum is smallest.
+    """Assigns a named colour to each measured one so that the sum of the errors is lowest.
+
+    Returns the assigned name and the score of each measured colour. Each name is used once, but a
+    single name is used for all. A measured colour in 0..255 is None if the region is missing.
     """
     names = list(names) * len(measured) if len(names) == 1 else names
     scores = {
@@ -287,8 +306,10 @@ def assign_colours(
 
 
 def cells(circles: Sequence[Circle]) -> Tensor:
-    """The pixels that are nearer to each circle's edge, from outside, or deeper in it, than to the
-    others; bool [K, 512, 512]."""
+    """The pixels nearest to each of the K circles, bool [K, 512, 512].
+
+    The distance is that to the circle's edge, negative inside the circle.
+    """
     at = torch.arange(SIZE, dtype=torch.float64) + 0.5
     distance = torch.stack([torch.hypot(at - c.x, at[:, None] - c.y) - c.radius for c in circles])
     return distance.argmin(0) == torch.arange(len(circles))[:, None, None]
@@ -299,7 +320,7 @@ def _print(result: dict[str, Any]) -> None:
     worst = sorted(
         result["lines"], key=lambda line: line["iou"] - line["circle_error"] / NO_OBJECT_ERROR
     )[:5]
-    print("the worst lines:")
+    print(f"the worst {len(worst)} lines, by IoU and colour error of the circle:")
     print(pd.DataFrame(worst).reindex(columns=columns).round(3).to_string(index=False, na_rep="-"))
     for name in MEASURES:
         print(f"{name.replace('_', ' '):<18}{result[name]:7.3f}")
@@ -308,16 +329,17 @@ def _print(result: dict[str, Any]) -> None:
     grader = result["grader"]
     print(f"CLIP: {grader['clip']}")
     print(
-        f"grader's score {grader['score']:.4f}, mean of the best {min(BEST, grader['lines'])} of"
-        f" {grader['lines']} lines: IoU of the mask at the centre ({grader['mask']})"
+        f"grader's score: {grader['score']:.4f}, the mean over the best"
+        f" {min(BEST, grader['lines'])} of {grader['lines']} lines of the IoU of the mask at the"
+        f" centre (found by {grader['mask']})"
         + (" times (CLIP cosine + 1)/2" if grader["with_clip"] else "; the CLIP factor is left out")
     )
     bar = result["bar"]
     print(
-        f"{'PASS' if result['passes'] else 'FAIL'}: {result['images']} images, IoU of the circle"
-        f" {result['iou']:.4f} (at least {bar['iou']:g}), colour errors"
-        f" {result['circle_error']:.2f} and {result['background_error']:.2f} (at most"
-        f" {bar['colour_error']:g})"
+        f"{'PASS' if result['passes'] else 'FAIL'}: {result['images']} images, mean IoU of the"
+        f" circles {result['iou']:.4f} (at least {bar['iou']:g}), mean CIEDE2000 of circles"
+        f" {result['circle_error']:.2f} and background {result['background_error']:.2f} (each at"
+        f" most {bar['colour_error']:g})"
         + (f", {len(result['dropped'])} lines dropped" if result["dropped"] else "")
     )
 

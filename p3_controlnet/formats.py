@@ -1,9 +1,9 @@
-"""ControlNets of Stable Diffusion v1.4 and of small base models, from the files that are in
-circulation, without a network.
+"""Reads ControlNets of Stable Diffusion v1.4 and of small base models from local files.
 
     model.controlnet = load_controlnet("control_sd15_canny.pth", model.unet)
 
-A ControlNet is saved as a diffusers folder by its own `save`.
+`load_controlnet` lists the formats. Nothing is downloaded. `ControlNet.save` writes a ControlNet as
+a diffusers folder.
 """
 
 import functools
@@ -34,14 +34,13 @@ if TYPE_CHECKING:
 def load_controlnet(
     path: Path, unet: "UNet2DConditionModel", *, dtype: torch.dtype = torch.float32
 ) -> ControlNet:
-    """The ControlNet of the base network `unet`, in evaluation mode on the CPU, from a diffusers
-    folder or a single file.
+    """Reads the ControlNet of the base network `unet`, in evaluation mode on the CPU.
 
-    A file is a pickle or safetensors in CompVis' or diffusers' names: lllyasviel's
-    `control_model.*`, alone or in a whole cldm file, `{"state_dict": ...}`,
-    `{"controlnet_state_dict": ...}`, `{"control_model": ...}` or the bare weights. Its
-    configuration is the base's. Raises InputError on weights that do not fit, and if a folder's
-    ControlNet is of another base.
+    `path` is a diffusers folder or a single file. A file is a pickle or safetensors, with the key
+    names of CompVis or of diffusers: lllyasviel's `control_model.*`, alone or in a whole cldm file,
+    `{"state_dict": ...}`, `{"controlnet_state_dict": ...}`, `{"control_model": ...}` or the bare
+    weights. A file has no configuration, so that of `unet` is used. Raises InputError if weights
+    are missing or do not fit, or if the ControlNet in a folder belongs to another base model.
     """
     path = Path(path)
     if path.is_dir():
@@ -66,13 +65,16 @@ def _control_part(path: Path) -> Part:
     if prefix + HINT_DIFFUSERS in state:
         return Part(state, path, lambda keys: {key: prefix + key for key in keys})
     raise InputError(
-        f"{path} holds no ControlNet: neither {CONTROL}{HINT_COMPVIS} nor {HINT_DIFFUSERS} is in it"
+        f"{path} holds no ControlNet: neither {CONTROL}{HINT_COMPVIS} nor {HINT_DIFFUSERS} is among"
+        " its keys"
     )
 
 
 def _folder_config(path: Path, unet: "UNet2DConditionModel") -> dict[str, Any]:
-    """The configuration of a ControlNet in a diffusers folder. Raises InputError if its encoder is
-    not that of `unet`."""
+    """Reads the configuration of a ControlNet in a diffusers folder.
+
+    Raises InputError if its encoder differs from that of `unet`.
+    """
     from diffusers import ControlNetModel
 
     base = {key: unet.config[key] for key in ENCODER_KEYS}
@@ -80,8 +82,10 @@ def _folder_config(path: Path, unet: "UNet2DConditionModel") -> dict[str, Any]:
 
 
 def is_small(folder: Path) -> bool:
-    """Whether the ControlNet in a folder is of other widths than Stable Diffusion's, so for a small
-    base model."""
+    """Whether the ControlNet in a folder belongs to a small base model.
+
+    It does if its `block_out_channels` differ from Stable Diffusion's.
+    """
     config, sd = (read_json(path / CONFIG_FILE) for path in (Path(folder), SD14 / "unet"))
     return (
         list(config.get("block_out_channels", sd["block_out_channels"])) != sd["block_out_channels"]

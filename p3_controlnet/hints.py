@@ -1,4 +1,4 @@
-"""Control pictures: reading, resizing, and the seed of the picture drawn from one."""
+"""Control images: reading, resizing, and the seed of the image drawn from one."""
 
 import zlib
 from pathlib import Path
@@ -11,24 +11,31 @@ from common.seeds import derive_seed
 
 
 def read_hint(path: Path) -> Tensor:
-    """A control image, uint8 [3, S, S]; grey ones are read as RGB. Raises InputError if it is
-    missing or not square."""
+    """Reads a control image as uint8 [3, S, S]; greyscale images become RGB.
+
+    Raises InputError if the file is missing or not a square image.
+    """
     hint = read_rgb(path)
     if hint.shape[1] != hint.shape[2]:
         raise InputError(
-            f"the control image {path} has {hint.shape[2]}x{hint.shape[1]} pixels, but must be"
-            " square"
+            f"the control image {path} has {hint.shape[2]}x{hint.shape[1]} pixels,"
+            " but must be square"
         )
     return hint
 
 
 def resize_hint(hint: Tensor, side: int) -> Tensor:
-    """uint8 [3, S, S] at another side: averaged over areas, which keeps the place of a thin line,
-    or bilinear."""
+    """Resizes a control image uint8 [3, S, S] to uint8 [3, side, side].
+
+    A smaller size is averaged over areas, which keeps a thin line in its place; a larger one is
+    interpolated bilinearly.
+    """
     return resize(hint, side, "area" if side < hint.shape[-1] else "bilinear", antialias=False)
 
 
 def image_seed(name: str, seed: int) -> int:
-    """The seed of one picture, from the run's seed and the picture's own name, with or without
-    fill50k's folder."""
+    """The seed of one image, derived from the run's seed and the image's file name.
+
+    A leading "target/", which is fill50k's folder, does not change the seed.
+    """
     return derive_seed(seed, zlib.crc32(name.removeprefix("target/").encode()))

@@ -1,13 +1,13 @@
-"""Draws the picture of every line of a prompt.json from its control image: OUT/<target>, 512x512
-RGB.
+"""Draws one image for each line of a prompt.json: OUT/<target>, RGB, by default 512x512 pixels.
 
     python3 -m p3_controlnet.inference --prompts prompt.json --sources source \
         --output-dir OUT --checkpoint checkpoints/ldm_shapes
-    torchrun --nproc_per_node 2 -m p3_controlnet.inference ...    (the same files)
+    # the same files from two processes
+    torchrun --nproc_per_node 2 -m p3_controlnet.inference ...
 
-The checkpoint is a Stable Diffusion v1.4 file or folder, a ControlNet (its base then comes from
---base or $SD_BASE), or the folder of the small model. Finished pictures of the same settings are
-kept, so an interrupted run goes on where it stopped.
+The checkpoint is a Stable Diffusion v1.4 file or folder, a ControlNet (whose base is then named by
+--base or $SD_BASE), or the folder of the small model. Complete images from the same settings are
+kept, so repeating an interrupted command finishes it.
 """
 
 import dataclasses
@@ -31,35 +31,35 @@ from p3_controlnet.patches import patched
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Draws the picture of every line of a prompt.json from its control image."""
+    """Draws one image for each line of a prompt.json, from its prompt and its control image."""
 
     prompts: Path
-    """prompt.json: lines with source, target and prompt."""
+    """prompt.json: one JSON object per line, with the keys source, target and prompt."""
     sources: Path
-    """Folder of the control images."""
+    """Folder of the control images, which `source` names."""
     output_dir: Path
-    """Folder of the pictures."""
+    """Folder for the drawn images, which `target` names."""
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig()
     size: int = SIZE
-    """Side of the pictures that are written."""
+    """Side of the written images, in pixels."""
     patch_stride: int | None = None
-    """Work on overlapping patches of the model's own size, at this stride in latents; a larger
-    --size is then a larger canvas."""
+    """Stride, in latents, of overlapping patches of the model's own size. With it, a --size above
+    512 is drawn on a larger canvas; by default every image is drawn at the model's own size and
+    then resized."""
     generation: Annotated[ControlledGenerationConfig, tyro.conf.arg(name="")] = (
         ControlledGenerationConfig()
     )
 
 
 def main(config: Config) -> None:
-    """Writes the pictures, each process its share of the chunks."""
+    """Writes the images; each process draws its share of the chunks."""
     config.generation.check()
     device = pick_device(config.model.device)
     pairs = read_prompts(config.prompts, config.sources, config.output_dir, targets_exist=False)
-    hints = [
-        read_hint(pair.source) for pair in pairs
-    ]  # all before the first picture: a bad one is named at once
+    # All control images are read first, so that a bad one is reported before any image is drawn.
+    hints = [read_hint(pair.source) for pair in pairs]
     model = load_model(config.model).to(device).eval()
-    residual_scales(config.generation, model.controlnet.num_residuals)
+    residual_scales(config.generation, model.controlnet.num_residuals)  # checks their number
     side = canvas(model, config)
     network = None
     if config.patch_stride is not None:
@@ -99,8 +99,11 @@ def main(config: Config) -> None:
 
 
 def canvas(model: LatentDiffusion, config: Config) -> int:
-    """The side at which the model draws: its own, or in patch mode as many of its patches as `size`
-    has of 512."""
+    """Side of the images that the model draws, in pixels, before they are resized to `size`.
+
+    It is the model's own side, or, with a patch stride and a `size` above 512, `size` / 512 times
+    that, rounded down to whole latents. Raises InputError if `size` is below 1.
+    """
     if config.size < 1:
         raise InputError(f"--size must be at least 1, not {config.size}")
     if config.patch_stride is None or config.size <= SIZE:

@@ -1,4 +1,4 @@
-"""The model that a program draws with: a base of any kind and the ControlNet that goes with it."""
+"""Loads the model that a program draws with: a base model and its ControlNet."""
 
 import dataclasses
 import os
@@ -18,40 +18,47 @@ SD_CONTROL = ROOT / "checkpoints" / "controlnet_sd14"
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Which base model and which ControlNet to draw with, and where."""
+    """The base model and the ControlNet to draw with, and the device."""
 
     checkpoint: Path = SHIPPED_BASE
-    """Stable Diffusion v1.4 file or folder, ControlNet file or folder, or the folder of the small
-    model."""
+    """Base model or ControlNet: a Stable Diffusion v1.4 file or folder, a ControlNet file or
+    folder, or the folder of the small model."""
     base: Path | None = None
-    """The base of a ControlNet given as checkpoint; the default is $SD_BASE, for a small one the
-    shipped small model."""
+    """Base model, if --checkpoint is a ControlNet. By default: for a small ControlNet the shipped
+    small model; otherwise the checkpoint itself if it holds its base too, else $SD_BASE."""
     control: Path | None = None
-    """The ControlNet of a base given as checkpoint; the default is the shipped one."""
+    """ControlNet, if --checkpoint is a base model. By default the one in checkpoints/:
+    controlnet_circles for a small base model, controlnet_sd14 for Stable Diffusion."""
     device: DeviceName = "auto"
-    """Where to compute; auto takes CUDA if present."""
+    """Device to compute on; auto is CUDA if present, else MPS, else the CPU."""
 
 
 def load_model(config: ModelConfig) -> LatentDiffusion:
-    """The base and the ControlNet that the checkpoint stands for. Raises InputError if it is of no
-    known kind."""
+    """Loads the base model and the ControlNet that the configuration names.
+
+    If the checkpoint is Stable Diffusion and no ControlNet for it is given or shipped, loads the
+    shipped small model and its ControlNet instead and prints that it does. Raises InputError if the
+    checkpoint is of no known kind, or if `base` or `control` does not apply to it.
+    """
     checkpoint = config.checkpoint
     _check_shipped(checkpoint)
     kind = kind_of(checkpoint)
     if kind == "unknown":
         raise InputError(
-            f"{checkpoint} is no Stable Diffusion v1.4, no ControlNet and no model folder of this"
-            " project: nothing to draw with"
+            f"{checkpoint} is neither a Stable Diffusion v1.4 model, nor a ControlNet, nor a model"
+            " folder of this project: name one of these with --checkpoint"
         )
     if kind == "controlnet":
         if config.control:
             raise InputError(
-                f"{checkpoint} is a ControlNet itself, so --control {config.control} has no place"
+                f"{checkpoint} is a ControlNet itself, so --control {config.control} does not"
+                " apply: leave it out"
             )
         return with_control(find_base(checkpoint, config.base), checkpoint)
     if config.base:
         raise InputError(
-            f"{checkpoint} is a base model itself, so --base {config.base} has no place"
+            f"{checkpoint} is a base model itself, so --base {config.base} does not apply: leave it"
+            " out"
         )
     if kind == "small":
         return with_control(checkpoint, config.control or SHIPPED_CONTROL)
@@ -59,15 +66,19 @@ def load_model(config: ModelConfig) -> LatentDiffusion:
         return with_control(checkpoint, config.control or SD_CONTROL)
     print(
         f"there is no ControlNet for Stable Diffusion in checkpoints/{SD_CONTROL.name}, so the"
-        f" pictures are drawn by the project's small model, checkpoints/{SHIPPED_BASE.name} with"
+        f" project's small model is used instead: checkpoints/{SHIPPED_BASE.name} with"
         f" checkpoints/{SHIPPED_CONTROL.name}"
     )
     return with_control(SHIPPED_BASE, SHIPPED_CONTROL)
 
 
 def find_base(control: Path, base: Path | None) -> Path:
-    """The base of a ControlNet: the one given, the file itself if it holds one, $SD_BASE, or for a
-    small one the small model."""
+    """The path of a ControlNet's base model.
+
+    The first of these that applies: `base` if given, the shipped small model for a small
+    ControlNet, the file `control` itself if it holds a base model too, $SD_BASE. Raises InputError
+    if none applies.
+    """
     if base is not None:
         return base
     if control.is_dir() and is_small(control):
@@ -77,13 +88,13 @@ def find_base(control: Path, base: Path | None) -> Path:
     if given := os.environ.get("SD_BASE"):
         return Path(given)
     raise InputError(
-        f"{control} is a ControlNet, which needs the Stable Diffusion v1.4 that it was trained on: "
-        "name it with --base or in the environment variable SD_BASE"
+        f"{control} is a ControlNet, which needs the Stable Diffusion v1.4 model that it was"
+        " trained on: name it with --base or in the environment variable SD_BASE"
     )
 
 
 def with_control(base: Path, control: Path) -> LatentDiffusion:
-    """A base model with a ControlNet in its slot."""
+    """Loads a base model and the ControlNet for it, which becomes its `controlnet`."""
     for path in (base, control):
         _check_shipped(path)
     model = load_base(base)

@@ -1,5 +1,4 @@
-"""The one training loss over a latent-diffusion model, with or without control: that of a batch
-from the cache."""
+"""The training loss of a latent-diffusion model, with or without ControlNet, on cached latents."""
 
 from torch import Tensor
 
@@ -21,10 +20,11 @@ def latent_loss(
     min_snr_gamma: float | None,
     snr_offset: float,
 ) -> Tensor:
-    """`common.diffusion.loss.diffusion_loss` of a batch of `LatentCache.take`, a scalar.
+    """The diffusion loss of a batch from `LatentCache.take`, a scalar.
 
-    A caption gives way to `null` [L, D], the empty prompt's features, with the probability
-    `cond_drop_prob`; the hint, where the batch has one, stays.
+    With probability `cond_drop_prob`, the text features of an example are replaced by `null`
+    [L, D], those of the empty prompt. The hint, if the batch has one, is always kept. The other
+    arguments are those of `common.diffusion.loss.diffusion_loss`.
     """
     context = drop_context(batch["context"].float(), null.float(), cond_drop_prob, draws)
     hint = to_hint(batch["hint"]).expand(-1, 3, -1, -1) if "hint" in batch else None

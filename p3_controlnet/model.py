@@ -1,8 +1,9 @@
-"""ControlNet (Zhang et al. 2023, arXiv:2302.05543): a trained copy of a U-Net's encoder that steers
-the frozen U-Net by a hint.
+"""ControlNet (Zhang et al. 2023, arXiv:2302.05543), a trainable branch beside a frozen U-Net.
 
-The frozen U-Net and the addition of the residuals are in `common/latent/model.py`. Keys of the
-state dict, and the folder that `save` writes, are those of diffusers' `ControlNetModel`.
+A ControlNet is a trainable copy of the U-Net's encoder. It reads a control image (the hint) and
+returns residuals for the U-Net's skip connections and middle block. The frozen U-Net, to which they
+are added, is in `common/latent/model.py`. The keys of the state dict, and the folder that `save`
+writes, are those of diffusers' `ControlNetModel`.
 """
 
 import math
@@ -23,10 +24,10 @@ from common.latent.stable_diffusion.naming import CONFIG_FILE, CONTROL_CLASS, WE
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-SD_HINT_CHANNELS = (16, 32, 96, 256)
+SD_HINT_CHANNELS = (16, 32, 96, 256)  # of Stable Diffusion's hint encoder
 
-# What of a U-Net's configuration shapes its encoder; diffusers' U-Net and its ControlNet share
-# these names.
+# The configuration keys that define the encoder and the middle block. diffusers uses the same names
+# for its U-Net and its ControlNet.
 ENCODER_KEYS = (
     "in_channels",
     "flip_sin_to_cos",
@@ -48,7 +49,7 @@ ENCODER_KEYS = (
     "upcast_attention",
     "resnet_time_scale_shift",
 )
-# What a configuration may not ask for, because Stable Diffusion's own networks never do.
+# Options of diffusers that are supported only at these values, which Stable Diffusion uses.
 FIXED = {
     "num_attention_heads": None,
     "center_input_sample": False,
@@ -74,17 +75,18 @@ FIXED = {
 
 
 class ControlNet(nn.Module):
-    """Predicts from x_t [N, C, h, w], hint [N, 3, H, W] in [0, 1], t long [N] and context [N, L, D]
-    the control residuals.
+    """Computes control residuals from noisy latents, a control image (hint), timestep and text.
 
     `unet_config` is the configuration of the base U-Net (`unet.config`) or the `config.json` of a
-    diffusers ControlNet: keys that do not concern the encoder are ignored. `hint_channels` are
-    those of the hint encoder, Stable Diffusion's by default; each step from one to the next divides
-    the hint's sides by its entry of `hint_strides` (default: 2 each, the only value that diffusers
-    knows). Their product must be the factor between pixels and latents.
+    diffusers ControlNet; only the keys in ENCODER_KEYS and FIXED are read. `hint_channels` are the
+    channels of the hint encoder (default: Stable Diffusion's). From each entry to the next, the
+    hint's height and width are divided by the matching entry of `hint_strides` (default: 2 each,
+    the only value that diffusers supports). The product of the strides must be the number of pixels
+    per latent along each side, 8 for Stable Diffusion.
 
-    The weights are new. `from_unet` is what starts a training; `load` reads a trained one. Raises
-    InputError on a configuration that is not of Stable Diffusion's kind.
+    The weights are randomly initialised, those of the zero convolutions with zeros. Use `from_unet`
+    to start a training and `load` to read a trained network. Raises InputError if the configuration
+    asks for an option that Stable Diffusion's networks do not have.
     """
 
     def __init__(
@@ -97,8 +99,8 @@ class ControlNet(nn.Module):
         hint_strides = tuple(hint_strides or (2,) * (len(hint_channels) - 1))
         if len(hint_channels) < 2 or len(hint_strides) != len(hint_channels) - 1:
             raise InputError(
-                "a hint encoder needs one stride less than channels, not channels"
-                f" {list(hint_channels)} and strides {list(hint_strides)}"
+                "a hint encoder needs at least two channels and one stride fewer than channels, but"
+                f" the channels are {list(hint_channels)} and the strides {list(hint_strides)}"
             )
         self.hint_channels, self.hint_strides = tuple(hint_channels), hint_strides
         self.gradient_checkpointing = False
@@ -124,8 +126,10 @@ class ControlNet(nn.Module):
         hint_channels: Sequence[int] = SD_HINT_CHANNELS,
         hint_strides: Sequence[int] | None = None,
     ) -> "ControlNet":
-        """A ControlNet whose encoder is a trainable copy of the U-Net's, on the U-Net's device
-        (Section 3.1 of the paper)."""
+        """A ControlNet whose encoder is a trainable copy of the U-Net's, on the U-Net's device.
+
+        See Section 3.1 of the paper.
+        """
         with unet.device:
             control = cls(unet.config, hint_channels, hint_strides)
         for part in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
@@ -133,10 +137,11 @@ class ControlNet(nn.Module):
         return control
 
     def forward(self, x_t: Tensor, hint: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
-        """One residual for each skip of the encoder, then the middle's: 12 + 1 for Stable
-        Diffusion.
+        """Control residuals: one for each skip connection, then one for the middle block.
 
-        Raises InputError if the hint's size does not fit the latents'.
+        `x_t` is [N, C, h, w], `hint` [N, 3, H, W] in [0, 1], `t` long [N] and `context` [N, L, D].
+        Stable Diffusion has 12 + 1 residuals. Raises InputError if the hint's size does not match
+        the latents'.
         """
         self._check_sizes(x_t, hint)
         emb = self.time_embedding(self.time_proj(t).to(x_t.dtype))  # [N, E]
@@ -153,24 +158,27 @@ class ControlNet(nn.Module):
 
     @property
     def num_residuals(self) -> int:
-        """How many residuals the network gives: the skips' and the middle's."""
+        """Number of residuals: one for each skip connection and one for the middle block."""
         return len(self.controlnet_down_blocks) + 1
 
     @property
     def downscale(self) -> int:
-        """How many pixels of the hint one latent spans, along each side."""
+        """Pixels of the hint per latent, along each side."""
         return math.prod(self.hint_strides)
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Whether to keep only each block's input for the backward pass and to compute the rest
-        again."""
+        """Turns gradient checkpointing on or off.
+
+        When on, only the input of each block is stored for the backward pass, which computes the
+        block's activations again. This saves memory and costs time.
+        """
         self.gradient_checkpointing = enabled
 
     def save(self, folder: Path) -> None:
-        """Writes `config.json` and `diffusion_pytorch_model.safetensors`, which diffusers'
-        ControlNetModel reads too.
+        """Writes `config.json` and `diffusion_pytorch_model.safetensors` to the folder.
 
-        But for strides other than 2, which it ignores: it then computes residuals of another size.
+        diffusers' ControlNetModel reads the folder too, but only if all strides are 2: it ignores
+        `hint_strides`, so with other strides its residuals have another size.
         """
         make_folder(folder)
         save_tensors(Path(folder) / WEIGHTS_FILE, self.state_dict())
@@ -178,8 +186,10 @@ class ControlNet(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration as a diffusers ControlNet states it; `hint_strides` is there only where
-        it is not all 2."""
+        """The configuration, with the keys of a diffusers ControlNet.
+
+        The additional key `hint_strides` is present only if a stride is not 2.
+        """
         own = {} if set(self.hint_strides) == {2} else {"hint_strides": list(self.hint_strides)}
         return {
             "_class_name": CONTROL_CLASS,
@@ -192,11 +202,13 @@ class ControlNet(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ControlNet":
-        """A new network of the configuration in a ControlNet's folder. Raises InputError if it
-        describes none."""
+        """A newly initialised network from the configuration in a ControlNet's folder.
+
+        Raises InputError if it is not the configuration of a ControlNet.
+        """
         name = config.get("_class_name")
         if name != CONTROL_CLASS:
-            raise InputError(f"the configuration is of a {name}, but {CONTROL_CLASS} is expected")
+            raise InputError(f"the configuration's _class_name is {name}, not {CONTROL_CLASS}")
         try:
             channels = config.get("conditioning_embedding_out_channels", SD_HINT_CHANNELS)
             return cls(config, channels, config.get("hint_strides"))
@@ -207,8 +219,10 @@ class ControlNet(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "ControlNet":
-        """Rebuilds the network from its folder, in evaluation mode. Raises InputError if the folder
-        does not hold one."""
+        """Reads a network from the folder that `save` wrote, in evaluation mode.
+
+        Raises InputError if a file is missing or does not fit a ControlNet.
+        """
         path = Path(folder) / CONFIG_FILE
         config = read_json(path)
         if not isinstance(config, dict):
@@ -233,7 +247,7 @@ class ControlNet(nn.Module):
 
 
 class HintEncoder(nn.Module):
-    """Brings a hint [N, 3, H, W] to the latents' size: [N, width, h, w], zero at the start."""
+    """Encodes a hint [N, 3, H, W] to features [N, width, h, w]; all zero at initialisation."""
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int) -> None:
         super().__init__()
@@ -247,6 +261,7 @@ class HintEncoder(nn.Module):
         self.conv_out = zero_conv(channels[-1], width, 3)
 
     def forward(self, hint: Tensor) -> Tensor:
+        """Features [N, width, h, w] of a hint [N, 3, H, W] in [0, 1]."""
         h = F.silu(self.conv_in(hint))
         for conv in self.blocks:
             h = F.silu(conv(h))
@@ -254,8 +269,11 @@ class HintEncoder(nn.Module):
 
 
 def zero_conv(channels_in: int, channels: int, kernel: int) -> nn.Conv2d:
-    """A convolution that starts at zero, so that training starts from the frozen model (Section 3.1
-    of the paper)."""
+    """A convolution whose weights and biases are initialised with zeros.
+
+    All control residuals are then zero, so training starts from the frozen model's own output
+    (Section 3.1 of the paper).
+    """
     conv = nn.Conv2d(channels_in, channels, kernel, padding=kernel // 2)
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)
@@ -263,22 +281,25 @@ def zero_conv(channels_in: int, channels: int, kernel: int) -> nn.Conv2d:
 
 
 def _new_encoder(config: Mapping[str, Any]) -> "UNet2DConditionModel":
-    """A new U-Net of which only the encoder and the middle have weights; the decoder stays on the
-    meta device."""
+    """A newly initialised U-Net whose decoder stays on the meta device, without memory.
+
+    Raises InputError if the configuration is not supported or does not describe a U-Net.
+    """
     from diffusers import UNet2DConditionModel
 
-    strange = [key for key, value in FIXED.items() if config.get(key, value) != value]
-    if strange:
+    unsupported = [key for key, value in FIXED.items() if config.get(key, value) != value]
+    if unsupported:
         raise InputError(
-            f"a ControlNet of Stable Diffusion's kind has no {strange[0]} = {config[strange[0]]!r}"
+            f"this ControlNet does not support {unsupported[0]} = {config[unsupported[0]]!r} in a"
+            " configuration"
         )
     if config.get("mid_block_type", "UNetMidBlock2DCrossAttn") not in (
         "UNetMidBlock2DCrossAttn",
         "UNetMidBlock2D",
     ):
         raise InputError(
-            "a ControlNet of Stable Diffusion's kind has no middle block"
-            f" {config['mid_block_type']!r}"
+            f"this ControlNet does not support mid_block_type = {config['mid_block_type']!r} in a"
+            " configuration"
         )
     values = {key: config[key] for key in ENCODER_KEYS if key in config}
     levels = len(values.get("down_block_types", (None,) * 4))
@@ -304,7 +325,7 @@ def _reset(module: nn.Module) -> None:
 
 
 def _skip_channels(width: int, down_blocks: nn.ModuleList) -> list[int]:
-    """Channels of each skip: the first convolution's, then each layer's and each downsampling's."""
+    """Channels of each skip connection: first convolution, then each layer and downsampling."""
     channels = [width]
     for block in down_blocks:
         layers = [*block.resnets, *(block.downsamplers or [])]

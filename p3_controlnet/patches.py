@@ -1,5 +1,4 @@
-"""Pictures larger than the model's own size: the network, ControlNet included, on overlapping
-patches."""
+"""Applies a network, ControlNet included, to overlapping patches of latents larger than its own."""
 
 import dataclasses
 
@@ -12,16 +11,20 @@ from common.latent.model import LatentCondition
 
 
 def patched(network: Network, size: int, stride: int, downscale: int) -> Network:
-    """A network for latents [N, C, h, w] of any size from one for `size` x `size`.
+    """A network for latents [N, C, h, w] of any size, from one for latents of `size` x `size`.
 
-    The latents are cut into patches of `size` at every `stride` (the last ones flush with the far
-    sides), and so is the hint, at the same places times `downscale` (pixels for each latent).
-    Outputs are folded back, each weighted by a pyramid that falls towards its patch's sides, so
-    that no seam shows. Where one patch covers everything the network is called as it is. Raises
-    InputError if the latents are smaller than a patch or the stride leaves gaps.
+    Patches of `size` x `size` latents start at every `stride` latents; the last ones end at the far
+    sides. The hint is cut at the same places, with `downscale` pixels per latent. The output at a
+    latent is the mean over the patches that cover it, weighted by `pyramid(size)`, which falls
+    towards a patch's sides and so hides the seams. If one patch covers all latents, the network is
+    called directly. Raises InputError if the stride is not between 1 and `size`, and when called
+    with latents smaller than a patch.
     """
     if not 1 <= stride <= size:
-        raise InputError(f"a stride of {stride} latents leaves gaps between patches of {size}")
+        raise InputError(
+            f"--patch-stride must be between 1 and {size} latents, the side of a patch, not"
+            f" {stride}"
+        )
 
     def apply(x_t: Tensor, t: Tensor, cond: LatentCondition) -> Tensor:
         height, width = x_t.shape[-2:]
@@ -44,12 +47,12 @@ def patched(network: Network, size: int, stride: int, downscale: int) -> Network
 
 
 def starts(length: int, size: int, stride: int) -> list[int]:
-    """Where patches begin along one side: at every stride, and flush with the end."""
+    """Sorted start positions of patches along one side: every `stride`, and `length - size`."""
     return sorted({*range(0, length - size, stride), length - size})
 
 
 def pyramid(size: int) -> Tensor:
-    """Blending weights [size, size], highest in the middle, positive everywhere."""
+    """Blending weights [size, size] in (0, 1], highest in the middle."""
     ramp = torch.minimum(torch.arange(1, size + 1), torch.arange(size, 0, -1)).float()
     return ramp[:, None] * ramp / ramp.max() ** 2
 

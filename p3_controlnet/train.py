@@ -1,12 +1,12 @@
-"""Trains a ControlNet on circles, over a frozen latent-diffusion model.
+"""Trains a ControlNet on pairs of circles and their outlines, for a frozen latent-diffusion model.
 
     python3 -m p3_controlnet.train --run-dir runs/controlnet_circles --fill50k hw2_data/fill50k
     python3 -m p3_controlnet.train --preset sd14 --run-dir runs/controlnet_sd14 \
         --base sd-v1-4.ckpt --fill50k hw2_data/fill50k
 
-The same command again resumes. Pictures are encoded and captions read once, so a step pays for the
-U-Net and the ControlNet alone. RUN_DIR/last and RUN_DIR/best hold the control weights only, as a
-diffusers ControlNet folder.
+Running the same command again resumes. Images and captions are encoded once, before the first step,
+so a step computes the U-Net and the ControlNet only. RUN_DIR/last and RUN_DIR/best are diffusers
+ControlNet folders; they hold the ControlNet's weights only.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ from p3_controlnet.model import SD_HINT_CHANNELS, ControlNet
 
 VALIDATION_SEED, VALIDATION_EXAMPLES = 1, 32
 PREVIEW_EXAMPLES = 12
-CONVERGED = 0.5  # of the IoU
+CONVERGED = 0.5  # validation IoU that counts as sudden convergence
 TRAINING = TrainingConfig(
     steps=3000,
     batch_size=16,
@@ -60,46 +60,48 @@ TRAINING = TrainingConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Trains a ControlNet on circles, over a frozen latent-diffusion model."""
+    """Trains a ControlNet on circles and their outlines, for a frozen latent-diffusion model."""
 
     run_dir: Path
     """Folder of the run: checkpoints, metrics, previews, and the cache of latents, hints and text
     features."""
     base: Path = ROOT / "checkpoints" / "ldm_shapes"
-    """The frozen model: a Stable Diffusion v1.4 file or folder, or the folder of a small model."""
+    """The frozen base model: a Stable Diffusion v1.4 file or folder, or a small model's folder."""
     fill50k: Path | None = None
-    """Real pairs, in the homework's layout; None for drawn ones alone."""
+    """Folder of fill50k, in the homework's layout, whose training pairs are added to the drawn
+    ones; None for drawn pairs only."""
     init_from: Path | None = None
-    """ControlNet to start from, instead of a copy of the base's encoder."""
+    """ControlNet file or folder to start from, instead of a copy of the base's encoder."""
     size: int | None = None
-    """Side of the pictures; the default is the base's own, 64 or 512."""
+    """Side of the training images, in pixels; None is the base's own, 64 or 512."""
     pictures: int = 20_000
-    """Drawn pairs."""
+    """Number of drawn pairs of circle and outline."""
     hint_channels: tuple[int, ...] = (8, 16, 32)
-    """Channels of the hint encoder, which halves the sides at each further one: 16 32 96 256 for
-    Stable Diffusion."""
+    """Channels of the hint encoder. From each entry to the next, the hint's sides are halved.
+    Stable Diffusion needs four entries; its own are 16 32 96 256."""
     cond_drop_prob: float = 0.3
-    """Probability of the empty prompt in a caption's place: control must then speak for itself
-    (Section 3.3 of the paper)."""
+    """Probability that a caption is replaced by the empty prompt, so that ControlNet learns to use
+    the hint without text (Section 3.3 of the paper)."""
     min_snr_gamma: float | None = 5.0
-    """Gamma of the loss weight min(SNR + offset, gamma) on the x0 error; None for the plain loss,
-    which a base of eps prediction, such as Stable Diffusion, gets in any case (as in the paper)."""
+    """Gamma of the loss weight min(SNR + snr_offset, gamma) on the x0 error; None for no weight. A
+    base with eps prediction, such as Stable Diffusion, is always trained without, as in the
+    paper."""
     snr_offset: float = 0.1
-    """Offset of that weight; 0 is the published min-SNR. The small model was trained with the
-    same."""
+    """Offset in that weight; 0 is min-SNR as published (arXiv:2303.09556). The small base model was
+    trained with the default."""
     gradient_checkpointing: bool = False
-    """Whether to save memory by computing activations again in the backward pass."""
+    """Compute activations again in the backward pass instead of storing them, to save memory."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {
         "small": Preset(
-            "the defaults: for the small model, an hour on two CPU cores; expect sudden convergence"
-            " (an IoU above 0.5) before step 1,000 and an IoU of 0.95 at the end",
+            "the defaults, for the small model: one hour on two CPU cores; expect sudden"
+            " convergence (an IoU above 0.5) before step 1,000 and an IoU of 0.95 at the end",
             {},
         ),
         "sd14": Preset(
-            "for Stable Diffusion v1.4 on one GPU of 24 GB: the learning rate, batch and empty"
-            " prompts of the paper (arXiv:2302.05543), no drawn pairs; sudden convergence is"
-            " reported at about 6,000 steps; never run here on real weights",
+            "for Stable Diffusion v1.4 on one GPU with 24 GB: learning rate, batch size and"
+            " probability of empty prompts as in the paper (arXiv:2302.05543), no drawn pairs;"
+            " sudden convergence is reported at about 6,000 steps; not yet run on the real weights",
             {
                 "hint_channels": SD_HINT_CHANNELS,
                 "pictures": 0,
@@ -121,7 +123,7 @@ class Config:
             },
         ),
         "smoke": Preset(
-            "is everything in place? Two steps on 64 drawn pairs over the small model, under a"
+            "checks the installation: two steps on 64 drawn pairs with the small model, under one"
             " minute on a CPU",
             {
                 "pictures": 64,
@@ -134,7 +136,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Trains, or resumes."""
+    """Trains from the start, or resumes the run in `config.run_dir`."""
     if config.pictures < 0 or config.pictures == 0 and not config.fill50k:
         raise InputError("--pictures must be at least 1, or --fill50k must be given")
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
@@ -143,7 +145,7 @@ def main(config: Config) -> None:
     size = config.size or model.side
     if size % model.downscale:
         raise InputError(
-            f"--size must be a multiple of {model.downscale}, the pixels of a latent, not {size}"
+            f"--size must be a multiple of {model.downscale}, the pixels per latent, not {size}"
         )
     control = new_control(config, model)
     model.controlnet = control.train()
@@ -192,8 +194,7 @@ def main(config: Config) -> None:
         )
 
     def sample_held_out(count: int) -> Tensor:
-        """Pictures uint8 [count, 3, S, S] for held-out control images, from the same noise each
-        time."""
+        """Images uint8 [count, 3, S, S] for held-out control images, with the same noise always."""
         hints = held_out.hints[:count].expand(-1, 3, -1, -1)
         seeds = derive_seeds(VALIDATION_SEED, count=count)
         requests = [
@@ -211,8 +212,10 @@ def main(config: Config) -> None:
         return to_uint8(torch.cat(chunks))
 
     def validate() -> dict[str, float]:
-        """IoU of the filled circle and CIEDE2000 of circle and background on held-out drawings. The
-        best has the least sum of what is missing in IoU and of a hundredth of the colour error."""
+        """Mean IoU of the circle and mean CIEDE2000 of the colours on held-out drawn pairs.
+
+        The entry "loss", (1 - IoU) + CIEDE2000 / 100, chooses RUN_DIR/best; lower is better.
+        """
         pictures = sample_held_out(VALIDATION_EXAMPLES)
         scores = [compare(a, b) for a, b in zip(pictures, held_out.images, strict=True)]
         mean_iou, colour_error = (sum(values) / len(scores) for values in zip(*scores, strict=True))
@@ -223,6 +226,7 @@ def main(config: Config) -> None:
         }
 
     def preview(path: Path) -> None:
+        """Writes a grid of held-out control images, targets and results."""
         pictures = sample_held_out(PREVIEW_EXAMPLES)
         hints = held_out.hints[:PREVIEW_EXAMPLES].expand(-1, 3, -1, -1)
         rows = torch.stack([hints, held_out.images[:PREVIEW_EXAMPLES], pictures], 1).flatten(0, 1)
@@ -250,13 +254,15 @@ def main(config: Config) -> None:
     )
     if this_process().rank == 0:
         step = convergence(config.run_dir / "metrics.jsonl")
-        found = f"passed {CONVERGED} at step {step}" if step else f"never passed {CONVERGED}"
+        found = f"reached {CONVERGED} at step {step}" if step else f"never reached {CONVERGED}"
         print(f"sudden convergence: the IoU {found}")
 
 
 def new_control(config: Config, model: LatentDiffusion) -> ControlNet:
-    """`config.init_from`'s, or a copy of the base's encoder. Raises InputError if its hint encoder
-    does not fit the base."""
+    """The ControlNet in `config.init_from`, or a new one from a copy of the base's encoder.
+
+    Raises InputError if its hint encoder does not bring a hint to the size of the base's latents.
+    """
     unet, start = model.unet, config.init_from
     control = (
         load_controlnet(start, unet) if start else ControlNet.from_unet(unet, config.hint_channels)
@@ -264,15 +270,19 @@ def new_control(config: Config, model: LatentDiffusion) -> ControlNet:
     if control.downscale != model.downscale:
         raise InputError(
             f"the hint encoder's channels {list(control.hint_channels)} divide the hint's sides by"
-            f" {control.downscale}, but one latent spans {model.downscale} pixels: Stable Diffusion"
-            " needs --preset sd14"
+            f" {control.downscale}, but one latent spans {model.downscale} pixels: choose other"
+            " --hint-channels, for Stable Diffusion by --preset sd14"
         )
     return control
 
 
 def compare(image: Tensor, target: Tensor) -> tuple[float, float]:
-    """IoU of the filled circles of two pictures uint8 [3, S, S], and the mean CIEDE2000 between the
-    colours of circle and background; a picture without a circle scores 0 and `NO_OBJECT_ERROR`."""
+    """IoU of the filled circles in two images uint8 [3, S, S], and their colour error.
+
+    The colour error is the mean of the CIEDE2000 between the median colours of the two circles and
+    of the two backgrounds. If `image` shows no circle, the IoU is 0 and the colour error is
+    `NO_OBJECT_ERROR`.
+    """
     mask, truth = object_mask(image), object_mask(target)
     if not mask.any():
         return 0.0, NO_OBJECT_ERROR
@@ -288,8 +298,10 @@ def compare(image: Tensor, target: Tensor) -> tuple[float, float]:
 
 
 def convergence(metrics: Path) -> int | None:
-    """The first step of a run's metrics.jsonl whose validation IoU reaches `CONVERGED`; None if
-    none does."""
+    """The first step in metrics.jsonl whose validation IoU reaches `CONVERGED`, None if none does.
+
+    `metrics` is the path of the file.
+    """
     for line in map(json.loads, metrics.read_text().splitlines()):
         if line.get("validation_iou", 0.0) >= CONVERGED:
             return line["step"]

@@ -3,7 +3,7 @@
     python3 -m p3_controlnet.base.train_autoencoder --run-dir runs/ldm_autoencoder \
         --fill50k hw2_data/fill50k
 
-The same command again resumes. RUN_DIR/last is a diffusers AutoencoderDC folder.
+Running the same command again resumes. RUN_DIR/last is a diffusers AutoencoderDC folder.
 """
 
 import dataclasses
@@ -41,16 +41,18 @@ class Config:
     run_dir: Path
     """Folder of the run: checkpoints, metrics, previews."""
     fill50k: Path | None = None
-    """Real pairs to mix in, in the homework's layout; None for drawn pictures alone."""
+    """Folder of fill50k, in the homework's layout, whose training images are added to the drawn
+    ones; None for drawn images only."""
     init_from: Path | None = None
     """Autoencoder folder to start from, instead of random weights."""
     pictures: int = 20_000
-    """Drawn pictures."""
+    """Number of drawn training images."""
     kl_weight: float = 1e-4
-    """Weight of the posterior's mean KL divergence from a standard normal, for each element."""
+    """Weight of the KL divergence of the posterior from a standard normal, the mean over all
+    elements of the latents."""
     posterior_std: float = 0.1
-    """Standard deviation of the posterior, the same everywhere: the noise that the decoder learns
-    to bear."""
+    """Standard deviation of the posterior, the same for all elements: in training, the decoder gets
+    latents with noise of this size."""
     model: AutoencoderConfig = AutoencoderConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
         steps=4000,
@@ -64,7 +66,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Trains, or resumes."""
+    """Trains from the start, or resumes the run in `config.run_dir`."""
     from diffusers import AutoencoderDC
 
     if config.pictures < 1:
@@ -92,21 +94,24 @@ def main(config: Config) -> None:
         mean = model.encode(x).latent
         z = mean + config.posterior_std * draws.randn(*mean.shape[1:])
         reconstruction = (model.decode(z).sample - x).square().mean()
-        # The divergence of N(mean, std^2) from a standard normal (Appendix B of Kingma and Welling
-        # 2013, arXiv:1312.6114), without its constant part.
+        # KL divergence of N(mean, std^2) from a standard normal (Appendix B of Kingma and Welling
+        # 2013, arXiv:1312.6114). The terms in std alone are constant and left out.
         return reconstruction + config.kl_weight * 0.5 * mean.square().mean()
 
     @torch.no_grad()
     def reconstruct(pictures: Tensor) -> Tensor:
+        """Reconstructions float32 [N, 3, H, W] in about [-1, 1] of images uint8 [N, 3, H, W]."""
         device = next(model.parameters()).device
         parts = (to_model_range(part).to(device) for part in pictures.split(64))
         return torch.cat([model.decode(model.encode(x).latent).sample.cpu() for x in parts])
 
     def validate() -> dict[str, float]:
+        """PSNR in dB on held-out drawn images; "loss", its negative, chooses RUN_DIR/best."""
         value = psnr(reconstruct(held_out).clamp(-1.0, 1.0), to_model_range(held_out))
         return {"loss": -value, "psnr": value}
 
     def preview(path: Path) -> None:
+        """Writes a grid of held-out images, each beside its reconstruction."""
         pictures = held_out[:PREVIEW_IMAGES]
         both = torch.stack([pictures, to_uint8(reconstruct(pictures))], 1).flatten(0, 1)
         write_png(path, labelled_grid(both, columns=8, scale=2))

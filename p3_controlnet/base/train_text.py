@@ -1,15 +1,17 @@
-"""Tunes the small CLIP's text tower on captions alone, until each position of its output says
-plainly what the caption says.
+"""Fine-tunes the small CLIP's text encoder on captions, so that linear layers can read the scene.
 
     python3 -m p3_controlnet.base.train_text --run-dir runs/ldm_text --clip checkpoints/clip_shapes
 
-A CLIP's contrastive loss trains the end token's output and leaves the other positions, which a
-U-Net reads too, as they come. Stable Diffusion's tower has seen hundreds of millions of captions;
-this one has not, and a U-Net that has to find out by itself what "light slate gray" looks like,
-through the noise, needs hours for it. So linear readouts of the tower's output are asked for the
-scene: at the end token and the padding for all of it, at the end of each phrase for that phrase. It
-takes minutes, and no picture. The readouts are thrown away; the U-Net's cross-attention takes their
-place. RUN_DIR/last is a CLIPTextModel's folder.
+Why: a CLIP's contrastive loss trains only the output at the end token, but a U-Net's
+cross-attention reads the outputs at all positions. Stable Diffusion's text encoder has seen
+hundreds of millions of captions; this one has not, and a U-Net that has to learn from noisy images
+which colour "light slate gray" is needs hours for it.
+
+How: linear readouts of the text encoder's output [N, L, D] are trained with it. At the end token
+and the padding they predict the colours and kinds of all regions of the scene, at the end of each
+phrase the colour and the region of that phrase. This takes minutes and needs no images. The
+readouts are then discarded; the U-Net's cross-attention takes their place. RUN_DIR/last is the
+folder of a transformers CLIPTextModel.
 """
 
 import dataclasses
@@ -33,32 +35,29 @@ from common.training import Batch, TrainingConfig, fit, settings_of
 
 VALIDATION_SEED, VALIDATION_CAPTIONS = 1, 500
 REGIONS = 3  # the background, the first shape, the second
-WHAT = (
-    "nothing",
-    "background",
-    *KINDS,
-)  # what a region can be; "nothing" where the caption leaves it open
-WORD_WEIGHT = 0.0125  # of the cross-entropies beside the squared colour errors
+WHAT = ("nothing", "background", *KINDS)  # kinds of a region; "nothing": not in the caption
+WORD_WEIGHT = 0.0125  # of the cross-entropies, relative to the squared colour errors
 Readout = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Scene colours, scene kinds, phrase colour and phrase region: the outputs of `Reader`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Tunes the text tower of the small latent-diffusion model."""
+    """Fine-tunes the text encoder of the small latent-diffusion model on captions."""
 
     run_dir: Path
     """Folder of the run: checkpoints and metrics."""
     clip: Path = ROOT / "checkpoints" / "clip_shapes"
-    """Folder of the CLIP whose text tower is tuned."""
+    """Folder of the CLIP whose text encoder is fine-tuned."""
     captions: int = 60_000
-    """Captions to learn from."""
+    """Number of training captions."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
         steps=3000, batch_size=64, lr=1e-3, weight_decay=0.0, validate_every=500
     )
 
 
 class Reader(nn.Module):
-    """Linear readouts of each position of a text tower's output [N, L, D]."""
+    """Linear readouts of each position of a text encoder's output [N, L, D]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -68,8 +67,12 @@ class Reader(nn.Module):
         self.phrase_region = nn.Linear(width, REGIONS)
 
     def forward(self, states: Tensor) -> Readout:
-        """Colours [N, L, 3, 3] and kinds (logits) [N, L, 3, 6] of the scene's regions; the colour
-        [N, L, 3] of the position's own phrase, and which region it names (logits) [N, L, 3]."""
+        """The four readouts of `states` [N, L, D], at each position.
+
+        In this order: the colours [N, L, 3, 3] of the scene's three regions, RGB in [-1, 1]; the
+        logits [N, L, 3, 6] of the regions' kinds in WHAT; the colour [N, L, 3] that the phrase at
+        this position names; the logits [N, L, 3] of the region that the phrase names.
+        """
         return (
             self.scene_colours(states).unflatten(-1, (REGIONS, 3)),
             self.scene_kinds(states).unflatten(-1, (REGIONS, len(WHAT))),
@@ -79,7 +82,7 @@ class Reader(nn.Module):
 
 
 def main(config: Config) -> None:
-    """Tunes, or resumes."""
+    """Trains from the start, or resumes the run in `config.run_dir`."""
     if config.captions < 1:
         raise InputError(f"--captions must be at least 1, not {config.captions}")
     torch.manual_seed(config.training.seed)
@@ -87,6 +90,7 @@ def main(config: Config) -> None:
     model = nn.ModuleDict({"tower": tower, "reader": Reader(tower.config.hidden_size)}).train()
 
     def read(count: int, seed: int) -> Batch:
+        """`count` captions of drawn scenes as token ids "ids" [count, L], with their `targets`."""
         pairs = list(described_scenes(count, seed))
         captions = [describe(*pair) for pair in pairs]
         ids = tokenizer(
@@ -113,6 +117,7 @@ def main(config: Config) -> None:
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
+        """Loss, and the colour errors (CIEDE2000) of the readouts, on held-out captions."""
         batch = {name: values.to(tower.device) for name, values in held_out.items()}
         read_out = readout(batch)
         scene, phrase = colour_errors(read_out, batch, tokenizer.eos_token_id)
@@ -132,12 +137,14 @@ def main(config: Config) -> None:
 
 
 def targets(ids: Tensor, scenes: list[Scene], nouns: list[int]) -> Batch:
-    """What the captions `ids` [N, L] of these scenes say, `nouns` being the last tokens of
-    "background" and of each of KINDS.
+    """The targets of the readouts, for captions `ids` long [N, L] of these scenes.
 
-    "colours" [N, 3, 3] in [-1, 1] and "kinds" [N, 3] (places in WHAT) of the regions; "phrase" [N,
-    L]: the region whose phrase ends here, at its noun or the colour's last token before it, and -1
-    elsewhere.
+    `nouns` are the ids of the last token of "background" and of each of KINDS.
+
+    - "colours" [N, 3, 3]: the RGB colour in [-1, 1] of each region.
+    - "kinds" long [N, 3]: the index in WHAT of each region's kind.
+    - "phrase" long [N, L]: the region that a phrase names, at the phrase's noun and at the token
+      before it, the last of the colour's name; -1 at all other positions.
     """
     colours = torch.zeros(len(scenes), REGIONS, 3)
     kinds = torch.zeros(len(scenes), REGIONS, dtype=torch.long)
@@ -158,8 +165,11 @@ def targets(ids: Tensor, scenes: list[Scene], nouns: list[int]) -> Batch:
 
 
 def readout_loss(read_out: Readout, batch: Batch, end: int) -> Tensor:
-    """Squared errors of colours in [-1, 1] and cross-entropies of kinds and regions, a scalar;
-    `end` is the end token's id."""
+    """The training loss, a scalar: colour errors + WORD_WEIGHT * cross-entropies.
+
+    The colour errors are the mean squared errors of colours in [-1, 1], the cross-entropies those
+    of kinds and of regions. `end` is the id of the end token, which is that of the padding too.
+    """
     scene_colours, scene_kinds, phrase_colour, phrase_region = read_out
     ends, phrases = batch["ids"] == end, batch["phrase"] >= 0
     own, kinds = _own_colours(batch), batch["kinds"][:, None].expand(*ends.shape, -1)
@@ -174,8 +184,7 @@ def readout_loss(read_out: Readout, batch: Batch, end: int) -> Tensor:
 
 
 def colour_errors(read_out: Readout, batch: Batch, end: int) -> tuple[float, float]:
-    """Mean CIEDE2000 of the colours read at the end and the padding, and of those read at each
-    phrase."""
+    """Mean CIEDE2000 of the colours read at the end token and the padding, and at the phrases."""
     ends, phrases = batch["ids"] == end, batch["phrase"] >= 0
     named = ends[..., None] & (batch["kinds"] > 0)[:, None]
     pairs = (
@@ -194,8 +203,10 @@ def colour_errors(read_out: Readout, batch: Batch, end: int) -> tuple[float, flo
 
 
 def _own_colours(batch: Batch) -> Tensor:
-    """The colour [N, L, 3] of the region that each position's phrase names; any where there is
-    none."""
+    """The colour [N, L, 3] of the region that each position's phrase names.
+
+    At positions without a phrase it has no meaning.
+    """
     return batch["colours"].gather(1, batch["phrase"].clamp(min=0)[..., None].expand(-1, -1, 3))
 
 

@@ -1,11 +1,12 @@
 """Trains the U-Net of the small latent-diffusion model on frozen latents and text features.
 
     python3 -m p3_controlnet.base.train_unet --run-dir runs/ldm_unet \
-        --autoencoder runs/ldm_autoencoder/last \\
+        --autoencoder runs/ldm_autoencoder/last \
         --text-encoder runs/ldm_text/last --fill50k hw2_data/fill50k
 
-The same command again resumes. Pictures are encoded and captions read once, so a step pays for the
-U-Net alone. RUN_DIR/last is a diffusers folder with all parts of the model, float16.
+Running the same command again resumes. Images and captions are encoded once, before the first step,
+so a step computes the U-Net only. RUN_DIR/last is a diffusers folder with all parts of the model,
+in float16.
 """
 
 import dataclasses
@@ -44,7 +45,7 @@ from p3_controlnet.latent_cache import LatentCache, make_latent_cache
 from p3_controlnet.loss import latent_loss
 
 VALIDATION_SEED, VALIDATION_EXAMPLES = 1, 256
-MEASURED_EXAMPLES = 512  # for the latents' mean and variance
+MEASURED_EXAMPLES = 512  # images from which the latents' mean and standard deviation are computed
 PREVIEW_PROMPTS = (
     "red circle with blue background",
     "pale golden rod circle with old lace background",
@@ -68,30 +69,30 @@ class Config:
     autoencoder: Path
     """Folder of the trained autoencoder."""
     text_encoder: Path
-    """Folder of the text tower that conditions the model: `p3_controlnet.base.train_text` writes
-    it."""
+    """Folder of the text encoder, as `p3_controlnet.base.train_text` writes it."""
     fill50k: Path | None = None
-    """Real pairs to mix in, in the homework's layout; None for drawn pictures alone."""
+    """Folder of fill50k, in the homework's layout, whose training images are added to the drawn
+    ones; None for drawn images only."""
     init_from: Path | None = None
-    """Folder of a U-Net to start from (unet/ of a whole model), instead of random weights."""
+    """Folder of a U-Net to start from (unet/ in a model's folder), instead of random weights."""
     pictures: int = 60_000
-    """Drawn pictures."""
+    """Number of drawn training images."""
     cond_drop_prob: float = 0.1
-    """Probability of the empty prompt in a caption's place, which guidance needs."""
+    """Probability that a caption is replaced by the empty prompt; classifier-free guidance needs
+    some."""
     parameterization: Parameterization = "v"
-    """What the U-Net's output means."""
+    """What the U-Net predicts: eps (the noise), x0 (the clean latents) or v (velocity)."""
     zero_terminal: bool = True
-    """Whether the noise schedule ends in pure noise (arXiv:2305.08891)."""
+    """Rescale the noise schedule so that its last step is pure noise, SNR 0 (arXiv:2305.08891)."""
     channelwise: bool = True
-    """Whether each channel of the latents is normalised by itself, instead of all by one number as
-    in Stable Diffusion."""
+    """Normalise each channel of the latents by its own mean and standard deviation, instead of
+    dividing all channels by one number as Stable Diffusion does."""
     min_snr_gamma: float | None = 5.0
-    """Gamma of the loss weight min(SNR + offset, gamma) on the x0 error; None for the plain
-    loss."""
+    """Gamma of the loss weight min(SNR + snr_offset, gamma) on the x0 error; None for no weight."""
     snr_offset: float = 0.1
-    """Offset of that weight; 0 is the published min-SNR. At 0.1 every noise level of these latents
-    has about an equal part in the loss; at 1, the weight of v prediction, pure noise had about five
-    times that of the levels at which shapes form."""
+    """Offset in that weight; 0 is min-SNR as published (arXiv:2303.09556). At 0.1 all noise levels
+    of these latents contribute about equally to the loss. At 1, the weight of v prediction itself,
+    pure noise contributed about five times as much as the levels at which shapes form."""
     model: UNetConfig = UNetConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
         steps=8000, batch_size=16, lr=4e-4, warmup=300, validate_every=1000, preview_every=1000
@@ -99,13 +100,13 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Trains, or resumes."""
+    """Trains from the start, or resumes the run in `config.run_dir`."""
     if config.pictures < 1:
         raise InputError(f"--pictures must be at least 1, not {config.pictures}")
     if config.parameterization == "eps" and (config.zero_terminal or config.snr_offset):
         raise InputError(
-            "eps prediction needs --no-zero-terminal and --snr-offset 0: at pure noise it says"
-            " nothing of x0"
+            "eps prediction needs --no-zero-terminal and --snr-offset 0: at SNR 0, in pure noise,"
+            " x0 cannot be computed from eps"
         )
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
     torch.manual_seed(config.training.seed)
@@ -144,13 +145,14 @@ def main(config: Config) -> None:
         return latent_loss(model, batch, cache.null, draws, cond_drop_prob=cond_drop_prob, **weight)
 
     def validate() -> dict[str, float]:
-        """The loss on the same held-out pictures each time, none of their captions hidden."""
+        """Mean loss on held-out drawn images, with the same t and noise always, captions kept."""
         images = held_out.take(torch.arange(len(held_out)))
         return {
             "loss": held_out_loss(network, lambda batch, draws: loss_of(batch, draws, 0.0), images)
         }
 
     def preview(path: Path) -> None:
+        """Writes a grid of images: a row for each of `PREVIEW_PROMPTS`."""
         prompts = [prompt for prompt in PREVIEW_PROMPTS for _ in range(PREVIEW_COLUMNS)]
         requests = [
             Request(*pair)
@@ -182,7 +184,11 @@ def main(config: Config) -> None:
 
 
 def new_model(config: Config) -> LatentDiffusion:
-    """The frozen autoencoder and text tower, and a U-Net that is new or `config.init_from`'s."""
+    """The frozen autoencoder and text encoder with the U-Net to train.
+
+    The U-Net is the one in `config.init_from`, or else randomly initialised. Raises InputError if
+    it does not fit the latents or the text features.
+    """
     from diffusers import AutoencoderDC, UNet2DConditionModel
 
     autoencoder = load_network(config.autoencoder, AutoencoderDC)
@@ -195,7 +201,7 @@ def new_model(config: Config) -> LatentDiffusion:
             if unet.config[name] != needed[name]:
                 raise InputError(
                     f"the U-Net in {config.init_from} has {name} {unet.config[name]}, but the"
-                    f" autoencoder and the text tower need {needed[name]}"
+                    f" autoencoder and the text encoder need {needed[name]}"
                 )
     schedule = make_schedule("scaled_linear", zero_terminal=config.zero_terminal)
     measured = drawn_examples(MEASURED_EXAMPLES, SIDE, seed=0).images

@@ -1,4 +1,4 @@
-"""The study of a canvas larger than the model, at once and in patches."""
+"""Study of a canvas of 4 x 4 times the model's image size, drawn at once or in patches."""
 
 import dataclasses
 import time
@@ -23,12 +23,16 @@ from p3_controlnet.patches import patched
 from p3_controlnet.study.prompts import PROMPT_SEED
 from p3_controlnet.study.tasks import Task, measure_tasks, true_circles
 
-CANVAS_PARTS, CANVAS_CIRCLES, CANVAS_SEEDS = 4, 7, 3
+CANVAS_PARTS = 4  # the canvas's side, in sides of the model's images
+CANVAS_CIRCLES, CANVAS_SEEDS = 7, 3
 
 
 def canvas_task(model: LatentDiffusion, seed: int, size: int = SIZE) -> tuple[Task, Tensor]:
-    """A scene on a canvas of 4 x 4 pictures, its pictures at 512, and its control picture at the
-    canvas' size of the model."""
+    """A scene on a canvas of 4 x 4 model images: its task, and the hint at the canvas's own size.
+
+    The task's control and target images are uint8 [3, size, size], and its circles are in pixels of
+    512. The hint is uint8 [3, 4 S, 4 S], where S is the side of the model's images.
+    """
     scene = make_canvas(CANVAS_CIRCLES, CANVAS_PARTS, PROMPT_SEED + seed)
     side = CANVAS_PARTS * model.side
     control = render_control(scene, FINER * side, OUTLINE / CANVAS_PARTS)
@@ -50,7 +54,10 @@ def draw_canvas(
     generation: ControlledGenerationConfig,
     size: int = SIZE,
 ) -> Tensor:
-    """The canvas, uint8 [3, size, size], in patches at that stride (in latents), or at once."""
+    """Draws a canvas, uint8 [3, size, size], in patches at `stride` latents; None draws it at once.
+
+    `hint` is uint8 [3, H, W] and sets the size at which the canvas is drawn.
+    """
     network = (
         patched(model.apply_model, model.latent_side, stride, model.downscale) if stride else None
     )
@@ -71,7 +78,7 @@ def draw_canvas(
 def measure_canvas(
     model: LatentDiffusion, stride: int | None, count: int, generation: ControlledGenerationConfig
 ) -> dict[str, Any]:
-    """The means over `count` canvases, measured at 512 like any picture."""
+    """Mean measures over `count` canvases, each resized to 512x512, and the seconds of drawing."""
     started = time.monotonic()
     tasks, hints = zip(*(canvas_task(model, seed) for seed in range(count)), strict=True)
     pictures = [

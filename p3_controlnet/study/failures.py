@@ -1,15 +1,19 @@
-"""Pictures in which something fails, and what."""
+"""Describes in words how an image of circles fails."""
 
 from typing import Any
 
 from common.data.layouts import parse_caption
 
-IOU_BAR, COLOUR_BAR = 0.9, 8.0  # what a picture of several circles must reach
+IOU_BAR = 0.9  # least IoU of each circle
+COLOUR_BAR = 8.0  # highest colour error (CIEDE2000) of each circle and of the background
 
 
 def failures(line: dict[str, Any]) -> list[str]:
-    """What is wrong with a measured picture of circles, in words; circles are counted from the
-    left."""
+    """The failures of one image of circles, in words; an empty list if there are none.
+
+    `line` holds the prompt and the image's `p3_controlnet.evaluate.measure`. Circles are numbered
+    from 1, from the left.
+    """
     if line["iou"] == 0.0:
         return ["no circle"]
     words = []

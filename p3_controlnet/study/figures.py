@@ -1,18 +1,19 @@
-"""The figures of Problem 3, 2025: what the small model draws from control pictures, where it fails,
-and what steers it.
+"""Makes the figures of Problem 3, 2025: images drawn by the small model with its ControlNet.
 
     python3 -m p3_controlnet.study.figures --output-dir results/figures/p3_controlnet \
         --fill50k hw2_data/fill50k
     python3 -m p3_controlnet.study.figures --output-dir OUT --only circles --data DATA \
-        --images PICTURES
+        --images IMAGES
 
-- circles: control picture, target and result of the first pairs; with --fill50k of its testing
-  pairs, else of `--data` or drawn.
-- failures: the worst of all pairs beside the best, by IoU and colours.
-- two_circles: ten layouts in two sets of colours, one for both circles and one for each;
-  more_circles: three, touching, cut.
-- base: pictures of prompts alone; control_scale: the same noise under more and more control.
-- canvas: many circles on a canvas of 4 x 4 pictures, drawn in overlapping patches.
+The pairs are the testing pairs of --fill50k, those of --data, or else drawn ones.
+
+- circles: control image, target and result of the first pairs.
+- failures: the worst and the best results of all pairs, by IoU and colour error.
+- two_circles: ten layouts of two circles, with one colour for both and with one for each.
+- more_circles: layouts of three circles, of touching circles and of circles cut by the border.
+- base: images from prompts only, without ControlNet.
+- control_scale: the same prompts and noise with increasing control scales.
+- canvas: many circles on a canvas of 4 x 4 model images, in overlapping patches and at once.
 """
 
 import dataclasses
@@ -57,12 +58,13 @@ Figure = Literal[
     "circles", "failures", "two_circles", "more_circles", "base", "control_scale", "canvas"
 ]
 FIGURES: tuple[Figure, ...] = get_args(Figure)
-SHOWN = 128  # side of a picture in the figures
-WIDTH = 26  # letters in a line of a label
-FIRST, WORST = 10, 5
+SHOWN = 128  # side of an image in the figures, in pixels
+WIDTH = 26  # characters in a line of a label
+FIRST = 10  # pairs in the figure of circles
+WORST = 5  # images in each half of the figure of failures
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 SCALE_ROWS, BASE_ROWS, BASE_COLUMNS = 4, 10, 4
-DRAWN_COUNT, DRAWN_SEED = 25, 2025  # seeds 0 and 1 are those of the training and of its validation
+DRAWN_COUNT, DRAWN_SEED = 25, 2025  # the training's seed is 0, its validation's 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,20 +72,21 @@ class Config:
     """Makes the figures of Problem 3, 2025."""
 
     output_dir: Path
-    """Folder of the figures."""
+    """Folder for the figures."""
     fill50k: Path | None = None
-    """The real pairs in the homework's layout, whose testing part is shown."""
+    """Folder of fill50k, in the homework's layout, whose testing pairs are shown."""
     data: Path | None = None
-    """Other pairs to show: a folder of prompt.json, source and target."""
+    """Folder of other pairs to show, with prompt.json, source/ and target/."""
     images: Path | None = None
-    """Folder of their pictures, drawn by `p3_controlnet.inference`; the default is to draw them."""
+    """Folder of images that `p3_controlnet.inference` drew for these pairs; by default the pairs
+    are drawn here."""
     resolution: int = SIDE
-    """Side of the pictures that the model works on, for what failed; see
-    `p3_controlnet.evaluate`."""
+    """Side, in pixels, of the images that the model draws before they are enlarged to 512; it
+    decides where the figure of failures measures colours (see `p3_controlnet.evaluate`)."""
     rows: int = FIRST
-    """Pairs in the figure of circles."""
+    """Number of pairs in the figure of circles."""
     only: tuple[Figure, ...] = FIGURES
-    """Which figures."""
+    """Names of the figures to make; all by default."""
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig()
     generation: Annotated[ControlledGenerationConfig, tyro.conf.arg(name="")] = (
         ControlledGenerationConfig()
@@ -91,12 +94,12 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Writes the figures and names them."""
+    """Writes the figures and prints their paths."""
     config.generation.check()
     if config.fill50k and config.data or config.images and not (config.fill50k or config.data):
         raise InputError(
-            "--fill50k and --data are two choices of the pairs, and --images holds the pictures of"
-            " one of them"
+            "--fill50k and --data exclude each other, and --images needs one of them, whose pairs"
+            " its images are of"
         )
     if config.rows < 1:
         raise InputError(f"--rows must be at least 1, not {config.rows}")
@@ -110,7 +113,7 @@ def main(config: Config) -> None:
 
 
 def load_tasks(config: Config) -> list[Task]:
-    """The pairs to show: real ones, those of a folder, or drawn ones."""
+    """The pairs to show: those of --fill50k or of --data, or else drawn ones."""
     if config.fill50k:
         return real_tasks(config.fill50k)
     if config.data:
@@ -120,8 +123,10 @@ def load_tasks(config: Config) -> list[Task]:
 
 
 class FigureInputs:
-    """What the figures share: the pairs, the model, and the pictures of the pairs, each made when
-    it is first needed."""
+    """The pairs, the model and the pairs' images, which the figures share.
+
+    The model and the images are loaded or drawn when they are first used.
+    """
 
     def __init__(self, config: Config, tasks: list[Task]) -> None:
         self.config, self.tasks, self.generation = config, tasks, config.generation
@@ -130,7 +135,7 @@ class FigureInputs:
 
     @property
     def model(self) -> LatentDiffusion:
-        """The base and its ControlNet."""
+        """The base model with its ControlNet, on the device."""
         if self._model is None:
             self._model = (
                 load_model(self.config.model).to(pick_device(self.config.model.device)).eval()
@@ -139,8 +144,10 @@ class FigureInputs:
 
     @property
     def pictures(self) -> Tensor:
-        """uint8 [N, 3, 512, 512]. Raises InputError if one is missing in the folder that should
-        hold them."""
+        """Images of the pairs, uint8 [N, 3, 512, 512], read from --images or drawn.
+
+        Raises InputError if --images lacks one.
+        """
         if self._pictures is None:
             if self.config.images:
                 found, dropped = read_output(
@@ -148,7 +155,7 @@ class FigureInputs:
                 )
                 if dropped:
                     raise InputError(
-                        f"{self.config.images} lacks a picture: {next(iter(dropped.values()))}"
+                        f"{self.config.images} lacks an image: {next(iter(dropped.values()))}"
                     )
                 self._pictures = torch.stack(found)
             else:
@@ -156,7 +163,7 @@ class FigureInputs:
         return self._pictures
 
     def draw(self, tasks: Sequence[Task], **changes: Any) -> Tensor:
-        """Pictures of other tasks, or with other settings."""
+        """Draws tasks, uint8 [N, 3, 512, 512], with these changes to the generation settings."""
         return draw_tasks(self.model, tasks, dataclasses.replace(self.generation, **changes))
 
 
@@ -165,7 +172,7 @@ class FigureInputs:
 
 
 def circles(inputs: FigureInputs) -> Tensor:
-    """The first pairs: nothing is picked."""
+    """Control image, target and result of the first pairs, not a selection."""
     shown = slice(inputs.config.rows)
     return strips(
         inputs.tasks[shown], inputs.pictures[shown], [task.prompt for task in inputs.tasks[shown]]
@@ -173,7 +180,7 @@ def circles(inputs: FigureInputs) -> Tensor:
 
 
 def failures_figure(inputs: FigureInputs) -> Tensor:
-    """The worst pictures, with what is wrong, and below them the best."""
+    """The images with the highest `badness` and below them those with the lowest, with verdicts."""
     lines = measure_tasks(inputs.tasks, inputs.pictures, inputs.config.resolution)
     order = sorted(range(len(lines)), key=lambda k: badness(lines[k]))
     shown = max(1, min(WORST, len(order) // 2))
@@ -183,7 +190,7 @@ def failures_figure(inputs: FigureInputs) -> Tensor:
 
 
 def two_circles(inputs: FigureInputs) -> Tensor:
-    """The same places in two sets of colours: one for both circles, and one for each."""
+    """Ten layouts of two circles, with one colour for both circles and with one for each."""
     sets = [layout_tasks("two_shared"), layout_tasks("two")]
     drawn = [inputs.draw(tasks) for tasks in sets]
     columns = [[task.source for task in sets[0]]]
@@ -194,7 +201,7 @@ def two_circles(inputs: FigureInputs) -> Tensor:
 
 
 def more_circles(inputs: FigureInputs) -> Tensor:
-    """Three circles, two that touch, and one cut by the border."""
+    """Layouts of three circles, of two that touch, and of two of which the border cuts one."""
     tasks = [
         task for kind in ("three", "touching", "cut") for task in layout_tasks(kind, count=WORST)
     ]
@@ -202,7 +209,7 @@ def more_circles(inputs: FigureInputs) -> Tensor:
 
 
 def base(inputs: FigureInputs) -> Tensor:
-    """The first prompts of the study, in four noises each."""
+    """The first prompts of the study of the base model, each with four different noises."""
     prompts = [scene.caption for scene in prompt_scenes(BASE_ROWS)]
     pictures = draw_prompts(
         inputs.model, [prompt for prompt in prompts for _ in range(BASE_COLUMNS)], inputs.generation
@@ -211,7 +218,7 @@ def base(inputs: FigureInputs) -> Tensor:
 
 
 def control_scale(inputs: FigureInputs) -> Tensor:
-    """The same prompts and noises under more and more control."""
+    """The first pairs with the same noise and increasing control scales."""
     tasks = inputs.tasks[:SCALE_ROWS]
     drawn = [list(inputs.draw(tasks, control_scales=(scale,))) for scale in SCALES]
     labels = ["control", *(f"scale {scale:g}" for scale in SCALES)]
@@ -219,7 +226,7 @@ def control_scale(inputs: FigureInputs) -> Tensor:
 
 
 def canvas(inputs: FigureInputs) -> Tensor:
-    """The control picture of a canvas, the canvas in overlapping patches, and at once."""
+    """A canvas's control image, and the canvas drawn in overlapping patches and at once."""
     task, hint = canvas_task(inputs.model, 0)
     stride = inputs.model.latent_side // 2
     drawn = [
@@ -247,11 +254,11 @@ DRAW: dict[Figure, Callable[[FigureInputs], Tensor]] = {
 
 
 # ----------------------------------------------------------------------------
-# Laying out.
+# Layout of a figure.
 
 
 def strips(tasks: Sequence[Task], pictures: Tensor, labels: Sequence[str]) -> Tensor:
-    """Rows of control picture, target and result."""
+    """A grid with the columns control image, target and result, and a row for each task."""
     columns = [[task.source for task in tasks], [task.target for task in tasks], list(pictures)]
     return table(columns, ["control", "target", "result"], labels)
 
@@ -259,7 +266,7 @@ def strips(tasks: Sequence[Task], pictures: Tensor, labels: Sequence[str]) -> Te
 def table(
     columns: Sequence[Sequence[Tensor]], column_labels: Sequence[str], row_labels: Sequence[str]
 ) -> Tensor:
-    """Columns of pictures uint8 [3, 512, 512] side by side, made small."""
+    """A labelled grid of columns of images uint8 [3, 512, 512], each resized to SHOWN pixels."""
     pictures = torch.stack([picture for row in zip(*columns, strict=True) for picture in row])
     return labelled_grid(
         small(pictures), len(columns), row_labels=wrapped(row_labels), column_labels=column_labels
@@ -267,23 +274,22 @@ def table(
 
 
 def wrapped(labels: Sequence[str]) -> list[str]:
-    """The labels in lines of a width that leaves room for pictures."""
+    """The labels, broken into lines of at most WIDTH characters."""
     return ["\n".join(textwrap.wrap(label, WIDTH)) for label in labels]
 
 
 def small(pictures: Tensor) -> Tensor:
-    """uint8 [N, 3, S, S] at the figures' size."""
+    """Images uint8 [N, 3, S, S], resized to SHOWN x SHOWN pixels."""
     return torch.stack([resize_hint(picture, SHOWN) for picture in pictures])
 
 
 def badness(line: dict[str, Any]) -> float:
-    """What a measured line lacks in IoU and, of the error of a picture without an object, in
-    colours."""
+    """(1 - IoU) + (the larger colour error) / `NO_OBJECT_ERROR`; 0 for a perfect image."""
     return 1.0 - line["iou"] + max(line["circle_error"], line["background_error"]) / NO_OBJECT_ERROR
 
 
 def verdict(line: dict[str, Any]) -> str:
-    """The numbers of a measured line, and what is wrong with it."""
+    """The IoU, the two colour errors and the failures of a measured image, in words."""
     numbers = (
         f"IoU {line['iou']:.2f}, colours {line['circle_error']:.0f} and"
         f" {line['background_error']:.0f}"

@@ -1,4 +1,4 @@
-"""The study of the base model: what it draws of prompts, without control."""
+"""Study of the base model: colour errors of images drawn from prompts, without ControlNet."""
 
 import time
 from collections.abc import Sequence
@@ -26,13 +26,15 @@ from common.seeds import derive_seeds
 from p3_controlnet.evaluate import assign_colours
 
 PROMPT_SEED, PROMPT_COUNT = 2025, 200
-SMALLEST_OBJECT = 0.005  # of the picture; a star of the smallest radius covers twice as much
+SMALLEST_OBJECT = 0.005  # fraction of the image; a star of the smallest radius covers twice that
 
 
 def prompt_scenes(count: int = PROMPT_COUNT, seed: int = PROMPT_SEED) -> list[Scene]:
-    """Scenes to be named in prompts: one or two shapes of any kind, taking turns, the first shapes
-    in every CSS colour in a shuffled order; all colours of a scene visibly different, since nothing
-    can tell a shape from a background of its colour.
+    """Scenes whose captions are the study's prompts: one shape and two shapes, alternating.
+
+    The kinds of the shapes are random. The first shapes go through all CSS colours in a shuffled
+    order. All colours of a scene differ by a CIEDE2000 of at least VISIBLE, since a shape in the
+    background's colour could not be found. Scene k depends on `seed` and k only.
     """
     order = np.random.default_rng(seed).permutation(len(NAMES))
     return [
@@ -57,8 +59,12 @@ def _prompt_scene(random: np.random.Generator, colour: str, shapes: int) -> Scen
 def measure_base(
     model: LatentDiffusion, scenes: Sequence[Scene], generation: GenerationConfig
 ) -> dict[str, Any]:
-    """Means over all regions of the pictures, and the five worst pictures; see
-    `measure_colours`."""
+    """Draws the scenes' captions and measures the colours, see `measure_colours`.
+
+    Returns means over all regions (objects and backgrounds), means over objects and over
+    backgrounds, counts of missing objects and of images without any, the seconds of drawing, and
+    the five worst images.
+    """
     started = time.monotonic()
     pictures = draw_prompts(model, [scene.caption for scene in scenes], generation)
     seconds = time.monotonic() - started
@@ -99,20 +105,22 @@ def measure_base(
 def draw_prompts(
     model: LatentDiffusion, prompts: Sequence[str], generation: GenerationConfig
 ) -> Tensor:
-    """Pictures uint8 [N, 3, 512, 512] of prompts, without control; picture k from the seed (run's
-    seed, k)."""
+    """Images uint8 [N, 3, 512, 512] from prompts, without ControlNet.
+
+    The noise of image k depends on the run's seed and k only.
+    """
     seeds = derive_seeds(generation.seed, count=len(prompts))
     jobs = [Request(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
     return torch.cat([pictures for _, pictures in draw(model, jobs, generation, SIZE)])
 
 
 def measure_colours(picture: Tensor, scene: Scene, resolution: int) -> dict[str, Any]:
-    """The median colours of a picture's objects and background, uint8 [3, 512, 512], at least 4
-    pixels of the model's resolution inside their edges, against the names in the scene's caption.
+    """Compares the colours in one image uint8 [3, 512, 512] with those that its caption names.
 
-    Where the objects are is found without sight of the scene
-    (`common.metrics.segmentation.segment`); each named one counts as the region that suits it best.
-    A missing one, and in a picture without any the background too, counts as error 50.
+    The colour of an object or of the background is the median over its pixels at least 4 pixels of
+    the model's resolution inside its edge. The objects are found from the image alone
+    (`common.metrics.segmentation.segment`) and assigned to the named colours so that the errors are
+    lowest. A missing object has the error 50; in an image without any, so has the background.
     """
     names = [shape.colour for shape in scene.shapes]
     labels = segment(picture, len(set(names)))

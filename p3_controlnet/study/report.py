@@ -1,4 +1,4 @@
-"""The tables of Problem 3, 2025, in the documents, made of results/p3_controlnet_*.json."""
+"""The documents' tables of Problem 3, 2025, made from results/p3_controlnet_*.json."""
 
 from typing import Any
 
@@ -29,11 +29,11 @@ DEFAULT = {
     "guess_mode": False,
     "seed": 0,
 }
-"""The sampling that rows are compared with."""
+"""The small model's default sampling; `label` names a row by its differences from this."""
 
 
 def label(row: dict[str, Any]) -> str:
-    """In what a row's sampling differs from the default."""
+    """A row's name: the sampling settings that differ from `DEFAULT`, or "the default"."""
     changes = {name: value for name, value in row["sampling"].items() if value != DEFAULT.get(name)}
     words = [
         name.replace("_", " ") + ("" if value is True else f" {str(value).strip('[]')}")
@@ -43,18 +43,18 @@ def label(row: dict[str, Any]) -> str:
 
 
 def layouts(row: dict[str, Any]) -> str:
-    """What a row's pictures show."""
+    """The name in `SETS` of a row's layouts."""
     return SETS[row["kind"], row["wording"]]
 
 
 def base_models(results: Results) -> str:
-    """Base models trained otherwise, by the default sampling."""
+    """Table of all measured base models, each with the default sampling."""
     rows = [row for row in results["p3_controlnet_base"]["rows"] if label(row) == "the default"]
     return table(rows, {"base model": lambda row: f"`{row['model']}`", **BASE_COLUMNS})
 
 
 def failures(results: Results) -> str:
-    """Every failure of seed 0 among the layouts of two circles with a full prompt, by name."""
+    """Table of the failed images of two circles, with seed 0 and prompts that name each circle."""
     rows = [
         {"layouts": layouts(row), "number": number, **line}
         for row in results["p3_controlnet_two_circles"]["rows"]

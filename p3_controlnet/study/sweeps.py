@@ -1,14 +1,18 @@
-"""The studies of Problem 3, 2025, as results/p3_controlnet_*.json.
+"""Runs the studies of Problem 3, 2025, and writes their rows to results/p3_controlnet_*.json.
 
-    python3 -m p3_controlnet.study.sweeps base  (no control: colours named by 200 prompts)
-    # what the autoencoder alone loses
+    # colour errors for 200 prompts, without ControlNet
+    python3 -m p3_controlnet.study.sweeps base
+    # reconstruction error of the autoencoder
     python3 -m p3_controlnet.study.sweeps autoencoder --fill50k hw2_data/fill50k
-    # the real testing pairs, by scale and guidance
+    # fill50k's testing pairs, by control scale, guidance scale and steps
     python3 -m p3_controlnet.study.sweeps circles --fill50k hw2_data/fill50k
-    python3 -m p3_controlnet.study.sweeps two_circles  (two and three circles, touching, cut)
-    python3 -m p3_controlnet.study.sweeps canvas  (patches on a canvas of 4 x 4 pictures)
+    # two and three circles, touching circles, circles cut by the border
+    python3 -m p3_controlnet.study.sweeps two_circles
+    # a canvas of 4 x 4 model images, in patches and at once
+    python3 -m p3_controlnet.study.sweeps canvas
 
-Each finished row is saved, and a second call goes on with the missing ones.
+Each row is saved when it is finished; a second call measures the missing rows only. The study
+autoencoder has no rows and is always measured anew.
 """
 
 import dataclasses
@@ -47,7 +51,8 @@ from p3_controlnet.study.tasks import Task, draw_tasks, layout_tasks, measure_ta
 
 Study = Literal["base", "autoencoder", "circles", "two_circles", "canvas"]
 
-# What differs from the default generation. A guided pair is one evaluation, and all are within 25.
+# Differences from the default generation settings. Each needs at most 25 evaluations, where the two
+# halves of a guided pair are one evaluation.
 BASE_SWEEP: tuple[dict[str, Any], ...] = (
     {},
     *({"guidance_scale": scale} for scale in (1.0, 1.5, 3.0, 4.0, 6.0)),
@@ -73,7 +78,7 @@ SETS: tuple[tuple[LayoutKind, Wording], ...] = (
     ("cut", "each"),
 )
 SEEDS = (0, 1)
-STRIDES = (0.5, 1.0, None)  # as parts of a patch; None: the whole canvas at once
+STRIDES = (0.5, 1.0, None)  # as fractions of a patch's side; None draws the whole canvas at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,35 +86,35 @@ class Config:
     """Runs a study of Problem 3, 2025, on the small model."""
 
     study: tyro.conf.Positional[Study]
-    """Which study."""
+    """The study to run."""
     checkpoint: Path = SHIPPED_BASE
-    """The base model's folder."""
+    """Folder of the base model."""
     control: Path = SHIPPED_CONTROL
-    """The ControlNet's folder."""
+    """Folder of the ControlNet."""
     fill50k: Path | None = None
-    """The real pairs in the homework's layout, for the studies autoencoder and circles."""
+    """Folder of fill50k, in the homework's layout; the studies autoencoder and circles need it."""
     results: Path = ROOT / "results"
-    """Folder of p3_controlnet_STUDY.json."""
+    """Folder of the result file, p3_controlnet_STUDY.json."""
     count: int | None = None
-    """Measure on so many prompts, pairs or layouts only (default: 200 prompts, all pairs, ten
-    layouts)."""
+    """Number of prompts, pairs, layouts of each kind or canvases to measure; by default 200
+    prompts, all pairs, 10 layouts, 3 canvases."""
     default_only: bool = False
-    """Measure the default sampling alone, in the studies base and circles."""
+    """Measure only the default sampling, in the studies base and circles."""
     steps: int = ControlledGenerationConfig().steps
-    """Steps of the solver, where the study does not vary them."""
+    """Number of solver steps, except where the study varies it."""
     device: DeviceName = "auto"
-    """Where to compute."""
+    """Device to compute on; auto is CUDA if present, else MPS, else the CPU."""
 
 
 def main(config: Config) -> None:
-    """Adds the missing rows to the study's file."""
+    """Runs the study and writes its result file, keeping the rows that are already there."""
     if config.count is not None and config.count < 1:
         raise InputError(f"--count must be at least 1, not {config.count}")
     default = ControlledGenerationConfig(steps=config.steps)
     default.check()
     if config.study in ("autoencoder", "circles") and config.fill50k is None:
         raise InputError(
-            f"the study {config.study} measures the real testing pairs: name their folder with"
+            f"the study {config.study} measures the testing pairs of fill50k: name its folder with"
             " --fill50k"
         )
     device = pick_device(config.device)
@@ -121,7 +126,7 @@ def main(config: Config) -> None:
 
 
 def base_study(config: Config, model: LatentDiffusion, default: ControlledGenerationConfig) -> None:
-    """Colours of pictures without control, for each guidance."""
+    """Colour errors of images without ControlNet, for each sampling in BASE_SWEEP."""
     scenes = prompt_scenes(config.count or PROMPT_COUNT)
     plan = [
         (
@@ -136,8 +141,10 @@ def base_study(config: Config, model: LatentDiffusion, default: ControlledGenera
 def circles_study(
     config: Config, model: LatentDiffusion, default: ControlledGenerationConfig
 ) -> None:
-    """Shape and colours on the real testing pairs, for each guidance and control scale. The
-    default's row names every line."""
+    """IoU and colour errors on fill50k's testing pairs, for each sampling in CIRCLES_SWEEP.
+
+    The row of the default sampling also holds the measures of each image.
+    """
     tasks = real_tasks(config.fill50k)[: config.count]
     plan = [
         (
@@ -154,7 +161,7 @@ def circles_study(
 def two_circles_study(
     config: Config, model: LatentDiffusion, default: ControlledGenerationConfig
 ) -> None:
-    """Layouts that no training shows: in each wording, from two seeds."""
+    """Layouts unlike the training data, for each kind and wording in SETS and each of SEEDS."""
     plan = []
     for kind, wording in SETS:
         tasks = layout_tasks(kind, wording, config.count or LAYOUT_COUNT)
@@ -163,7 +170,7 @@ def two_circles_study(
             key = {"kind": kind, "wording": wording, "layouts": len(tasks)} | _key(
                 config, model, generation
             )
-            # Only this wording names the scene's own shapes.
+            # Only in this wording are the prompts the captions of the scenes.
             scenes = make_layouts(kind, len(tasks)) if wording == "each" else ()
             plan.append((key, functools.partial(measure_several, model, tasks, generation, scenes)))
     measured_rows(
@@ -174,8 +181,7 @@ def two_circles_study(
 def canvas_study(
     config: Config, model: LatentDiffusion, default: ControlledGenerationConfig
 ) -> None:
-    """Many circles on a canvas of 4 x 4 pictures, in patches with and without overlap, and at
-    once."""
+    """Circles on a canvas of 4 x 4 model images: in patches, overlapping or not, and at once."""
     plan = []
     for part in STRIDES:
         stride = None if part is None else max(1, int(part * model.latent_side))
@@ -198,8 +204,10 @@ def canvas_study(
 def autoencoder_study(
     config: Config, model: LatentDiffusion, default: ControlledGenerationConfig
 ) -> None:
-    """The real targets at the model's size through the autoencoder, which no drawn picture can be
-    better than."""
+    """Reconstructs fill50k's testing targets at the model's size with the autoencoder alone.
+
+    Its IoU and colour errors are the best that an image from this model is expected to reach.
+    """
     tasks = real_tasks(config.fill50k)[: config.count]
     images = torch.stack([resize(task.target, model.side, "area") for task in tasks])
     x = to_model_range(images).to(model.unet.device)
@@ -220,8 +228,8 @@ def autoencoder_study(
     }
     write_json(path, {"command": command, **result, "psnr_worst": min(each), **measured})
     print(
-        f"PSNR {result['psnr']:.1f} dB at {model.side}x{model.side}, the worst of {len(tasks)}"
-        f" {min(each):.1f} dB"
+        f"PSNR at {model.side}x{model.side}: mean {result['psnr']:.1f} dB, lowest of"
+        f" {len(tasks)} images {min(each):.1f} dB"
     )
 
 
@@ -235,7 +243,7 @@ STUDIES = {
 
 
 # ----------------------------------------------------------------------------
-# With control.
+# Measures of images drawn with ControlNet.
 
 
 def measure_circles(
@@ -245,7 +253,10 @@ def measure_circles(
     *,
     lines: bool,
 ) -> dict[str, Any]:
-    """The means of `p3_controlnet.evaluate`, and with `lines` the measures of each picture."""
+    """Draws the tasks; returns mean measures, evaluations per image and the seconds of drawing.
+
+    With `lines`, the measures of each image are returned too, as "lines".
+    """
     started = time.monotonic()
     pictures = draw_tasks(model, tasks, generation)
     seconds = time.monotonic() - started
@@ -262,9 +273,13 @@ def measure_several(
     generation: ControlledGenerationConfig,
     scenes: Sequence[Scene] = (),
 ) -> dict[str, Any]:
-    """The means, the IoU of each circle, and what failed in which picture; for the scenes that the
-    prompts describe also the circles' colour error in pictures from the same prompts and noise
-    without control, wherever the circles are there."""
+    """Draws tasks of several circles; returns mean measures, failures and the lines of all images.
+
+    "iou_each" is the mean IoU over single circles, "iou_worst" the lowest, "failed" the number of
+    images with a failure. If the tasks' `scenes` are given, "uncontrolled_circle_error" is the
+    colour error of the circles in images from the same captions without ControlNet; the circles may
+    be anywhere in the image, and a missing one has the error 50.
+    """
     lines = measure_tasks(tasks, draw_tasks(model, tasks, generation), model.side)
     for line in lines:
         line["failures"] = failures(line)
@@ -279,13 +294,13 @@ def measure_several(
 
 
 # ----------------------------------------------------------------------------
-# Rows.
+# Keys and files of the rows.
 
 
 def _varied(
     config: Config, default: ControlledGenerationConfig, changes: Sequence[dict[str, Any]]
 ) -> list[ControlledGenerationConfig]:
-    """The default with each of the changes, once, or by itself if nothing else is asked for."""
+    """The default with each of the changes, without duplicates; with --default-only the default."""
     if config.default_only:
         return [default]
     return list(dict.fromkeys(dataclasses.replace(default, **change) for change in changes))
@@ -294,9 +309,9 @@ def _varied(
 def _key(
     config: Config, model: LatentDiffusion, generation: ControlledGenerationConfig
 ) -> dict[str, Any]:
-    """Which model a row is of, and how its pictures were drawn."""
+    """The key of a row: the model, a hash of its weights, and the sampling settings."""
     sampling = dataclasses.asdict(with_default_guidance(generation, model))
-    del sampling["chunk_size"]  # changes no picture by more than one grey level
+    del sampling["chunk_size"]  # changes no image by more than one grey level
     control = {"control": shown(config.control)} if model.controlnet is not None else {}
     return {
         "model": shown(config.checkpoint),
@@ -307,7 +322,7 @@ def _key(
 
 
 def _file(config: Config) -> tuple[Path, str]:
-    """The study's file, and the command that makes it."""
+    """The path of the study's result file, and the command that makes it."""
     data = " --fill50k hw2_data/fill50k" if config.fill50k else ""
     return (
         config.results / f"p3_controlnet_{config.study}.json",

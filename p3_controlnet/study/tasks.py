@@ -1,5 +1,4 @@
-"""Pictures to draw and to measure: the real testing pairs, drawn ones like them, and layouts that
-no training shows."""
+"""Tasks, images to draw and to measure: fill50k's testing pairs, drawn pairs, and other layouts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -32,27 +31,29 @@ from p3_controlnet.hints import image_seed, resize_hint
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A picture to draw: what it is told, and what it should show."""
+    """An image to draw, with its control image and what it should show."""
 
     name: str
-    """Its seed comes from this name, as that of a file of this name (`p3_controlnet.inference`)."""
+    """File name, from which the image's seed is derived as in `p3_controlnet.inference`."""
     prompt: str
     source: Tensor
-    """Control picture, uint8 [3, 512, 512]."""
+    """Control image, uint8 [3, 512, 512]."""
     target: Tensor
-    """uint8 [3, 512, 512]."""
+    """Target image, uint8 [3, 512, 512]."""
     circles: tuple[Circle, ...]
-    """The true circles, in pixels of 512."""
+    """The true circles, in pixels of an image of 512x512."""
 
 
 def real_tasks(root: Path) -> list[Task]:
-    """The testing pairs of fill50k in `root`; the same pictures as `hw2_3.sh` draws. Raises
-    InputError if they are not there."""
+    """The testing pairs of fill50k in `root`; with the same seed, `hw2_3.sh` draws the same images.
+
+    Raises InputError if the pairs are missing.
+    """
     return [read_task(pair) for pair in load_fill50k(root, "testing")]
 
 
 def read_task(pair: Pair) -> Task:
-    """A pair on disk. Raises InputError as `p3_controlnet.evaluate.read_scene` does."""
+    """The task of a pair on disk. Raises InputError as `p3_controlnet.evaluate.read_scene` does."""
     circles = tuple(read_scene(pair)[0])
     return Task(pair.target.name, pair.prompt, pair.read_source(), pair.read_target(), circles)
 
@@ -60,12 +61,12 @@ def read_task(pair: Pair) -> Task:
 def layout_tasks(
     kind: LayoutKind, wording: Wording = "each", count: int = LAYOUT_COUNT
 ) -> list[Task]:
-    """Layouts of a kind (`common.data.layouts.make_layouts`), described in that wording."""
+    """Tasks of layouts of one kind (see `common.data.layouts.make_layouts`), in one wording."""
     return scene_tasks(make_layouts(kind, count), kind, wording)
 
 
 def scene_tasks(scenes: Sequence[Scene], folder: str, wording: Wording = "each") -> list[Task]:
-    """Scenes of circles as tasks named folder/0.png and so on."""
+    """Tasks of scenes of circles, named FOLDER/0.png, FOLDER/1.png and so on."""
     return [
         Task(
             f"{folder}/{index}.png",
@@ -79,7 +80,7 @@ def scene_tasks(scenes: Sequence[Scene], folder: str, wording: Wording = "each")
 
 
 def true_circles(scene: Scene) -> tuple[Circle, ...]:
-    """The circles of a scene, in pixels of 512."""
+    """The circles of a scene, in pixels of an image of 512x512."""
     return tuple(
         Circle(SIZE * shape.x, SIZE * shape.y, SIZE * shape.radius) for shape in scene.shapes
     )
@@ -92,7 +93,7 @@ def draw_tasks(
     *,
     show_progress: bool = True,
 ) -> Tensor:
-    """The model's pictures, uint8 [N, 3, 512, 512]."""
+    """Draws the tasks at the model's own size and resizes the images: uint8 [N, 3, 512, 512]."""
     jobs = [
         Request(
             task.prompt,
@@ -110,8 +111,10 @@ def draw_tasks(
 
 
 def measure_tasks(tasks: Sequence[Task], pictures: Tensor, resolution: int) -> list[dict[str, Any]]:
-    """`p3_controlnet.evaluate.measure` of each picture [N, 3, 512, 512] of a model that works at
-    this resolution."""
+    """Name, prompt and `p3_controlnet.evaluate.measure` of each image in uint8 [N, 3, 512, 512].
+
+    `resolution` is the side, in pixels, of the images that the model draws.
+    """
     return [
         {"name": task.name, "prompt": task.prompt}
         | measure(picture, task.target, task.circles, parse_caption(task.prompt), resolution)

@@ -480,7 +480,7 @@ def test_the_hint_encoder_fits_any_autoencoder(
         ({"addition_embed_type": "text_time"}, "addition_embed_type"),
         ({"center_input_sample": True}, "center_input_sample"),
         ({"controlnet_conditioning_channel_order": "bgr"}, "bgr"),
-        ({"mid_block_type": None}, "middle block None"),
+        ({"mid_block_type": None}, "mid_block_type = None"),
         ({"down_block_types": ["Unknown"] * 4}, "Unknown"),
         ({"block_out_channels": [8, 16]}, "block_out_channels"),
     ],
@@ -492,7 +492,7 @@ def test_configurations_of_another_kind_are_refused(change: dict, named: str) ->
 
 def test_a_stride_for_each_step_of_the_channels() -> None:
     for channels, strides in (((8,), None), ((8, 16), (2, 2))):
-        with pytest.raises(InputError, match="one stride less than channels"):
+        with pytest.raises(InputError, match="one stride fewer than channels"):
             ControlNet(tiny_unet().config, channels, strides)
 
 

@@ -181,7 +181,7 @@ def test_what_cannot_be_graded_is_one_sentence(
 ) -> None:
     program = (capsys, main, Config)
     assert "none does not exist" in refused(*program, *arguments(out.parent / "none", data))
-    assert "holds none of the 3 images" in refused(*program, *arguments(ROOT, data))
+    assert "none of the 3 images can be read" in refused(*program, *arguments(ROOT, data))
     assert "--resolution must be between" in refused(
         *program, *arguments(out, data, "--resolution", 0)
     )

@@ -107,7 +107,7 @@ def test_choices_that_make_no_sense(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for flags in (("--fill50k", world, "--data", world), ("--images", world)):
-        assert "two choices of the pairs" in refused(
+        assert "--fill50k and --data exclude each other" in refused(
             capsys, main, figures.Config, *arguments(world, tmp_path, *flags)
         )
     sentence = refused(

@@ -354,8 +354,8 @@ def test_a_bad_hint_is_named_before_anything_is_drawn(
         (("--control-scales", 1, 2), "--control-scales needs 1 number, or"),
         (("--seed", -1), "a seed must lie between"),
         (("--size", 0), "--size must be at least 1, not 0"),
-        (("--patch-stride", 0), "a stride of 0 latents leaves gaps"),
-        (("--patch-stride", 99), "a stride of 99 latents leaves gaps"),
+        (("--patch-stride", 0), "--patch-stride must be between 1 and"),
+        (("--patch-stride", 99), "the side of a patch, not 99"),
     ],
 )
 def test_numbers_that_make_no_sense(
@@ -382,10 +382,10 @@ def test_checkpoints_of_no_known_kind(world: Path, data: Path, tmp_path: Path, c
     save_tensors(tmp_path / "other.safetensors", {"weight": torch.zeros(2)})
     (tmp_path / "damaged.ckpt").write_bytes(b"PK\x03\x04 damaged")
     for name, said in (
-        ("empty", "is no Stable Diffusion v1.4, no ControlNet and no model folder of this project"),
+        ("empty", "is neither a Stable Diffusion v1.4 model, nor a ControlNet, nor a model folder"),
         (
             "other.safetensors",
-            "is no Stable Diffusion v1.4, no ControlNet and no model folder of this project",
+            "is neither a Stable Diffusion v1.4 model, nor a ControlNet, nor a model folder",
         ),
         ("damaged.ckpt", "is not a readable file of PyTorch"),
         ("none.ckpt", "does not exist"),

@@ -363,7 +363,7 @@ def test_patches_reach_every_side() -> None:
 def test_a_stride_that_leaves_gaps_and_too_small_a_canvas_are_refused() -> None:
     for stride in (0, 17):
         with pytest.raises(
-            InputError, match=f"a stride of {stride} latents leaves gaps between patches of 16"
+            InputError, match=f"--patch-stride must be between 1 and 16 latents.*, not {stride}"
         ):
             patched(lambda x_t, t, cond: x_t, 16, stride, 4)
     network = patched(lambda x_t, t, cond: x_t, 16, 8, 4)
