@@ -1,7 +1,9 @@
 """Runs a program: its command line comes from one dataclass, its errors end in one sentence and
 exit code 2."""
 
+import contextlib
 import dataclasses
+import inspect
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -78,6 +80,32 @@ def _parse(config_class: type[Config], arguments: list[str]) -> Config:
     return tyro.cli(
         config_class, args=arguments, prog=prog, default=default, description=description
     )
+
+
+def _joined_lines(text: str) -> str:
+    """Help text without the line breaks of the source; items and examples keep theirs.
+
+    tyro's own function of this purpose meets the lines with the indentation of the source and
+    keeps their breaks, so that sentences are broken in the middle.
+    """
+    paragraphs = []
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        lines: list[str] = []
+        for line in filter(None, paragraph.split("\n")):
+            if lines and not line.startswith((" ", "- ")) and not lines[-1].startswith(" "):
+                lines[-1] += f" {line}"
+            elif lines and line.startswith("  ") and lines[-1].startswith("- "):
+                lines[-1] += f" {line.strip()}"
+            else:
+                lines.append(line)
+        paragraphs.append("\n".join(lines))
+    return "\n\n".join(paragraphs)
+
+
+with contextlib.suppress(ImportError):
+    from tyro import _strings
+
+    _strings.remove_single_line_breaks = _joined_lines
 
 
 def _take_preset(arguments: list[str], known: list[str]) -> tuple[str | None, list[str]]:

@@ -32,7 +32,8 @@ class Outer:
     out: Path
     """Folder."""
     count: int = 5
-    """Count."""
+    """Count, of which
+    `two lines` are in the source."""
     inner: Annotated[Inner, tyro.conf.arg(name="")] = Inner()
     PRESETS: ClassVar = {
         "smoke": Preset("a try that takes seconds", {"count": 1, "inner": Inner(steps=2)}),
@@ -63,6 +64,26 @@ def test_help_lists_presets_and_shows_the_chosen_ones_values(
         assert (
             ended.value.code == 0 and "- smoke: a try that takes seconds" in said and shown in said
         )
+
+
+def test_help_has_no_line_breaks_of_the_source(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    with pytest.raises(SystemExit):
+        cli.run(print, Outer, ["--help"])
+    assert "Count, of which `two lines` are in the source. (default: 5)" in capsys.readouterr().out
+    text = """First line
+    second line.
+
+    - an item
+      goes on
+    - another
+
+        an example
+    """
+    joined = "First line second line.\n\n- an item goes on\n- another\n\n    an example"
+    assert cli._joined_lines(text) == joined
 
 
 @pytest.mark.parametrize("arguments", [("--preset",), ("--preset", "huge"), ("--preset=",)])
