@@ -387,7 +387,7 @@ def test_checkpoints_of_no_known_kind(world: Path, data: Path, tmp_path: Path, c
             "other.safetensors",
             "is no Stable Diffusion v1.4, no ControlNet and no model folder of this project",
         ),
-        ("damaged.ckpt", "is not a readable file of PyTorch"),
+        ("damaged.ckpt", "is not a readable PyTorch file"),
         ("none.ckpt", "does not exist"),
     ):
         assert said in sentence(
