@@ -82,9 +82,8 @@ def load_clip(
             note = (
                 f"{DEFAULT_MODEL} with OpenAI's weights is not available, so this is the small"
                 f" model of the project, checkpoints/{SHIPPED.name}, which knows coloured shapes"
-                " only"
+                f" only: {error}."
             )
-            note += f": {error}."
             return load_folder(SHIPPED, target), note
         return (
             _load_named(DEFAULT_MODEL, DEFAULT_TAG, weights, target)[0],
