@@ -1,2 +1,4 @@
-"""What all problems share: the diffusion core, the training loop, data, images and metrics. Imports
-no problem folder."""
+"""Code that all problems share: diffusion, training loop, data, images and metrics.
+
+Imports no problem folder.
+"""

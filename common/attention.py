@@ -1,4 +1,4 @@
-"""Attention of the project's own networks."""
+"""Attention, for the project's own networks."""
 
 import torch
 from torch import Tensor
@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v over q, k, v [..., L, C] (Equation 1 of arXiv:1706.03762).
+    """softmax(q k^T / sqrt(C)) v for q, k, v [..., L, C] (Equation 1 of arXiv:1706.03762).
 
-    On a CPU in half precision it is two matrix products and a softmax: the backward pass of
-    PyTorch's fused function takes five times as long there.
+    In half precision on a CPU it is computed as two matrix products and a softmax, because the
+    backward pass of PyTorch's fused function takes five times as long there.
     """
     if q.dtype in (torch.bfloat16, torch.float16) and q.device.type == "cpu" and q.requires_grad:
         return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).to(v.dtype) @ v

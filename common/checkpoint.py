@@ -1,8 +1,9 @@
 """Reading and writing weights and other tensors: safe, strict and atomic.
 
-A model folder holds `config.json` (the kind of model and what builds it) and `model.safetensors`.
-Nothing is ever unpickled blindly: foreign `.pt` and `.pth` files go through PyTorch's restricted
-unpickler, which refuses code, and of TorchScript archives only the tensors are read.
+A model folder holds `config.json` (the kind of model and its configuration) and
+`model.safetensors`. Nothing is unpickled without restrictions: foreign `.pt` and `.pth` files go
+through PyTorch's restricted unpickler, which refuses code, and of TorchScript archives only the
+tensors are read.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes named tensors, and JSON metadata, as one safetensors file, atomically."""
+    """Writes named tensors, and JSON metadata if given, to one safetensors file, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     atomic_write(
         path, serialize(tensors, {"json": json.dumps(metadata)} if metadata is not None else None)
@@ -37,8 +38,7 @@ def save_tensors(
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """The tensors and the metadata of a file written by `save_tensors` (metadata None if it has
-    none).
+    """Tensors and metadata of a file written by `save_tensors`; the metadata is None if absent.
 
     Raises InputError if the file is missing, truncated or not safetensors.
     """
@@ -56,8 +56,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 def cached_tensors(
     path: Path, made_from: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The tensors in the file `path`, which is made where it is missing. Raises InputError if it
-    was made from something else."""
+    """The tensors in the file `path`, which is made and saved with `make` if it does not exist.
+
+    `made_from` describes their source. Raises InputError if the file was made from another source.
+    """
     if path.is_file():
         tensors, before = load_tensors(path)
         if before != made_from:
@@ -73,8 +75,10 @@ def cached_tensors(
 
 
 def tensor_names(path: Path) -> list[str]:
-    """The names of the tensors in a safetensors file, whose values are not read. Raises InputError
-    as `load_tensors` does."""
+    """The names of the tensors in a safetensors file; the values are not read.
+
+    Raises InputError as `load_tensors` does.
+    """
     if not Path(path).is_file():
         raise InputError(f"the weight file {path} does not exist")
     try:
@@ -85,13 +89,12 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def load_pickle(path: Path, stubs: Sequence[tuple[type, str]] = (), *, lazy: bool = False) -> Any:
-    """The content of a `.pt`, `.pth` or `.ckpt` file, on the CPU, read by PyTorch's restricted
-    unpickler.
+    """The content of a `.pt`, `.pth` or `.ckpt` file, on the CPU.
 
-    `stubs` are (class, full name) pairs that a known file pickles by name; any other global is
-    refused and never runs. With `lazy`, values stay in the file until they are used, where its
-    format allows that; the file must outlive them. Raises InputError if the file is missing,
-    damaged or would run code.
+    It is read by PyTorch's restricted unpickler. `stubs` are (class, full name) pairs that stand in
+    for classes that a known file names; any other global is refused and never runs. With `lazy`,
+    values stay in the file until they are used, if its format allows that; the file must exist as
+    long as they do. Raises InputError if the file is missing, damaged or would run code.
     """
     if not Path(path).is_file():
         raise InputError(f"the file {path} does not exist")
@@ -108,7 +111,7 @@ def load_pickle(path: Path, stubs: Sequence[tuple[type, str]] = (), *, lazy: boo
                 f"{path} was refused: it holds something other than plain tensors, which could run"
                 " code"
             ) from None
-        raise InputError(f"{path} is not a readable file of PyTorch") from None
+        raise InputError(f"{path} is not a readable PyTorch file") from None
     except (
         OSError,
         RuntimeError,
@@ -120,7 +123,7 @@ def load_pickle(path: Path, stubs: Sequence[tuple[type, str]] = (), *, lazy: boo
         TypeError,
     ):
         raise InputError(
-            f"{path} is not a readable file of PyTorch: it is damaged or of another format"
+            f"{path} is not a readable PyTorch file: it is damaged or of another format"
         ) from None
 
 
@@ -132,12 +135,11 @@ def load_strict(
     *,
     assign: bool = False,
 ) -> None:
-    """Loads a state dict whose keys and shapes must fit exactly. Raises InputError that names the
-    ones that do not.
+    """Loads a state dict whose keys and shapes must fit exactly.
 
-    `names` gives, for each of the model's keys, the key in `state`, if that is another one. With
-    `assign` the tensors of `state` become the model's, dtype included, so that a model on the meta
-    device is filled without a copy.
+    `names` maps the model's keys to those in `state`, if they differ. With `assign` the tensors of
+    `state` become the model's, dtype included, so a model on the meta device is filled without a
+    copy. Raises InputError that names the keys that do not fit.
     """
     theirs = names or {name: name for name in model.state_dict()}
     own = {theirs[name]: value for name, value in model.state_dict().items()}
@@ -159,8 +161,7 @@ def load_strict(
 
 
 def state_hash(module: nn.Module) -> str:
-    """A hash of a network's names, dtypes, shapes and values: equal weights, wherever they lie,
-    give an equal hash."""
+    """A hash of a network's weights: names, dtypes, shapes and values, on any device."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -175,10 +176,9 @@ def save_model(
     config: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Writes a model folder, its parameters in `dtype` (buffers, such as tables of frequencies,
-    keep theirs).
+    """Writes a model folder with parameters as `dtype`; buffers keep their dtype.
 
-    `config` is JSON and is what `load_config` gives back. A model card beside it stays.
+    `config` is JSON, and what `load_config` returns. A README.md in the folder is kept.
     """
     make_folder(folder)
     stored = {name: param.detach().to(dtype) for name, param in model.named_parameters()}
@@ -187,8 +187,10 @@ def save_model(
 
 
 def load_config(folder: Path, kind: str) -> dict[str, Any]:
-    """The configuration in a model folder. Raises InputError if it is missing or belongs to another
-    kind of model."""
+    """The configuration in a model folder, without the kind.
+
+    Raises InputError if it is missing or belongs to another kind of model.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         if folder.is_file():
@@ -207,11 +209,11 @@ def load_config(folder: Path, kind: str) -> dict[str, Any]:
 def load_model(
     folder: Path, kind: str, model_class: Callable[[Any], Model], config_class: type
 ) -> Model:
-    """Rebuilds the model of a folder, `model_class(config_class(**config))`, in evaluation mode and
-    channels_last.
+    """The model of a folder, `model_class(config_class(**config))`, in evaluation mode.
 
-    `config_class` is a dataclass; its fields with a tuple for a default are tuples again, which
-    JSON has not. Raises InputError if the folder holds no such model.
+    Its memory format is channels_last. `config_class` is a dataclass; fields whose default is a
+    tuple are converted back to tuples, since JSON has none. Raises InputError if the folder holds
+    no such model.
     """
     values = load_config(folder, kind)
     tuples = [
@@ -223,13 +225,13 @@ def load_model(
         )
     except (TypeError, KeyError, ValueError, RuntimeError, InputError) as error:
         raise InputError(
-            f"{folder}/config.json does not describe a network of this program ({error})"
+            f"{folder}/config.json does not describe a network of this project ({error})"
         ) from None
     load_weights(folder, model)
     return model.eval().to(memory_format=torch.channels_last)
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Loads `model.safetensors` of a model folder, strictly."""
+    """Loads `model.safetensors` of a model folder; all keys and shapes must fit."""
     path = Path(folder) / "model.safetensors"
     load_strict(model, load_tensors(path)[0], path)

@@ -1,5 +1,4 @@
-"""Runs a program: its command line comes from one dataclass, its errors end in one sentence and
-exit code 2."""
+"""Command-line programs: arguments are parsed into one dataclass, errors end with exit code 2."""
 
 import contextlib
 import dataclasses
@@ -18,30 +17,31 @@ Config = TypeVar("Config")
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Named settings of a program."""
+    """A named set of values for a program's flags, chosen by `--preset NAME`."""
 
     what: str
-    """What it is for, what it costs, and what numbers to expect; shown by --help."""
+    """Purpose, cost and expected numbers of the preset; shown by --help."""
     settings: Mapping[str, Any]
-    """Fields of the program's dataclass that differ from its defaults."""
+    """Values of the program's dataclass fields that differ from the defaults, by field name."""
 
 
 def run(
     program: Callable[[Config], None], config_class: type[Config], argv: Sequence[str] | None = None
 ) -> None:
-    """Parses `argv` (default: the process's arguments) into `config_class` and calls `program` with
-    it.
+    """Parses `argv` into `config_class` and calls `program` with the result.
 
-    Bad input (`InputError`) and failures of files and disks (`OSError`) are printed to stderr as
-    one sentence, exit code 2. Ctrl-C exits with 130. Any other exception is a defect of this
+    `argv` None stands for the arguments of this process.
+
+    Bad input (`InputError`) and failed file access (`OSError`) are printed to stderr as one
+    sentence, with exit code 2. Ctrl-C exits with 130. Any other exception is a defect of this
     project and keeps its traceback.
 
-    A class may have
+    `config_class` may have
 
-    - `translate_arguments(arguments)`, a static method that turns other spellings of arguments,
-      such as the homework's, into the program's own;
-    - `PRESETS`, a class variable with a `Preset` for each name of `--preset NAME`, whose values
-      other flags then change.
+    - `translate_arguments(arguments)`, a static method that converts other spellings of the
+      arguments, such as the homework's, into the program's own;
+    - `PRESETS`, a class variable that maps each name of `--preset NAME` to a `Preset`. Other flags
+      on the command line override the preset's values.
     """
     try:
         program(_parse(config_class, list(sys.argv[1:] if argv is None else argv)))
@@ -57,7 +57,7 @@ def run(
 def _parse(config_class: type[Config], arguments: list[str]) -> Config:
     arguments = getattr(config_class, "translate_arguments", list)(arguments)
     prog = None
-    for variant in get_args(config_class):  # a union of subcommands, each with presets of its own
+    for variant in get_args(config_class):  # a union of subcommands with a class each
         own_class, subcommand = get_args(variant) or (variant, None)
         if subcommand and arguments[:1] == [subcommand.name]:
             config_class = own_class
@@ -75,7 +75,11 @@ def _parse(config_class: type[Config], arguments: list[str]) -> Config:
     settings = presets[name].settings if name else {}
     default = config_class(**{**dict.fromkeys(required, tyro.MISSING), **settings})
     listed = "\n".join(f"- {preset}: {presets[preset].what}" for preset in presets)
-    chosen = f"Shown below: the preset {name}." if name else "Flags change what a preset sets."
+    chosen = (
+        f"The defaults below are those of the preset {name}."
+        if name
+        else "Flags override the values of a preset."
+    )
     description = f"{config_class.__doc__}\n\nPresets, by --preset NAME:\n\n{listed}\n\n{chosen}"
     return tyro.cli(
         config_class, args=arguments, prog=prog, default=default, description=description
@@ -109,7 +113,7 @@ with contextlib.suppress(ImportError):
 
 
 def _take_preset(arguments: list[str], known: list[str]) -> tuple[str | None, list[str]]:
-    """The value of `--preset`, None if it is not given, and the other arguments."""
+    """The value of `--preset` (None if it is not given) and the remaining arguments."""
     for at, argument in enumerate(arguments):
         flag, joined, value = argument.partition("=")
         if flag == "--preset":

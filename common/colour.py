@@ -1,5 +1,4 @@
-"""Colours: the CSS names spelled in words, CIELAB, and differences as the eye sees them
-(CIEDE2000)."""
+"""Colours: CSS names in words, CIELAB, and perceptual differences (CIEDE2000)."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -7,8 +6,8 @@ from PIL import ImageColor
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 # The CSS Color Module Level 4 names (https://www.w3.org/TR/css-color-4/#named-colors) in words, as
-# the fill50k prompts spell them. Of names for the same colour one is kept: aqua (cyan), fuchsia
-# (magenta), gray (grey).
+# the fill50k prompts spell them. Of two names for one colour, one is kept: aqua (not cyan), fuchsia
+# (not magenta), gray (not grey).
 _NAMES = """
 alice blue, antique white, aqua, aquamarine, azure, beige, bisque, black, blanched almond, blue,
 blue violet, brown, burly wood, cadet blue, chartreuse, chocolate, coral, cornflower blue, cornsilk,
@@ -37,18 +36,20 @@ CSS_COLOURS: dict[str, tuple[int, int, int]] = {
 
 
 def to_lab(rgb: ArrayLike) -> NDArray[np.float64]:
-    """CIELAB (D65) of sRGB in 0..255, [..., 3] -> [..., 3]."""
+    """sRGB in 0..255, [..., 3], to CIELAB (D65), [..., 3]."""
     return rgb2lab(np.asarray(rgb, dtype=np.float64) / 255.0)
 
 
 def colour_difference(rgb: ArrayLike, other: ArrayLike) -> NDArray[np.float64]:
-    """CIEDE2000 between sRGB colours in 0..255, [..., 3] each (broadcast) -> [...]; 1 is about the
-    smallest visible step."""
-    # scikit-image gives wrong numbers, silently, for shapes that only broadcast.
+    """CIEDE2000 between sRGB colours in 0..255, [..., 3] each (broadcast) -> [...].
+
+    A difference of about 1 is just visible.
+    """
+    # scikit-image silently gives wrong numbers for different shapes, so they are broadcast first.
     return deltaE_ciede2000(*np.broadcast_arrays(to_lab(rgb), to_lab(other)))
 
 
 def nearest_name(rgb: ArrayLike) -> str:
-    """The CSS name nearest in CIEDE2000 to one sRGB colour in 0..255."""
+    """The CSS colour name with the smallest CIEDE2000 to one sRGB colour in 0..255."""
     distances = colour_difference(np.asarray(rgb)[None], np.array(list(CSS_COLOURS.values())))
     return NAMES[int(distances.argmin())]

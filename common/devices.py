@@ -1,4 +1,4 @@
-"""Where to compute: device names, and which of several processes this one is."""
+"""Compute devices by name, and the rank of this process among several."""
 
 import os
 from collections.abc import Iterable
@@ -16,18 +16,18 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 
 class Process(NamedTuple):
-    """Which of the processes that `torchrun` or `accelerate launch` started this one is."""
+    """Which of the processes started by `torchrun` or `accelerate launch` this one is."""
 
     rank: int
-    """0 for the main process, which alone prints and reports."""
+    """Index of this process; 0 is the main process, the only one that prints and reports."""
     count: int
-    """How many there are; 1 without a launcher."""
+    """Number of processes; 1 without a launcher."""
     local_rank: int | None
-    """Its number on this machine, by which it takes a CUDA device; None without a launcher."""
+    """Index of this process on its node, which selects its CUDA device; None without a launcher."""
 
 
 def this_process() -> Process:
-    """This process, from RANK, WORLD_SIZE and LOCAL_RANK; 0 of 1 where they are not set."""
+    """This process, from RANK, WORLD_SIZE and LOCAL_RANK; (0, 1, None) where they are not set."""
     local_rank = os.environ.get("LOCAL_RANK")
     return Process(
         int(os.environ.get("RANK", 0)),
@@ -37,10 +37,10 @@ def this_process() -> Process:
 
 
 def pick_device(name: DeviceName) -> torch.device:
-    """The device of that name; auto is CUDA, else MPS, else the CPU. Raises InputError if it is not
-    there.
+    """The device of that name; "auto" is CUDA if present, else MPS, else the CPU.
 
-    Of several CUDA devices a process of `torchrun` takes its own, LOCAL_RANK.
+    With several CUDA devices, a process of `torchrun` takes the one with its LOCAL_RANK. Raises
+    InputError if the device is not present.
     """
     present = {
         "cuda": torch.cuda.is_available(),
@@ -49,22 +49,23 @@ def pick_device(name: DeviceName) -> torch.device:
     }
     kind = next(kind for kind, there in present.items() if there) if name == "auto" else name
     if not present[kind]:
-        raise InputError(f"--device {name} was asked for, but no {name.upper()} device is present")
+        raise InputError(f"--device {name} was given, but no {name.upper()} device is present")
     rank = this_process().local_rank
     return torch.device(kind, rank) if kind == "cuda" and rank is not None else torch.device(kind)
 
 
 def has_room(device: torch.device, tensors: Iterable[Tensor]) -> bool:
-    """Whether training data of this size may stay on the device: it takes at most a quarter of what
-    is free there."""
+    """Whether training data of this size may be kept on the device.
+
+    On CUDA it may take at most a quarter of the free memory; elsewhere always True.
+    """
     if device.type != "cuda":
         return True
     return sum(tensor.nbytes for tensor in tensors) <= torch.cuda.mem_get_info(device)[0] / 4
 
 
 def make_accelerator(device: DeviceName, mixed_precision: str = "no") -> "Accelerator":
-    """accelerate's handle on devices and processes, started by `torchrun` or `accelerate launch` or
-    alone."""
+    """accelerate's interface to devices and processes; works without a launcher as well."""
     from accelerate import Accelerator
 
     kind = pick_device(device).type

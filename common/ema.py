@@ -1,4 +1,4 @@
-"""The one exponential moving average of parameters."""
+"""Exponential moving average (EMA) of parameters."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 class EMA:
-    """An exponential moving average of named parameters: average <- d average + (1 - d) parameter
-    after each step.
+    """An exponential moving average of named parameters.
 
-    d = min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is forgotten soon
-    (the warm-up of TensorFlow's ExponentialMovingAverage). Buffers are not averaged.
+    After each step, average <- d average + (1 - d) parameter with d = min(decay, (1 + n) / (10 +
+    n)) after n updates, so that the random initial values are forgotten soon (the warm-up of
+    TensorFlow's ExponentialMovingAverage). Buffers are not averaged.
     """
 
     def __init__(self, params: Mapping[str, Tensor], decay: float) -> None:
@@ -22,7 +22,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, params: Mapping[str, Tensor]) -> None:
-        """Takes in the parameters' current values."""
+        """Updates the average with the parameters' current values."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         current = [params[name].detach() for name in self.average]
@@ -30,8 +30,7 @@ class EMA:
 
     @contextmanager
     def applied_to(self, params: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside the block the parameters hold the average; afterwards they hold their own values
-        again."""
+        """Inside the block the parameters hold the average; their own values are restored after."""
         own = {name: param.detach().clone() for name, param in params.items()}
         with torch.no_grad():
             for name, param in params.items():

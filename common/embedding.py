@@ -1,4 +1,4 @@
-"""The one embedding of time."""
+"""Sinusoidal timestep embedding."""
 
 import math
 
@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Embeds t [N] as sines then cosines of t exp(-ln(10000) 2i / dim), float [N, dim] (Section 3.5
-    of arXiv:1706.03762)."""
+    """Embeds t [N] as [N, dim]: sines, then cosines, of t exp(-ln(10000) 2i / dim).
+
+    Section 3.5 of Vaswani et al. 2017 (arXiv:1706.03762).
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -17,5 +19,6 @@ class SinusoidalEmbedding(nn.Module):
         )
 
     def forward(self, t: Tensor) -> Tensor:
+        """The embedding [N, dim] of t [N]."""
         angles = t.to(self.inv_freq.dtype)[:, None] * self.inv_freq[None, :]
         return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -1,7 +1,8 @@
-"""The one exception that means "the user can mend this": programs print it as a sentence and exit
-with code 2."""
+"""`InputError`, raised for errors that the user can fix; programs print it and exit with code 2."""
 
 
 class InputError(Exception):
-    """Bad input, a bad file or an impossible request; the message is one clear sentence for the
-    user."""
+    """Bad input, an unusable file or an impossible request; the message is one sentence.
+
+    Programs print the message to the user.
+    """

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets a half-written one, and JSON."""
+"""Atomic writing of files (a reader never sees an incomplete one), folders and JSON."""
 
 import contextlib
 import json
@@ -10,11 +10,11 @@ from typing import Any
 from common.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-"""The checkout."""
+"""The project's root folder."""
 
 
 def shown(path: Path) -> str:
-    """A path as results show it: below the checkout relative to it, elsewhere absolute."""
+    """A path as results show it: relative to the project's root if below it, else absolute."""
     path = path.resolve()
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
@@ -23,9 +23,9 @@ def atomic_write(path: Path, data: bytes, staging: Path | None = None) -> None:
     """Writes `data` to `path` through a temporary file that is renamed at the end, or not at all.
 
     `staging` is the folder of the temporary file, on the same disk as `path` (default: the folder
-    of `path`); graders look into output folders, so images are staged one level above. Raises
-    OSError, with nothing left behind; what a killed process left of the same file is swept by the
-    next one that writes it.
+    of `path`). Graders list output folders, so images are staged one level above. Raises OSError
+    and removes the temporary file on failure. A killed process leaves its temporary file behind;
+    the next process that writes the same path removes it.
     """
     path = Path(path)
     folder = staging or path.parent
@@ -44,8 +44,11 @@ def atomic_write(path: Path, data: bytes, staging: Path | None = None) -> None:
 
 
 def _sweep(folder: Path, name: str) -> None:
-    """Removes the temporary files of `name` whose writers are dead. Other machines may share the
-    disk: theirs are left alone, since only processes of this one can be asked for."""
+    """Removes the temporary files of `name` whose processes have ended.
+
+    Other hosts may share the disk. Their files are left alone, since only processes of this host
+    can be checked.
+    """
     ours = re.compile(
         rf"\.{re.escape(name)}\.{re.escape(os.uname().nodename)}\.(\d{{1,9}})\.partial"
     )
@@ -56,17 +59,18 @@ def _sweep(folder: Path, name: str) -> None:
 
 
 def _is_running(process: int) -> bool:
+    """Whether a process with this id exists."""
     try:
-        os.kill(process, 0)  # sends nothing
+        os.kill(process, 0)  # signal 0 only checks that the process exists
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is another user's
+    except PermissionError:  # it exists and belongs to another user
         pass
     return True
 
 
 def make_folder(path: Path) -> Path:
-    """Makes the folder and its parents. Raises InputError if a regular file stands in the way."""
+    """Makes the folder and its parents. Raises InputError if a regular file is in the way."""
     path = Path(path)
     check_folder(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -74,20 +78,20 @@ def make_folder(path: Path) -> Path:
 
 
 def check_folder(path: Path) -> None:
-    """Raises InputError if a regular file stands in the way of the folder; makes nothing."""
+    """Raises InputError if a regular file is in the way of the folder; makes nothing."""
     for ancestor in (path, *path.parents):
         if ancestor.exists() and not ancestor.is_dir():
             raise InputError(f"cannot make the folder {path}: {ancestor} is a regular file")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically, making parent folders."""
+    """Writes `value` as indented JSON, atomically; makes parent folders."""
     make_folder(Path(path).parent)
     atomic_write(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file. Raises InputError if it is missing or is not JSON."""
+    """The content of a JSON file. Raises InputError if it is missing or is not JSON."""
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:

@@ -23,11 +23,11 @@ def labelled_grid(
     title: str = "",
     scale: int = 1,
 ) -> Tensor:
-    """Lays out uint8 images [N, 3, H, W] row by row on white, uint8 [3, H', W'], with labels at the
-    left and on top.
+    """A grid of images on white with labels at the left and on top, uint8 [3, H', W'].
 
-    `scale` enlarges each image by repeating pixels. A row's label may have several lines. Raises
-    ValueError if a list of labels does not fit the grid.
+    `images` is uint8 [N, 3, H, W], placed row by row. `scale` enlarges each image by repeating
+    pixels. A row label may have several lines. Raises ValueError if the number of labels does not
+    fit the grid.
     """
     rows = -(-len(images) // columns)
     if row_labels and len(row_labels) != rows or column_labels and len(column_labels) != columns:

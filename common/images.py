@@ -1,5 +1,4 @@
-"""Images between files, uint8 and the range that models see: the one reader and the one resizer of
-all programs."""
+"""Reading, writing and resizing images, and conversion between uint8 and the models' ranges."""
 
 import contextlib
 import io
@@ -28,21 +27,20 @@ _UNREADABLE = (
 
 
 def to_model_range(images: Tensor) -> Tensor:
-    """uint8 in 0..255 to float32 in [-1, 1]; exact under `to_uint8`."""
-    return torch.div(images, 127.5).sub_(1.0)  # one new tensor, not three
+    """uint8 in 0..255 to float32 in [-1, 1]; `to_uint8` is its exact inverse."""
+    return torch.div(images, 127.5).sub_(1.0)  # in place: one new tensor, not three
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Floats in [-1, 1] (clamped) to uint8 by rounding to the nearest."""
+    """Floats in [-1, 1], clamped, to uint8 in 0..255, rounded to the nearest."""
     return ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
 def to_hint(images: Tensor) -> Tensor:
-    """uint8 in 0..255 to float32 in [0, 1], the range of control images. Raises ValueError on
-    another dtype.
+    """uint8 in 0..255 to float32 in [0, 1], the range of control images.
 
-    Floats are refused because those at hand are in [-1, 1], a mistake that no later step would
-    notice.
+    Raises ValueError for any other dtype: floats in this project are in [-1, 1], and no later step
+    would notice the wrong range.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"a hint is made from uint8, not from {images.dtype}")
@@ -56,18 +54,18 @@ def resize(
     *,
     antialias: bool = True,
 ) -> Tensor:
-    """Images [C, H, W] or [N, C, H, W] at another size: a side, or (height, width). The same tensor
-    if it has that size.
+    """Images [C, H, W] or [N, C, H, W] resized to `size`, a side or (height, width).
 
-    uint8 comes back as uint8, by rounding; floats stay floats, unrounded and not clamped. Modes:
+    Returns the same tensor if it has that size. uint8 gives uint8, by rounding; floats give floats,
+    neither rounded nor clamped. Modes:
 
-    - "bicubic" draws photos and a model's pictures at another size, as PIL does.
-    - "bilinear" never overshoots: for what is measured by colour. Without `antialias` it takes the
-      four nearest pixels alone.
-    - "area" averages whole pixels when shrinking, which keeps the place of thin lines.
-    - "nearest" repeats pixels, so no new colour appears.
+    - "bicubic": for photos and generated pictures; agrees with PIL.
+    - "bilinear": never overshoots, so it suits colour measurements. Without `antialias` it uses
+      only the four nearest pixels.
+    - "area": averages whole pixels when shrinking, which preserves the position of thin lines.
+    - "nearest": repeats pixels, so no new colour appears.
 
-    `antialias` concerns the first two.
+    `antialias` applies to bicubic and bilinear only.
     """
     size = (size, size) if isinstance(size, int) else tuple(size)
     if tuple(images.shape[-2:]) == size:
@@ -82,8 +80,7 @@ def resize(
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder (by SUFFIXES), in the order of names; none if there is no such
-    folder."""
+    """Image files of a folder (by SUFFIXES), sorted by name; empty if the folder does not exist."""
     return sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in SUFFIXES)
 
 
@@ -93,12 +90,12 @@ def image_files(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def open_image(path: Path, *, label: str = "", listed: bool = True) -> Iterator[Image.Image]:
-    """PIL's image of a file, decoded where it is first used. Raises InputError if the file cannot
-    be read or decoded.
+    """PIL's image of a file, decoded on first use; yields it inside a `with` block.
 
-    `label` stands before the path in the sentence. `listed` says that the path was found in a
-    folder, so that it is there: the sentence then says "not an image" where PIL repeats the path.
-    Without it a missing file gets a sentence of its own, and the reason is always PIL's.
+    `label` precedes the path in the error sentence. `listed` states that the path comes from a
+    folder listing, so the file exists: the sentence then says "not an image" where PIL would repeat
+    the path. With `listed` off, a missing file has its own sentence, and the reason is always
+    PIL's. Raises InputError if the file cannot be read or decoded.
     """
     try:
         with Image.open(path) as image:
@@ -112,8 +109,10 @@ def open_image(path: Path, *, label: str = "", listed: bool = True) -> Iterator[
 
 
 def read_rgb(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """An image file as uint8 [3, H, W]. Raises InputError if it is missing, unreadable or not of
-    `size` (width, height)."""
+    """An image file as uint8 [3, H, W].
+
+    Raises InputError if the file is missing, unreadable or not of `size` (width, height).
+    """
     with open_image(path, listed=False) as image:
         if size is not None and image.size != size:
             raise InputError(
@@ -124,10 +123,10 @@ def read_rgb(path: Path, size: tuple[int, int] | None = None) -> Tensor:
 
 
 def read_photo(path: Path) -> Tensor:
-    """A camera's photo as uint8 [3, H, W], turned upright as its EXIF entry says. Raises InputError
-    if it is unreadable.
+    """A photo as uint8 [3, H, W], rotated to upright by its EXIF orientation.
 
-    `read_rgb` leaves pixels where they are: a data set's pictures are not turned.
+    `read_rgb` does not rotate, since images of a data set are used as stored. Raises InputError if
+    the file is unreadable.
     """
     with open_image(path, label="the photo ") as image:
         return _from_pil(ImageOps.exif_transpose(image))
@@ -138,15 +137,17 @@ def _from_pil(image: Image.Image) -> Tensor:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """uint8 [3, H, W] as PIL's image, which is what a CLIP's preprocessing takes."""
+    """uint8 [3, H, W] as a PIL image, the input of CLIP's preprocessing."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
 def write_png(
     path: Path, image: Tensor, staging: Path | None = None, note: tuple[str, str] | None = None
 ) -> None:
-    """Writes uint8 [3, H, W] as an RGB PNG, atomically (see `atomic_write` for `staging`), with a
-    text entry if given."""
+    """Writes uint8 [3, H, W] as an RGB PNG, atomically (`staging`: see `atomic_write`).
+
+    `note` is an optional (name, text) entry of the PNG.
+    """
     buffer, info = io.BytesIO(), PngInfo()
     if note:
         info.add_text(*note)
@@ -155,8 +156,10 @@ def write_png(
 
 
 def read_note(path: Path, name: str) -> str | None:
-    """The text entry of that name in a PNG; None if there is none, or no such picture that is
-    whole."""
+    """The text entry of that name in a PNG, or None.
+
+    None means that the file has no such entry, is missing, or is not a complete image.
+    """
     try:
         with Image.open(path) as image:
             image.load()

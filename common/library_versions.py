@@ -1,16 +1,19 @@
-"""What differs between versions of transformers and diffusers, in memory and in the folders that
-they wrote.
+"""Differences between versions of transformers and diffusers, in memory and in saved folders.
 
-| | earlier | later | |---|---|---| | CLIPTextModel's weights | `text_model.` before each name: in
-files up to transformers 4, in memory up to 5.0 | no prefix | | a table of positions among CLIP's
-weights | files of transformers 4 | none | | a tokenizer's vocabulary | vocab.json (transformers 4)
-| tokenizer.json | | CLIPTokenizer's arguments | files (transformers 4, which is not supported) |
-the vocabulary itself | | a configuration of wrong types | the network's own exception |
-`StrictDataclassError` before it is built | | AutoencoderKL's attention | query, key, value,
-proj_attn (diffusers of 2022) | to_q, to_k, to_v, to_out.0 | | a configuration's keys | those that
-its version had | new keys, with defaults |
+- Names of CLIPTextModel's weights. Earlier: the prefix `text_model.`, in files up to transformers 4
+  and in memory up to transformers 5.0. Later: no prefix.
+- Table of position indices among CLIP's weights. Earlier: in files of transformers 4. Later: none.
+- Vocabulary of a tokenizer. Earlier: vocab.json (transformers 4). Later: tokenizer.json.
+- Arguments of CLIPTokenizer. Earlier: file names (transformers 4, which is not supported). Later:
+  the vocabulary itself.
+- Configuration with values of a wrong type. Earlier: an exception of the network. Later:
+  `StrictDataclassError`, before the network is built.
+- Attention weights of AutoencoderKL. Earlier: query, key, value, proj_attn (diffusers of 2022).
+  Later: to_q, to_k, to_v, to_out.0.
+- Keys of a configuration: each version writes the keys that it knows; later ones have defaults.
 
-requirements.txt states the oldest versions that work. Nothing here is imported before it is needed.
+requirements.txt states the oldest supported versions. The libraries are imported inside the
+functions that need them.
 """
 
 import inspect
@@ -40,26 +43,25 @@ _OLD_ATTENTION = (
 
 
 def text_prefix(names: Iterable[str], before: str = "") -> str:
-    """TEXT_PREFIX if any of a CLIPTextModel's weights is named so, else "".
+    """TEXT_PREFIX if any name of a CLIPTextModel's weights has this prefix, else "".
 
-    `before` is what the file puts in front of all names.
+    `before` is a prefix that the file puts in front of all names.
     """
     return TEXT_PREFIX if any(name.startswith(before + TEXT_PREFIX) for name in names) else ""
 
 
 def without_positions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state without the tables of positions, which are the numbers 0, 1, 2 and so on."""
+    """The state dict without the tables of position indices, which hold just 0, 1, 2, ..."""
     return {name: value for name, value in state.items() if not name.endswith("position_ids")}
 
 
 def has_old_attention(names: Iterable[str]) -> bool:
-    """Whether an autoencoder's weights have the names that diffusers gave them when Stable
-    Diffusion came out."""
+    """Whether an autoencoder's attention weights have the names that diffusers used in 2022."""
     return any(".query." in name for name in names)
 
 
 def old_attention_names(names: Iterable[str]) -> dict[str, str]:
-    """{own name: name in such a file} of an autoencoder's weights."""
+    """{name in the network: name in a file of 2022} for an autoencoder's weights."""
     table = {}
     for name in names:
         old = name
@@ -74,8 +76,11 @@ def old_attention_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def defaults_of(build: Callable[..., Any]) -> dict[str, Any]:
-    """What a library assumes where a configuration is silent: a version writes only the keys that
-    it knew."""
+    """Default values of the parameters of a function or class, by name.
+
+    They fill in the keys that a configuration leaves out, since a library version writes only the
+    keys that it knew.
+    """
     parameters = inspect.signature(build).parameters.items()
     return {
         name: given.default
@@ -85,8 +90,10 @@ def defaults_of(build: Callable[..., Any]) -> dict[str, Any]:
 
 
 def new_text_model(config: "Mapping[str, Any] | CLIPTextConfig") -> "CLIPTextModel":
-    """A new CLIPTextModel in evaluation mode. Raises ValueError if the configuration describes
-    none."""
+    """A new CLIPTextModel in evaluation mode.
+
+    Raises ValueError if the configuration does not describe one.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -101,7 +108,7 @@ def new_text_model(config: "Mapping[str, Any] | CLIPTextConfig") -> "CLIPTextMod
 def new_tokenizer(
     vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], context_length: int
 ) -> "CLIPTokenizer":
-    """A CLIPTokenizer of byte pairs that pads and cuts to `context_length` ids."""
+    """A byte-pair CLIPTokenizer that pads and truncates to `context_length` ids."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer(
@@ -110,8 +117,10 @@ def new_tokenizer(
 
 
 def read_vocabulary(folder: Path) -> Any:
-    """The vocabulary {word: id} in a tokenizer's folder. Raises InputError if neither of its two
-    forms is there."""
+    """The vocabulary {token: id} in a tokenizer's folder, from vocab.json or tokenizer.json.
+
+    Raises InputError if the folder has neither file.
+    """
     if (folder / "vocab.json").is_file():
         return read_json(folder / "vocab.json")
     if (folder / "tokenizer.json").is_file():

@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 OptimizerName = Literal["adamw", "muon"]
-SMALLEST_SIDE = 16  # of a matrix that Muon gets; entrances and exits of three channels are smaller
-NamedOptimizer = tuple[
-    torch.optim.Optimizer, dict[str, Tensor]
-]  # and its parameters as it sees them, by name
+SMALLEST_SIDE = 16  # of a matrix for Muon; excludes layers from or to the channels of an image
+NamedOptimizer = tuple[torch.optim.Optimizer, dict[str, Tensor]]
+"""An optimiser and its own parameters by name."""
 
 
 def make_optimizers(
@@ -22,8 +21,11 @@ def make_optimizers(
     beta2: float,
     weight_decay: float,
 ) -> list[NamedOptimizer]:
-    """The optimisers that together move every parameter: one AdamW, after a `Muon` for hidden
-    matrices if that is asked for."""
+    """The optimisers that together update all parameters.
+
+    "adamw" gives one AdamW; "muon" gives a `Muon` for the matrices of hidden layers, then an AdamW
+    for the rest. Each comes with its parameters by name.
+    """
     hidden = {n: p for n, p in params.items() if name == "muon" and is_hidden_matrix(n, p)}
     others = {n: p for n, p in params.items() if n not in hidden}
     optimizers: list[NamedOptimizer] = []
@@ -39,18 +41,19 @@ def make_optimizers(
 
 
 def is_hidden_matrix(name: str, param: Tensor) -> bool:
-    """Whether the parameter is the weight of a convolution or linear layer between hidden features,
-    not a table of embeddings."""
+    """Whether the parameter is the weight of a linear or convolution layer between hidden features.
+
+    Both of its widths are at least SMALLEST_SIDE. Embedding tables do not count.
+    """
     return param.dim() >= 2 and min(param.shape[:2]) >= SMALLEST_SIDE and "embedding" not in name
 
 
 class Muon(torch.optim.Muon):
-    """PyTorch's Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) over
-    convolutions too.
+    """PyTorch's Muon, extended to convolutions.
 
-    A convolution [O, I, k, k] is stepped as the matrix [O, I k k], a view of its memory. Updates
-    are scaled to the size of AdamW's (Moonlight, arXiv:2502.16982, Section 2.2), so that one
-    learning rate serves both.
+    Muon is Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon). A convolution [O, I, k,
+    k] is updated as the matrix [O, I k k], a view of its memory. Updates are scaled to the size of
+    AdamW's (Moonlight, arXiv:2502.16982, Section 2.2), so both use one learning rate.
     """
 
     def __init__(
@@ -64,22 +67,21 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Moves the weights along their gradients."""
+        """Updates the weights by their gradients."""
         for weight, matrix in zip(self.weights, self.matrices, strict=True):
             matrix.grad = None if weight.grad is None else _as_matrix(weight.grad, weight)
         super().step(closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drops the gradients."""
+        """Sets the gradients to None."""
         for weight, matrix in zip(self.weights, self.matrices, strict=True):
             weight.grad = matrix.grad = None
 
 
 def _as_matrix(values: Tensor, weight: Tensor) -> Tensor:
-    """`values`, laid out like `weight`, as a matrix with a row for each output; a view where the
-    memory allows.
+    """`values`, laid out like `weight`, as a matrix with one row per output; a view if possible.
 
-    The order of columns does not matter to Muon, so it is the order in memory: channels first or
-    channels last.
+    Muon does not depend on the order of the columns, so they keep the order in memory: channels
+    first or channels last.
     """
     return values.flatten(1) if weight.is_contiguous() else values.movedim(1, -1).flatten(1)

@@ -1,25 +1,28 @@
-"""Fills the slots of Markdown documents from results/*.json and checks what the documents claim.
+"""Fills the slots of Markdown documents from results/*.json and checks their claims.
 
-A person writes the sentences; the program writes the numbers between these comments, which Markdown
-does not show:
+A person writes the sentences; this module writes the numbers and tables between HTML comments,
+which Markdown does not show:
 
     <!-- = p1_evaluation_2024 datasets.svhn.accuracy percent1 -->97.6 %<!-- / -->    a number
     <!-- claim: p1_evaluation_2024 datasets.svhn.accuracy >= 0.97 -->                a comparison
     <!-- table: p1_guidance --> ... <!-- end -->              lines that a problem's report.py makes
 
-A number is `EXPRESSION FORMAT`, where FORMAT is a key of `FORMATS`. A claim is expressions joined
-by < <= > >= == !=; several claims in one comment are separated by semicolons. An expression is one
-operand, or two joined by + - * /. Operators have spaces around them. An operand is a number,
-`FILE PATH` (the name of a file in results/ without .json, and a path inside it), or min(FILE PATH),
-max(FILE PATH) or count(FILE PATH) over all values that the path selects.
+A number slot holds `EXPRESSION FORMAT`, where FORMAT is a key of `FORMATS`. A claim consists of
+expressions joined by < <= > >= == !=; several claims in one comment are separated by semicolons. An
+expression is one operand, or two operands joined by + - * /. Operators need spaces around them. An
+operand is
 
-A path is keys joined by dots; a key with other characters than letters, digits, _ and - is quoted:
-methods."textual inversion".images. After a list or an object, [3] is one item, [*] are all, and
-[eta=0, sampling.steps<=50] are those items that meet every condition. Outside min, max and count a
-path must select exactly one value. Values in conditions are numbers, true, false, null or text
-without commas.
+- a number;
+- `FILE PATH`: the name of a file in results/ without .json, and a path inside it;
+- min(FILE PATH), max(FILE PATH) or count(FILE PATH) over all values that the path selects.
 
-Links and images must lead to files. Slots inside code are left alone.
+A path consists of keys joined by dots. A key with characters other than letters, digits, _ and - is
+quoted: methods."textual inversion".images. After a list or an object, [3] selects one item, [*] all
+items, and [eta=0, sampling.steps<=50] the items that meet every condition. Outside min, max and
+count a path must select exactly one value. The value in a condition is a number, true, false, null
+or text without commas.
+
+Links and images must point to existing files. Slots inside code are left unchanged.
 """
 
 import operator
@@ -86,7 +89,7 @@ _SLOT = re.compile(
 
 
 class Results:
-    """The contents of the JSON files of a folder by name without .json, each read once."""
+    """The JSON files of a folder, by name without .json; each file is read once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -102,8 +105,8 @@ class Results:
 Tables = Mapping[str, Callable[[Results], str]]
 """Functions that make Markdown tables, by the name that documents use."""
 Columns = Mapping[str, str | Callable[[Any], str]]
-"""By heading a function of the row, or "PATH FORMAT" inside it; with FORMAT? the value may be
-missing, and the cell is "-"."""
+"""Columns of a table by heading. A column is a function of the row, or "PATH FORMAT" inside the
+row; with "FORMAT?" the value may be missing, and the cell is then "-"."""
 
 
 # ----------------------------------------------------------------------------
@@ -111,7 +114,7 @@ missing, and the cell is "-"."""
 
 
 def select(value: Any, path: str) -> list[Any]:
-    """Every value that the path selects in `value`. Raises InputError where a key is missing."""
+    """All values that `path` selects in `value`. Raises InputError if a key is missing."""
     if not re.fullmatch(_PATH, path):
         raise InputError(f"{path!r} is not a path")
     found = [value]
@@ -125,7 +128,7 @@ def select(value: Any, path: str) -> list[Any]:
 
 
 def only(value: Any, path: str) -> Any:
-    """The one value that the path selects. Raises InputError if it selects none or several."""
+    """The single value that `path` selects. Raises InputError if it selects none or several."""
     found = select(value, path)
     if len(found) != 1:
         raise InputError(f"{path} selects {len(found)} values, not one")
@@ -133,7 +136,7 @@ def only(value: Any, path: str) -> Any:
 
 
 def _item(container: Any, key: str) -> Any:
-    """The item of an object or, by number, of a list."""
+    """The item of an object by key, or of a list by index."""
     if isinstance(container, dict) and key in container:
         return container[key]
     if isinstance(container, list) and re.fullmatch(r"-?\d+", key):
@@ -145,7 +148,7 @@ def _item(container: Any, key: str) -> Any:
 
 
 def _items(container: Any, inside: str) -> list[Any]:
-    """The items that brackets select."""
+    """The items that the text inside brackets selects."""
     if re.fullmatch(r"-?\d+", inside):
         return [_item(container, inside)]
     if not isinstance(container, dict | list):
@@ -160,7 +163,7 @@ def _items(container: Any, inside: str) -> list[Any]:
 
 
 def _meets(item: Any, condition: re.Match[str]) -> bool:
-    """Whether the item has what the condition names, and as it says."""
+    """Whether the item has the value that a condition names and the comparison holds."""
     try:
         value = only(item, condition["path"])
     except InputError:
@@ -186,7 +189,7 @@ def evaluate(text: str, results: Results) -> Any:
 
 
 def check_claim(text: str, results: Results) -> None:
-    """Raises InputError if a comparison of the claim is false or cannot be read."""
+    """Raises InputError if a comparison of the claim is false or cannot be parsed."""
     for claim in text.split(";"):
         claim = " ".join(claim.split())
         value, at = _expression(claim, 0, results)
@@ -206,7 +209,7 @@ def check_claim(text: str, results: Results) -> None:
 
 
 def _expression(text: str, at: int, results: Results) -> tuple[Any, int]:
-    """The value of the expression that starts at `at`, and where it ends."""
+    """The value of the expression that starts at index `at`, and the index at which it ends."""
     value, at = _operand(text, at, results)
     if sign := _ARITHMETIC.match(text, at):
         other, at = _operand(text, sign.end(), results)
@@ -236,7 +239,10 @@ def _operand(text: str, at: int, results: Results) -> tuple[Any, int]:
 
 
 def formatted(value: Any, name: str) -> str:
-    """The value in the format of that name. Raises InputError if there is none or it is unfit."""
+    """The value as text in the named format.
+
+    Raises InputError if there is no such format or the value has the wrong type for it.
+    """
     if name not in FORMATS:
         raise InputError(f"there is no format {name!r}, only {', '.join(FORMATS)}")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -250,14 +256,14 @@ def formatted(value: Any, name: str) -> str:
 
 
 def table(rows: Sequence[Any], columns: Columns) -> str:
-    """A Markdown table of one line for each row."""
+    """A Markdown table with one line for each row."""
     lines = [list(columns), ["---"] * len(columns)]
     lines += [[_cell(row, column) for column in columns.values()] for row in rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def listing(source: str, columns: Columns) -> Callable[[Results], str]:
-    """A function that makes the table of the rows that `source`, a FILE PATH, selects."""
+    """A function that makes the table of the rows that `source` selects, given as "FILE PATH"."""
     name, path = source.split(" ", 1)
     return lambda results: table(select(results[name], path), columns)
 
@@ -280,7 +286,7 @@ def _cell(row: Any, column: str | Callable[[Any], str]) -> str:
 
 
 def fill(path: Path, results: Results, tables: Tables) -> tuple[str, list[str], list[str]]:
-    """A document's text with every slot filled; what is wrong with it; and which slots were stale.
+    """The text of a document with its slots filled, a list of errors and a list of outdated slots.
 
     Each entry of the two lists is "LINE: a sentence". A slot that cannot be filled keeps its text.
     """
@@ -303,13 +309,15 @@ def fill(path: Path, results: Results, tables: Tables) -> tuple[str, list[str], 
 
 
 def _filled(match: re.Match[str], path: Path, results: Results, tables: Tables) -> str:
-    """What should stand in the place of a match of `_SLOT`."""
+    """The text that replaces a match of `_SLOT`."""
     if match["number"] or match["claim"]:
         _check_place(match)
     if match["stray"]:
-        raise InputError(f"{match['stray']!r} is no slot, or lacks its other end")
+        raise InputError(
+            f"{match['stray']!r} is not a slot, or its opening or closing comment is missing"
+        )
     if match["link"] and not (path.parent / match["link"]).exists():
-        raise InputError(f"the link leads to {match['link']}, which does not exist")
+        raise InputError(f"the link points to {match['link']}, which does not exist")
     if match["claim"]:
         check_claim(match["claim"], results)
     if match["number"]:
@@ -328,8 +336,11 @@ def _filled(match: re.Match[str], path: Path, results: Results, tables: Tables) 
 
 
 def _check_place(match: re.Match[str]) -> None:
-    """Raises InputError where the comment would end a paragraph: Markdown takes a line that begins
-    with one for HTML. A claim may begin a line after an empty one."""
+    """Raises InputError if the slot begins a line, where Markdown would end the paragraph.
+
+    Markdown takes a line that begins with a comment for HTML. A claim may begin a line that follows
+    an empty one.
+    """
     before = match.string[: match.start()]
     alone = not before.strip() or before.endswith("\n\n")
     if not before.rsplit("\n", 1)[-1].strip() and not (match["claim"] and alone):

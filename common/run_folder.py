@@ -1,4 +1,4 @@
-"""What a run leaves on disk: its settings, metrics and state, from which it resumes."""
+"""Files of a training run: settings, metrics, and the state from which it resumes."""
 
 import dataclasses
 import json
@@ -20,21 +20,28 @@ from common.optimizers import NamedOptimizer
 
 @dataclasses.dataclass
 class RunProgress:
-    """What a run remembers beside its tensors; stored in the checkpoint."""
+    """State of a run besides its tensors; saved in the checkpoint."""
 
     step: int = 0
+    """Number of finished optimiser steps."""
     ema_updates: int = 0
+    """Number of updates of the moving average."""
     best: float = math.inf
+    """Lowest validation loss so far."""
     loss_sum: float = 0.0
+    """Sum of the training losses since the last line of metrics."""
     loss_count: int = 0
+    """Number of training losses in `loss_sum`."""
     looked: bool = True
-    """Whether this step's validation, preview and metrics are done (no, if a signal broke them
-    off)."""
+    """Whether validation, preview and metrics of this step are done; False if a signal interrupted
+    them."""
 
 
 def claim_run_folder(run_dir: Path, settings: dict[str, Any]) -> None:
-    """Writes config.json into a new run folder, or checks that an old one belongs to the same
-    run."""
+    """Writes config.json into a new run folder, or compares an existing one with `settings`.
+
+    Raises InputError if a setting other than `steps` differs.
+    """
     settings = json.loads(json.dumps(settings, default=str))
     path = make_folder(run_dir) / "config.json"
     if not path.exists():
@@ -50,14 +57,16 @@ def claim_run_folder(run_dir: Path, settings: dict[str, Any]) -> None:
         name = changed[0]
         raise InputError(
             f"{run_dir} holds a run with {name} = {before.get(name)}, not {settings.get(name)}:"
-            " resume it with the same settings, or choose another run folder (and --init-from to"
-            " start from its weights)"
+            " resume it with the same settings, or choose another run folder (with --init-from to"
+            " start from these weights)"
         )
 
 
 def set_steps(run_dir: Path, step: int, steps: int) -> None:
-    """Notes in config.json and, with the step at which it happened, in metrics.jsonl that the run
-    has another length now."""
+    """Updates `steps` in config.json if the run's length has changed.
+
+    The change is also noted in metrics.jsonl, with the step at which it happened.
+    """
     settings = read_json(run_dir / "config.json")
     if settings["steps"] != steps:
         write_json(run_dir / "config.json", settings | {"steps": steps})
@@ -71,14 +80,13 @@ def save_state(
     optimizers: list[NamedOptimizer],
     progress: RunProgress,
 ) -> None:
-    """Writes all that a run goes on from: parameters, their average, the optimisers' moments, and
-    the progress."""
+    """Writes what a run needs to resume: parameters, EMA, optimiser moments and progress."""
     tensors = {f"param/{name}": param for name, param in params.items()}
     tensors |= {f"ema/{name}": ema.average[name] for name in params}
     for optimizer, own in optimizers:
         for name, param in own.items():
             tensors |= {f"{key}/{name}": value for key, value in optimizer.state[param].items()}
-    # JSON has no infinity; a run that never validated has no best.
+    # JSON has no infinity, so `best` of a run without validation is stored as null.
     values = dataclasses.asdict(progress)
     save_tensors(
         path, tensors, values | {"best": None if math.isinf(progress.best) else progress.best}
@@ -88,8 +96,10 @@ def save_state(
 def load_state(
     path: Path, params: Mapping[str, Parameter], ema: EMA, optimizers: list[NamedOptimizer]
 ) -> RunProgress:
-    """Reads what `save_state` wrote into the parameters, the average and the optimisers; a fresh
-    progress if there is no file."""
+    """Reads a file of `save_state` into the parameters, the EMA and the optimisers.
+
+    Returns the progress; a new one if the file does not exist.
+    """
     if not path.exists():
         return RunProgress()
     tensors, values = load_tensors(path)
@@ -102,8 +112,8 @@ def load_state(
             for key in ("exp_avg", "exp_avg_sq", "step", "momentum_buffer"):
                 # A parameter that never got a gradient has no optimiser state.
                 if (value := tensors.get(f"{key}/{name}")) is not None:
-                    # The fused step walks raw memory: moments must be laid out as their parameter
-                    # is (channels_last or not).
+                    # The fused step works on raw memory, so moments need their parameter's memory
+                    # format (channels_last or not).
                     moment = (
                         torch.empty((), device=param.device)
                         if key == "step"
@@ -118,8 +128,7 @@ def load_state(
 
 
 def append_metrics(path: Path, step: int, line: dict[str, Any], writer: Any) -> None:
-    """Adds a line to metrics.jsonl, on disk when this returns, and to the TensorBoard writer if
-    there is one."""
+    """Appends a line to metrics.jsonl, flushed to disk, and to the TensorBoard writer if given."""
     with open(path, "a") as file:
         file.write(json.dumps({"step": step, **line}) + "\n")
         file.flush()
@@ -130,8 +139,10 @@ def append_metrics(path: Path, step: int, line: dict[str, Any], writer: Any) -> 
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Drops the lines that were written after the checkpoint that the run resumes from, a torn last
-    line included."""
+    """Removes metrics lines after `step`, the step that the run resumes from.
+
+    An incomplete last line is removed as well.
+    """
     if not path.exists():
         return
     kept = []
@@ -146,7 +157,10 @@ def cut_metrics(path: Path, step: int) -> None:
 
 
 def tensorboard_writer(run_dir: Path) -> Any:
-    """A writer of TensorBoard events. Raises InputError without the package."""
+    """A TensorBoard writer for the run folder.
+
+    Raises InputError if the package tensorboard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -1,6 +1,7 @@
-"""Randomness. In sampling each image has a generator of its own, so that it depends on its own seed
-and on nothing beside it; in training one generator draws for the whole batch, which costs nothing
-however large the batch is.
+"""Random seeds and generators.
+
+In sampling each image has a generator of its own, so an image depends on its own seed only. In
+training one generator draws for the whole batch, whose cost does not grow with the batch size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,17 +17,17 @@ Item = TypeVar("Item")
 
 
 def derive_seeds(*key: int, count: int) -> list[int]:
-    """`count` independent 63-bit seeds from a key of integers; the first k do not depend on
-    `count`.
+    """`count` independent 63-bit seeds from a key of integers.
 
-    Raises InputError if an integer is outside 0..2^32 - 1.
+    The first k seeds do not depend on `count`. Raises InputError if an integer is outside 0..2^32 -
+    1.
     """
     if not all(0 <= word < 2**32 for word in key):
         raise InputError(
             f"a seed must lie between 0 and {2**32 - 1}, not"
             f" {min(key) if min(key) < 0 else max(key)}"
         )
-    # numpy pads short keys with zeros: the length in front keeps (1,) and (1, 0) apart.
+    # numpy pads short keys with zeros; the length in front distinguishes (1,) from (1, 0).
     state = np.random.SeedSequence([len(key), *key]).generate_state(count, np.uint64)
     return [int(word) >> 1 for word in state]
 
@@ -37,29 +38,29 @@ def derive_seed(*key: int) -> int:
 
 
 # ----------------------------------------------------------------------------
-# The random streams of a training, each a function of the run's seed and the step.
+# Random streams of a training run, each a function of the run's seed and the step.
 
 
 def noise_seed(seed: int, step: int) -> int:
-    """Seed of what the loss draws at a step: timesteps, noise, and which conditions are dropped."""
+    """Seed of the loss's draws at a step: timesteps, noise, and which conditions are dropped."""
     return derive_seed(seed, step)
 
 
 def batch_seed(seed: int, step: int) -> int:
-    """Seed of which images, or which drawn scenes, make up a step's batch."""
+    """Seed of the choice of a step's images, or of its drawn scenes."""
     return derive_seed(seed, step, 1)
 
 
 def layers_seed(seed: int, step: int, process: int) -> int:
-    """Seed of what layers such as dropout draw at a step, by themselves in each process."""
+    """Seed of the draws of layers such as dropout at a step, different in each process."""
     return derive_seed(seed, step, 2, process)
 
 
 def views_seed(seed: int) -> int:
     """Seed of the augmented views that personalisation makes once, before its first step.
 
-    It is the number that `noise_seed` gives at step 3, so the two share their bits; they draw
-    different things, and runs that are under way keep their views.
+    It equals `noise_seed` at step 3, so the two share a random stream. They draw different things,
+    and a change would alter the views of runs that are to be resumed.
     """
     return derive_seed(seed, 3)
 
@@ -69,8 +70,10 @@ def views_seed(seed: int) -> int:
 
 
 class Draws(Protocol):
-    """Random numbers for a batch of N images: what a loss draws from. `StackedRandomGenerator` and
-    `BatchDraws` are such."""
+    """Random numbers for a batch of N images, the source of a loss's draws.
+
+    `StackedRandomGenerator` and the parts of `BatchDraws` implement it.
+    """
 
     def randn(self, *shape: int) -> Tensor:
         """Standard normal float32 [N, *shape]."""
@@ -83,10 +86,10 @@ class Draws(Protocol):
 
 
 class StackedRandomGenerator:
-    """N generators, one for each image of a batch, drawn from on the CPU for every device.
+    """N random generators, one for each image of a batch; draws are made on the CPU.
 
-    Image k's draws depend on `seeds[k]` and on the order of its own draws alone, bit for bit: not
-    on the batch around it, the number of processes or the device. Methods return one row for each
+    The draws of image k depend only on `seeds[k]` and on the order of its own draws, bit for bit:
+    not on the other images, the number of processes or the device. Methods return one row for each
     image, on `device`.
     """
 
@@ -111,12 +114,11 @@ class StackedRandomGenerator:
 
 
 class BatchDraws:
-    """The random numbers of one optimiser step, drawn for its global batch at once, on `device`, by
-    one generator.
+    """The random numbers of one optimiser step, drawn for its global batch by one generator.
 
-    `part(slice)` gives the `Draws` of the images in that slice. Each part must draw the same things
-    in the same order, as micro-batches and processes do that run one loss: they then get what a
-    single process would.
+    `part(slice)` gives the `Draws` of the images in that slice, on `device`. All parts must draw
+    the same things in the same order, as micro-batches and processes that compute one loss do:
+    together they then get the numbers that a single process would.
     """
 
     def __init__(self, seed: int, count: int, device: torch.device | str = "cpu") -> None:
@@ -125,18 +127,22 @@ class BatchDraws:
         self._drawn: list[Tensor] = []
 
     def part(self, images: slice) -> "Draws":
-        """The draws of these images, from the step's first draw on."""
+        """The draws of these images, beginning with the step's first draw."""
         return _Part(self, images)
 
     def draw(self, index: int, make: Callable[[torch.Generator], Tensor]) -> Tensor:
-        """The step's draw of that index, for the global batch; made when a part first asks for
-        it."""
+        """The step's draw number `index`, for the global batch.
+
+        It is made when a part first asks for it, and kept for the other parts.
+        """
         if index == len(self._drawn):
             self._drawn.append(make(self._generator))
         return self._drawn[index]
 
 
 class _Part:
+    """`Draws` of a slice of the global batch."""
+
     def __init__(self, draws: BatchDraws, images: slice) -> None:
         self._draws, self._images, self._next = draws, images, 0
 
@@ -163,11 +169,10 @@ def random_indices(total: int, count: int, generator: torch.Generator) -> Tensor
 
 
 def padded_chunks(items: Sequence[Item], size: int) -> Iterator[tuple[list[Item], int]]:
-    """Cuts `items` into lists of exactly `size`, the last one padded by repeating its last item;
-    yields (list, real count).
+    """Cuts `items` into lists of exactly `size`; yields (list, real count).
 
-    Kernels choose their order of summation by batch shape, so equal shapes are what makes results
-    equal bit for bit however a job is split.
+    The last list is padded by repeating its last item. Kernels choose their order of summation by
+    the batch shape, so only equal shapes give bit-identical results however a job is split.
     """
     for start in range(0, len(items), size):
         chunk = list(items[start : start + size])

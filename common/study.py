@@ -1,5 +1,4 @@
-"""Tables that take long to measure: finished rows are kept in their file, and a second call goes on
-with the missing ones."""
+"""Resumable measurements: finished rows are saved, and a rerun measures the missing rows."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +9,8 @@ from common.files import read_json, write_json
 
 Row = dict[str, Any]
 WEIGHTS = "weights"
-"""The key's entry that says which weights were measured, if there is one: a row of other weights is
-replaced."""
+"""Entry of a row's key that identifies the measured weights, if there is one. A row of other
+weights is replaced."""
 
 
 def measured_rows(
@@ -20,12 +19,11 @@ def measured_rows(
     plan: Sequence[tuple[Mapping[str, Any], Callable[[], Mapping[str, Any]]]],
     shown: tuple[str, ...] = (),
 ) -> list[Row]:
-    """The rows of the study's file at `path`, after those of the plan that it lacks were measured
-    and saved one by one.
+    """The rows of the study file at `path`, after measuring the planned rows that it lacks.
 
-    The plan gives for each row its key, by which it is recognised, and the function that measures
-    it. The file holds `command`, which makes it, and `rows`; the entries `shown` of each new row
-    are printed.
+    Each row of the plan has a key, which identifies it, and a function that measures it. Rows are
+    saved one by one. The file holds `rows` and the `command` that makes it. The entries `shown` of
+    each new row are printed.
     """
     rows: list[Row] = read_json(path)["rows"] if path.exists() else []
     for number, (key, measure) in enumerate(plan, 1):

@@ -1,8 +1,9 @@
-"""The one training loop. It knows optimisation, files and time, and nothing about diffusion.
+"""The training loop; it handles optimisation, files and time, and is independent of diffusion.
 
-Every draw is a function of (seed, optimiser step), so a run that is stopped anywhere, even killed,
-goes on from its last checkpoint as if nothing had happened, and many processes compute what one
-would. The CPU does not wait for the device in each step: losses are read a few times a second.
+Every random draw is a function of (seed, optimiser step). A run that stops at any point, even
+killed, therefore resumes from its last checkpoint with the same numbers, and several processes
+compute what one would. Losses are read from the device a few times a second, so the CPU does not
+wait for the device in each step.
 """
 
 import contextlib
@@ -40,40 +41,40 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Batch = dict[str, Tensor]
-COOL_DOWN = 0.2  # the part of a run in which the learning rate falls, with the schedule "constant"
+COOL_DOWN = 0.2  # fraction of a run in which the learning rate falls, for the schedule "constant"
 SECONDS_BETWEEN_READINGS = 0.5  # of the losses, and of whether another process was told to stop
-STEPS_BETWEEN_READINGS = 50  # at most
+STEPS_BETWEEN_READINGS = 50  # the most, however fast the steps are
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """How to optimise, and how often to look."""
+    """Optimisation settings, and intervals of logging, validation, previews and checkpoints."""
 
     steps: int = 10_000
-    """Optimiser steps in all; the one setting that may change when a run is resumed."""
+    """Optimiser steps in total. Only this setting may change when a run is resumed."""
     batch_size: int = 64
-    """Images in one optimiser step, over all processes and micro-batches."""
+    """Images per optimiser step, over all processes and micro-batches."""
     gradient_accumulation_steps: int = 1
-    """Micro-batches that one step of one process is cut into, to save memory."""
+    """Micro-batches per optimiser step and process; more of them need less memory."""
     optimizer: OptimizerName = "adamw"
     """AdamW for all weights, or Muon for the matrices of hidden layers and AdamW for the rest."""
     lr: float = 1e-3
     """Peak learning rate."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up the rate falls to 0 along a cosine, or stays constant until it falls to 0
-    in a line over the last fifth."""
+    """Learning rate after the warm-up: a cosine down to 0, or constant with a linear decay to 0
+    over the last fifth of the steps."""
     warmup: int = 200
-    """Optimiser steps over which the learning rate rises from 0."""
+    """Optimiser steps over which the learning rate rises linearly from 0."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     beta2: float = 0.99
-    """AdamW's decay of squared gradients."""
+    """Decay rate of AdamW's second moment."""
     max_grad_norm: float = 1.0
-    """Largest norm of the gradient."""
+    """Gradients are clipped to this global L2 norm."""
     ema_decay: float = 0.999
-    """Decay of the parameters' moving average for one step."""
+    """Decay of the parameters' exponential moving average per optimiser step."""
     seed: int = 0
-    """Seed of every random draw."""
+    """Seed of all random draws."""
     log_every: int = 50
     """Optimiser steps between lines of metrics.jsonl."""
     validate_every: int = 1000
@@ -83,20 +84,24 @@ class TrainingConfig:
     checkpoint_every: int = 500
     """Optimiser steps between checkpoints."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Autocast: on CUDA, or bf16 on a CPU that multiplies matrices of it (AMX)."""
+    """Autocast dtype; no computes in float32. fp16 and bf16 are for CUDA, bf16 also for a CPU with
+    bf16 matrix instructions (AMX)."""
     channels_last: bool = True
-    """Lay images and convolutions out with channels last, which most devices multiply faster."""
+    """Memory format channels_last for images and convolutions, which is faster on most devices."""
     compile: bool = False
-    """Compile the network (torch.compile): minutes at the start, faster steps on a GPU."""
+    """Compile the network with torch.compile: takes minutes at the start, and makes steps faster on
+    a GPU."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train; auto takes CUDA if present."""
+    """Training device; auto is CUDA if present, else MPS, else the CPU."""
     tensorboard: bool = False
-    """Also write TensorBoard events into the run folder (needs the package tensorboard)."""
+    """Also write TensorBoard events to the run folder (needs the package tensorboard)."""
 
 
 class _Objective(nn.Module):
-    """The loss as a module over the trained parameters, which is the form in which data parallelism
-    synchronises gradients."""
+    """The loss as a module that owns the trained parameters.
+
+    Data parallelism synchronises the gradients of a module's parameters.
+    """
 
     def __init__(
         self, params: Mapping[str, Parameter], loss_fn: Callable[[Batch, Draws], Tensor]
@@ -106,6 +111,7 @@ class _Objective(nn.Module):
         self.loss_fn = loss_fn
 
     def forward(self, batch: Batch, draws: Draws) -> Tensor:
+        """The loss of a batch, a scalar."""
         return self.loss_fn(batch, draws)
 
 
@@ -121,26 +127,28 @@ def fit(
     validate: Callable[[], dict[str, float]] | None = None,
     preview: Callable[[Path], None] | None = None,
 ) -> None:
-    """Minimises `loss_fn` over `params` (and nothing else), and resumes if `run_dir` holds a
-    checkpoint.
+    """Minimises `loss_fn` over `params`; resumes if `run_dir` holds a checkpoint.
 
-    - `get_batch(step, generator)` gives the step's global batch, a dict of tensors [N, ...] on any
-      device; it must depend on its arguments alone, and the generator, on the training device, on
-      the step. A tensor "index", if there is one, names the batch in the message about a non-finite
-      loss.
-    - `loss_fn(batch, draws)` gives the mean loss of the slice that this process and micro-batch
-      got, on its device; `draws` gives the random numbers of that slice.
-    - `validate()` gives numbers, of which "loss" (lower is better) chooses the best checkpoint.
-    - `save(folder)` writes the model as inference reads it, into `last` and `best` of the run
-      folder; `preview(path)` writes a picture. These three run on the main process and see the
-      averaged parameters.
+    - `params` are the trained parameters by name; nothing else is changed.
+    - `get_batch(step, generator)` returns the global batch of a step, a dict of tensors [N, ...] on
+      any device. It must depend on its arguments only. The generator is on the training device and
+      seeded by the step. A tensor "index", if present, names the images in the error about a
+      non-finite loss.
+    - `loss_fn(batch, draws)` returns the mean loss, a scalar, of the slice of the batch that this
+      process and micro-batch gets, on the training device. `draws` gives the random numbers of that
+      slice.
+    - `validate()` returns numbers by name; "loss" (lower is better) selects the best checkpoint.
+    - `save(folder)` writes the model for inference, to `last` and `best` in the run folder.
+    - `preview(path)` writes a picture. `validate`, `save` and `preview` run on the main process and
+      see the EMA parameters.
+    - `settings` are saved with `config` in the run folder. A run is resumed only with equal
+      settings, except for `steps`: a changed length is allowed, and the learning rate follows the
+      new schedule.
 
-    `settings` is saved beside `config` in the run folder; resuming with other ones is refused, but
-    for `steps`: a run may be made longer or shorter, and its learning rate goes on along the new
-    schedule. The run folder gets `config.json`, `metrics.jsonl`, `state.safetensors`, `last/`,
-    `best/` and `samples/`. Raises InputError on a non-finite loss, on a device that is not there,
-    and on a run folder of another run or past `steps`; KeyboardInterrupt after Ctrl-C or SIGTERM,
-    which break off what is going on, with the state saved.
+    The run folder gets `config.json`, `metrics.jsonl`, `state.safetensors`, `last/`, `best/` and
+    `samples/`. Raises InputError if the loss is not finite, if the device is not present, or if the
+    run folder belongs to another run or is past `steps`. Raises KeyboardInterrupt after Ctrl-C or
+    SIGTERM, which interrupt the current work, with the state saved.
     """
     _check_config(config)
     accelerator = make_accelerator(config.device, config.mixed_precision)
@@ -151,7 +159,7 @@ def fit(
         claim_run_folder(run_dir, {**dataclasses.asdict(config), **(settings or {})})
     accelerator.wait_for_everyone()
 
-    # The optimisers see the named parameters alone; the moving average starts where they start.
+    # The optimisers get the named parameters only; the moving average starts from their values.
     for param in params.values():
         param.data = param.data.to(device)
     optimizers = make_optimizers(
@@ -161,7 +169,7 @@ def fit(
     progress = load_state(run_dir / "state.safetensors", params, ema, optimizers)
     if progress.step > config.steps:
         raise InputError(
-            f"{run_dir} has come to step {progress.step} already, past --steps {config.steps}"
+            f"{run_dir} is already at step {progress.step}, past --steps {config.steps}"
         )
     if main:
         cut_metrics(run_dir / "metrics.jsonl", progress.step - (not progress.looked))
@@ -178,7 +186,8 @@ def fit(
         """One step of the optimisers on one global batch."""
         # Layers that draw for themselves, like dropout, use the global generator.
         torch.manual_seed(layers_seed(config.seed, step, accelerator.process_index))
-        # One process alone may break a step off: nothing has changed before the optimisers move.
+        # With one process a signal may interrupt the step, as nothing changes before the optimisers
+        # step. Several processes must finish it together.
         with interrupts.at_once() if processes == 1 else contextlib.nullcontext():
             batch = batch_of(step)
             draws = BatchDraws(noise_seed(config.seed, step), config.batch_size, device)
@@ -196,7 +205,7 @@ def fit(
     def save_now() -> None:
         save_state(run_dir / "state.safetensors", params, ema, optimizers, progress)
 
-    # In each turn: look if the last step asks for it, end if a signal came, take the next step.
+    # In each turn: observe the last step if due, end if a signal was received, take the next step.
     with _Interrupts() as interrupts, _Observer(config, run_dir, progress, main) as observer:
         if main:
             observer.say(f"training on {device}, processes: {processes}, from step {progress.step}")
@@ -233,14 +242,14 @@ def _backward(
     micro_batches: Sequence[slice],
     accelerator: "Accelerator",
 ) -> Tensor:
-    """Adds the gradients of this process's micro-batches, and returns their mean loss, a scalar."""
+    """Adds the gradients of this process's micro-batches; returns their mean loss, a scalar."""
     total = torch.zeros((), device=accelerator.device)
     for micro, part in enumerate(micro_batches, 1):
         inputs = {
             name: value[part].to(accelerator.device, non_blocking=True)
             for name, value in batch.items()
         }
-        # Processes exchange gradients after the last micro-batch alone.
+        # Processes exchange gradients after the last micro-batch only.
         last = micro == len(micro_batches)
         with contextlib.nullcontext() if last else accelerator.no_sync(objective):
             with accelerator.autocast():
@@ -251,8 +260,11 @@ def _backward(
 
 
 def settings_of(config: Any, *left_out: str, **more: Any) -> dict[str, Any]:
-    """A trainer's own settings for `fit`: the fields of its dataclass but `training`, `run_dir` and
-    those left out (places of data, which may move), and more."""
+    """A trainer's own settings for `fit`: the fields of its dataclass `config`, and `more`.
+
+    The fields `training`, `run_dir` and `left_out` are omitted; `left_out` are paths of data, which
+    may move.
+    """
     values = dataclasses.asdict(config)
     return {
         key: values[key] for key in values if key not in ("training", "run_dir", *left_out)
@@ -260,9 +272,11 @@ def settings_of(config: Any, *left_out: str, **more: Any) -> dict[str, Any]:
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """The learning rate at `step`: a linear rise, then half a cosine down to 0 (arXiv:1608.03983),
-    or a constant that falls to 0 in a line over the last part COOL_DOWN of the run
-    (arXiv:2405.18392), which can thus begin at any checkpoint.
+    """The learning rate at `step`, after a linear warm-up.
+
+    "cosine" is half a cosine down to 0 (arXiv:1608.03983). "constant" falls linearly to 0 over the
+    last fraction COOL_DOWN of the run (arXiv:2405.18392); the fall can thus begin at any
+    checkpoint.
     """
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
@@ -273,8 +287,10 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def prepare_network(model: nn.Module, config: TrainingConfig) -> Callable[..., Tensor]:
-    """Moves the model to where it trains and lays it out, in place; returns what the loss calls:
-    it, compiled if asked for."""
+    """Moves the model to the training device and sets its memory format, both in place.
+
+    Returns the network that the loss calls: the model, compiled if `config.compile` is set.
+    """
     model.to(pick_device(config.device))
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -308,7 +324,7 @@ def _micro_batches(config: TrainingConfig, accelerator: "Accelerator") -> list[s
     shards = accelerator.num_processes * config.gradient_accumulation_steps
     if config.batch_size % shards:
         raise InputError(
-            f"the batch size {config.batch_size} is not a multiple of processes times gradient"
+            f"--batch-size {config.batch_size} must be a multiple of processes times gradient"
             f" accumulation steps, {shards}"
         )
     size = config.batch_size // shards
@@ -320,8 +336,10 @@ def _micro_batches(config: TrainingConfig, accelerator: "Accelerator") -> list[s
 
 
 class _Losses:
-    """Losses on the device, which are read a few times a second, so that the CPU does not wait for
-    the device in each step."""
+    """Losses kept on the device and read a few times a second.
+
+    The CPU thus does not wait for the device in each step.
+    """
 
     def __init__(
         self,
@@ -334,18 +352,17 @@ class _Losses:
         self._next, self._read_at = progress.step + 1, time.monotonic()
 
     def add(self, loss: Tensor) -> None:
-        """Takes in the loss of a step, a scalar on the device."""
+        """Adds the loss of a step, a scalar on the device."""
         self._unread.append(loss)
 
     def due(self) -> bool:
-        """Whether it is time to read."""
+        """Whether it is time to read the losses."""
         return self._progress.step >= self._next
 
     def read(self, received: bool) -> bool:
-        """Waits for the device, takes in the losses since the last time, and says whether any
-        process received a signal.
+        """Reads the losses since the last reading; returns whether any process received a signal.
 
-        Raises InputError that names the step of a loss that is not finite.
+        Waits for the device. Raises InputError that names the step if a loss is not finite.
         """
         flags = torch.tensor(
             [float(received), time.monotonic() - self._read_at], device=self._accelerator.device
@@ -372,8 +389,7 @@ class _Losses:
 
 
 class _Observer:
-    """What is seen of a run: its progress bar, its lines of metrics, its validations, previews and
-    checkpoints."""
+    """Visible output of a run: progress bar, metrics, validations, previews and checkpoints."""
 
     def __init__(
         self, config: TrainingConfig, run_dir: Path, progress: RunProgress, main: bool
@@ -402,17 +418,17 @@ class _Observer:
         self.bar.write(line)
 
     def due(self, step: int) -> bool:
-        """Whether there is anything to see after this step."""
+        """Whether metrics, a validation, a preview or a checkpoint are due after this step."""
         return self.looks(step) or _due(step, self._config.log_every, self._config.steps)
 
     def looks(self, step: int) -> bool:
-        """Whether anything after this step needs the averaged parameters."""
+        """Whether anything that is due after this step needs the EMA parameters."""
         config = self._config
         intervals = (config.validate_every, config.preview_every, config.checkpoint_every)
         return any(_due(step, every, config.steps) for every in intervals)
 
     def say_stopped(self) -> None:
-        """Says where the run stopped, and how it goes on."""
+        """Prints where the run stopped and how to resume it."""
         step, steps = self._progress.step, self._config.steps
         self.say(f"stopped at step {step} of {steps}; run the same command again to go on")
 
@@ -424,9 +440,9 @@ class _Observer:
         validate: Callable[[], dict[str, float]] | None,
         preview: Callable[[Path], None] | None,
     ) -> None:
-        """Does what is due and writes the line of metrics; a signal breaks it off.
+        """Does what is due after this step and writes the line of metrics; a signal interrupts it.
 
-        Inside `averaged` the parameters are the averaged ones.
+        Inside `averaged` the parameters hold their EMA.
         """
         config = self._config
         progress = self._progress
@@ -464,12 +480,14 @@ class _Observer:
 
 
 class _Interrupted(BaseException):
-    """A signal broke off what was going on."""
+    """Raised when a signal interrupts the current work."""
 
 
 class _Interrupts:
-    """Inside the block, Ctrl-C and SIGTERM do not end the process: they are noted, and break off
-    what runs `at_once`."""
+    """Inside the block, Ctrl-C and SIGTERM are recorded and do not end the process.
+
+    Only a block `at_once` is interrupted by them.
+    """
 
     def __init__(self) -> None:
         self.received = False
@@ -493,7 +511,7 @@ class _Interrupts:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside the block a signal raises _Interrupted."""
+        """Inside the block a signal raises _Interrupted at once."""
         self._breaks = True
         try:
             if self.received:

@@ -1,4 +1,4 @@
-"""The loss on held-out images, comparable from one validation to the next."""
+"""Loss on held-out images, comparable between validations."""
 
 from collections.abc import Callable
 
@@ -13,10 +13,10 @@ from common.training import Batch
 def held_out_loss(
     model: nn.Module, loss_fn: Callable[[Batch, Draws], Tensor], images: Batch, size: int = 100
 ) -> float:
-    """The mean of `loss_fn` over held-out images, `size` at a time, on the model's device and in
-    evaluation mode.
+    """Mean of `loss_fn` over held-out images, in batches of `size`.
 
-    The generators of an image are the same each time, and so are its t and its noise.
+    The model is in evaluation mode, and the batches are on its device. Each image has the same seed
+    in every validation, and so the same t and noise.
     """
     device = next(model.parameters()).device
     was_training = model.training

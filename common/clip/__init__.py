@@ -1,5 +1,5 @@
-"""CLIP by open_clip: any model it knows with any weights, in one form.
+"""CLIP models by open_clip: any of its models, with weights from any supported source.
 
-A model is a name of open_clip or a folder, of transformers or with `open_clip_config.json`, such as
-checkpoints/clip_shapes.
+A model is named by an open_clip name or by a folder: of transformers, or with
+`open_clip_config.json`, such as checkpoints/clip_shapes.
 """

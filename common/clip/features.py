@@ -1,4 +1,4 @@
-"""CLIP's features of picture files: read ahead in threads, and kept by content."""
+"""CLIP features of picture files, with reading in threads and a cache keyed by file content."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ from common.files import make_folder
 from common.images import open_image, to_pil
 
 AHEAD = 2  # batches that are read and preprocessed while one is computed
-CHUNK = 16  # pictures in one job of a thread
+CHUNK = 16  # pictures per job of a thread
 
 
 def extract_features(
@@ -31,11 +31,11 @@ def extract_features(
     cache: Path | None = None,
     show_progress: bool = True,
 ) -> Tensor:
-    """Unit vectors float32 [N, D] of picture files; equal files are computed once, and never again
-    with a `cache` folder.
+    """Unit vectors float32 [N, D] of picture files.
 
-    Threads read and preprocess the next batches while the network computes. Raises InputError that
-    names an unreadable file.
+    Equal files are computed once; with a `cache` folder, only in the first call. Threads read and
+    preprocess the next batches while the network computes. Raises InputError that names an
+    unreadable file.
     """
     with (
         ThreadPoolExecutor(workers) as pool,
@@ -56,7 +56,7 @@ def extract_features(
                 bar.update(len(part))
         finally:  # an unreadable picture or Ctrl-C keeps what was computed
             if store and len(known) > before:
-                # A read-only folder costs time, not the result.
+                # If the cache cannot be written, the features are still returned.
                 with contextlib.suppress(OSError, InputError):
                     make_folder(store.parent)
                     save_tensors(
@@ -78,13 +78,16 @@ def _read_store(path: Path) -> dict[str, Tensor]:
         tensors, metadata = load_tensors(path)
         return dict(zip(metadata["keys"], tensors["features"], strict=True))
     except (InputError, KeyError, TypeError, ValueError):
-        return {}  # damaged: made anew
+        return {}  # a damaged cache counts as empty
 
 
 def _batches(
     clip: Clip, items: Sequence[tuple[str, Path]], size: int, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Sequence[tuple[str, Path]], Tensor]]:
-    """Batches of preprocessed pictures, a few of them ahead of the one that is out."""
+    """Yields (items, preprocessed pictures [n, 3, S, S]).
+
+    While one batch is in use, up to AHEAD more are read and preprocessed.
+    """
     waiting: deque[tuple[Sequence[tuple[str, Path]], list[Future[list[Tensor]]]]] = deque()
     starts = deque(range(0, len(items), size))
     while starts or waiting:
@@ -99,14 +102,16 @@ def _batches(
 def _submit(
     pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any]
 ) -> list[Future[list[Any]]]:
-    """Jobs that do a chunk of the items each: one for each picture would cost small pictures more
-    than it gains."""
+    """Submits the items to the pool in chunks of CHUNK; returns one future per chunk.
+
+    A job per picture would cost more than it gains for small pictures.
+    """
     chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
     return [pool.submit(lambda chunk: [work(item) for item in chunk], chunk) for chunk in chunks]
 
 
 def read_pixels(clip: Clip, file: Path) -> Tensor:
-    """One preprocessed picture. Raises InputError if it cannot be read."""
+    """One preprocessed picture, float32 [3, S, S]. Raises InputError if it cannot be read."""
     with open_image(file) as image:
         return clip.preprocess(image)
 

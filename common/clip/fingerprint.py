@@ -1,10 +1,10 @@
-"""Whether a CLIP runs with the activation that its weights were trained with.
+"""Checks that a CLIP runs with the activation function that its weights were trained with.
 
-With the wrong one everything runs a little worse, and most files do not say which one is right.
-OpenAI's archives and the config.json of transformers do (see `require_activation`). For other files
-there are fingerprints, which hold the first values of one text's embedding: they come out with the
-right activation only. The one of ViT-B/32 was taken from a published test and never compared with
-the real weights here.
+The activation is GELU or QuickGELU. With the wrong one a CLIP runs without error but is less
+accurate, and most weight files do not state the right one. OpenAI's archives and the config.json of
+transformers do (see `require_activation`). For other files there are fingerprints: the first values
+of the embedding of one text, which only the right activation reproduces. The fingerprint of
+ViT-B/32 comes from a published test and was never compared with the real weights in this project.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ KNOWN: tuple[Mapping[str, Any], ...] = (
         "quick_gelu": True,
         "width": 512,
         "text": "hello world",
-        # tests/test_text_onnx_embeddings.py of github.com/qdrant/fastembed,
-        # Qdrant/clip-ViT-B-32-text, normalised
+        # From tests/test_text_onnx_embeddings.py of github.com/qdrant/fastembed, the model
+        # Qdrant/clip-ViT-B-32-text, normalised.
         "first_values": [0.0083, 0.0103, -0.0138, 0.0199, -0.0069],
         "tolerance": 1e-3,
     },
@@ -38,8 +38,10 @@ KNOWN: tuple[Mapping[str, Any], ...] = (
 
 
 def fingerprint(name: str, embedding: Tensor, quick_gelu: bool) -> dict[str, Any]:
-    """The fingerprint of weights of that name, from the unit embedding [D] of FINGERPRINT_TEXT;
-    plain JSON."""
+    """The fingerprint (JSON values) of the weights `name`.
+
+    `embedding` is the unit vector [D] of FINGERPRINT_TEXT.
+    """
     return {
         "weights": name,
         "quick_gelu": quick_gelu,
@@ -51,15 +53,17 @@ def fingerprint(name: str, embedding: Tensor, quick_gelu: bool) -> dict[str, Any
 
 
 def uses_quick_gelu(network: nn.Module) -> bool:
-    """Whether the network's activations are x sigmoid(1.702 x), as in OpenAI's models."""
+    """Whether the network's activation is QuickGELU, x sigmoid(1.702 x), as in OpenAI's models."""
     from open_clip.transformer import QuickGELU
 
     return any(isinstance(module, QuickGELU) for module in network.modules())
 
 
 def require_activation(network: nn.Module, quick_gelu: bool, model: str, weights: str) -> None:
-    """Raises InputError if the network of this model has another activation than its weights say
-    they need."""
+    """Raises InputError if the network has another activation than its weights need.
+
+    `model` and `weights` name both in the message.
+    """
     if uses_quick_gelu(network) != quick_gelu:
         activation = "QuickGELU" if quick_gelu else "GELU"
         hint = f"{model}-quickgelu" if quick_gelu else model.removesuffix("-quickgelu")
@@ -67,8 +71,11 @@ def require_activation(network: nn.Module, quick_gelu: bool, model: str, weights
 
 
 def check_activation(clip: "Clip", fingerprints: Sequence[Mapping[str, Any]] = KNOWN) -> None:
-    """Raises InputError if a known set of weights was loaded into a model with the wrong
-    activation: its fingerprint comes out with the other one only. Unknown weights pass."""
+    """Raises InputError if known weights were loaded into a model with the wrong activation.
+
+    Weights are known if their fingerprint matches with one of the activations. Unknown weights
+    pass.
+    """
     for known in fingerprints:
         if _matches(clip, known):
             return
@@ -81,8 +88,7 @@ def check_activation(clip: "Clip", fingerprints: Sequence[Mapping[str, Any]] = K
 
 
 def check_own_fingerprint(clip: "Clip", path: Path) -> None:
-    """Raises InputError if the weights are not those that the fingerprint at `path` was taken
-    of."""
+    """Raises InputError if the weights do not match the fingerprint in the file `path`."""
     known = read_json(path)
     try:
         fits = _matches(clip, known)

@@ -1,5 +1,4 @@
-"""One CLIP in two libraries: the weights and the configuration of a ViT by open_clip's names and by
-transformers'."""
+"""Conversion of a ViT CLIP's weights and configuration between open_clip and transformers."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
 State = dict[str, Tensor]
 VOCABULARY = 49408  # tokens of CLIP's tokenizer
 
-# open_clip's and transformers' names; the projections are transposed, and q, k and v are stacked in
-# open_clip.
+# (open_clip's name, transformers' name). The projections are transposed, and open_clip stacks q, k
+# and v in one matrix.
 _TOWERS = (
     ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
     ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
@@ -45,7 +44,7 @@ _TRANSPOSED = {"visual.proj", "text_projection"}
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> State:
-    """The weights of an open_clip ViT by the names of transformers' CLIPModel."""
+    """The weights of an open_clip ViT under the names of transformers' CLIPModel."""
     result: State = {}
     for name, value in state.items():
         new = _renamed(name, _TOWERS, _BLOCKS)
@@ -59,7 +58,10 @@ def to_transformers(state: Mapping[str, Tensor]) -> State:
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> State:
-    """The weights of transformers' CLIPModel by the names of open_clip."""
+    """The weights of transformers' CLIPModel under the names of open_clip.
+
+    Raises InputError if one of q, k and v is missing or a weight has no counterpart.
+    """
     towers, blocks = [tuple((b, a) for a, b in table) for table in (_TOWERS, _BLOCKS)]
     result: State = {}
     for name, value in without_positions(state).items():
@@ -93,8 +95,10 @@ def _renamed(
 
 
 def transformers_config(network: nn.Module) -> "CLIPConfig":
-    """transformers' configuration of an open_clip ViT. Raises InputError for other
-    architectures."""
+    """transformers' configuration of an open_clip ViT.
+
+    Raises InputError for other architectures.
+    """
     import open_clip
     from transformers import CLIPConfig
 
@@ -133,21 +137,23 @@ def transformers_config(network: nn.Module) -> "CLIPConfig":
 
 
 def open_clip_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """open_clip's model_cfg from the config.json of a CLIPModel, which leaves out what has its
-    default value. Raises InputError for an activation that open_clip has not and for another
-    tokenizer than CLIP's."""
+    """open_clip's model_cfg from the config.json of a CLIPModel.
+
+    Keys that config.json leaves out have transformers' defaults. Raises InputError for an
+    activation that open_clip does not have, and for a tokenizer other than CLIP's.
+    """
     from transformers import CLIPConfig
 
     full = CLIPConfig.from_dict(dict(config))
     text, vision = full.text_config, full.vision_config
     if text.hidden_act != vision.hidden_act or text.hidden_act not in ("gelu", "quick_gelu"):
         raise InputError(
-            f"only gelu or quick_gelu in both towers is known here, not {text.hidden_act} and"
-            f" {vision.hidden_act}"
+            "the activation must be gelu or quick_gelu, the same in both towers, not"
+            f" {text.hidden_act} and {vision.hidden_act}"
         )
     if text.vocab_size != VOCABULARY:
         raise InputError(
-            f"CLIP's tokenizer has {VOCABULARY} tokens, but this model {text.vocab_size}"
+            f"CLIP's tokenizer has {VOCABULARY} tokens, but this model has {text.vocab_size}"
         )
     return {
         "embed_dim": full.projection_dim,

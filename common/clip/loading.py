@@ -1,5 +1,4 @@
-"""Finding and loading a CLIP: by name, from a folder of open_clip or transformers, or the shipped
-one."""
+"""Loading a CLIP: by open_clip's name, from a folder, or the small model in checkpoints/."""
 
 import contextlib
 import dataclasses
@@ -43,30 +42,31 @@ DEFAULT_MODEL, DEFAULT_TAG = "ViT-B-32-quickgelu", "openai"
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """Which CLIP, and where."""
+    """Which CLIP to use, and on which device."""
 
     model: str | None = None
-    """A model of open_clip or a model folder; by default ViT-B-32-quickgelu, or the shipped small
-    model without its weights."""
+    """Name of an open_clip model, or a model folder. Default: ViT-B-32-quickgelu, or the project's
+    small model if the weights of the former are not available."""
     pretrained: str | None = None
-    """A tag of open_clip, a weight file or a transformers folder; by default openai."""
+    """Weights: a tag of open_clip, a weight file or a transformers folder. Default: the tag openai.
+    """
     device: DeviceName = "auto"
-    """Where to compute; auto takes CUDA if present."""
+    """Device; auto is CUDA if present, else MPS, else the CPU."""
 
     def load(self) -> tuple[Clip, str]:
-        """The CLIP and a sentence that says what was loaded, see `load_clip`."""
+        """The CLIP, and a sentence that says what was loaded (see `load_clip`)."""
         return load_clip(self.model, self.pretrained, self.device)
 
 
 def load_clip(
     name: str | None = None, pretrained: str | None = None, device: DeviceName = "auto"
 ) -> tuple[Clip, str]:
-    """The CLIP asked for, and a sentence that says what was loaded.
+    """The requested CLIP, and a sentence that says what was loaded.
 
-    `name` is a model of open_clip or a folder; `pretrained` is a tag, a file or a transformers
-    folder (default: openai, for a folder the weights in it). With neither, OpenAI's ViT-B/32 if it
-    is in a cache or can be fetched, else the shipped small model. Raises InputError on an unknown
-    model or tag, on weights that do not fit and on weights that are not to be had.
+    `name` is an open_clip model or a folder; `pretrained` is a tag, a file or a transformers folder
+    (default: the tag openai; for a folder its own weights). With neither, it is OpenAI's ViT-B/32
+    if that is in a cache or can be downloaded, else the project's small model. Raises InputError if
+    the model or tag is unknown, or if the weights do not fit or cannot be found.
     """
     target = pick_device(device)
     if name is None and pretrained is None:
@@ -75,15 +75,15 @@ def load_clip(
         except InputError as error:
             if not (SHIPPED / "model.safetensors").is_file():
                 raise InputError(
-                    f"{error}; the small model of the project is not there either:"
+                    f"{error}; the project's small model cannot be used instead, because"
                     f" {SHIPPED}/model.safetensors is missing (clone the repository again, or train"
                     " it with scripts/train_clip.sh)"
                 ) from None
             note = (
-                f"{DEFAULT_MODEL} with OpenAI's weights is not to be had here, so this is the small"
-                " model of the project"
+                f"{DEFAULT_MODEL} with OpenAI's weights is not available, so this is the small"
+                f" model of the project, checkpoints/{SHIPPED.name}, which knows coloured shapes"
+                f" only: {error}."
             )
-            note += f", checkpoints/{SHIPPED.name}, which knows coloured shapes only: {error}."
             return load_folder(SHIPPED, target), note
         return (
             _load_named(DEFAULT_MODEL, DEFAULT_TAG, weights, target)[0],
@@ -93,7 +93,7 @@ def load_clip(
     if Path(name).is_dir():
         if pretrained:
             raise InputError(
-                f"{name} is a model folder with its own weights: leave --pretrained away"
+                f"{name} is a model folder with its own weights: leave out --pretrained"
             )
         return load_folder(Path(name), target), f"The model in {shown(Path(name))}."
     pretrained = pretrained or DEFAULT_TAG
@@ -104,11 +104,12 @@ def load_clip(
 def load_judge(
     name: str | None = None, pretrained: str | None = None, device: DeviceName = "auto"
 ) -> tuple[Clip | None, str]:
-    """Loads a CLIP for scoring, and says which; returns (None, reason) if none is available.
+    """Loads a CLIP for scoring and says which; returns (None, reason) if none is available.
 
-    `name` and `pretrained` are `load_clip`'s; OpenAI's ViT-B/32 is the default, and "none" for
-    either asks for no judge. The project's small CLIP, which conditions the small diffusion model,
-    never stands in. Raises InputError if a model or weights that were asked for cannot be had.
+    `name` and `pretrained` are those of `load_clip`; the default is OpenAI's ViT-B/32, and "none"
+    for either returns (None, reason). The project's small CLIP is never used instead, since it
+    conditions the small diffusion model. Raises InputError if a model or weights that were given
+    cannot be loaded.
     """
     if "none" in (name, pretrained):
         return None, "left out as asked for"
@@ -123,9 +124,11 @@ def load_judge(
 def _load_named(
     name: str, pretrained: str, weights: Path, device: torch.device
 ) -> tuple[Clip, str]:
-    """A model of open_clip's list, and what had to be assumed of its weights. The tag openai always
-    means QuickGELU, whatever the name says; weights of no tag are checked for the activation that
-    they need."""
+    """An open_clip model by name, and a remark on what was assumed about its weights.
+
+    The tag openai always means QuickGELU, whatever the model's name. Weights without a tag are
+    checked for the activation that they need.
+    """
     import open_clip
 
     tag = pretrained if pretrained != str(weights) else None
@@ -156,16 +159,16 @@ def _load_named(
             check_activation(clip)
     return (
         clip,
-        "" if agreed else ", taken to need OpenAI's preprocessing, which the file does not say",
+        "" if agreed else ", assumed to need OpenAI's preprocessing (the file does not say)",
     )
 
 
 def load_folder(folder: Path, device: torch.device) -> Clip:
-    """The CLIP in a folder of open_clip (`open_clip_config.json`) or of transformers (`config.json`
-    of a CLIPModel).
+    """The CLIP in a folder of open_clip or of transformers.
 
-    Raises InputError if the folder holds none, if a fingerprint lies in it that its weights do not
-    have, and without one if they are known to need another activation.
+    open_clip's has `open_clip_config.json`, transformers' the `config.json` of a CLIPModel. Raises
+    InputError if the folder holds no CLIP, if its weights do not match the fingerprint in it, or,
+    if it has none, if the weights are known to need another activation.
     """
     if not folder.is_dir():
         raise InputError(f"the model folder {folder} does not exist")
@@ -223,7 +226,7 @@ def _transformers_json(folder: Path) -> dict[str, Any]:
 
 
 def _given_preprocessing(folder: Path) -> dict[str, Any]:
-    """What a transformers folder says of the preprocessing."""
+    """The mean and std that a transformers folder states for images; empty if it states none."""
     path = folder / "preprocessor_config.json"
     given = read_json(path) if path.is_file() else {}
     return {key: tuple(given[f"image_{key}"]) for key in ("mean", "std") if f"image_{key}" in given}
@@ -244,7 +247,10 @@ def _ready(
 
 
 def _quietly(build: Callable[..., nn.Module], *args: Any, **options: Any) -> nn.Module:
-    """open_clip warns that a model without weights is random; here the weights come right after."""
+    """Calls `build` without log output.
+
+    open_clip warns that a model without weights is random; here the weights are loaded next.
+    """
     with _silent_log():
         return build(*args, **options)
 
@@ -265,9 +271,12 @@ def save_folder(
     model_cfg: Mapping[str, Any],
     templates: str | None = None,
 ) -> None:
-    """Writes a model folder in float16 that `open_clip.create_model("local-dir:FOLDER")` loads:
-    open_clip_config.json, model.safetensors, fingerprint.json, and templates.txt if there are any.
-    A model card beside them stays."""
+    """Writes a CLIP to a model folder in float16.
+
+    The files are open_clip_config.json, model.safetensors, fingerprint.json, and templates.txt if
+    `templates` is given; a README.md in the folder is kept. open_clip loads the folder by the name
+    `local-dir:FOLDER`.
+    """
     import open_clip
 
     folder = make_folder(folder)

@@ -1,4 +1,4 @@
-"""A CLIP of open_clip with what feeds it: images and token ids in, unit vectors out."""
+"""An open_clip CLIP with its tokenizer and preprocessing: images and texts to unit vectors."""
 
 import dataclasses
 import functools
@@ -27,33 +27,32 @@ class Clip:
     tokenize: Callable[[list[str]], Tensor]
     """Texts to token ids, long [N, context length]."""
     preprocess: Callable[["Image.Image"], Tensor]
-    """A picture to the network's input, float32 [3, S, S]."""
+    """A PIL image to the network's input, float32 [3, S, S]."""
     name: str
     """open_clip's name of the model, or its folder."""
     pretrained: str
-    """The tag, file or folder of the weights."""
+    """Tag, file or folder of the weights."""
     folder: Path | None = None
-    """The model folder, if it came from one."""
+    """The model folder, if the model was loaded from one."""
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The network's device."""
         return next(self.network.parameters()).device
 
     @property
     def scale(self) -> float:
-        """What cosines are multiplied by before the softmax: the inverse of the learned
-        temperature."""
+        """The factor of cosines before the softmax, the inverse of the learned temperature."""
         return self.network.logit_scale.exp().item()
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Unit vectors float32 [N, D] on the CPU, of preprocessed pictures [N, 3, S, S]."""
+        """Unit vectors float32 [N, D], on the CPU, of preprocessed pictures [N, 3, S, S]."""
         return F.normalize(self.network.encode_image(pixels.to(self.device)).float(), dim=-1).cpu()
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Unit vectors float32 [N, D] on the CPU, of texts."""
+        """Unit vectors float32 [N, D], on the CPU, of texts."""
         ids = self.tokenize(list(texts)).to(self.device)
         return F.normalize(
             torch.cat(
@@ -64,8 +63,7 @@ class Clip:
 
     @functools.cached_property
     def identity(self) -> str:
-        """A hash of the weights, the activation and the preprocessing, under which image features
-        may be kept."""
+        """A hash of the weights, activation and preprocessing, the key of cached image features."""
         parts = (
             state_hash(self.network),
             repr(self.preprocess),
@@ -75,10 +73,10 @@ class Clip:
 
 
 def encode_tokens(network: nn.Module, ids: Tensor) -> Tensor:
-    """Text features [N, D] of token ids [N, context length], not normalised.
+    """Text features [N, D], not normalised, of token ids [N, context length].
 
-    A causal tower pools at the end token, so what comes after the longest text of the batch changes
-    nothing and is left out: the same numbers, several times sooner.
+    A causal text encoder pools at the end token, so positions after the longest text of the batch
+    do not affect the result. They are left out, which is several times faster.
     """
     import open_clip
 
@@ -90,9 +88,8 @@ def encode_tokens(network: nn.Module, ids: Tensor) -> Tensor:
         return network.encode_text(ids)
     ends = ids.argmax(dim=1)
     length = int(ends.max()) + 1
-    x = (
-        network.token_embedding(ids[:, :length]) + network.positional_embedding[:length]
-    )  # [N, L, W]
+    # [N, L, W]
+    x = network.token_embedding(ids[:, :length]) + network.positional_embedding[:length]
     x = network.ln_final(network.transformer(x, attn_mask=network.attn_mask[:length, :length]))
     pooled = x[torch.arange(len(x), device=x.device), ends]
     projection = network.text_projection

@@ -1,5 +1,4 @@
-"""Tensors of TorchScript archives, such as the CLIP files that OpenAI publishes, read without
-running code."""
+"""Reads the tensors of TorchScript archives, such as OpenAI's CLIP files, without running code."""
 
 import io
 import pickle
@@ -14,12 +13,14 @@ from common.errors import InputError
 
 
 class _ScriptModule:
-    """A module of a TorchScript archive, of which only the attributes are kept."""
+    """Stand-in for the modules of a TorchScript archive; keeps only their attributes."""
 
 
 class _TorchScriptReader(pickle.Unpickler):
-    """Reads data.pkl of a TorchScript archive. Modules become plain objects, and no other global is
-    known but those below."""
+    """Unpickles data.pkl of a TorchScript archive.
+
+    Modules become `_ScriptModule`; globals other than those in `find_class` are refused.
+    """
 
     DTYPES = {
         "HalfStorage": torch.float16,
@@ -37,6 +38,10 @@ class _TorchScriptReader(pickle.Unpickler):
         self.archive, self.root = archive, root
 
     def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for a global that the archive names.
+
+        Raises UnpicklingError for every global that is not listed here.
+        """
         if module.split(".")[0] == "__torch__":
             return _ScriptModule
         if module == "torch" and name in self.DTYPES:
@@ -47,9 +52,10 @@ class _TorchScriptReader(pickle.Unpickler):
             return list
         if (module, name) == ("collections", "OrderedDict"):
             return dict
-        raise pickle.UnpicklingError(f"{module}.{name} is none of a network's tensors")
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of tensors")
 
     def persistent_load(self, pid: Any) -> Tensor:
+        """The values of a storage, a tensor [n], from the archive's file for it."""
         _, dtype, key, *_ = pid
         return torch.frombuffer(
             bytearray(self.archive.read(f"{self.root}/data/{key}")), dtype=dtype
@@ -57,7 +63,7 @@ class _TorchScriptReader(pickle.Unpickler):
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether the file is a TorchScript archive, as `torch.jit.save` writes it."""
+    """Whether the file is a TorchScript archive, as written by `torch.jit.save`."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -65,11 +71,10 @@ def is_torchscript(path: Path) -> bool:
 
 
 def load_torchscript(path: Path) -> dict[str, Tensor]:
-    """The tensors of a TorchScript archive by the names of its modules' attributes; its program is
-    not run, not even read.
+    """The tensors of a TorchScript archive, by the attribute names of its modules.
 
-    Raises InputError if the archive is damaged or holds something else than modules of tensors,
-    numbers and lists.
+    The archive's program is neither read nor run. Raises InputError if the archive is damaged or
+    holds anything except modules of tensors, numbers and lists.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,8 +1,7 @@
-"""Finding CLIP's weights, in the local caches before any network, and reading them in every form
-they come in.
+"""Finding CLIP weights, in local caches before downloading, and reading all their file formats.
 
-Weights come as a tag of open_clip, a file (`.pt`, OpenAI's TorchScript archives included, `.bin`,
-`.safetensors`) or a transformers folder.
+Weights are given as a tag of open_clip, a file (`.pt`, OpenAI's TorchScript archives included,
+`.bin`, `.safetensors`) or a transformers folder.
 """
 
 import contextlib
@@ -26,15 +25,18 @@ from common.clip.torchscript import is_torchscript, load_torchscript
 from common.errors import InputError
 from common.library_versions import text_prefix, without_positions
 
-NETWORK_TIMEOUT = 5.0  # seconds to find out whether there is a network
-CACHE = Path("~/.cache/clip")  # where open_clip keeps what it fetches by an address
+NETWORK_TIMEOUT = 5.0  # seconds
+CACHE = Path("~/.cache/clip")  # where open_clip keeps files that it downloads from a URL
 OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
-"""What OpenAI's TorchScript archives hold beside the weights, and nothing else does."""
+"""Entries that only OpenAI's TorchScript archives hold besides the weights."""
 
 
 def find_weights(name: str, pretrained: str) -> Path:
-    """The file or folder with the weights: as given, or from a local cache, or fetched. Raises
-    InputError that says what is missing and where to put it, at once where there is no network."""
+    """The file or folder with the weights: as given, from a local cache, or downloaded.
+
+    Raises InputError that says what is missing and where to put it; without a network it does so at
+    once.
+    """
     check_model_name(name)
     from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
     from open_clip.pretrained import download_pretrained
@@ -51,13 +53,13 @@ def find_weights(name: str, pretrained: str) -> Path:
         return found
     missing = (
         f"the weights {pretrained!r} of {name} are not in the local cache ({_places(entry)}) and"
-        " could not be fetched ({}); fetch that file where there is a network and put it there,"
-        " or give it by --pretrained FILE"
+        " could not be downloaded ({}); download that file where there is a network and put it in"
+        " the cache, or give it by --pretrained FILE"
     )
     if not network_reachable():
         raise InputError(missing.format("no network"))
     print(
-        f"fetching the weights {pretrained!r} of {name}, some hundred megabytes or more ...",
+        f"downloading the weights {pretrained!r} of {name}, some hundred megabytes or more ...",
         file=sys.stderr,
         flush=True,
     )
@@ -68,7 +70,10 @@ def find_weights(name: str, pretrained: str) -> Path:
 
 
 def check_model_name(name: str) -> None:
-    """Raises InputError that suggests the nearest names if open_clip does not know the model."""
+    """Raises InputError if open_clip does not know the model.
+
+    The message suggests similar names.
+    """
     from open_clip import list_models
 
     if name in list_models():
@@ -76,8 +81,8 @@ def check_model_name(name: str) -> None:
     if name.startswith("hf-hub:"):
         repository = name.removeprefix("hf-hub:")
         raise InputError(
-            f"{name} must be a folder first: hf download {repository} --local-dir FOLDER, and give"
-            " --model FOLDER"
+            f"{name} must be downloaded to a folder first: run hf download {repository}"
+            " --local-dir FOLDER, then use --model FOLDER"
         )
     if "/" in name or name.startswith("."):
         raise InputError(f"the model folder {name} does not exist")
@@ -87,8 +92,11 @@ def check_model_name(name: str) -> None:
 
 
 def network_reachable() -> bool:
-    """Whether the hub answers within seconds; proxies and the hub's offline switch are respected. A
-    proxy that wants a password (407) or cannot reach the hub (500 and above) is no network."""
+    """Whether the Hugging Face hub answers within NETWORK_TIMEOUT seconds.
+
+    Proxies and the hub's offline switch are respected. A proxy that requires a password (407) or
+    cannot reach the hub (500 and above) counts as no network.
+    """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -106,7 +114,7 @@ def network_reachable() -> bool:
         except (OSError, ValueError, http.client.HTTPException):
             pass
 
-    # Name resolution knows no timeout of its own.
+    # Name resolution has no timeout of its own, so the request runs in a thread.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(NETWORK_TIMEOUT)
@@ -114,17 +122,22 @@ def network_reachable() -> bool:
 
 
 def tag_entry(name: str, tag: str) -> dict[str, Any]:
-    """What open_clip knows of a tag: where the weights are, preprocessing, activation; empty if it
-    is no tag of the model."""
+    """open_clip's entry for a tag: location of the weights, preprocessing and activation.
+
+    Empty if the model has no such tag.
+    """
     from open_clip import get_pretrained_cfg
 
     return get_pretrained_cfg(name, tag) or {}
 
 
 def preprocessing(name: str, tag: str | None) -> tuple[dict[str, Any], bool]:
-    """How the pictures of a tag are prepared, for open_clip. For weights of no tag, what all tags
-    of the model agree on: the answer is that, and whether there is such an agreement; without one
-    it is empty, which means OpenAI's preprocessing."""
+    """The preprocessing of a tag in open_clip's form, and whether it is certain.
+
+    For weights without a tag (None) it is the preprocessing that all tags of the model share. If
+    they do not share one, the result is ({}, False), and the empty dict means OpenAI's
+    preprocessing.
+    """
     from open_clip import list_pretrained_tags_by_model
 
     keys = ("mean", "std", "interpolation", "resize_mode")
@@ -138,9 +151,11 @@ def preprocessing(name: str, tag: str | None) -> tuple[dict[str, Any], bool]:
 
 @contextlib.contextmanager
 def hub_files(name: str) -> Iterator[None]:
-    """In it, open_clip may read the tokenizer or the text tower's configuration that some models
-    have on the hub only: from the cache where there is no network. Raises InputError at once, with
-    the repository's name, if there is neither."""
+    """Inside the block, open_clip may read a model's tokenizer and text configuration from the hub.
+
+    Some models have these files on the hub only. Without a network they are read from the local
+    cache; if they are not there either, InputError is raised at once and names the repository.
+    """
     from huggingface_hub import constants, try_to_load_from_cache
     from open_clip import get_model_config
 
@@ -159,7 +174,7 @@ def hub_files(name: str) -> Iterator[None]:
                     " which is not in the local cache, and there is no network: run hf download"
                     f" {repository} where there is one, and copy the cache"
                 )
-        constants.HF_HUB_OFFLINE = True  # else minutes of retries
+        constants.HF_HUB_OFFLINE = True  # without it open_clip retries for minutes
     try:
         yield
     finally:
@@ -187,8 +202,10 @@ def _file_name(url: str) -> str:
 
 
 def check_download(file: Path, url: str) -> None:
-    """Raises InputError if the file is not the one at OpenAI's address, which holds its SHA-256:
-    open_clip leaves half a file where a download was cut off."""
+    """Raises InputError if the file's SHA-256 is not the one in OpenAI's download address.
+
+    open_clip leaves an incomplete file when a download is interrupted.
+    """
     if "openaipublic" not in url:
         return
     with open(file, "rb") as content:
@@ -199,7 +216,7 @@ def check_download(file: Path, url: str) -> None:
 
 
 def _hub_files(entry: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The repository on the hub and the files it may keep the weights in, the safe ones first."""
+    """The repository on the hub and the file names its weights may have, safetensors first."""
     repository, _, name = entry["hf_hub"].rpartition("/")
     name = name or "open_clip_pytorch_model.bin"
     safe = [str(Path(name).with_suffix(".safetensors"))]
@@ -213,6 +230,7 @@ def _hub_files(entry: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def _places(entry: Mapping[str, Any]) -> str:
+    """Where a cached file of the weights would be, in words."""
     places = []
     if entry.get("url"):
         places.append(f"{CACHE / _file_name(entry['url'])}")
@@ -227,7 +245,7 @@ def _places(entry: Mapping[str, Any]) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Where a folder may keep its weights, the safe forms first."""
+    """The paths at which a folder may hold its weights, safetensors first."""
     names = (
         "open_clip_model.safetensors",
         "model.safetensors",
@@ -238,8 +256,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a weight file or transformers folder, by open_clip's names where they had
-    transformers'."""
+    """The tensors of a weight file or transformers folder, by open_clip's names."""
     return read_weights(path)[0]
 
 
@@ -264,8 +281,8 @@ def read_weights(path: Path) -> tuple[State, bool]:
     if not isinstance(content, dict) or not all(
         isinstance(value, Tensor) for value in content.values()
     ):
-        raise InputError(f"{path} holds no weights of a network")
-    # Data parallelism prefixes names; masks are constants.
+        raise InputError(f"{path} holds no dict of named weights")
+    # DataParallel puts "module." in front of names. Attention masks are constants, not weights.
     state = {
         name.removeprefix("module."): value
         for name, value in without_positions(content).items()
@@ -276,8 +293,11 @@ def read_weights(path: Path) -> tuple[State, bool]:
 
 
 def fitted(network: nn.Module, state: State) -> State:
-    """The state in the form of the network: text tower apart or not, logit scale with or without a
-    dimension."""
+    """The state dict converted to the network's form.
+
+    Forms differ in whether the text encoder is a module of its own, and in whether the logit scale
+    has a dimension.
+    """
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 

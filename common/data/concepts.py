@@ -1,9 +1,9 @@
-"""Photos of concepts: read from a folder, and drawn ones that have no name in the small model's
-vocabulary.
+"""Photos of concepts for personalisation: read from a folder, or drawn.
 
 A concept's folder holds a few photos of it and nothing else, as in the homework's
-`textual_inversion/{0,1,cat}/*.jpg`. The drawn concepts are colours that are far from every CSS
-colour, a shape in such a colour, and a shape that `common.data.shapes` has not.
+`textual_inversion/{0,1,cat}/*.jpg`. The small model's vocabulary has no name for the drawn
+concepts: colours that are far from every CSS colour, a shape in such a colour, and a shape that
+`common.data.shapes` does not have.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ from common.seeds import derive_seed
 WINE, MAUVE, SLATE = (60, 0, 24), (120, 84, 108), (24, 84, 120)
 GOLD = CSS_COLOURS["gold"]
 HOLE = 0.55
-"""Radius of a ring's hole, as a part of the ring's."""
+"""Radius of a ring's hole, as a fraction of the ring's radius."""
 PHOTOS, SIDE, FINER = 5, 128, 4
 OTHERS = ("white", "pink", "light green", "sky blue", "violet")
-"""Colours of what a photo shows beside its concept, in turn. Captions name them, so that they are
-no part of what is learned, and they differ, so that nothing is learned for one of them alone (a
-ring learned on white had no hole on any other background)."""
+"""Colours of the rest of a photo, in turn. Captions name them, so that they are not learned as part
+of the concept, and they differ, so that the concept is not learned for one of them only (a ring
+learned on white had no hole on any other background)."""
 Rgb = tuple[int, int, int]
 
 
@@ -38,10 +38,10 @@ Rgb = tuple[int, int, int]
 
 
 def read_photos(folder: Path) -> list[Tensor]:
-    """The photos of a concept, uint8 [3, H, W] in the order of their names, turned upright as their
-    EXIF entry says.
+    """The photos of a concept, uint8 [3, H, W], in the order of file names.
 
-    Raises InputError if there is none, or one that cannot be read.
+    They are rotated to upright by their EXIF orientation. Raises InputError if there is none, or if
+    one cannot be read.
     """
     files = image_files(folder)
     if not files:
@@ -57,29 +57,31 @@ def read_photos(folder: Path) -> list[Tensor]:
 
 @dataclasses.dataclass(frozen=True)
 class DrawnConcept:
-    """A concept whose photos are drawn, and what is known about it."""
+    """A concept whose photos are drawn."""
 
     draw: Callable[[Generator, int, Rgb], Tensor]
     """(random, side, other colour) -> a photo, uint8 [3, side, side]."""
     phrase: str
-    """How it stands in a sentence; {} stands for the concept."""
+    """The concept in a sentence; {} stands for its name."""
     setting: str
-    """What a photo shows, in words: {phrase} and the {other} colour."""
+    """Caption of a photo, with {phrase} and {other}, the other colour's name."""
     word: str
-    """A known word that comes near."""
+    """The known word closest in meaning."""
     colour: Rgb | None = None
-    """Its colour, if that is a part of it."""
+    """Its colour, if that is a part of the concept."""
     is_thing: bool = True
-    """Whether it can stand beside another; a background cannot."""
+    """Whether it can be placed beside another concept; a background cannot."""
 
     def caption(self, index: int) -> str:
-        """What photo `index` shows, in words; {} stands for the concept."""
+        """The caption of photo `index`; {} stands for the concept's name."""
         return self.setting.format(phrase=self.phrase, other=OTHERS[index % len(OTHERS)])
 
 
 def draw_photo(name: str, index: int, seed: int = 0, side: int = SIDE) -> Tensor:
-    """Photo `index` of a drawn concept, uint8 [3, side, side], antialiased; it depends on the
-    arguments alone."""
+    """Photo `index` of a drawn concept, uint8 [3, side, side], antialiased.
+
+    It depends on the arguments only.
+    """
     random = np.random.default_rng(derive_seed(seed, sorted(DRAWN).index(name), index))
     return DRAWN[name].draw(random, side, CSS_COLOURS[OTHERS[index % len(OTHERS)]])
 
@@ -93,7 +95,7 @@ def _background_of(colour: Rgb) -> Callable[[Generator, int, Rgb], Tensor]:
 
 
 def _ring_of(colour: Rgb) -> Callable[[Generator, int, Rgb], Tensor]:
-    """A circle with a hole."""
+    """Draws a circle with a hole."""
 
     def draw(random: Generator, side: int, other: Rgb) -> Tensor:
         disc = _place(random, "circle")
@@ -104,20 +106,22 @@ def _ring_of(colour: Rgb) -> Callable[[Generator, int, Rgb], Tensor]:
 
 
 def _place(random: Generator, kind: str) -> Shape:
-    """A whole shape, large, as what a photo is of: at half size beside another it is still as large
-    as a pair's. Its colour says nothing here."""
+    """A whole, large shape at a random place; its colour is left empty.
+
+    Half as large, beside another one, it still has the size of a shape in a pair.
+    """
     radius = random.uniform(0.34, 0.42)
     x, y = random.uniform(radius + 0.03, 1.0 - radius - 0.03, size=2).tolist()
     return Shape(kind, "", x, y, float(radius), float(random.uniform(-0.4, 0.4)))
 
 
 def _mask(shape: Shape, side: int) -> Tensor:
-    """How much of each pixel a shape covers, [side, side] in [0, 1]."""
+    """The fraction of each pixel that a shape covers, [side, side] in [0, 1]."""
     return render_mask(shape, FINER * side).float().view(side, FINER, side, FINER).mean((1, 3))
 
 
 def _paint(mask: Tensor, colour: Rgb, background: Rgb) -> Tensor:
-    """uint8 [3, side, side]."""
+    """uint8 [3, side, side]: `colour` where the mask is 1, `background` where it is 0."""
     inside, outside = (
         torch.tensor(rgb, dtype=torch.float32).view(3, 1, 1) for rgb in (colour, background)
     )
@@ -140,5 +144,5 @@ DRAWN: dict[str, DrawnConcept] = {
     ),
     "ring": DrawnConcept(_ring_of(GOLD), "{}", _ON_GROUND, "circle"),
 }
-"""A colour (of circles), a second one (of backgrounds), a shape and colour pair, and a golden
-ring."""
+"""Drawn concepts by name: a colour of circles, a colour of backgrounds, a triangle in a colour of
+its own, and a golden ring."""

@@ -1,5 +1,7 @@
-"""The digits of MNIST-M and SVHN in the homework's layout: `{mnistm,svhn}/{data/*.png,train.csv}`,
-28x28 RGB."""
+"""Digits of MNIST-M and SVHN in the homework's layout, 28x28 RGB.
+
+The files are `{mnistm,svhn}/data/*.png` and `{mnistm,svhn}/train.csv`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,27 +24,32 @@ Edition = Literal["2024", "2025"]
 
 @dataclass(frozen=True)
 class Digits:
-    """All digits at once: `images` uint8 [N, 3, 28, 28], `digits` and `datasets` (index into
-    DATASETS) long [N], `names`."""
+    """All digits in memory."""
 
     images: Tensor
+    """uint8 [N, 3, 28, 28]."""
     digits: Tensor
+    """Labels 0..9, long [N]."""
     datasets: Tensor
+    """Index into DATASETS, long [N]."""
     names: list[str]
+    """File names, N of them."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def to(self, device: torch.device) -> "Digits":
-        """The same digits with their tensors on a device."""
+        """The same digits with their tensors on `device`."""
         return Digits(
             self.images.to(device), self.digits.to(device), self.datasets.to(device), self.names
         )
 
 
 def pairing(edition: Edition) -> list[tuple[str, int]]:
-    """The (dataset, digit) classes of an edition: 2025 even digits from MNIST-M and odd from SVHN;
-    2024 all twenty."""
+    """The (dataset, digit) classes of an edition.
+
+    2025: even digits from MNIST-M and odd digits from SVHN. 2024: all ten digits from both.
+    """
     if edition == "2025":
         return [("mnistm", d) for d in range(0, NUM_DIGITS, 2)] + [
             ("svhn", d) for d in range(1, NUM_DIGITS, 2)
@@ -51,10 +58,11 @@ def pairing(edition: Edition) -> list[tuple[str, int]]:
 
 
 def load_digits(root: Path, split: Split = "train", datasets: Sequence[str] = DATASETS) -> Digits:
-    """Reads the digits below `root` in the order of file names.
+    """Reads the digits of a split in the order of file names.
 
-    Raises InputError that names the file and row: missing folder, missing or malformed CSV,
-    missing, unreadable or wrong-size image, label outside 0..9.
+    `root` holds mnistm/ and svhn/. Raises InputError that names the file and row for a missing
+    folder, a missing or malformed CSV file, a missing, unreadable or wrong-size image, or a label
+    outside 0..9.
     """
     parts = []
     for dataset in datasets:
@@ -89,8 +97,7 @@ def load_digits(root: Path, split: Split = "train", datasets: Sequence[str] = DA
 
 
 class BalancedDraw:
-    """Draws indices so that every (dataset, digit) class present comes equally often, however
-    unbalanced the data is."""
+    """Draws indices so that every (dataset, digit) class present has equal probability."""
 
     def __init__(self, data: Digits) -> None:
         classes = data.datasets * NUM_DIGITS + data.digits
@@ -99,8 +106,10 @@ class BalancedDraw:
         self._starts = self._counts.cumsum(0) - self._counts
 
     def __call__(self, count: int, generator: torch.Generator) -> Tensor:
-        """Long [count] indices, with replacement, on the generator's device, which is that of the
-        digits."""
+        """Random indices, long [count], with replacement.
+
+        They are on the generator's device, which must be that of the digits.
+        """
         options = {"generator": generator, "device": generator.device}
         chosen = torch.randint(len(self._counts), (count,), **options)
         uniform = torch.rand(count, dtype=torch.float64, **options)
@@ -112,7 +121,7 @@ def _read_table(root: Path, dataset: str) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(
             f"the digits are not there: {path} does not exist; get them with `bash"
-            " scripts/get_dataset.sh`, or make a small set without any network with `python3 -m"
+            " scripts/get_dataset.sh`, or generate a small set without a network with `python3 -m"
             " scripts.make_sample_data`"
         )
     try:

@@ -1,5 +1,4 @@
-"""Pictures with captions, and control images, at a small model's size: drawn ones, and the real
-pairs of fill50k."""
+"""Pictures with captions and control images at a small size: drawn scenes and fill50k's pairs."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -19,37 +18,40 @@ from common.images import resize
 from common.seeds import derive_seed
 
 WORDINGS = (
-    *("{objects} with {background} background",) * 3,  # fill50k's own
+    *("{objects} with {background} background",) * 3,
     "a {objects} with {background} background",
     "a photo of a {objects} on a {background} background",
     "{objects}",
     "a photo of a {objects}",
 )
-"""How a scene is described, drawn evenly. The last two leave the background open."""
+"""Caption templates, drawn uniformly; the first three are fill50k's own. The last two do not
+mention the background."""
 VOCABULARY = (
     *NAMES,
     *KINDS,
     *(wording.format(objects="next to", background="") for wording in WORDINGS),
 )
-"""All words that descriptions are made of."""
-SMALLEST = 0.16  # least radius of drawn shapes: two and a half latents of the small diffusion model
-FINER = 4  # control images are drawn this much finer and averaged, as the real ones are
+"""All words of the captions."""
+SMALLEST = 0.16  # least radius of drawn shapes, as a fraction of the side: 2.5 of 16 latents
+FINER = 4  # control images are drawn at this multiple of the size, then area-averaged
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """N pictures uint8 [N, 3, S, S] with captions, and their control images uint8 [N, 1, S, S]
-    (white outlines on black)."""
+    """N pictures with captions and, optionally, control images."""
 
     images: Tensor
+    """uint8 [N, 3, S, S]."""
     captions: list[str]
+    """One text for each picture."""
     hints: Tensor | None = None
+    """Control images, uint8 [N, 1, S, S], white outlines on black; None if there are none."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __add__(self, other: "Examples") -> "Examples":
-        """These and then those; with control images if both have them."""
+        """Both sets, this one first; control images are kept only if both sets have them."""
         both = self.hints is not None and other.hints is not None
         return Examples(
             torch.cat([self.images, other.images]),
@@ -67,14 +69,13 @@ def described_scenes(
     twin_fraction: float = 0.4,
     circle_fraction: float = 0.15,
 ) -> Iterator[tuple[Scene, str]]:
-    """`count` scenes, each with a wording of its own for `describe`; scene k depends on (seed, k)
-    alone.
+    """`count` scenes, each with a caption template for `describe`.
 
-    A part `pair_fraction` shows two shapes, of which `shared_fraction` are of one colour and
-    `twin_fraction` both circles, and `circle_fraction` one circle like fill50k's; the others show
-    one shape of any kind. Captions name pairs from left to right, as those of
-    `common.data.layouts`: without an order nothing would tell a model of this size which of two
-    blobs in the noise is the red one.
+    Scene k depends on (seed, k) only. The fraction `pair_fraction` shows two shapes; of these,
+    `shared_fraction` have one colour for both and `twin_fraction` are two circles. The fraction
+    `circle_fraction` of all scenes shows one circle like fill50k's, and the rest one shape of any
+    kind. Captions name pairs from left to right, as those of `common.data.layouts`: without an
+    order a model of this size could not tell which of two blobs in the noise is the red one.
     """
     for k in range(count):
         random = np.random.default_rng(derive_seed(seed, k))
@@ -93,8 +94,10 @@ def described_scenes(
 
 
 def drawn_examples(count: int, size: int, seed: int, **parts: float) -> Examples:
-    """The pictures of `described_scenes` with their captions; example k depends on (seed, k)
-    alone."""
+    """Pictures of `described_scenes` with their captions; `parts` are its fractions.
+
+    Example k depends on (seed, k) only.
+    """
     images, captions = [], []
     for scene, wording in _counted(described_scenes(count, seed, **parts), count):
         images.append(render(scene, size))
@@ -103,13 +106,15 @@ def drawn_examples(count: int, size: int, seed: int, **parts: float) -> Examples
 
 
 def circle_scenes(count: int, seed: int) -> list[Scene]:
-    """`count` scenes of one circle like fill50k's; scene k depends on (seed, k) alone."""
+    """`count` scenes of one circle like fill50k's; scene k depends on (seed, k) only."""
     return [draw_circle(np.random.default_rng(derive_seed(seed, k))) for k in range(count)]
 
 
 def drawn_circles(count: int, size: int, seed: int) -> Examples:
-    """`count` pairs like fill50k's: one circle, its outline, fill50k's wording; pair k depends on
-    (seed, k) alone."""
+    """`count` pairs like fill50k's: one circle, its outline, and fill50k's caption.
+
+    Pair k depends on (seed, k) only.
+    """
     scenes = circle_scenes(count, seed)
     images, hints = [], []
     for scene in _counted(scenes, count):
@@ -119,7 +124,10 @@ def drawn_circles(count: int, size: int, seed: int) -> Examples:
 
 
 def real_examples(root: Path, size: int, part: Part = "training") -> Examples:
-    """The pairs of fill50k, area-averaged to `size`. Raises InputError if they are not there."""
+    """The pairs of fill50k, area-averaged to `size`.
+
+    Raises InputError if the data set is missing.
+    """
     images, hints, captions = [], [], []
     for pair in tqdm(load_fill50k(root, part), desc="fill50k", unit="pair", dynamic_ncols=True):
         images.append(resize(pair.read_target(), size, "area"))
@@ -129,7 +137,7 @@ def real_examples(root: Path, size: int, part: Part = "training") -> Examples:
 
 
 def in_one_colour(scene: Scene) -> Scene:
-    """The scene with all shapes in the first one's colour."""
+    """The scene with all shapes in the first shape's colour."""
     colour = scene.shapes[0].colour
     return dataclasses.replace(
         scene, shapes=tuple(dataclasses.replace(shape, colour=colour) for shape in scene.shapes)
@@ -137,7 +145,7 @@ def in_one_colour(scene: Scene) -> Scene:
 
 
 def describe(scene: Scene, wording: str) -> str:
-    """A scene in one of the wordings."""
+    """The caption of a scene by a template of WORDINGS."""
     return wording.format(objects=scene.objects, background=scene.background)
 
 

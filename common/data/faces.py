@@ -1,5 +1,4 @@
-"""Face photos in the homework's layout: `face/photos/*.jpg` (or .png), square and all of one
-size."""
+"""Face photos in the homework's layout, `face/photos/*.jpg` (or .png): square, all of one size."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,32 +15,34 @@ DATASET = "face"
 
 @dataclass(frozen=True)
 class Faces:
-    """All photos at once: `images` uint8 [N, 3, S, S] and `names`."""
+    """All photos in memory."""
 
     images: Tensor
+    """uint8 [N, 3, S, S]."""
     names: list[str]
+    """File names, N of them."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def to(self, device: torch.device) -> "Faces":
-        """The same photos on a device."""
+        """The same photos on `device`."""
         return Faces(self.images.to(device), self.names)
 
 
 def load_faces(root: Path, split: Split = "train") -> Faces:
-    """Reads the photos below `root`/photos in the order of file names; a tenth is held out, by a
-    hash of the name.
+    """Reads the photos of a split from `root`/photos in the order of file names.
 
-    Raises InputError that names the folder or file: missing folder, unreadable photo, one that is
-    not square or of another size.
+    A tenth is held out, by a hash of the name. Raises InputError that names the folder or file if
+    the folder is missing, or if a photo is unreadable, not square or of another size than the
+    first.
     """
     folder = Path(root) / "photos"
     if not folder.is_dir():
         raise InputError(
             f"the face photos are not there: {folder} does not exist; put aligned, square photos"
-            " (.jpg or .png) of one size there; `bash scripts/get_dataset.sh` brings the rest of"
-            " the face folder, but no photos"
+            " (.jpg or .png) of one size there; `bash scripts/get_dataset.sh` downloads the rest"
+            " of the face folder, but no photos"
         )
     names = [path.name for path in image_files(folder)]
     if split != "all":

@@ -1,5 +1,7 @@
-"""The pairs of fill50k in the homework's layout:
-`fill50k/{training,testing}/{source,target,prompt.json}`, 512x512 RGB."""
+"""The pairs of fill50k in the homework's layout, 512x512 RGB.
+
+The files are `fill50k/{training,testing}/{source,target}/*.png` and `prompt.json` beside them.
+"""
 
 import json
 import re
@@ -16,24 +18,27 @@ from common.images import read_rgb
 SIZE = 512
 Part = Literal["training", "testing"]
 FIELDS = ("source", "target", "prompt")
-NO_TEXT = re.compile(
-    r"[\0\ud800-\udfff]"
-)  # JSON can spell what no file name and no tokenizer takes
+NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
+"""Characters that JSON can encode but file names and tokenizers reject."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One line of prompt.json: the control picture (white outline on black), the circle to be
-    drawn, and its description."""
+    """One line of prompt.json."""
 
     source: Path
+    """File of the control picture, a white outline on black."""
     target: Path
+    """File of the target picture, the circle."""
     prompt: str
+    """Caption of the target picture."""
 
     @property
     def colours(self) -> tuple[str, str]:
-        """The names of the circle's and the background's colour, from the prompt. Raises InputError
-        if it says something else."""
+        """The colour names of the circle and of the background, from the prompt.
+
+        Raises InputError if the prompt has another form.
+        """
         circle, _, rest = self.prompt.partition(" circle with ")
         background = rest.removesuffix(" background")
         if not rest.endswith(" background") or {circle, background} - CSS_COLOURS.keys():
@@ -48,15 +53,16 @@ class Pair:
         return read_rgb(self.source, (SIZE, SIZE))
 
     def read_target(self) -> Tensor:
-        """The circle, uint8 [3, 512, 512]."""
+        """The target picture, uint8 [3, 512, 512]."""
         return read_rgb(self.target, (SIZE, SIZE))
 
 
 def load_fill50k(root: Path, part: Part = "training") -> list[Pair]:
-    """The pairs of a part, in the order of its lines. Raises InputError that names the line: not
-    JSON, a field missing, a file missing, a target that came before.
+    """The pairs of a part, in the order of the lines of prompt.json.
 
-    File names may stand with or without their folder ("source/0.png" or "0.png"), in both parts.
+    File names may include their folder or not ("source/0.png" or "0.png"). Raises InputError that
+    names the line if it is not JSON, if a field or a file is missing, or if its target is that of
+    an earlier line.
     """
     folder = Path(root) / part
     if not (folder / "prompt.json").is_file():
@@ -72,8 +78,8 @@ def read_prompts(
 ) -> list[Pair]:
     """The pairs of a prompt.json (JSON Lines), with files in the given folders; see `load_fill50k`.
 
-    With `targets_exist` off the targets are files still to be written, and keep a folder that their
-    name starts with.
+    With `targets_exist` off the targets are files still to be written, and a folder in their names
+    is kept.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -122,7 +128,7 @@ def _fields(line: str, where: str) -> list[str]:
 
 
 def _below(name: str, folder: str, where: str) -> PurePosixPath:
-    """The name relative to its folder, whether or not it starts with it."""
+    """The file name relative to `folder`, whether or not it begins with that folder."""
     path = PurePosixPath(name.replace("\\", "/"))
     if not path.parts:  # "." is the folder itself
         raise InputError(f"{where}: {name!r} is no file name")

@@ -1,5 +1,7 @@
-"""Scenes of several circles that fill50k never shows, drawn as its pairs are: hard edges, outlines
-of 5 pixels in 512."""
+"""Scenes of several circles, which fill50k never shows, drawn in its style.
+
+Edges are hard, and outlines are 5 pixels wide in 512.
+"""
 
 import dataclasses
 import json
@@ -24,21 +26,24 @@ LayoutKind = Literal["two", "two_shared", "three", "touching", "cut"]
 KINDS: tuple[LayoutKind, ...] = get_args(LayoutKind)
 LAYOUT_SEED, LAYOUT_COUNT = 2025, 10
 SIZE = 512
-GAP = 0.04  # between circles, and to the border, as a part of the side
+GAP = 0.04  # least gap between circles, and to the border, as a fraction of the side
 NUMBERS = {"two": 2, "three": 3}
-Disc = tuple[float, float, float]  # x, y, radius, as parts of the side
+Disc = tuple[float, float, float]  # x, y, radius, as fractions of the side
 
 
 def make_layouts(
     kind: LayoutKind, count: int = LAYOUT_COUNT, seed: int = LAYOUT_SEED
 ) -> tuple[Scene, ...]:
-    """`count` scenes of circles, from left to right, all colours visibly different (CIEDE2000 at
-    least 10).
+    """`count` scenes of two or three circles, from left to right.
 
-    two: two named colours; two_shared: the same circles in one colour, the first's; three: three
-    colours; touching: two circles in two colours whose edges meet in a point; cut: two circles, the
-    second cut by the border, its centre inside. A scene depends on the seed, its kind and its own
-    number alone.
+    - two: two colours
+    - two_shared: the circles of "two", both in the first one's colour
+    - three: three colours
+    - touching: two circles in two colours whose edges meet in one point
+    - cut: two circles, the second cut by the border, with its centre inside
+
+    All colours of a scene, the background's included, differ by at least 10 in CIEDE2000 (VISIBLE).
+    A scene depends only on the seed, its kind and its index.
     """
     scenes = []
     for index in range(count):
@@ -56,8 +61,10 @@ def make_layouts(
 
 
 def make_canvas(circles: int, parts: int, seed: int = LAYOUT_SEED) -> Scene:
-    """A scene for a canvas of `parts` x `parts` pictures: so many circles of one colour, each
-    smaller than half a picture."""
+    """A scene for a canvas of `parts` x `parts` pictures: `circles` circles of one colour.
+
+    Each circle is smaller than half a picture.
+    """
     random = np.random.default_rng([seed, len(KINDS), circles, parts])
     places: list[Disc] = []
     while len(places) < circles:
@@ -75,8 +82,10 @@ def make_canvas(circles: int, parts: int, seed: int = LAYOUT_SEED) -> Scene:
 
 
 def render_target(scene: Scene, size: int = SIZE) -> Tensor:
-    """The picture, uint8 [3, size, size], in exactly the scene's colours: not antialiased, as
-    fill50k's targets."""
+    """The target picture, uint8 [3, size, size], in exactly the scene's colours.
+
+    It is not antialiased, as fill50k's targets.
+    """
     picture = _colour(scene.background).expand(3, size, size).clone()
     for shape in scene.shapes:
         picture[:, render_mask(shape, size)] = _colour(shape.colour)[:, 0]
@@ -84,9 +93,10 @@ def render_target(scene: Scene, size: int = SIZE) -> Tensor:
 
 
 def render_control(scene: Scene, size: int = SIZE, outline: float = OUTLINE) -> Tensor:
-    """The control picture, uint8 [3, size, size]: white on black, not antialiased. As in fill50k,
-    the outline's middle is where the target changes colour, and it is `outline` of the side thick.
-    Raises ValueError for shapes that are no circles.
+    """The control picture, uint8 [3, size, size]: white outlines on black, not antialiased.
+
+    As in fill50k, the middle of the outline is where the target changes colour. `outline` is its
+    thickness as a fraction of the side. Raises ValueError for shapes other than circles.
     """
     if any(shape.kind != "circle" for shape in scene.shapes):
         raise ValueError("only circles have a control picture of this kind")
@@ -101,27 +111,30 @@ def render_control(scene: Scene, size: int = SIZE, outline: float = OUTLINE) -> 
 
 
 # ----------------------------------------------------------------------------
-# Words.
+# Captions.
 
 Wording = Literal["each", "count", "single"]
 
 
 class Description(NamedTuple):
-    """What a prompt names: the circles' colours, in its order, and the background's; `count`
-    circles if it says how many."""
+    """What a prompt names: colours and number of the circles, and the background."""
 
     colours: tuple[str, ...]
+    """Colours of the circles, in the prompt's order."""
     background: str
+    """Colour of the background."""
     count: int | None = None
+    """Number of circles, or None if the prompt does not state it."""
 
 
 def caption(scene: Scene, wording: Wording = "each") -> str:
-    """The prompt in fill50k's wording: "red circle next to red circle with blue background" (each,
-    the scene's own caption).
+    """The prompt of a scene in fill50k's wording.
 
-    A scene of one colour has two more: "two red circles with blue background" (count), and "red
-    circle with blue background" (single), which is what fill50k says. Raises ValueError if the
-    scene has several colours.
+    - each: "red circle next to red circle with blue background", the scene's own caption
+    - count: "two red circles with blue background"
+    - single: "red circle with blue background", as in fill50k
+
+    The last two are for scenes of one colour; they raise ValueError for several colours.
     """
     if wording == "each":
         return scene.caption
@@ -138,8 +151,10 @@ def caption(scene: Scene, wording: Wording = "each") -> str:
 
 
 def parse_caption(prompt: str) -> Description:
-    """The reverse of `caption`. Raises InputError if the prompt says something else or names no CSS
-    colour."""
+    """The inverse of `caption`.
+
+    Raises InputError if the prompt has another form or a colour is no CSS colour.
+    """
     objects, _, rest = prompt.strip().lower().partition(" with ")
     parts = [
         re.fullmatch(r"(?:(two|three) )?(.+?) circle(s?)", part)
@@ -166,8 +181,10 @@ def parse_caption(prompt: str) -> Description:
 
 
 def write_layouts(folder: Path, scenes: Sequence[Scene], wording: Wording = "each") -> Path:
-    """Writes the scenes in fill50k's layout, `folder/{source,target}/N.png` and
-    `folder/prompt.json`; returns the latter."""
+    """Writes the scenes in fill50k's layout; returns the path of prompt.json.
+
+    The files are `folder/{source,target}/N.png` and `folder/prompt.json`.
+    """
     for kind in ("source", "target"):
         make_folder(folder / kind)
     lines = []
@@ -181,10 +198,11 @@ def write_layouts(folder: Path, scenes: Sequence[Scene], wording: Wording = "eac
 
 
 # ----------------------------------------------------------------------------
-# Drawing lots.
+# Random places and colours.
 
 
 def _draw_places(kind: LayoutKind, random: Generator) -> list[Disc]:
+    """Random circles of a layout, redrawn until they fit the picture and keep their gaps."""
     count = 3 if kind == "three" else 2
     while True:
         radii = random.uniform(0.12, 0.17 if kind == "three" else 0.22, size=count).tolist()
@@ -195,9 +213,10 @@ def _draw_places(kind: LayoutKind, random: Generator) -> list[Disc]:
             places[1] = _moved_to_border(
                 places[1], int(random.integers(4)), random.uniform(0.1, 0.7)
             )
+        # The gap of circles that touch is 0.
         gaps = [
             math.dist(a[:2], b[:2]) - a[2] - b[2] for i, a in enumerate(places) for b in places[:i]
-        ]  # 0 if they touch
+        ]
         whole = all(
             r + GAP <= at <= 1.0 - r - GAP
             for *centre, r in places[: 1 if kind == "cut" else None]
@@ -208,18 +227,20 @@ def _draw_places(kind: LayoutKind, random: Generator) -> list[Disc]:
 
 
 def _moved_to_touch(first: Disc, radius: float, angle: float) -> Disc:
+    """A circle of this radius that touches the first one in direction `angle`, in radians."""
     distance = first[2] + radius
     return first[0] + distance * math.cos(angle), first[1] + distance * math.sin(angle), radius
 
 
 def _moved_to_border(place: Disc, border: int, depth: float) -> Disc:
-    """Its centre `depth` radii inside the left, upper, right or lower border."""
+    """`place` with its centre `depth` radii inside the left, upper, right or lower border."""
     x, y, radius = place
     at = depth * radius if border < 2 else 1.0 - depth * radius
     return (at, y, radius) if border % 2 == 0 else (x, at, radius)
 
 
 def _draw_colours(count: int, random: Generator) -> list[str]:
+    """`count` random CSS colour names that differ pairwise by at least VISIBLE."""
     taken: list[str] = []
     for index in random.permutation(len(NAMES)):
         name = NAMES[index]

@@ -1,5 +1,4 @@
-"""Pictures of coloured shapes on coloured backgrounds with captions, drawn on the fly in the manner
-of fill50k."""
+"""Random scenes of coloured shapes with captions in the style of fill50k, and their pictures."""
 
 import dataclasses
 import functools
@@ -19,27 +18,32 @@ KINDS = ("circle", "square", "triangle", "star")
 SUPERSAMPLING = 4
 OUTLINE = 5 / 512  # fill50k draws outlines of 5 pixels in 512
 HELD_OUT_SEED, HELD_OUT_COUNT, HELD_OUT_DISTANCE = 2024, 50, 5.0
-VISIBLE = 10.0
-CLEARLY_LEFT = 0.1  # of one centre from the next, as a part of the side
+VISIBLE = 10.0  # CIEDE2000
+CLEARLY_LEFT = 0.1  # least horizontal distance of two centres, as a fraction of the side
 _CORNERS = {"square": 4, "triangle": 3, "star": 10}
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One shape; centre and radius (of the circle around it) are parts of the picture's side, the
-    angle is in radians."""
+    """One shape."""
 
     kind: str
+    """One of KINDS."""
     colour: str
+    """CSS colour name."""
     x: float
+    """Centre from the left, as a fraction of the picture's side."""
     y: float
+    """Centre from the top, as a fraction of the picture's side."""
     radius: float
+    """Radius of the circumscribed circle, as a fraction of the picture's side."""
     angle: float = 0.0
+    """Rotation in radians."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a picture shows; later shapes lie above earlier ones."""
+    """The content of a picture; later shapes cover earlier ones."""
 
     background: str
     shapes: tuple[Shape, ...]
@@ -51,8 +55,10 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """fill50k's wording: "red circle with blue background", "red circle next to lime star with
-        blue background"."""
+        """The caption in fill50k's wording: "red circle with blue background".
+
+        With two shapes it is "red circle next to lime star with blue background".
+        """
         return f"{self.objects} with {self.background} background"
 
 
@@ -62,9 +68,10 @@ def held_out_classes(
 ) -> tuple[tuple[str, str], ...]:
     """The (colour, kind) classes of the compositional test, which no training may show.
 
-    They are shared out evenly among the kinds that are not circles (fill50k shows circles of every
-    colour); the colours come in an order shuffled by the seed, and one is taken if it is at least
-    `distance` (CIEDE2000) from those taken for its kind.
+    They are divided evenly among the kinds other than circles (fill50k shows circles of every
+    colour). For each kind, colours are tried in an order shuffled by `seed`; one is taken if its
+    CIEDE2000 distance from those already taken for the kind is at least `distance`. Raises
+    ValueError if there are fewer than `count` such classes.
     """
     kinds = [kind for kind in KINDS if kind != "circle"]
     random = np.random.default_rng(seed)
@@ -82,13 +89,15 @@ def held_out_classes(
                 taken.append(name)
         classes += [(name, kind) for name in taken]
     if len(classes) < count:
-        raise ValueError(f"{count} classes at a distance of {distance} cannot be had")
+        raise ValueError(f"there are fewer than {count} classes at a CIEDE2000 of {distance}")
     return tuple(classes)
 
 
 def held_out_scene(index: int, random: Generator) -> Scene:
-    """A picture for held-out class `index`: one whole shape on a background that differs visibly
-    (CIEDE2000)."""
+    """A scene for held-out class `index`: one whole shape on a visibly different background.
+
+    Visibly different means at least VISIBLE in CIEDE2000.
+    """
     first = held_out_classes()[index]
     while True:
         scene = draw_scene(random, first=first, cut_off=False)
@@ -107,12 +116,12 @@ def draw_scene(
     smallest: float = 0.1,
     left_to_right: bool = False,
 ) -> Scene:
-    """A scene of `count` shapes that do not touch, all colours different, no (colour, kind) pair of
-    `forbidden`.
+    """A random scene of `count` shapes that do not touch; shapes and background differ in colour.
 
-    With `cut_off` a single shape may cross the border, like half of fill50k's circles. `first`
-    fixes the (colour, kind) of the first shape, `smallest` is the least radius, and with
-    `left_to_right` the shapes come in that order, clearly so.
+    No shape has a (colour, kind) of `forbidden`. With `cut_off` a single shape may cross the
+    border, like half of fill50k's circles. `first` fixes the (colour, kind) of the first shape.
+    `smallest` is the least radius, as a fraction of the side. With `left_to_right` the shapes are
+    ordered by their centres, which are at least CLEARLY_LEFT apart horizontally.
     """
     while True:
         colours = random.choice(NAMES, size=count + 1, replace=False).tolist()
@@ -147,10 +156,11 @@ def draw_scene(
 
 
 def draw_circle(random: Generator) -> Scene:
-    """A circle like fill50k's, in two different colours: the centre 0.2 to 0.8 and the radius 0.1
-    to 0.5 of the side, evenly.
+    """A scene of one circle like fill50k's, in two different colours.
 
-    Those of the 100 testing pairs are 0.20 to 0.80 and 0.13 to 0.50; half of them touch the border.
+    The centre is uniform in 0.2 to 0.8 and the radius in 0.1 to 0.5 of the side. In the 100 testing
+    pairs of fill50k they are 0.20 to 0.80 and 0.13 to 0.50, and half of the circles touch the
+    border.
     """
     background, colour = random.choice(NAMES, size=2, replace=False).tolist()
     x, y = random.uniform(0.2, 0.8, size=2).tolist()
@@ -167,7 +177,7 @@ def render(scene: Scene, size: int) -> Tensor:
 
 
 def render_mask(shape: Shape, size: int) -> Tensor:
-    """Where the shape is (if nothing covers it), bool [size, size]."""
+    """The pixels of the shape, bool [size, size], as if nothing covered it."""
     side = size * SUPERSAMPLING
     image = Image.new("L", (side, side), 0)
     _paint(ImageDraw.Draw(image), shape, side, fill=255)
@@ -177,9 +187,8 @@ def render_mask(shape: Shape, size: int) -> Tensor:
 def _paint(pen: ImageDraw.ImageDraw, shape: Shape, side: int, **style: object) -> None:
     x, y, radius = shape.x * side, shape.y * side, shape.radius * side
     if shape.kind == "circle":
-        pen.ellipse(
-            (x - radius, y - radius, x + radius - 1, y + radius - 1), **style
-        )  # Pillow includes the last pixel
+        # Pillow includes the last pixel.
+        pen.ellipse((x - radius, y - radius, x + radius - 1, y + radius - 1), **style)
         return
     corners = _CORNERS[shape.kind]
     points = []

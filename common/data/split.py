@@ -1,4 +1,4 @@
-"""Which images are held out: a tenth that no model of this project trains on."""
+"""The held-out split: a tenth of the images, on which no model of this project is trained."""
 
 import zlib
 from typing import Literal
@@ -7,6 +7,5 @@ Split = Literal["train", "held_out", "all"]
 
 
 def is_held_out(dataset: str, name: str) -> bool:
-    """Whether the image is one of the tenth that no model of this project trains on, by a hash of
-    its name (CRC-32)."""
+    """Whether the image belongs to the held-out tenth, by a hash (CRC-32) of its name."""
     return zlib.crc32(f"{dataset}/{name}".encode()) % 10 == 0

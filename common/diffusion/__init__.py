@@ -1,0 +1,1 @@
+"""The diffusion process: schedule, noising, loss, guidance and samplers."""

@@ -1,5 +1,4 @@
-"""Classifier-free guidance: dropping the condition in training, and combining the two predictions
-in sampling."""
+"""Classifier-free guidance: condition dropout in training, combined predictions in sampling."""
 
 from collections.abc import Mapping
 
@@ -11,10 +10,10 @@ from common.seeds import Draws
 
 
 def drop_context(context: Tensor, null: Tensor | int, probability: float, draws: Draws) -> Tensor:
-    """`context` [N, ...] with each image's entry replaced by `null` with the given probability.
+    """`context` [N, ...] with each image's entry replaced by `null` at the given probability.
 
-    Training on both is what classifier-free guidance needs (Algorithm 1 of Ho and Salimans 2022,
-    arXiv:2207.12598).
+    Classifier-free guidance needs a network trained with and without the condition (Algorithm 1 of
+    Ho and Salimans 2022, arXiv:2207.12598).
     """
     dropped = draws.rand() < probability
     null = torch.as_tensor(null, dtype=context.dtype, device=context.device)
@@ -22,18 +21,21 @@ def drop_context(context: Tensor, null: Tensor | int, probability: float, draws:
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    """uncond + scale (cond - uncond): scale 1 is conditional, 0 unconditional.
+    """The guided prediction uncond + scale (cond - uncond).
 
-    Ho and Salimans (arXiv:2207.12598, Equation 6) and the homework's `guide_w` count from the
-    conditional: scale = w + 1. The map from eps to x0 or v is affine at a fixed x_t, so the formula
-    holds for each of them.
+    Scale 1 gives the conditional prediction, 0 the unconditional one. Ho and Salimans (Equation 6
+    of arXiv:2207.12598) and the homework's `guide_w` state the weight w = scale - 1 instead. At a
+    fixed x_t the maps from eps to x0 and to v are affine, so the formula holds for all three.
     """
     return uncond + scale * (cond - uncond)
 
 
 def rescale_guidance(guided_output: Tensor, cond: Tensor, phi: float) -> Tensor:
-    """Pulls each image's standard deviation towards the conditional output's (Equations 15 and 16
-    of arXiv:2305.08891)."""
+    """Moves each image's standard deviation towards the conditional output's by the fraction `phi`.
+
+    `guided_output` and `cond` are [N, ...]; `phi` lies in [0, 1], and 0 changes nothing (Equations
+    15 and 16 of Lin et al. 2023, arXiv:2305.08891).
+    """
     axes = tuple(range(1, cond.dim()))
     rescaled = guided_output * (
         cond.std(axes, keepdim=True) / guided_output.std(axes, keepdim=True)
@@ -50,11 +52,12 @@ def guided(
     interval: tuple[int, int] | None = None,
     rescale: float = 0.0,
 ) -> Predict:
-    """Classifier-free guidance in one network call: both halves go through as one batch of 2N.
+    """A prediction with classifier-free guidance; both halves share one network call.
 
-    `interval` = (lowest t, highest t) limits guidance to those t (Kynkäänniemi et al. 2024,
-    arXiv:2404.07724); outside it, and at scale 1, only the conditional half is computed. `rescale`
-    is phi of `rescale_guidance`.
+    The call has batch size 2N. `interval` = (lowest t, highest t) limits guidance to those t
+    (Kynkäänniemi et al. 2024, arXiv:2404.07724); None is no limit. Outside it, and at scale 1, only
+    the conditional half is computed; at scale 0 only the unconditional half. `rescale` is phi of
+    `rescale_guidance`.
     """
 
     def predict(x_t: Tensor, t: int) -> Tensor:
@@ -75,11 +78,12 @@ def guided(
 
 
 def switched(inside: Predict, outside: Predict, interval: tuple[int, int]) -> Predict:
-    """One prediction at lowest t <= t <= highest t, another elsewhere."""
+    """The prediction `inside` where lowest t <= t <= highest t, and `outside` elsewhere."""
     return lambda x_t, t: (inside if interval[0] <= t <= interval[1] else outside)(x_t, t)
 
 
 def _stack(condition: Condition, null: Condition) -> Condition:
+    """Both conditions as one batch, `condition` first."""
     if isinstance(condition, Mapping):
         return {name: torch.cat([condition[name], null[name]]) for name in condition}
     if isinstance(condition, Tensor):

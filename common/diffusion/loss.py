@@ -1,5 +1,4 @@
-"""The training loss: the mean squared error of the network's output at random t, and how noise
-levels are weighted."""
+"""The diffusion training loss, mean squared error at random t, and its weighting over t."""
 
 import dataclasses
 from collections.abc import Callable
@@ -32,15 +31,18 @@ def diffusion_loss(
     timesteps: TimestepDistribution = "uniform",
     guidance: "TrainedGuidance | None" = None,
 ) -> Tensor:
-    """The mean squared error of the network's output at random t, a scalar (Equation 14 of DDPM,
-    arXiv:2006.11239).
+    """Mean squared error of the network's output at random t, a scalar (Equation 14 of DDPM).
 
-    `x0` [N, ...] on the network's device; t and eps are drawn from `draws`. `min_snr_gamma` and
-    `snr_offset` weight each image by `min_snr_weight`; `weight` [N, 1, ...], of mean 1 over an
-    image, weights its pixels, for example by a mask of what is valid. `log_variance` is a learned
-    u(t): the error e of an image becomes e / exp(u) + u, which at the best u, log e, lets every
-    noise level count equally (Equation 21 of EDM2, arXiv:2312.02696). `guidance` teaches the
-    network what guidance would make of its output.
+    DDPM is Ho et al. 2020 (arXiv:2006.11239). `x0` is [N, ...] on the network's device; t and eps
+    come from `draws`.
+
+    - `min_snr_gamma` and `snr_offset` weight each image by `min_snr_weight`.
+    - `weight` [N, 1, ...], of mean 1 over an image, weights pixels, for example by a validity mask.
+    - `log_variance` is a learned function u(t): the error e of an image becomes e / exp(u) + u. At
+      the optimum u = log e, every noise level has an equal weight (Equation 21 of EDM2,
+      arXiv:2312.02696).
+    - `timesteps` is the distribution of t.
+    - `guidance` shifts the target so that the network learns guided outputs (`TrainedGuidance`).
     """
     t = draw_timesteps(schedule.num_timesteps, timesteps, draws)
     eps = draws.randn(*x0.shape[1:])
@@ -69,13 +71,12 @@ def diffusion_loss(
 
 @dataclasses.dataclass(frozen=True)
 class TrainedGuidance:
-    """Guidance that is trained in, so that sampling needs one evaluation instead of two (Model
-    Guidance, arXiv:2502.12154).
+    """Guidance built in during training: sampling then needs one evaluation instead of two.
 
-    The target of a conditional output is shifted along (conditional - unconditional) by 1 - 1 /
-    scale of it; the output at which that comes to rest is the guided one, unconditional + scale
-    (conditional - unconditional). An output whose condition is the null condition is not shifted,
-    since its direction is 0.
+    The method is Model Guidance (arXiv:2502.12154). The target of a conditional output is shifted
+    by (1 - 1 / scale) (conditional - unconditional); the fixed point of this shift is the guided
+    output, unconditional + scale (conditional - unconditional). Where the condition is the null
+    condition the shift is 0.
     """
 
     scale: float
@@ -83,24 +84,27 @@ class TrainedGuidance:
     null: Condition
     """The null condition of each image."""
     interval: tuple[int, int] = (0, 999)
-    """Lowest and highest t at which it acts."""
+    """Lowest and highest timestep t at which the target is shifted."""
 
 
 def draw_timesteps(num_timesteps: int, distribution: TimestepDistribution, draws: Draws) -> Tensor:
-    """Timesteps long [N]: uniform, or T sigmoid(n) for normal n, which is denser in the middle
-    (Equation 19 of arXiv:2403.03206)."""
+    """Random timesteps, long [N]: uniform, or logit-normal, which is denser in the middle.
+
+    Logit-normal is T sigmoid(n) with n standard normal (Equation 19 of arXiv:2403.03206).
+    """
     if distribution == "uniform":
         return draws.randint(num_timesteps)
     return (draws.randn().sigmoid() * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
 class LossWeighting(nn.Module):
-    """How noise levels count in training: `options` are arguments of `diffusion_loss`, and the
-    parameters are trained beside the network's and not kept.
+    """Weighting of noise levels in training; `options` are keyword arguments of `diffusion_loss`.
 
-    "learned" is a learned log-variance, "min_snr" the weight min(SNR + 1, 5) on the x0 error
-    (min(SNR, 5) with eps prediction, where an offset is undefined), "none" the plain error of the
-    output.
+    - "learned": a learned log-variance (`LogVariance`). Its parameters are trained with the
+      network's and not saved with the model.
+    - "min_snr": the weight min(SNR + 1, 5) on the x0 error; min(SNR, 5) with eps prediction, where
+      an offset is undefined.
+    - "none": the plain error of the output.
     """
 
     def __init__(
@@ -119,8 +123,10 @@ class LossWeighting(nn.Module):
 
 
 class LogVariance(nn.Module):
-    """A learned u(t) for `diffusion_loss`: one linear layer on sines and cosines of t, 0 at first;
-    used in training alone."""
+    """A learned log-variance u(t) for `diffusion_loss`: one linear layer on sines and cosines of t.
+
+    It starts at 0 and is used in training only.
+    """
 
     def __init__(self, channels: int = 128) -> None:
         super().__init__()
@@ -130,19 +136,21 @@ class LogVariance(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.linear(self.embed(t)).squeeze(-1)  # [N]
+        """u(t), float32 [N], for t [N]."""
+        return self.linear(self.embed(t)).squeeze(-1)
 
 
 def min_snr_weight(
     snr: Tensor, gamma: float, parameterization: Parameterization, offset: float = 0.0
 ) -> Tensor:
-    """The weight min(SNR + offset, gamma) on the x0 error, for the error of the given output.
+    """The weight [N] on the output's error that equals min(SNR + offset, gamma) on the x0 error.
 
-    Offset 0 is min-SNR (Hang et al. 2023, arXiv:2303.09556, Section 3.4): for eps min(SNR, gamma) /
-    SNR, written as min(1, gamma / SNR) to be finite (1) at SNR 0; for v min(SNR, gamma) / (SNR +
-    1). Offset 1 clips the weight SNR + 1 that v prediction has by itself (Appendix D of
-    arXiv:2202.00512), and so keeps it at high noise, where an image's coarse structure is decided;
-    with eps prediction it would be infinite at SNR 0 and raises ValueError.
+    Offset 0 is min-SNR (Hang et al. 2023, arXiv:2303.09556, Section 3.4): min(SNR, gamma) / SNR for
+    eps, written as min(1, gamma / SNR) so that it is finite (1) at SNR 0, and min(SNR, gamma) /
+    (SNR + 1) for v. Offset 1 clips the weight SNR + 1, which v prediction has by itself (Appendix D
+    of arXiv:2202.00512), and so keeps it at high noise, where an image's coarse structure is
+    decided. Raises ValueError for eps prediction with an offset, whose weight would be infinite at
+    SNR 0.
     """
     if parameterization == "eps":
         if offset:

@@ -1,7 +1,6 @@
-"""The maths of diffusion between images and networks: noising, parameterizations, and from a
-network to (x0, eps).
+"""The diffusion process: adding noise, parameterizations, and the network's output as (x0, eps).
 
-Conventions (which index, which alpha, which sigma) are those of `common/diffusion/schedule.py`.
+The conventions (index, alpha, sigma) are those of `common/diffusion/schedule.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,22 +15,27 @@ Coefficient = float | Tensor  # a number, or [N, 1, ...] for a batch of differen
 
 
 class Stackable(Protocol):
-    """A condition of its own type, which knows how two of them become one batch."""
+    """A condition of a class of its own, which can concatenate two conditions into one batch."""
 
-    def stack(self, other: Any) -> Any: ...
+    def stack(self, other: Any) -> Any:
+        """Both conditions as one batch, this one first."""
+        ...
 
 
 Condition = Tensor | Mapping[str, Tensor] | Stackable
-Network = Callable[
-    [Tensor, Tensor, Condition], Tensor
-]  # (x_t [N, ...], t long [N], condition) -> output [N, ...]
-Predict = Callable[[Tensor, int], Tensor]  # (x_t, t) -> a network's output under a fixed condition
-Denoise = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (x_t, t) -> (x0, eps)
+Network = Callable[[Tensor, Tensor, Condition], Tensor]
+"""(x_t [N, ...], t long [N], condition) -> output [N, ...]."""
+Predict = Callable[[Tensor, int], Tensor]
+"""(x_t [N, ...], t) -> a network's output [N, ...] under a fixed condition."""
+Denoise = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""(x_t [N, ...], t) -> (x0, eps), each [N, ...]."""
 
 
 def q_sample(schedule: NoiseSchedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """x_t of the forward process for `x0` and `eps` [N, ...] and `t` long [N] (Equation 4 of DDPM,
-    arXiv:2006.11239)."""
+    """x_t of the forward process (Equation 4 of DDPM, arXiv:2006.11239).
+
+    `x0` and `eps` are [N, ...], `t` is long [N]; the result is [N, ...].
+    """
     alpha_t, sigma_t = schedule.alpha_sigma_like(t, x0)
     return alpha_t * x0 + sigma_t * eps
 
@@ -43,8 +47,10 @@ def output_target(
     alpha_t: Coefficient,
     sigma_t: Coefficient,
 ) -> Tensor:
-    """What a network of this parameterization should put out; v is that of Salimans and Ho 2022
-    (arXiv:2202.00512)."""
+    """The training target of the network's output: eps, x0 or v = alpha_t eps - sigma_t x0.
+
+    v prediction is that of Salimans and Ho 2022 (arXiv:2202.00512).
+    """
     if parameterization == "eps":
         return eps
     if parameterization == "x0":
@@ -59,8 +65,7 @@ def predict_x0(
     alpha_t: Coefficient,
     sigma_t: Coefficient,
 ) -> Tensor:
-    """The clean image that a network's output implies; with eps prediction `alpha_t` must not be
-    0."""
+    """The clean image x0 that a network's output implies; for eps prediction `alpha_t` is not 0."""
     if parameterization == "eps":
         return (x_t - sigma_t * output) / alpha_t
     if parameterization == "x0":
@@ -75,7 +80,7 @@ def predict_eps(
     alpha_t: Coefficient,
     sigma_t: Coefficient,
 ) -> Tensor:
-    """The noise that a network's output implies; with x0 prediction `sigma_t` must not be 0."""
+    """The noise eps that a network's output implies; for x0 prediction `sigma_t` is not 0."""
     if parameterization == "eps":
         return output
     if parameterization == "x0":
@@ -91,12 +96,14 @@ def denoiser(
     clip_x0: bool,
     eps_of_clipped: bool = False,
 ) -> Denoise:
-    """Turns a network's output into `(x0, eps)` for the samplers.
+    """Converts a network's output to `(x0, eps)`, the form that the samplers take.
 
-    `clip_x0` clamps x0 to [-1, 1]: on for pixels, off for latents. It comes after guidance. eps
-    stays the network's own, which the homework's faces need, or with `eps_of_clipped` is what x_t
-    holds beside the clamped x0 (as in the code of Dhariwal and Nichol 2021, arXiv:2105.05233):
-    under strong guidance, where much is clamped, DDIM loses the image otherwise.
+    `clip_x0` clamps x0 to [-1, 1] after guidance: on for pixels, off for latents. By default eps
+    stays the network's own, which the homework's reference faces need. With `eps_of_clipped`, eps
+    is recomputed from x_t and the clamped x0, as in the code of Dhariwal and Nichol 2021
+    (arXiv:2105.05233): under strong guidance, where much is clamped, DDIM fails without it.
+
+    The denoiser raises ValueError for eps prediction at a signal-to-noise ratio of 0.
     """
 
     def denoise(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:

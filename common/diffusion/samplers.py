@@ -1,15 +1,16 @@
-"""Samplers: short functions from a denoiser and noise to images.
+"""Samplers: short functions from a denoiser and initial noise to images.
 
-Each walks an explicit list of pairs `(t, t_prev)` (see `common/diffusion/schedule.py`) and takes
+Each follows an explicit list of pairs `(t, t_prev)` (see `common/diffusion/schedule.py`) and takes
 
 - `denoise(x_t, t) -> (x0, eps)`, made by `common.diffusion.process.denoiser`;
-- `schedule`, the tables; `x_T` [N, ...], the noise to start from; `timestep_pairs`, descending;
-- `noise()`, a fresh standard normal like `x_T` at each call, for the samplers that draw any;
+- `schedule`, the noise schedule; `x_T` [N, ...], the initial noise; `timestep_pairs`, descending;
+- `noise()`, which returns new standard normal noise of the shape of `x_T` at each call, for the
+  samplers that add noise;
 - `callback(i, t, x_t, x0)`, called at each step i, after the network, with the step's input and the
   predicted clean image.
 
-It returns x at the last `t_prev`. Coefficients are float64 numbers. A sampler is added in one
-place: `SAMPLERS`.
+It returns x at the last `t_prev`. Coefficients are Python floats (float64). A new sampler needs one
+entry in `SAMPLERS`.
 """
 
 import dataclasses
@@ -34,10 +35,10 @@ def sample_ddpm(
     noise: Callable[[], Tensor],
     callback: Callback | None = None,
 ) -> Tensor:
-    """Ancestral sampling from the posterior q(x_prev | x_t, x0), which on any pairs is Equation 7
-    of DDPM (arXiv:2006.11239).
+    """DDPM: ancestral sampling from the posterior q(x_prev | x_t, x0).
 
-    The variance is the posterior's, "beta tilde". No noise is drawn where it is 0.
+    Equation 7 of Ho et al. 2020 (arXiv:2006.11239), applied to any pair (t, t_prev). The variance
+    is the posterior's, "beta tilde"; where it is 0, no noise is drawn.
     """
     x_t = x_T
     for i, (t, t_prev) in enumerate(timestep_pairs):
@@ -52,8 +53,10 @@ def sample_ddpm(
 
 
 def ddpm_posterior(schedule: NoiseSchedule, t: int, t_prev: int) -> tuple[float, float, float]:
-    """The weights of x0 and x_t in the mean of q(x_prev | x_t, x0), and its standard deviation
-    (Equation 7 of arXiv:2006.11239)."""
+    """Weights of x0 and of x_t in the mean of q(x_prev | x_t, x0), and its standard deviation.
+
+    Equation 7 of Ho et al. 2020 (arXiv:2006.11239).
+    """
     abar_t, abar_prev = schedule.abar(t), schedule.abar(t_prev)
     alpha_step = abar_t / abar_prev
     x0_weight = math.sqrt(abar_prev) * (1.0 - alpha_step) / (1.0 - abar_t)
@@ -71,8 +74,10 @@ def sample_ddim(
     noise: Callable[[], Tensor] | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DDIM (Equation 12 of Song et al. 2020, arXiv:2010.02502): deterministic at eta 0, where no
-    noise is drawn; DDPM's variance at 1."""
+    """DDIM (Equation 12 of Song et al. 2020, arXiv:2010.02502).
+
+    Deterministic at eta = 0, where no noise is drawn; eta = 1 has DDPM's variance.
+    """
     x_t = x_T
     for i, (t, t_prev) in enumerate(timestep_pairs):
         x0, eps = denoise(x_t, t)
@@ -87,9 +92,9 @@ def sample_ddim(
 
 
 def ddim_sigma(schedule: NoiseSchedule, t: int, t_prev: int, eta: float) -> float:
-    """The standard deviation of DDIM's fresh noise (Equation 16 of arXiv:2010.02502)."""
+    """The standard deviation of the noise that DDIM adds (Equation 16 of arXiv:2010.02502)."""
     abar_t, abar_prev = schedule.abar(t), schedule.abar(t_prev)
-    # max: the homework's list may end with a step from t = 0 to 0, where rounding could turn the
+    # max: the homework's list may end with a step from t = 0 to 0, where rounding could make the
     # difference negative.
     return eta * math.sqrt((1.0 - abar_prev) / (1.0 - abar_t) * max(1.0 - abar_t / abar_prev, 0.0))
 
@@ -102,11 +107,10 @@ def sample_dpmpp_2m(
     *,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M): second order with one evaluation a step, by x0's history (Algorithm 2 of
-    arXiv:2211.01095).
+    """DPM-Solver++(2M): second order with one evaluation a step (Algorithm 2 of arXiv:2211.01095).
 
-    A step to alpha-bar 1 returns x0 itself (first order): extrapolating over an infinite step in
-    lambda is undefined.
+    It extrapolates x0 from the previous step's x0. A step to alpha-bar 1 returns x0 itself (first
+    order), because the step in lambda = log(alpha_t / sigma_t) is infinite there.
     """
     x_t, x0_before, h_before = x_T, None, None
     for i, (t, t_prev) in enumerate(timestep_pairs):
@@ -132,14 +136,16 @@ def sample_heun(
     *,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Heun's second-order method (Algorithm 1 of arXiv:2206.00364) on dx/dphi = v = alpha_t eps -
-    sigma_t x0, tan(phi) = sigma_t / alpha_t.
+    """Heun's second-order method in the angle phi, tan(phi) = sigma_t / alpha_t.
 
-    Along the angle phi (Appendix D of arXiv:2202.00512) every step is a rotation by at most a
-    quarter turn, whereas in sigma_t / alpha_t the first step of a cosine schedule spans four orders
-    of magnitude, and any error of eps times them. tan(step / 2) in place of step / 2 makes a step
-    exact where x0 and eps stay the same. v is taken from x and x0, so that clipping x0 bends the
-    path. Two evaluations a step, but one for a step to alpha-bar 1, which is DDIM's.
+    Algorithm 1 of Karras et al. 2022 (arXiv:2206.00364), applied to dx/dphi = v = alpha_t eps -
+    sigma_t x0 (Appendix D of arXiv:2202.00512). Along phi every step is a rotation by at most pi /
+    2. In sigma_t / alpha_t, by contrast, the first step of a cosine schedule spans four orders of
+    magnitude and multiplies any error of eps by them. tan(step / 2) in place of step / 2 makes a
+    step exact if x0 and eps are constant. v is computed from x and x0, so clipping x0 changes the
+    path.
+
+    Two evaluations a step; a step to alpha-bar 1 takes one and equals DDIM's.
     """
     x_t = x_T
     for i, (t, t_prev) in enumerate(timestep_pairs):
@@ -157,16 +163,19 @@ def sample_heun(
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A sampler, and what has to be known of it to use it by its name."""
+    """A sampler and its properties, by which `sample` calls it."""
 
     label: str
-    """Its name in figures and tables."""
+    """Name in figures and tables."""
     run: Callable[..., Tensor]
     draws_noise: bool = False
+    """Whether `run` takes `noise`."""
     takes_eta: bool = False
+    """Whether `run` takes `eta`."""
     evaluations: Callable[[NoiseSchedule, TimestepPairs], int] = lambda schedule, timestep_pairs: (
         len(timestep_pairs)
     )
+    """Number of network evaluations on a list of timestep pairs."""
 
 
 SAMPLERS = {
@@ -188,8 +197,7 @@ SamplerName = Literal[*SAMPLERS]
 def count_evaluations(
     sampler: SamplerName, schedule: NoiseSchedule, timestep_pairs: TimestepPairs
 ) -> int:
-    """How often the sampler calls `denoise` on these pairs (a guided pair of network outputs is one
-    evaluation)."""
+    """The number of calls of `denoise` on these pairs; a guided pair of outputs counts as one."""
     return SAMPLERS[sampler].evaluations(schedule, timestep_pairs)
 
 
@@ -204,7 +212,7 @@ def sample(
     noise: Callable[[], Tensor],
     callback: Callback | None = None,
 ) -> Tensor:
-    """Runs the sampler of that name; `eta` is DDIM's and `noise` is used by those that draw any."""
+    """Runs the named sampler. `eta` reaches DDIM only, `noise` only the samplers that add noise."""
     chosen = SAMPLERS[sampler]
     extra = ({"noise": noise} if chosen.draws_noise else {}) | (
         {"eta": eta} if chosen.takes_eta else {}
@@ -213,7 +221,7 @@ def sample(
 
 
 def _lambda(schedule: NoiseSchedule, t: int) -> float:
-    """lambda_t = log(alpha_t / sigma_t); minus or plus infinity where one of them is 0."""
+    """lambda_t = log(alpha_t / sigma_t); infinite at sigma_t = 0, minus infinity at alpha_t = 0."""
     alpha_t, sigma_t = schedule.alpha_sigma(t)
     if sigma_t == 0.0:
         return math.inf
@@ -221,16 +229,17 @@ def _lambda(schedule: NoiseSchedule, t: int) -> float:
 
 
 def _heun_corrects(schedule: NoiseSchedule, t_prev: int) -> bool:
+    """Whether Heun's method evaluates the network a second time in a step to `t_prev`."""
     return schedule.abar(t_prev) < 1.0
 
 
 def _angle(schedule: NoiseSchedule, t: int) -> float:
-    """phi in [0, pi/2]."""
+    """The angle phi in [0, pi / 2], tan(phi) = sigma_t / alpha_t."""
     alpha_t, sigma_t = schedule.alpha_sigma(t)
     return math.atan2(sigma_t, alpha_t)
 
 
 def _velocity(schedule: NoiseSchedule, t: int, x_t: Tensor, x0: Tensor) -> Tensor:
-    """v from x_t and x0, where there is noise."""
+    """v = alpha_t eps - sigma_t x0, computed from x_t and x0; sigma_t must not be 0."""
     alpha_t, sigma_t = schedule.alpha_sigma(t)
     return (alpha_t * x_t - x0) / sigma_t

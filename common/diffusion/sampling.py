@@ -1,4 +1,4 @@
-"""How to sample: the settings that all problems share, and the loop over chunks of images."""
+"""Sampling settings that all problems share, and the loop over chunks of images."""
 
 import dataclasses
 import math
@@ -18,23 +18,25 @@ Item = TypeVar("Item")
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """How to solve the reverse process. Each problem extends it with defaults of its own."""
+    """Settings of the sampler; each problem extends the class with its own defaults."""
 
     sampler: SamplerName = "dpmpp_2m"
-    """The solver."""
+    """Sampling method."""
     steps: int = 20
-    """Steps of the solver: network evaluations, but for Heun, which takes two a step."""
+    """Sampling steps. Each is one network evaluation; Heun takes two."""
     spacing: Literal["leading", "trailing", "linspace", "homework"] = "trailing"
-    """Which timesteps the steps visit (common/diffusion/schedule.py)."""
+    """Timesteps that the steps visit (common/diffusion/schedule.py)."""
     eta: float = 0.0
-    """Strength of DDIM's fresh noise, in [0, 1]."""
+    """DDIM's eta in [0, 1], the scale of the noise added at each step: 0 is deterministic, 1 has
+    DDPM's variance."""
     seed: int = 0
-    """Seed of all noise that is drawn."""
+    """Seed of all random noise."""
     chunk_size: int = 10
-    """Images in one network call. Files agree to the byte at the same size."""
+    """Images in one network call. Output files are byte-identical between runs of equal chunk size.
+    """
 
     def check(self, num_timesteps: int = 1000) -> None:
-        """Raises InputError on a number outside its range."""
+        """Raises InputError if a value is outside its range."""
         derive_seed(self.seed)
         if not 1 <= self.steps <= num_timesteps:
             raise InputError(f"--steps must be between 1 and {num_timesteps}, not {self.steps}")
@@ -43,31 +45,33 @@ class SamplerConfig:
         if not 0.0 <= self.eta <= 1.0:
             raise InputError(f"--eta must lie in [0, 1], not {self.eta}")
         if self.eta > 0.0 and not SAMPLERS[self.sampler].takes_eta:
-            raise InputError(f"--eta is DDIM's: with --sampler {self.sampler} it must be 0")
+            raise InputError(
+                f"--eta applies to DDIM only: with --sampler {self.sampler} it must be 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class GuidedSamplerConfig(SamplerConfig):
-    """The same with classifier-free guidance (common/diffusion/guidance.py)."""
+    """`SamplerConfig` with classifier-free guidance (common/diffusion/guidance.py)."""
 
     guidance_scale: float | None = 1.0
-    """Classifier-free guidance, uncond + scale (cond - uncond); 1 is none."""
+    """Scale of classifier-free guidance, uncond + scale (cond - uncond); 1 is no guidance."""
     guidance_interval: tuple[int, int] = (0, 999)
-    """Lowest and highest t at which guidance acts."""
+    """Lowest and highest timestep t at which guidance is applied."""
     guidance_rescale: float = 0.0
-    """How far to pull the guided output's standard deviation back to the conditional one's, in [0,
-    1]."""
+    """Fraction in [0, 1] by which the guided output's standard deviation is moved to the
+    conditional output's; 0 is no change."""
 
     def check(self, num_timesteps: int = 1000) -> None:
-        """Raises InputError on a number outside its range."""
+        """Raises InputError if a value is outside its range."""
         super().check(num_timesteps)
         if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
             raise InputError(f"--guidance-scale must be finite, not {self.guidance_scale}")
         low, high = self.guidance_interval
         if low > high:
             raise InputError(
-                f"--guidance-interval must be the lowest t and then the highest, not {low} and"
-                f" {high}"
+                "--guidance-interval must give the lowest t and then the highest, not"
+                f" {low} and {high}"
             )
         if not 0.0 <= self.guidance_rescale <= 1.0:
             raise InputError(f"--guidance-rescale must lie in [0, 1], not {self.guidance_rescale}")
@@ -83,23 +87,22 @@ def sample_in_chunks(
     callback: Callback | None = None,
     show_progress: bool = True,
 ) -> Iterator[tuple[list[Item], Tensor]]:
-    """Yields (items, images float32 [n, ...] on the CPU) chunk by chunk, n at most
-    `config.chunk_size`.
+    """Yields (items, images float32 [n, ...] on the CPU) for each chunk; n <= `config.chunk_size`.
 
-    - `sample_chunk(chunk, callback)` gives the images of a chunk, [N, ...], and hands `callback` to
-      the sampler. Chunks have exactly `config.chunk_size` items, the last one padded, so that
-      results do not depend on how a job is split. Where the device's memory does not hold a chunk,
-      halves of it are tried, down to single images, and that is said.
-    - `share` = (r, P) takes every P-th chunk, from the r-th on. `callback` is the samplers', on
-      whole chunks.
-    - `name(item)` is for messages.
+    - `sample_chunk(chunk, callback)` returns the images of a chunk, [N, ...], and passes `callback`
+      to the sampler. Each chunk has exactly `config.chunk_size` items, the last one padded, so that
+      results do not depend on how a job is split. If a chunk does not fit into the device's memory,
+      the chunk size is halved, down to single images, and a message says so.
+    - `name(item)` is the item's name in messages.
+    - `share` = (r, P) selects every P-th chunk, starting at chunk r, for process r of P.
+    - `callback` is the sampler's callback, called on whole chunks.
 
-    Raises InputError if an image is not finite, or if the device's memory does not hold a single
-    one.
+    Raises InputError if an image is not finite, or if a single image does not fit into the device's
+    memory.
     """
     chunks = list(padded_chunks(items, config.chunk_size))[share[0] :: share[1]]
     hidden = not show_progress or share[0] > 0
-    size = config.chunk_size  # what fits is found out once
+    size = config.chunk_size  # a size that was halved stays halved for the chunks that follow
     done, count = 0, sum(real for _, real in chunks)
     with tqdm(
         total=len(chunks) * config.steps, unit="step", disable=hidden, dynamic_ncols=True
@@ -130,8 +133,8 @@ def _check_finite(images: Sequence[Tensor], names: Sequence[str]) -> None:
     for image, name in zip(images, names, strict=True):
         if not bool(image.isfinite().all()):
             raise InputError(
-                f"the image of {name} is not finite: the weights, the guidance or the precision do"
-                " not fit"
+                f"the image of {name} is not finite: check the weights, the guidance scale and the"
+                " precision"
             )
 
 

@@ -1,0 +1,1 @@
+"""Latent diffusion: models, control by a ControlNet, and generating pictures."""

@@ -1,4 +1,4 @@
-"""How much a ControlNet acts: scales of its outputs, and the steps at which they are added."""
+"""Strength of a ControlNet: scales of its residuals, and the steps at which they are added."""
 
 import dataclasses
 import math
@@ -9,21 +9,21 @@ from common.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class ControlConfig:
-    """How a ControlNet acts."""
+    """Strength of a ControlNet, and when it acts."""
 
     control_scales: tuple[float, ...] = (1.0,)
-    """Strength of the control: one number for all residuals, or one for each (Stable Diffusion has
+    """Factor of the control residuals: one number for all, or one for each (Stable Diffusion has
     13)."""
     control_start: float = 0.0
-    """Fraction of the trajectory at which control sets in."""
+    """Fraction of the sampling steps, in [0, 1], at which control begins."""
     control_end: float = 1.0
-    """Fraction of the trajectory at which control ends."""
+    """Fraction of the sampling steps, in [0, 1], at which control ends."""
     guess_mode: bool = False
-    """Control on the conditional half alone, weaker towards the outer layers (the authors' guess
-    mode)."""
+    """Guess mode of the ControlNet authors: control acts on the conditional half only, and is
+    weaker in the outer layers."""
 
     def check_control(self) -> None:
-        """Raises InputError on a number outside its range."""
+        """Raises InputError if a value is outside its range."""
         if not self.control_scales or not all(
             math.isfinite(scale) for scale in self.control_scales
         ):
@@ -36,8 +36,10 @@ class ControlConfig:
 
 
 def residual_scales(config: ControlConfig, count: int) -> tuple[float, ...]:
-    """The factor of each of `count` control residuals. Raises InputError if `config` has neither
-    one nor `count` of them."""
+    """The factors of `count` control residuals.
+
+    Raises InputError if `config` holds neither one factor nor `count` of them.
+    """
     given = config.control_scales
     if len(given) not in (1, count):
         raise InputError(
@@ -53,11 +55,10 @@ def residual_scales(config: ControlConfig, count: int) -> tuple[float, ...]:
 def guess_mode_scales(
     count: int = 13, strength: float = 1.0, decay: float = 0.825
 ) -> tuple[float, ...]:
-    """Control scales that fall from the middle outwards, strength 0.825^(12 - i) for Stable
-    Diffusion's 13 residuals.
+    """Control scales of guess mode, decreasing from the middle block to the outer layers.
 
-    Those of the authors' code for arXiv:2302.05543; with the hint on the conditional half alone it
-    is their guess mode.
+    strength decay^(count - 1 - i), as in the authors' code for arXiv:2302.05543; 0.825^(12 - i) for
+    Stable Diffusion's 13 residuals. Guess mode also restricts the hint to the conditional half.
     """
     return tuple(strength * decay ** (count - 1 - i) for i in range(count))
 
@@ -65,11 +66,10 @@ def guess_mode_scales(
 def control_interval(
     timestep_pairs: TimestepPairs, start: float = 0.0, end: float = 1.0
 ) -> tuple[int, int]:
-    """The lowest and highest t of the steps that lie between the fractions `start` and `end` of the
-    trajectory.
+    """Lowest and highest t of the steps between the fractions `start` and `end` of the trajectory.
 
-    Step i of S covers i/S to (i + 1)/S. An interval without any step is (0, -1), which no t is in.
-    Raises InputError if not 0 <= start <= end <= 1.
+    Step i of S covers i/S to (i + 1)/S. If no step lies in the interval, the result is (0, -1),
+    which contains no t. Raises InputError if not 0 <= start <= end <= 1.
     """
     if not 0.0 <= start <= end <= 1.0:
         raise InputError(

@@ -1,4 +1,4 @@
-"""From prompts to pictures with a latent-diffusion model, with or without control images."""
+"""Generating pictures from prompts with a latent-diffusion model and optional control images."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -18,32 +18,33 @@ from common.seeds import StackedRandomGenerator
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig(GuidedSamplerConfig):
-    """How to generate. A picture depends on these, on its prompt and on its own seed."""
+    """Sampling settings; a picture depends on these, its prompt and its seed."""
 
     guidance_scale: float | None = None
-    """Classifier-free guidance, uncond + scale (cond - uncond); 1 is none. By default the base
-    model's own `default_guidance_scale`: 7.5 for Stable Diffusion, 2 for the small model."""
+    """Scale of classifier-free guidance, uncond + scale (cond - uncond); 1 is no guidance. By
+    default the base model's own `default_guidance_scale`: 7.5 for Stable Diffusion, 2 for the small
+    model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ControlledGenerationConfig(ControlConfig, GenerationConfig):
-    """The same with a ControlNet, where a picture also depends on its control image."""
+    """`GenerationConfig` with a ControlNet; a picture also depends on its control image."""
 
     def check(self, num_timesteps: int = 1000) -> None:
-        """Raises InputError on a number outside its range."""
+        """Raises InputError if a value is outside its range."""
         super().check(num_timesteps)
         self.check_control()
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One picture to generate."""
+    """The prompt, seed and control image of one picture to generate."""
 
     prompt: str
     seed: int
-    """Of its noise (`common.seeds.derive_seed`)."""
+    """Seed of the picture's noise (`common.seeds.derive_seed`)."""
     hint: Tensor | None = None
-    """Control image, uint8 [3, H, W]; all requests of a call have one, or none has."""
+    """Control image, uint8 [3, H, W]; in one call either all requests have one or none has."""
 
 
 def with_default_guidance(config: GenerationConfig, model: LatentDiffusion) -> GenerationConfig:
@@ -62,12 +63,11 @@ def generate(
     network: Network | None = None,
     show_progress: bool = True,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yields (indices of requests, pictures float32 [n, 3, H, W] in about [-1, 1], on the CPU)
-    chunk by chunk.
+    """Yields (indices of requests, pictures float32 [n, 3, H, W] on the CPU) for each chunk.
 
-    `latent_side` is that of the pictures' latents (default: the model's own), `network` takes the
-    place of `model.apply_model`. Raises InputError if a picture is not finite, or if the device's
-    memory does not hold one.
+    Pictures are about in [-1, 1], not clamped. `latent_side` is the side of the latents (default:
+    the model's own). `network` replaces `model.apply_model`. Raises InputError if a picture is not
+    finite, or if a single one does not fit into the device's memory.
     """
     side = latent_side or model.latent_side
 
@@ -128,8 +128,10 @@ def _generate_chunk(
 def _conditions(
     model: LatentDiffusion, requests: list[Request], control: ControlConfig, device: torch.device
 ) -> tuple[LatentCondition, LatentCondition]:
-    """The condition of these requests, and the empty prompt's, which has the same control unless in
-    guess mode."""
+    """The conditions of these requests and of the empty prompt, with the same control image.
+
+    In guess mode the empty prompt has no control.
+    """
     context = model.encode_text([request.prompt for request in requests])
     null = model.encode_text([""]).expand_as(context)
     if requests[0].hint is None:

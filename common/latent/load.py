@@ -1,5 +1,4 @@
-"""Base models of either kind by one path: Stable Diffusion v1.4, or a small model of this
-project."""
+"""Loading a base model of either kind: Stable Diffusion v1.4 or a small model of this project."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,10 +26,10 @@ Kind = Literal["sd_file", "sd_folder", "controlnet", "small", "unknown"]
 
 
 def load_base(path: Path) -> LatentDiffusion:
-    """The base model at `path`, without a ControlNet, on the CPU: Stable Diffusion v1.4 or a model
-    folder of this project.
+    """The base model at `path`, without a ControlNet, on the CPU.
 
-    Raises InputError if it is neither, and as `load_stable_diffusion` does.
+    Raises InputError if it is neither Stable Diffusion v1.4 nor a model folder of this project, and
+    as `load_stable_diffusion` does.
     """
     kind = kind_of(path)
     if kind == "small":
@@ -44,15 +43,15 @@ def load_base(path: Path) -> LatentDiffusion:
 
 
 def kind_of(path: Path) -> Kind:
-    """What a checkpoint is, from its keys or its folder's content; its values are not read.
+    """The kind of a checkpoint, from its keys or its folder's files; its values are not read.
 
-    - "sd_file", "sd_folder": Stable Diffusion, for `load_stable_diffusion`, which finds out whether
-      it is v1.
-    - "controlnet": a file or folder of a ControlNet. A whole cldm file is one too; it holds its
-      base as well.
+    - "sd_file", "sd_folder": Stable Diffusion. `load_stable_diffusion` checks whether it is v1.
+    - "controlnet": a file or folder of a ControlNet, or a whole cldm file, which also holds the
+      base model.
     - "small": a model folder of this project, such as checkpoints/ldm_shapes.
-    - "unknown": something else. Raises InputError if there is nothing at `path`, or a file that is
-      damaged or would run code.
+    - "unknown": something else.
+
+    Raises InputError if `path` does not exist, or is a file that is damaged or would run code.
     """
     path = Path(path)
     if path.is_dir():
@@ -66,7 +65,8 @@ def kind_of(path: Path) -> Kind:
 def _kind_of_folder(folder: Path) -> Kind:
     config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else None
     config = config if isinstance(config, Mapping) else {}
-    if config.get("kind") == small_diffusion.KIND:  # it has unet/ and vae/ too
+    # Checked first, because such a folder has unet/ and vae/ too.
+    if config.get("kind") == small_diffusion.KIND:
         return "small"
     if all((folder / part / CONFIG_FILE).is_file() for part in ("unet", "vae")):
         return "sd_folder"
@@ -74,13 +74,12 @@ def _kind_of_folder(folder: Path) -> Kind:
 
 
 def holds_base(path: Path) -> bool:
-    """Whether the ControlNet at `path` is a whole cldm file, which holds the base's U-Net as
-    well."""
+    """Whether the ControlNet at `path` is a whole cldm file, which also holds the base's U-Net."""
     return not Path(path).is_dir() and any(
         str(key).startswith(UNET) for key in weight_names(Path(path))
     )
 
 
 def base_hash(model: LatentDiffusion) -> str:
-    """A hash of the frozen networks, by which a result names the model that it was trained on."""
+    """A hash of the frozen networks, which identifies a base model in results."""
     return state_hash(nn.ModuleList([model.unet, model.autoencoder, model.text_encoder]))

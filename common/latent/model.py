@@ -1,9 +1,8 @@
-"""Latent diffusion (Rombach et al. 2022, arXiv:2112.10752) with a slot for a control network
-(arXiv:2302.05543).
+"""Latent diffusion (Rombach et al. 2022, arXiv:2112.10752) with an optional ControlNet.
 
-One class for Stable Diffusion and for the small model: images to latents and back, prompts to
-context, and `apply_model`, which is the network that `common.diffusion.process` and
-`common.diffusion.samplers` take.
+One class serves Stable Diffusion and the small model. It maps images to latents and back, prompts
+to context, and provides `apply_model`, the network that `common.diffusion.process` and
+`common.diffusion.samplers` take. ControlNet is Zhang et al. 2023 (arXiv:2302.05543).
 
     cond, null = (LatentCondition(model.encode_text(texts), hint) for texts in (prompts, [""] * N))
     predict = model.predictor(cond, null, scale=7.5)
@@ -30,28 +29,29 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 SD_SCALE_FACTOR = 0.18215
-"""Stable Diffusion v1 multiplies the autoencoder's latents by this."""
+"""The factor by which Stable Diffusion v1 multiplies the autoencoder's latents."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentCondition:
-    """What the network is told beside x_t and t."""
+    """The network's inputs besides x_t and t."""
 
     context: Tensor
     """Text features [N, L, D]."""
     hint: Tensor | None = None
-    """Control image [N, 3, H, W] in [0, 1] (not [-1, 1]: see `common.images.to_hint`); None: no
+    """Control image [N, 3, H, W] in [0, 1] (not [-1, 1]: see `common.images.to_hint`); None is no
     control."""
     control_scales: tuple[float, ...] | None = None
-    """A factor for each control residual, the middle's last; None: 1 each."""
+    """Factor of each control residual, the middle block's last; None is 1 for each."""
     controlled: int | None = None
-    """How many images, from the first on, the hint covers; None: all. Set by `stack`."""
+    """Number of images, from the first on, that the hint applies to; None is all. Set by `stack`.
+    """
 
     def stack(self, other: "LatentCondition") -> "LatentCondition":
-        """Both conditions as one batch, this one first; where only this one has a hint, the other
-        half stays without control.
+        """Both conditions as one batch, this one first.
 
-        Raises ValueError if only the other has a hint, or if the scales differ where both have one.
+        If only this condition has a hint, the other half of the batch has no control. Raises
+        ValueError if only the other has a hint, or if both have one and their scales differ.
         """
         context = torch.cat([self.context, other.context])
         if other.hint is None:
@@ -59,31 +59,32 @@ class LatentCondition:
             return dataclasses.replace(self, context=context, controlled=controlled)
         if self.hint is None or self.control_scales != other.control_scales:
             raise ValueError(
-                "control on the second condition needs the same control scales on the first"
+                "if the second condition has a hint, the first needs one with the same control"
+                " scales"
             )
         return dataclasses.replace(self, context=context, hint=torch.cat([self.hint, other.hint]))
 
     def without_control(self) -> "LatentCondition":
-        """The same text alone."""
+        """This condition without its hint."""
         return LatentCondition(self.context)
 
 
 class LatentDiffusion(nn.Module):
-    """Frozen networks and what joins them; `controlnet` alone is trained.
+    """Frozen networks of a latent-diffusion model; only `controlnet` is trained.
 
-    - `autoencoder` is diffusers' AutoencoderKL or AutoencoderDC, `text_encoder` and `tokenizer` are
-      transformers', `unet` is diffusers'. All three networks are frozen here and stay in evaluation
-      mode whatever `train()` says.
-    - `schedule` and `parameterization` say what the U-Net was trained on.
+    - `autoencoder` is diffusers' AutoencoderKL or AutoencoderDC, `unet` is diffusers',
+      `text_encoder` and `tokenizer` are transformers'. The constructor freezes the three networks;
+      they stay in evaluation mode after `train()`.
+    - `schedule` and `parameterization` are those that the U-Net was trained with.
     - Latents are (z - latent_mean) / latent_std, each one number or one for each channel; the
       defaults are Stable Diffusion's.
-    - `default_guidance_scale` is the guidance scale to draw with where none is asked for; 7.5 is
-      Stable Diffusion's.
-    - `controlnet(x_t, hint, t, context)` gives the residuals of the decoder skips and then the
-      middle's.
+    - `default_guidance_scale` is the guidance scale used if none is given; 7.5 is Stable
+      Diffusion's.
+    - `controlnet(x_t, hint, t, context)` returns the residuals of the decoder's skip connections,
+      then the residual of the middle block.
 
-    Only frozen work that no gradient passes is under `no_grad`: the gradient reaches `controlnet`
-    through the frozen decoder.
+    `no_grad` wraps encoding and decoding of images and `encode_text` only; ControlNet's gradient
+    flows through the frozen decoder of the U-Net.
     """
 
     def __init__(
@@ -104,8 +105,8 @@ class LatentDiffusion(nn.Module):
         self.autoencoder, self.text_encoder, self.unet = autoencoder, text_encoder, unet
         self.controlnet, self.default_guidance_scale = controlnet, default_guidance_scale
         self.tokenizer, self.schedule, self.parameterization = tokenizer, schedule, parameterization
-        # Not persistent: they belong to the configuration, and a control-only state dict needs none
-        # of them.
+        # Not persistent: they belong to the configuration, and a state dict of the ControlNet alone
+        # must not contain them.
         for name, value in (("latent_mean", latent_mean), ("latent_std", latent_std)):
             self.register_buffer(
                 name,
@@ -117,32 +118,31 @@ class LatentDiffusion(nn.Module):
 
     @property
     def downscale(self) -> int:
-        """How many pixels one latent spans, along each side."""
+        """Pixels per latent along each side."""
         return downscale_of(self.autoencoder)
 
     @property
     def latent_side(self) -> int:
-        """The side of the latents that the U-Net was trained on."""
+        """Side of the latents that the U-Net was trained on."""
         return self.unet.config.sample_size
 
     @property
     def side(self) -> int:
-        """The side of its own pictures."""
+        """Side of the model's pictures, in pixels."""
         return self.latent_side * self.downscale
 
     def train(self, mode: bool = True) -> "LatentDiffusion":
-        """Switches `controlnet` alone: dropout in a frozen network would be noise."""
+        """Sets the mode of `controlnet` only: dropout in a frozen network would add noise."""
         super().train(mode)
         for frozen in self._frozen():
             frozen.eval()
         return self
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Saves memory in training: the control network and the frozen decoder compute their
-        activations again.
+        """Saves memory in training: activations are recomputed in the backward pass.
 
-        Not the frozen encoder and middle: they have nothing to save, and a checkpoint would keep
-        their inputs.
+        This applies to ControlNet and the U-Net's frozen decoder. The frozen encoder and middle
+        block store no activations for the backward pass, and a checkpoint would keep their inputs.
         """
         if enabled:
             self.unet.enable_gradient_checkpointing()
@@ -155,9 +155,12 @@ class LatentDiffusion(nn.Module):
             self.controlnet.enable_gradient_checkpointing(enabled)
 
     def choose_attention(self, mixed_precision: str) -> None:
-        """Takes the attention that trains faster: in bf16 on a CPU two matrix products and a
-        softmax, since the backward pass of PyTorch's fused function takes several times as long
-        there; else diffusers' own choice."""
+        """Selects the attention implementation that trains faster.
+
+        In bf16 on a CPU that is two matrix products and a softmax, because the backward pass of
+        PyTorch's fused function takes several times as long there; otherwise diffusers' choice is
+        kept.
+        """
         from diffusers.models.attention_processor import Attention, AttnProcessor
 
         if mixed_precision != "bf16" or self.unet.device.type != "cpu":
@@ -172,10 +175,10 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor, generators: StackedRandomGenerator | None = None) -> Tensor:
-        """Latents [N, C, h, w] of images [N, 3, H, W] in [-1, 1]: the posterior's mean, or a draw
-        from it with `generators`.
+        """Latents [N, C, h, w] of images [N, 3, H, W] in [-1, 1].
 
-        AutoencoderDC has no posterior, just the latents.
+        They are the posterior's mean or, with `generators`, a sample from the posterior.
+        AutoencoderDC has no posterior: its latents are deterministic.
         """
         encoded = self.autoencoder.encode(images.to(self.autoencoder.dtype))
         posterior = encoded.get("latent_dist")
@@ -186,21 +189,21 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images float32 [N, 3, H, W] of latents [N, C, h, w]; about [-1, 1], not clamped."""
+        """Images float32 [N, 3, H, W] of latents [N, C, h, w]; about in [-1, 1], not clamped."""
         z = latents * self.latent_std + self.latent_mean
         return self.autoencoder.decode(z.to(self.autoencoder.dtype)).sample.float()
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Context [N, 77, D] of prompts: the text encoder's last hidden state, normalised, at every
-        position, padding included.
+        """Context [N, 77, D] of prompts.
 
-        A longer prompt is cut, as Stable Diffusion does.
+        It is the text encoder's last hidden state after the final layer norm, at all positions,
+        padding included. A prompt that is too long is truncated, as in Stable Diffusion.
         """
         return self.encode_tokens(self.tokenize(prompts))
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids, long [N, 77], of prompts, padded or cut."""
+        """Token ids of prompts, long [N, 77], padded or truncated."""
         length = self.tokenizer.model_max_length
         return self.tokenizer(
             list(prompts),
@@ -211,20 +214,22 @@ class LatentDiffusion(nn.Module):
         ).input_ids
 
     def encode_tokens(self, ids: Tensor) -> Tensor:
-        """Context [N, 77, D] of token ids; the gradient reaches what is trained of the text
-        encoder, such as a learned word."""
+        """Context [N, 77, D] of token ids.
+
+        The gradient reaches the trained parameters of the text encoder, such as a learned word.
+        """
         return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state
 
     # ------------------------------------------------------------------------
     # The network.
 
     def apply_model(self, x_t: Tensor, t: Tensor, cond: LatentCondition) -> Tensor:
-        """The U-Net's output for x_t [N, C, h, w] and t long [N], like x_t; what it means is
-        `parameterization`.
+        """The U-Net's output, like x_t [N, C, h, w], for t long [N].
 
-        With a hint, each control residual, times its scale, is added to its decoder skip, and the
-        last one to the middle (Equation 2 and Figure 3 of arXiv:2302.05543). The frozen encoder
-        sees none of them.
+        `parameterization` states what the output is: eps, x0 or v. With a hint, each control
+        residual, times its scale, is added to its skip connection in the decoder, and the last one
+        to the middle block's output (Equation 2 and Figure 3 of arXiv:2302.05543). The frozen
+        encoder receives none.
         """
         dtype = self.unet.dtype
         skips = middle = None
@@ -251,11 +256,11 @@ class LatentDiffusion(nn.Module):
         rescale: float = 0.0,
         network: Network | None = None,
     ) -> Predict:
-        """`common.diffusion.guidance.guided` of this model, with control only at t in `control` =
-        (lowest, highest); None: always.
+        """`common.diffusion.guidance.guided` of this model, with control at selected timesteps.
 
-        `control_interval` makes it from fractions of the trajectory. Guess mode is a `null` without
-        a hint and `guess_mode_scales` on `condition`. `network` takes the place of `apply_model`.
+        `control` = (lowest t, highest t) limits control to those t (see `control_interval`, which
+        computes it from fractions of the trajectory); None is no limit. For guess mode, `null` has
+        no hint and `condition` has `guess_mode_scales`. `network` replaces `apply_model`.
         """
         guidance: dict[str, Any] = {"interval": interval, "rescale": rescale}
         network = network or self.apply_model
@@ -268,9 +273,9 @@ class LatentDiffusion(nn.Module):
         return switched(predict, free, control)
 
     def _control(self, x_t: Tensor, t: Tensor, cond: LatentCondition) -> list[Tensor]:
-        """The scaled residuals; zero for the images that the hint does not cover."""
+        """The scaled control residuals; zero for the images that the hint does not apply to."""
         if self.controlnet is None:
-            raise InputError("there is a hint, but the model has no ControlNet")
+            raise InputError("a control image was given, but the model has no ControlNet")
         n = len(x_t) if cond.controlled is None else cond.controlled
         dtype = next(self.controlnet.parameters()).dtype
         residuals = self.controlnet(
@@ -292,6 +297,6 @@ class LatentDiffusion(nn.Module):
 
 
 def downscale_of(autoencoder: "AutoencoderKL | AutoencoderDC") -> int:
-    """How many pixels one latent spans, along each side."""
+    """Pixels per latent along each side."""
     config = autoencoder.config
     return 2 ** (len(config.get("block_out_channels") or config.encoder_block_out_channels) - 1)

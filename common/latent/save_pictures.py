@@ -1,5 +1,4 @@
-"""Drawing pictures into files: shared out among processes, and resumed, since a finished picture is
-recognised and kept."""
+"""Generates pictures into files, split among processes; finished pictures are kept on a rerun."""
 
 import dataclasses
 import hashlib
@@ -21,11 +20,11 @@ from common.latent.generate import GenerationConfig, Request, generate, with_def
 from common.latent.model import LatentDiffusion
 
 NOTE = "made with"
-"""The PNG's text entry by which a finished picture is recognised."""
+"""Name of the PNG text entry that identifies how a picture was made."""
 
 
 class Picture(NamedTuple):
-    """A picture to draw, and where it belongs."""
+    """A picture to generate: its file and its request."""
 
     path: Path
     request: Request
@@ -42,23 +41,24 @@ def draw_missing(
     network: Network | None = None,
     staging: Path | None = None,
 ) -> None:
-    """Writes the pictures, `size` pixels wide and high, that are not there already, each process
-    its share, and says what was kept, and which prompts are too long for the text encoder.
+    """Writes the pictures that do not exist yet, as PNG of `size` x `size` pixels.
 
-    A picture is kept if it is whole and was drawn for the same request by the same networks with
-    the same settings; `settings` are those that `config` does not hold. `latent_side` and `network`
-    are for `generate`, `staging` for `write_png`.
+    Each process writes its share. An existing picture is kept if its file is complete and it was
+    made for the same request by the same networks with the same settings; `settings` are those that
+    `config` does not hold. Prints how many pictures were kept, and warns of prompts that are too
+    long for the text encoder. `latent_side` and `network` are passed to `generate`, `staging` to
+    `write_png`.
     """
     rank, processes, _ = this_process()
     for prompt in (
         too_long(model, {picture.request.prompt for picture in pictures}) if rank == 0 else ()
     ):
         print(
-            f"warning: only the first {model.tokenizer.model_max_length} tokens count of"
-            f" {prompt!r}",
+            "warning: the prompt is cut to the text encoder's"
+            f" {model.tokenizer.model_max_length} tokens: {prompt!r}",
             file=sys.stderr,
         )
-    # Which process draws a picture depends on no file.
+    # The split does not depend on which files exist.
     mine = pictures[rank::processes]
     made_with = _made_with(model, config, {"size": size, **(settings or {})})
     notes = [_note(made_with, picture.request) for picture in mine]
@@ -88,7 +88,7 @@ def draw_missing(
 
 
 def too_long(model: LatentDiffusion, prompts: Collection[str]) -> list[str]:
-    """The prompts that `LatentDiffusion.tokenize` cuts, sorted."""
+    """The prompts that `LatentDiffusion.tokenize` truncates, sorted."""
     tokenizer = model.tokenizer
     room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
     return sorted(prompt for prompt in prompts if len(tokenizer.tokenize(prompt)) > room)
@@ -104,8 +104,10 @@ def draw(
     network: Network | None = None,
     show_progress: bool = True,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yields (indices of requests, pictures uint8 [n, 3, size, size]) chunk by chunk; see
-    `generate`."""
+    """Yields (indices of requests, pictures uint8 [n, 3, size, size]) for each chunk.
+
+    The chunks are those of `generate`.
+    """
     chunks = generate(
         model, requests, config, latent_side, network=network, show_progress=show_progress
     )
@@ -116,7 +118,7 @@ def draw(
 def _made_with(
     model: LatentDiffusion, config: GenerationConfig, settings: Mapping[str, Any]
 ) -> str:
-    """All that pictures depend on, but for their own requests."""
+    """All that pictures depend on except their requests, as JSON."""
     parts = (model.unet, model.controlnet, model.autoencoder, model.text_encoder)
     networks = nn.ModuleList([part for part in parts if part is not None])
     return json.dumps(
@@ -129,6 +131,7 @@ def _made_with(
 
 
 def _note(made_with: str, request: Request) -> str:
+    """A hash of the networks, the settings and the request."""
     digest = hashlib.blake2b(
         json.dumps([made_with, request.prompt, request.seed]).encode(), digest_size=16
     )

@@ -1,10 +1,9 @@
-"""The small latent-diffusion model: Stable Diffusion's own kinds of networks but for the
-autoencoder, in sizes that a CPU can train.
+"""The small latent-diffusion model, of a size that a CPU can train.
 
-Pictures of 64x64, latents of 16x16 with 4 channels, the text tower of the project's small CLIP,
-tuned on captions alone (`p3_controlnet.base.train_text`), as conditioner. It is stored as a
-diffusers folder, so it is loaded, controlled and personalised by the code that does so for Stable
-Diffusion.
+Pictures are 64x64, latents 16x16 with 4 channels. The networks are of the same classes as Stable
+Diffusion's, except for the autoencoder. The text encoder is that of the project's small CLIP, tuned
+on captions alone (`p3_controlnet.base.train_text`). The model is stored as a diffusers folder, so
+the code that loads, controls and personalises Stable Diffusion also serves this model.
 """
 
 import dataclasses
@@ -39,8 +38,10 @@ PREDICTION_TYPES: dict[Parameterization, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """What builds the autoencoder, which works at half of the pictures' side and below (pixels are
-    folded into channels)."""
+    """Sizes of the autoencoder.
+
+    It folds 2x2 pixels into channels, so its highest resolution is half of the pictures' side.
+    """
 
     channels: tuple[int, ...] = (64, 128)
     """Channels at 32x32 and 16x16."""
@@ -54,36 +55,34 @@ class AutoencoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """What builds the U-Net."""
+    """Sizes of the U-Net."""
 
     channels: tuple[int, ...] = (64, 128, 192)
     """Channels at 16x16, 8x8 and 4x4."""
     layers: int = 1
-    """Residual blocks, each with self- and cross-attention, at each resolution; the decoder has one
+    """Residual blocks per resolution, each with self- and cross-attention; the decoder has one
     more."""
     heads: int = 4
-    """Attention heads."""
+    """Number of attention heads."""
     groups: int = 8
-    """Groups of the normalisation."""
+    """Number of groups of the group normalisation."""
 
 
 def build_autoencoder(config: AutoencoderConfig) -> "AutoencoderDC":
-    """A new autoencoder with latents of a quarter of the side (for two resolutions).
+    """A new autoencoder; with two resolutions the latents have a quarter of the pictures' side.
 
-    It is the deep-compression autoencoder (Chen et al. 2024, arXiv:2410.10733) and not Stable
-    Diffusion's: the latter's group normalisation takes its statistics over the whole picture, so
-    that a flat colour comes out shifted by what else the picture shows, and a small one needs very
-    long to unlearn that. Here each position is normalised by itself, in the residual branches and
-    before the last convolution. The branches begin at zero (arXiv:1706.02677), so at first the
-    shortcuts alone carry the colours.
+    It is the deep-compression autoencoder (Chen et al. 2024, arXiv:2410.10733), not Stable
+    Diffusion's. The group normalisation of the latter takes its statistics over the whole picture,
+    so a flat colour is reconstructed with a shift that depends on the rest of the picture, and a
+    small network needs very long to unlearn that. Here each position is normalised by itself, in
+    the residual branches and before the last convolution. The residual branches are initialised to
+    zero (arXiv:1706.02677), so at first the shortcuts alone carry the colours.
     """
     from diffusers import AutoencoderDC
 
     levels = len(config.channels) + 1
-    channels = (
-        config.channels[0],
-        *config.channels,
-    )  # the first is unused: no layers at the pictures' own resolution
+    # The first is unused: there are no layers at the pictures' own resolution.
+    channels = (config.channels[0], *config.channels)
     network = AutoencoderDC(
         latent_channels=config.latent_channels,
         encoder_block_out_channels=channels,
@@ -102,8 +101,10 @@ def build_autoencoder(config: AutoencoderConfig) -> "AutoencoderDC":
 def build_unet(
     config: UNetConfig, autoencoder: "AutoencoderDC", context_width: int
 ) -> "UNet2DConditionModel":
-    """A new U-Net for the latents of an autoencoder, conditioned on text features of the given
-    width."""
+    """A new U-Net for the latents of `autoencoder`, conditioned on text features.
+
+    The text features are [N, L, context_width].
+    """
     from diffusers import UNet2DConditionModel
 
     levels = len(config.channels)
@@ -121,15 +122,17 @@ def build_unet(
     )
 
 
-# ---------------------------------------------------------------------------- The model's folder:
-# the layout of a diffusers pipeline, and a config.json that says that it is one of these.
+# ----------------------------------------------------------------------------
+# The model's folder: a diffusers pipeline with a config.json that states the kind KIND.
 
 
 def save_model(
     folder: Path, model: LatentDiffusion, zero_terminal: bool, dtype: torch.dtype = torch.float16
 ) -> None:
-    """Writes all parts: unet/, vae/, text_encoder/ and scheduler/. The tokenizer is always CLIP's
-    own."""
+    """Writes unet/, vae/, text_encoder/, scheduler/ and config.json; weights are stored as `dtype`.
+
+    The tokenizer is always CLIP's and is not written.
+    """
     folder = Path(folder)
     save_network(folder / "unet", model.unet, dtype)
     save_network(folder / "vae", model.autoencoder, dtype)
@@ -156,8 +159,10 @@ def save_model(
 
 
 def load_model(folder: Path) -> LatentDiffusion:
-    """Reads a folder written by `save_model`, as float32 on the CPU. Raises InputError if it holds
-    something else."""
+    """Reads a folder written by `save_model`, as float32 on the CPU.
+
+    Raises InputError if the folder holds something else.
+    """
     from diffusers import AutoencoderDC, UNet2DConditionModel
 
     folder = Path(folder)
@@ -171,7 +176,7 @@ def load_model(folder: Path) -> LatentDiffusion:
     except (KeyError, TypeError, StopIteration):
         raise InputError(
             f"{folder / 'scheduler' / SCHEDULER_FILE} does not describe a noise schedule of this"
-            " program"
+            " project"
         ) from None
     autoencoder = load_network(folder / "vae", AutoencoderDC)
     statistics = {name: config.get(name) for name in LATENT_STATISTICS}
@@ -183,8 +188,8 @@ def load_model(folder: Path) -> LatentDiffusion:
             and all(isinstance(v, float) for v in values)
         ):
             raise InputError(
-                f"{folder / CONFIG_FILE} does not give {name} for {channels} channels of the"
-                " latents"
+                f"{folder / CONFIG_FILE} does not give {name} as {channels} numbers, one for each"
+                " latent channel"
             )
     tokenizer, text_encoder = load_text_encoder(folder / "text_encoder")
     return LatentDiffusion(
@@ -200,8 +205,10 @@ def load_model(folder: Path) -> LatentDiffusion:
 
 
 def save_network(folder: Path, network: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Writes a network of diffusers as its own folder, atomically; the weights as `dtype` if
-    given."""
+    """Writes a diffusers network to its own folder, atomically.
+
+    The weights are stored as `dtype`, or unchanged for None.
+    """
     make_folder(folder)
     state = {
         name: value if dtype is None else value.to(dtype)
@@ -213,8 +220,10 @@ def save_network(folder: Path, network: nn.Module, dtype: torch.dtype | None = N
 
 
 def load_network(folder: Path, kind: type[nn.Module]) -> Any:
-    """Reads a folder written by `save_network`, in evaluation mode. Raises InputError if it holds
-    something else."""
+    """Reads a folder written by `save_network`, as float32 in evaluation mode.
+
+    Raises InputError if the folder holds something else.
+    """
     config = read_json(Path(folder) / CONFIG_FILE)
     name = config.get("_class_name") if isinstance(config, dict) else None
     if name != kind.__name__:
@@ -234,12 +243,11 @@ def load_network(folder: Path, kind: type[nn.Module]) -> Any:
 def latent_statistics(
     autoencoder: "AutoencoderDC", images: Tensor, *, channelwise: bool = True
 ) -> dict[str, list[float]]:
-    """`latent_mean` and `latent_std` of each channel of these images [N, 3, H, W] in [-1, 1], for
-    `LatentDiffusion`.
+    """`latent_mean` and `latent_std` of `LatentDiffusion`, one number for each channel.
 
-    With them latents have mean 0 and variance 1 in every channel, as the noise has. Not
-    `channelwise` it is as in Stable Diffusion, which divides all channels by one number, the
-    deviation of all latents, and leaves their means.
+    They are computed from the latents of `images` [N, 3, H, W] in [-1, 1]. Latents normalised with
+    them have mean 0 and variance 1 in every channel, as the noise has. With `channelwise` off they
+    follow Stable Diffusion: the standard deviation of all latents for every channel, and mean 0.
     """
     latents = torch.cat([autoencoder.encode(part).latent for part in images.split(64)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3)).clamp(min=1e-6)
@@ -248,6 +256,6 @@ def latent_statistics(
 
 
 def psnr(images: Tensor, others: Tensor) -> float:
-    """The mean over images in [-1, 1] of the peak signal-to-noise ratio, in dB."""
+    """Peak signal-to-noise ratio in dB of images in [-1, 1], averaged over the images."""
     error = (images - others).square().flatten(1).mean(1) / 4.0
     return (-10.0 * error.clamp(min=1e-10).log10()).mean().item()

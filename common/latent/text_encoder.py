@@ -1,8 +1,8 @@
-"""The tokenizer and the text tower that condition diffusion models, as transformers' classes, from
-open_clip's CLIPs.
+"""Tokenizer and text encoder of diffusion models: transformers' classes from open_clip's CLIPs.
 
 open_clip pads with 0, but Stable Diffusion was trained on padding with the end token, and
-cross-attention sees every position: outside open_clip texts go through `clip_tokenizer`.
+cross-attention uses every position. Outside open_clip, texts are therefore tokenized by
+`clip_tokenizer`.
 """
 
 import functools
@@ -28,20 +28,21 @@ WEIGHTS = "model.safetensors"
 
 
 def load_text_tower(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
-    """The tokenizer and the text tower, in evaluation mode on the CPU, of a CLIP's model folder
-    such as checkpoints/clip_shapes.
+    """Tokenizer and text encoder of a CLIP's model folder, such as checkpoints/clip_shapes.
 
-    `tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids` are the
-    tower's input: as many positions as it has. Raises InputError if the folder holds no plain ViT
-    CLIP.
+    The text encoder is in evaluation mode on the CPU. Its input is `tokenizer(texts,
+    padding="max_length", truncation=True, return_tensors="pt").input_ids`, long [N, context
+    length]. Raises InputError if the folder holds no plain ViT CLIP.
     """
     network = load_folder(Path(folder), torch.device("cpu")).network
     return clip_tokenizer(network.context_length), text_tower(network)
 
 
 def text_tower(network: nn.Module) -> "CLIPTextModel":
-    """The text tower of an open_clip ViT as transformers' CLIPTextModel; `last_hidden_state`
-    conditions diffusion models."""
+    """The text encoder of an open_clip ViT as transformers' CLIPTextModel.
+
+    Its `last_hidden_state` conditions diffusion models.
+    """
     model = new_text_model(transformers_config(network).text_config)
     state = {
         name: value
@@ -55,7 +56,7 @@ def text_tower(network: nn.Module) -> "CLIPTextModel":
 def save_text_encoder(
     folder: Path, model: "CLIPTextModel", dtype: torch.dtype = torch.float16
 ) -> None:
-    """Writes a text tower as its own folder, which `load_text_encoder` reads."""
+    """Writes a text encoder to its own folder, which `load_text_encoder` reads."""
     make_folder(folder)
     save_tensors(
         Path(folder) / WEIGHTS,
@@ -65,10 +66,10 @@ def save_text_encoder(
 
 
 def load_text_encoder(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
-    """The same two of a folder with a CLIPTextModel alone, such as text_encoder/ of a diffusers
-    folder, as float32.
+    """Tokenizer and text encoder (float32) of a folder that holds a CLIPTextModel only.
 
-    Raises InputError if the folder holds something else.
+    An example is text_encoder/ of a diffusers folder. Raises InputError if the folder holds
+    something else.
     """
     path = Path(folder) / "config.json"
     config = read_json(path)
@@ -84,7 +85,7 @@ def load_text_encoder(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
 
 
 def _fill(model: "CLIPTextModel", state: Mapping[str, Tensor], source: Path | str) -> None:
-    """Fills the model, whichever of the two forms of names it has and the state has."""
+    """Loads weights into the model; either may have names with or without TEXT_PREFIX."""
     prefix = text_prefix(model.state_dict())
     load_strict(
         model,
@@ -94,13 +95,16 @@ def _fill(model: "CLIPTextModel", state: Mapping[str, Tensor], source: Path | st
 
 
 def clip_tokenizer(context_length: int = 77) -> "CLIPTokenizer":
-    """transformers' CLIPTokenizer from open_clip's BPE file: the same ids, padded with the end
-    token as Stable Diffusion's."""
+    """transformers' CLIPTokenizer built from open_clip's BPE file.
+
+    It gives the same ids as open_clip's, but pads with the end token, as Stable Diffusion does.
+    """
     return new_tokenizer(*_byte_pairs(), context_length)
 
 
 @functools.cache
 def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The vocabulary {token: id} and the BPE merges of CLIP's tokenizer."""
     from open_clip.tokenizer import bytes_to_unicode, default_bpe
 
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:

@@ -1,0 +1,1 @@
+"""Metrics and classifiers, from pixels or features to numbers."""

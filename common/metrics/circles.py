@@ -1,5 +1,4 @@
-"""The circles that a control picture shows: fitted to its white outlines, and drawn as true
-discs."""
+"""Circles of a control picture: fitting them to white outlines, and drawing them as discs."""
 
 from typing import NamedTuple
 
@@ -8,43 +7,47 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-WHITE = 128
-TRIALS = 600
-HALF_LINE = 2.5 / 512  # half the thickness of fill50k's outlines, as a part of the side
+WHITE = 128  # least grey level of a white pixel
+TRIALS = 600  # random circles per RANSAC search
+HALF_LINE = 2.5 / 512  # half the thickness of fill50k's outlines, as a fraction of the side
 SUPPORT = 0.8
 REST = 0.04
 CROWDED = 0.25
 
 
 class Circle(NamedTuple):
-    """A circle in pixels; a pixel's centre lies at its index plus one half."""
+    """A circle in pixels; the centre of pixel i is at i + 1/2."""
 
     x: float
     y: float
     radius: float
 
     def distances(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Signed distances [N] of points [N, 2] (x, y) from the circle, negative inside."""
+        """Signed distances [N] of points [N, 2] (x, y) to the circle; negative inside."""
         return np.hypot(points[:, 0] - self.x, points[:, 1] - self.y) - self.radius
 
 
 def disc(circle: Circle, size: int = 512) -> Tensor:
-    """The pixels whose centre lies in the circle, bool [size, size]; what crosses the border is cut
-    off."""
+    """The pixels whose centre lies in the circle, bool [size, size].
+
+    The part of the circle outside the picture is cut off.
+    """
     at = torch.arange(size, dtype=torch.float64) + 0.5
     return (at - circle.x).square() + (at[:, None] - circle.y).square() <= circle.radius**2
 
 
 def fit_circles(outline: Tensor, seed: int = 0) -> list[Circle]:
-    """The circles of a control picture, uint8 [3, S, S] with white outlines on black, from left to
-    right; none if it shows none.
+    """The circles of a control picture, from left to right; an empty list if there are none.
 
-    A circle lies along the middle of its outline, which is where fill50k's targets change colour.
-    It may be cut by the border, touch or cross others. Found one after another by RANSAC (Fischler
-    and Bolles 1981): of circles through three random white pixels the one with most pixels on its
-    line, refined by least squares, is taken if at least SUPPORT of the line that it would draw is
-    white. Circles are no longer looked for once less than REST of the white pixels lies on none; a
-    picture more than a quarter white holds no outlines.
+    `outline` is uint8 [3, S, S] with white outlines on black. A fitted circle runs along the middle
+    of its outline, which is where fill50k's targets change colour. It may be cut by the border, and
+    may touch or cross others.
+
+    Circles are found one after another by RANSAC (Fischler and Bolles 1981). Of circles through
+    three random white pixels, the one with most pixels on its line is refined by least squares. It
+    is accepted if at least the fraction SUPPORT of its line is white. The search ends when less
+    than the fraction REST of the white pixels lies on no circle. A picture of which more than the
+    fraction CROWDED is white holds no outlines.
     """
     white = outline.float().mean(0).numpy() >= WHITE
     side = white.shape[1]
@@ -67,10 +70,12 @@ def fit_circles(outline: Tensor, seed: int = 0) -> list[Circle]:
 def _best_through_three(
     points: NDArray[np.float64], tolerance: float, random: np.random.Generator
 ) -> Circle:
-    """The circle through three of the points with most points within the tolerance, over TRIALS
-    draws."""
+    """The circle through three of the points with most points within `tolerance`.
+
+    TRIALS random triples are tried.
+    """
     a, b, c = (points[random.integers(len(points), size=TRIALS)] for _ in range(3))
-    b, c = b - a, c - a  # the circumcircle's centre, seen from a
+    b, c = b - a, c - a  # relative to a, as is the circumcentre below
     twice_area = 2.0 * (b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0])
     with np.errstate(divide="ignore", invalid="ignore"):
         bb, cc = (b**2).sum(1) / twice_area, (c**2).sum(1) / twice_area
@@ -78,7 +83,7 @@ def _best_through_three(
     radius = np.hypot(*centre.T)
     usable = np.isfinite(radius)
     centre, radius = (a + centre)[usable], radius[usable]
-    if not len(radius):  # all on one line
+    if not len(radius):  # each triple lies on one line
         return Circle(*points[0], 0.0)
     some = points[random.permutation(len(points))[:1000]]
     distance = np.hypot(some[:, 0] - centre[:, :1], some[:, 1] - centre[:, 1:])  # [trials, points]
@@ -87,8 +92,10 @@ def _best_through_three(
 
 
 def _refine(circle: Circle, points: NDArray[np.float64], tolerance: float) -> Circle:
-    """The least-squares circle of the points near it: x^2 + y^2 = 2 a x + 2 b y + c is linear in
-    its centre (a, b)."""
+    """The least-squares circle through the points near `circle`.
+
+    x^2 + y^2 = 2 a x + 2 b y + c is linear in the centre (a, b) and c.
+    """
     for reach in (2.0 * tolerance, 1.5 * tolerance, tolerance, tolerance):
         near = points[np.abs(circle.distances(points)) <= reach]
         if len(near) < 3:
@@ -105,8 +112,10 @@ def _refine(circle: Circle, points: NDArray[np.float64], tolerance: float) -> Ci
 
 
 def _support(circle: Circle, white: NDArray[np.bool_]) -> float:
-    """The part of the circle's line inside the picture that is white; 0 for a circle too small to
-    be one."""
+    """Fraction of the circle's line inside the picture that is white.
+
+    It is 0 for a radius outside 0.01 to 10 times the picture's width.
+    """
     if not 0.01 * white.shape[1] < circle.radius < 10.0 * white.shape[1]:
         return 0.0
     angles = np.linspace(0.0, 2.0 * np.pi, max(64, int(4.0 * circle.radius)), endpoint=False)

@@ -1,5 +1,7 @@
-"""Digit classifiers: the project's own, the course's LeNet for MNIST-M, and the published ResNet-34
-for SVHN."""
+"""Digit classifiers: the project's own, the course's LeNet and a published ResNet-34.
+
+The LeNet is for MNIST-M, the ResNet-34 for SVHN.
+"""
 
 from pathlib import Path
 from typing import Protocol
@@ -24,27 +26,22 @@ from common.metrics.small_resnet import SmallResNet
 KIND = "common.DigitClassifier"
 CHANNELS = (40, 96, 160)
 FEATURES = CHANNELS[-1]
-SHIFTS = (
-    (1, 1),
-    (0, 1),
-    (2, 1),
-    (1, 0),
-    (1, 2),
-)  # rows and columns into an image padded by one pixel; the first is the image
-# Per-channel statistics that the published SVHN network was trained with (model card of
-# edadaltocg/resnet34_svhn).
+SHIFTS = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
+"""(row, column) offsets into an image padded by one pixel; the first gives the image itself."""
+# Per-channel mean and standard deviation for pixels in [0, 1] that the published SVHN network was
+# trained with (model card of edadaltocg/resnet34_svhn).
 SVHN_MEAN, SVHN_STD = (0.4377, 0.4438, 0.4728), (0.198, 0.201, 0.197)
 SVHN_REPOSITORY = "edadaltocg/resnet34_svhn"
 
 
 class Classifier(Protocol):
-    """Anything that maps images [N, 3, 28, 28] in [-1, 1] to logits [N, 10]."""
+    """A function from images [N, 3, 28, 28] in [-1, 1] to logits [N, 10]."""
 
     def __call__(self, images: Tensor, /) -> Tensor: ...
 
 
 class DigitClassifier(SmallResNet):
-    """A small ResNet for 28x28 digits of both datasets: residual blocks at 14x14, 7x7 and 4x4."""
+    """A small ResNet for the 28x28 digits of both datasets, with blocks at 14x14, 7x7 and 4x4."""
 
     def __init__(self) -> None:
         super().__init__(CHANNELS, patch=2)
@@ -52,12 +49,12 @@ class DigitClassifier(SmallResNet):
         self.head = nn.Linear(FEATURES, NUM_DIGITS)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, 10]; in evaluation mode log-probabilities, the mean over the image and its
-        four shifts by a pixel.
+        """Logits [N, 10] of images [N, 3, 28, 28] in [-1, 1].
 
-        The first convolution takes every second pixel: what it sees of a thin stroke depends on
-        where the stroke lies, and the mean does so less (+0.3 % of held-out MNIST-M digits, +0.7 %
-        of SVHN's).
+        In evaluation mode they are log-probabilities, averaged over five views: the image and its
+        four shifts by a pixel. The first convolution has stride 2, so its response to a thin stroke
+        depends on the stroke's position, and the mean depends on it less (+0.3 % accuracy on
+        held-out MNIST-M digits, +0.7 % on SVHN's).
         """
         if self.training:
             return self.head(self.dropout(self.features(images)))
@@ -74,7 +71,7 @@ class DigitClassifier(SmallResNet):
 
     @classmethod
     def load(cls, folder: Path) -> "DigitClassifier":
-        """Reads the network from its folder, in evaluation mode."""
+        """Reads the network from its model folder, in evaluation mode."""
         load_config(folder, KIND)
         model = cls()
         load_weights(folder, model)
@@ -82,7 +79,10 @@ class DigitClassifier(SmallResNet):
 
 
 class LeNet(nn.Module):
-    """The course's MNIST-M classifier, with the keys of its `Classifier.pth`; input in [-1, 1]."""
+    """The course's MNIST-M classifier: images [N, 3, 28, 28] in [-1, 1] to logits [N, 10].
+
+    Its state dict has the keys of the course's `Classifier.pth`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,6 +93,7 @@ class LeNet(nn.Module):
         self.fc3 = nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, 10] of images [N, 3, 28, 28] in [-1, 1]."""
         h = F.max_pool2d(F.relu(self.conv1(images)), 2)  # [N, 6, 12, 12]
         h = F.max_pool2d(F.relu(self.conv2(h)), 2)  # [N, 16, 4, 4]
         h = F.relu(self.fc2(F.relu(self.fc1(h.flatten(1)))))
@@ -100,8 +101,11 @@ class LeNet(nn.Module):
 
 
 def load_lenet(path: Path) -> LeNet:
-    """The course's `Classifier.pth`: a dict with `state_dict`, or the state dict itself. Raises
-    InputError if it does not fit."""
+    """The course's LeNet from `Classifier.pth`, in evaluation mode.
+
+    The file holds a dict with `state_dict`, or the state dict itself. Raises InputError if the
+    weights do not fit.
+    """
     content = load_pickle(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
@@ -112,12 +116,14 @@ def load_lenet(path: Path) -> LeNet:
 
 
 class PublishedSVHN(nn.Module):
-    """timm's ResNet-34 in the form published for 32x32 SVHN (3x3 first convolution, no first
-    pooling); input in [-1, 1]."""
+    """timm's ResNet-34 as published for 32x32 SVHN: images in [-1, 1] to logits [N, 10].
+
+    Its first convolution is 3x3 with stride 1, and it has no first pooling.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        import timm  # needed here only
+        import timm  # a slow import that only this class needs
 
         self.network = timm.create_model("resnet34", num_classes=10)
         self.network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
@@ -126,6 +132,7 @@ class PublishedSVHN(nn.Module):
         self.register_buffer("std", torch.tensor(SVHN_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, 10] of images [N, 3, H, W] in [-1, 1]."""
         return self.network(((images + 1.0) / 2.0 - self.mean) / self.std)
 
 
@@ -141,8 +148,10 @@ def load_published_svhn(path: Path) -> PublishedSVHN:
 
 
 def find_published_svhn() -> Path | None:
-    """The published network's weight file in the local hub cache, if it was ever fetched; never
-    asks the network."""
+    """The published SVHN network's weight file in the local Hugging Face cache, or None.
+
+    Nothing is downloaded.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     for name in ("model.safetensors", "pytorch_model.bin"):

@@ -1,4 +1,4 @@
-"""The Frechet distance between two sets of features, seen as Gaussians."""
+"""The Frechet distance between two sets of features, each modelled as a Gaussian."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,18 @@ from torch import Tensor
 
 
 class FeatureStatistics(NamedTuple):
-    """Mean [D] and covariance [D, D], float64."""
+    """Mean [D] and covariance [D, D] of features, float64."""
 
     mean: Tensor
     cov: Tensor
 
 
 def feature_statistics(features: Tensor, weights: Tensor | None = None) -> FeatureStatistics:
-    """Mean and covariance of features [N, D]; `weights` [N] weights the rows (for classes that come
-    unequally often)."""
+    """Mean and covariance of features [N, D].
+
+    `weights` [N] weights the rows, for example to balance classes of unequal size; None weights all
+    rows equally.
+    """
     features = features.double()
     weights = (
         torch.ones(len(features), dtype=torch.float64) if weights is None else weights.double()
@@ -30,11 +33,10 @@ def feature_statistics(features: Tensor, weights: Tensor | None = None) -> Featu
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), at least 0 (Heusel et al. 2017,
-    arXiv:1706.08500, Equation 6).
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), at least 0.
 
-    The trace of the root is the sum of the roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2), a
-    symmetric matrix.
+    Equation 6 of Heusel et al. 2017 (arXiv:1706.08500). The trace of the matrix root is computed as
+    the sum of the square roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2), a symmetric matrix.
     """
     values, vectors = torch.linalg.eigh(a.cov)
     root_a = vectors * values.clamp(min=0.0).sqrt() @ vectors.T

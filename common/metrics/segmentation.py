@@ -1,5 +1,4 @@
-"""What a picture of flat shapes shows, without sight of the truth: its objects, their colours, and
-the mask at its centre."""
+"""Segmentation of pictures of flat shapes by colour: objects, their colours, the central region."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,29 +21,34 @@ from common.images import resize
 
 SIZE = 512
 BLOCK = 4
-FLAT = 0.25  # of the strongest contrast: below it a block does not lie on an edge
+FLAT = 0.25  # fraction of the largest contrast up to which a block counts as flat (not on an edge)
 REACH = 6  # blocks over which an edge may be blurred
-DISTINCT = 0.5  # CIEDE2000; of fill50k's pairs chartreuse on lawn green is the hardest, with 0.65
-SEPARATION = 5.0  # cutting a smooth gradient or noise in two gives 4
-ITERATIONS = 20
-SAMPLE = 1000  # blocks among which k-means' first centres are looked for
-MARGIN = 4  # pixels of the model's own resolution
-NO_OBJECT_ERROR = 50.0
+DISTINCT = 0.5  # CIEDE2000; fill50k's closest pair, chartreuse on lawn green, differs by 0.65
+SEPARATION = 5.0  # a ratio; splitting a smooth gradient or noise in two gives 4
+ITERATIONS = 20  # of k-means
+SAMPLE = 1000  # blocks from which the initial centres of k-means are chosen
+MARGIN = 4  # pixels at the model's own resolution
+NO_OBJECT_ERROR = 50.0  # CIEDE2000
 Segmenter = Callable[[Tensor], Tensor]
-"""uint8 [3, 512, 512] -> the region around the picture's centre, bool [512, 512]."""
+"""uint8 [3, 512, 512] -> the region at the picture's centre, bool [512, 512]."""
 
 
 def segment(image: Tensor, colours: int = 1) -> Tensor:
-    """Which pixels have the colour of an object: long [512, 512], 0 for the background, 1 to
-    `colours` for the objects.
+    """Labels of pixels, long [512, 512]: 0 for the background, from 1 on for the objects' colours.
 
-    `image` is uint8 [3, H, W] and brought to 512x512 first. Colours are clustered in CIELAB into
-    `colours` + 1 groups (k-means from the border's median colour and those that leave least to the
-    others) on blocks of 4x4 pixels that lie on no edge; the group most frequent on the border is
-    the background. Groups that cannot be told from it are background too: nearer than DISTINCT in
-    CIEDE2000, or than SEPARATION times the spread within the groups towards each other, which is
-    how noise and gradients fall into groups. So a picture without an object is 0 everywhere. Pixels
-    on an edge get the nearest of the colours found within REACH blocks.
+    `image` is uint8 [3, H, W] and is first resized to 512x512; `colours` is the number of colours
+    that objects have. The steps are
+
+    - Flat blocks: mean colours of blocks of 4x4 pixels, in CIELAB, without the blocks on edges.
+    - Clusters: k-means into `colours` + 1 groups. The first centre is the border's median colour;
+      each further one is the block that minimises the sum of squared distances to the nearest
+      centre.
+    - Background: the group most frequent on the border, and every group that is not distinct from
+      it. Two groups are distinct if their centres differ by at least DISTINCT in CIEDE2000 and by
+      at least SEPARATION times the spread within the groups along the line between the centres.
+      Noise and gradients split into groups that are not distinct, so a picture without an object is
+      0 everywhere.
+    - Edges: pixels on an edge get the nearest of the colours found within REACH blocks.
     """
     pixels = _resized(image)  # [512, 512, 3]
     blocks = _blocks(pixels)
@@ -59,21 +63,24 @@ def segment(image: Tensor, colours: int = 1) -> Tensor:
     if not objects:
         return torch.zeros(SIZE, SIZE, dtype=torch.long)
     groups = [background, *objects]
-    # Groups that are not distinct from the background count as background where the pixels are
-    # flat.
+    # Flat blocks of groups that are not distinct from the background belong to the background.
     renamed = np.array([groups.index(c) if c in groups else 0 for c in range(len(centres))])
     return torch.from_numpy(_to_pixels(pixels, lab, renamed[nearest], flat, centres[groups]))
 
 
 def object_mask(image: Tensor, colours: int = 1) -> Tensor:
-    """Where the objects are, bool [512, 512], holes left open; nowhere if the picture has none (see
-    `segment`)."""
+    """The pixels of all objects, bool [512, 512]; all False if there is no object (see `segment`).
+
+    Holes in objects are not filled.
+    """
     return segment(image, colours) > 0
 
 
 def separate(mask: Tensor, min_area: float = 0.001) -> list[Tensor]:
-    """The connected parts of a mask [H, W] that cover at least `min_area` of it, the largest
-    first."""
+    """Connected components of a mask [H, W] that cover at least `min_area` of it, largest first.
+
+    `min_area` is a fraction of all pixels; the components are bool [H, W].
+    """
     parts, count = ndimage.label(mask.numpy())
     areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     order = [i for i in np.argsort(-areas, kind="stable") if areas[i] >= min_area * mask.numel()]
@@ -81,11 +88,11 @@ def separate(mask: Tensor, min_area: float = 0.001) -> list[Tensor]:
 
 
 def centre_mask(image: Tensor) -> Tensor:
-    """The connected region of one colour at the picture's centre, bool [512, 512], of the picture
-    cut into two colours.
+    """The connected region of one colour at the picture's centre, bool [512, 512].
 
-    The 2025 grader asks SAM2 for this region; on two flat colours they agree. It is the background
-    where no object covers the centre, and everything in a picture without objects.
+    The picture is segmented into two colours. The 2025 grader asks SAM2 for this region; on two
+    flat colours they agree. The region is the background if no object covers the centre, and the
+    whole picture if there is no object.
     """
     mask = object_mask(image)
     parts, _ = ndimage.label((mask == mask[SIZE // 2, SIZE // 2]).numpy())
@@ -93,13 +100,13 @@ def centre_mask(image: Tensor) -> Tensor:
 
 
 def load_sam2(folder: Path, device: torch.device | str = "cpu") -> Segmenter:
-    """`centre_mask` by SAM2 itself, from a transformers folder with its weights (such as
-    facebook/sam2.1-hiera-large).
+    """`centre_mask` computed by SAM2, loaded from a transformers folder with its weights.
 
-    Of the masks that it proposes for one click at the centre, the one that it holds for best.
-    Raises InputError if the folder holds no SAM2.
+    An example is facebook/sam2.1-hiera-large. SAM2 proposes several masks for one click at the
+    centre; the one with the highest predicted IoU is taken. Raises InputError if the folder holds
+    no SAM2.
     """
-    from transformers import Sam2Model, Sam2Processor  # needed here only
+    from transformers import Sam2Model, Sam2Processor  # a slow import that only this function needs
 
     try:
         processor = Sam2Processor.from_pretrained(folder, local_files_only=True)
@@ -123,8 +130,10 @@ def load_sam2(folder: Path, device: torch.device | str = "cpu") -> Segmenter:
 
 
 def iou(mask: Tensor, other: Tensor) -> float:
-    """Intersection over union of two bool masks of one shape; 0 if both are empty: no object is no
-    hit."""
+    """Intersection over union of two bool masks of one shape, in [0, 1]; 0 if both are empty.
+
+    Two empty masks score 0 because a picture without an object is a failure.
+    """
     union = (mask | other).sum().item()
     return (mask & other).sum().item() / union if union else 0.0
 
@@ -134,22 +143,22 @@ def iou(mask: Tensor, other: Tensor) -> float:
 
 
 class ColourScore(NamedTuple):
-    """How far a region's colour is from the named one, and what it would be called."""
+    """How far a region's colour is from the named one, and which name is nearest to it."""
 
     error: float
-    """CIEDE2000; 50 for a region that is not there."""
+    """CIEDE2000; 50 (NO_OBJECT_ERROR) for a missing region."""
     nearest: str | None
-    """The nearest CSS name (names of one colour merged)."""
+    """The nearest CSS name (of names for one colour, one is kept); None for a missing region."""
     right: bool
-    """Whether that is the name asked for."""
+    """Whether `nearest` is the requested name."""
 
 
 def inner_region(region: Tensor, resolution: int = SIZE) -> Tensor:
-    """The pixels of a region, bool [512, 512], at least MARGIN pixels of a model of that resolution
-    inside its edge.
+    """The pixels of a region, bool [512, 512], at least MARGIN model pixels away from its edge.
 
-    The picture's border is no edge. Of a region nowhere that deep, what is at least half as deep as
-    its deepest pixels. Measured on blocks of 2x2 pixels, to the safe side.
+    A model pixel is a pixel at `resolution`, the model's own. The picture's border does not count
+    as an edge. If no pixel is that far from the edge, the pixels at least half as far as the
+    farthest are taken. Distances are measured on blocks of 2x2 pixels and rounded down.
     """
     halved = F.max_pool2d((~region)[None].float(), 2)[0] == 0
     if halved.all():
@@ -160,8 +169,10 @@ def inner_region(region: Tensor, resolution: int = SIZE) -> Tensor:
 
 
 def median_colour(image: Tensor, region: Tensor) -> tuple[float, float, float] | None:
-    """The median of each channel of uint8 [3, H, W] over a region, bool [H, W], in 0..255; None for
-    an empty region."""
+    """The median of each channel over a region, in 0..255; None for an empty region.
+
+    `image` is uint8 [3, H, W], `region` bool [H, W].
+    """
     if not region.any():
         return None
     red, green, blue = np.median(image[:, region].numpy(), axis=1).tolist()
@@ -169,8 +180,10 @@ def median_colour(image: Tensor, region: Tensor) -> tuple[float, float, float] |
 
 
 def judge_colour(rgb: tuple[float, float, float] | None, name: str) -> ColourScore:
-    """Compares a measured colour in 0..255 with a CSS colour by name; None stands for a region that
-    is not there."""
+    """Compares a measured colour with the CSS colour `name`.
+
+    `rgb` is (red, green, blue) in 0..255; None stands for a missing region.
+    """
     if rgb is None:
         return ColourScore(NO_OBJECT_ERROR, None, False)
     nearest = nearest_name(rgb)
@@ -186,14 +199,16 @@ def _resized(image: Tensor) -> NDArray[np.float32]:
 
 
 def _blocks(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean colours of blocks, [128, 128, 3], with a median filter against noise, which leaves edges
-    where they are."""
+    """Median-filtered mean colours of blocks, [128, 128, 3].
+
+    The 3x3 median filter reduces noise and leaves edges where they are.
+    """
     means = F.avg_pool2d(torch.from_numpy(pixels).permute(2, 0, 1), BLOCK).numpy()
     return np.stack([ndimage.median_filter(channel, 3) for channel in means], axis=-1)
 
 
 def _flat(lab: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The blocks whose neighbourhood has little contrast; at least half of all."""
+    """The blocks whose neighbourhood has little contrast, bool [128, 128]; at least half of all."""
     contrast = np.linalg.norm(
         [
             ndimage.maximum_filter(lab[..., i], 3) - ndimage.minimum_filter(lab[..., i], 3)
@@ -207,8 +222,7 @@ def _flat(lab: NDArray[np.float64]) -> NDArray[np.bool_]:
 def _cluster(
     lab: NDArray[np.float64], flat: NDArray[np.bool_], count: int
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
-    """The centres [K, 3] of up to `count` groups of flat blocks, and the blocks' colours [N_k, 3]
-    in each."""
+    """Centres [K, 3] of up to `count` groups of flat blocks, and the colours [N_k, 3] in each."""
     rows = lab[flat]
     some = rows[:: len(rows) // SAMPLE | 1]
     squared = cdist(some, some, "sqeuclidean")
@@ -219,15 +233,14 @@ def _cluster(
     ]
     left = cdist(centres, some, "sqeuclidean")[0]
     while len(centres) < count:
-        # Not the farthest colour: the blurred edge of a strong one is farther away than a faint
-        # object.
+        # The farthest colour is a bad choice: the blurred edge of a strong colour may be farther
+        # away than a faint object.
         best = np.minimum(left, squared).sum(1).argmin()
         centres.append(some[best])
         left = np.minimum(left, squared[best])
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "One of the clusters is empty"
-        )  # fewer colours than groups; left out below
+        # There may be fewer colours than groups; empty groups are dropped below.
+        warnings.filterwarnings("ignore", "One of the clusters is empty")
         found, labels = kmeans2(rows, np.array(centres), iter=ITERATIONS, minit="matrix")
     members = [rows[labels == c] for c in range(count)]
     kept = [c for c in range(count) if len(members[c])]
@@ -242,8 +255,10 @@ def _nearest(rows: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray
 def _ground(
     background: int, centres: NDArray[np.float64], members: Sequence[NDArray[np.float64]]
 ) -> set[int]:
-    """The groups that cannot be told from the background, or from another of these: noise and
-    gradients fall into many."""
+    """The groups that are not distinct from the background, or from another group of this set.
+
+    Noise and gradients split into many such groups.
+    """
     ground, rest = {background}, set(range(len(centres))) - {background}
     while more := {
         c for c in rest if not all(_distinct(c, other, centres, members) for other in ground)
@@ -255,10 +270,13 @@ def _ground(
 def _distinct(
     c: int, other: int, centres: NDArray[np.float64], members: Sequence[NDArray[np.float64]]
 ) -> bool:
-    """Spread across the line between the centres, such as noise in the other channels, does not
-    make two groups any less distinct."""
+    """Whether groups `c` and `other` are distinct in CIEDE2000 and relative to their spread.
+
+    Only the spread along the line between the centres counts: spread across it, such as noise in
+    the other channels, does not make two groups less distinct.
+    """
     line = centres[c] - centres[other]
-    # Both sides times the line's length, which may be 0.
+    # `spread` and the squared distance below both contain the line's length, which may be 0.
     spread = max(float(np.median(np.abs((members[k] - centres[k]) @ line))) for k in (c, other))
     return (
         float(deltaE_ciede2000(centres[c], centres[other])) >= DISTINCT
@@ -273,10 +291,13 @@ def _to_pixels(
     flat: NDArray[np.bool_],
     centres: NDArray[np.float64],
 ) -> NDArray[np.int64]:
-    """The labels of blocks brought to pixels: as they are inside, by each pixel's own colour where
-    blocks of several meet."""
-    # A blurred edge between two colours passes through others: only those found near by may be
-    # meant.
+    """The labels of blocks [128, 128] refined to pixels [512, 512].
+
+    Inside a region pixels take their block's label; where blocks of several labels meet, each pixel
+    is labelled by its own colour.
+    """
+    # A blurred edge between two colours passes through other colours, so a pixel may only get a
+    # colour that was found nearby.
     near = np.stack(
         [ndimage.maximum_filter(flat & (labels == c), 2 * REACH + 1) for c in range(len(centres))]
     )
@@ -296,8 +317,10 @@ def _to_pixels(
 def _voted(
     labels: NDArray[np.int64], y: NDArray[np.int64], x: NDArray[np.int64], count: int
 ) -> NDArray[np.int64]:
-    """The most frequent label of the 3x3 pixels around each place, [N]: less noise, and a straight
-    edge stays where it is."""
+    """The most frequent label [N] among the 3x3 pixels around each place.
+
+    The vote reduces noise and leaves straight edges where they are.
+    """
     votes = np.zeros((count, len(y)), dtype=np.int64)
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):

@@ -1,5 +1,4 @@
-"""The trunk of the project's judges: a small ResNet whose pooled activations are the features that
-distances are measured in."""
+"""A small ResNet; its pooled activations are the features of the project's own metrics."""
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +8,11 @@ from common.images import to_model_range
 
 
 class SmallResNet(nn.Module):
-    """Two residual blocks for each of `channels`, at 1/patch of the images' side and at a half and
-    a quarter of that."""
+    """A ResNet with two residual blocks at each of three resolutions.
+
+    `channels` are those of the three resolutions, which are 1/patch, 1/(2 patch) and 1/(4 patch) of
+    the images' side.
+    """
 
     def __init__(self, channels: tuple[int, int, int], patch: int) -> None:
         super().__init__()
@@ -28,17 +30,18 @@ class SmallResNet(nn.Module):
         )
 
     def features(self, images: Tensor) -> Tensor:
-        """The pooled activations after the last block, [N, channels[-1]], for images [N, 3, H, W]
-        in [-1, 1]."""
+        """Pooled activations after the last block, [N, channels[-1]].
+
+        `images` is [N, 3, H, W] in [-1, 1].
+        """
         return self.blocks(self.stem(images)).mean((2, 3))
 
     @torch.no_grad()
     def recalibrate(self, images: Tensor) -> None:
-        """Sets the normalisation's running statistics to those of uint8 `images` under the current
-        weights.
+        """Recomputes the running statistics of batch normalisation from `images`.
 
-        They are then a function of the weights, averaged weights included, and nothing that a
-        checkpoint must remember.
+        `images` is uint8 [N, 3, H, W]. The statistics are then a function of the current weights,
+        averaged weights included, and a checkpoint need not store them.
         """
         was_training = self.training
         self.train()
@@ -69,5 +72,6 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps [N, channels_in, H, W] to [N, channels, H / stride, W / stride]."""
         h = F.relu(self.norm1(x))
         return self.skip(x) + self.conv2(F.relu(self.norm2(self.conv1(h))))

@@ -334,7 +334,7 @@ def test_a_run_can_be_made_longer_and_says_where(tmp_path: Path) -> None:
 
     # It cannot be made shorter than it is, and nothing changes then.
     before = contents(tmp_path / "stretched")
-    with pytest.raises(InputError, match="has come to step 9 already, past --steps 6"):
+    with pytest.raises(InputError, match="is already at step 9, past --steps 6"):
         Line().fit(tmp_path / "stretched")
     assert contents(tmp_path / "stretched") == before
 
@@ -433,7 +433,7 @@ def test_a_constant_learning_rate_falls_in_a_line_over_the_last_fifth() -> None:
 def test_a_batch_that_does_not_split_evenly_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match="batch size 4 is not a multiple of processes times gradient accumulation steps, 3",
+        match="--batch-size 4 must be a multiple of processes times gradient accumulation steps, 3",
     ):
         Line().fit(tmp_path / "run", dataclasses.replace(SMALL, gradient_accumulation_steps=3))
     assert not (tmp_path / "run").exists()

@@ -100,10 +100,10 @@ def sampling(
         ("--guide-w 2 --guidance-scale 2", "--guide-w and --guidance-scale are the same guidance"),
         (
             "--guidance-interval 700 150",
-            "--guidance-interval must be the lowest t and then the highest",
+            "--guidance-interval must give the lowest t and then the highest",
         ),
         ("--eta nan", "--eta must lie in [0, 1], not nan"),
-        ("--eta 0.5", "--eta is DDIM's: with --sampler dpmpp_2m it must be 0"),
+        ("--eta 0.5", "--eta applies to DDIM only: with --sampler dpmpp_2m it must be 0"),
         ("--classes svhn/10", "the edition 2025 has no class 'svhn/10'"),
         (
             "--classes mnistm/3",
@@ -146,7 +146,7 @@ def test_what_the_parser_refuses_is_a_box(
         ("--checkpoint-every -1", "--checkpoint-every must be at least 1, not -1"),
         (
             "--gradient-accumulation-steps 3",
-            "batch size 4 is not a multiple of processes times gradient accumulation steps, 3",
+            "--batch-size 4 must be a multiple of processes times gradient accumulation steps, 3",
         ),
     ],
 )
@@ -175,7 +175,7 @@ def test_cuda_asked_for_but_absent(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    expected = "--device cuda was asked for, but no CUDA device is present"
+    expected = "--device cuda was given, but no CUDA device is present"
     assert sampling("--device", "cuda") == expected
     arguments = ("--data", digits_root, "--run-dir", tmp_path / "run", "--device", "cuda")
     assert refused(capsys, train.main, train.Config, *arguments, *SMALL) == expected

@@ -154,7 +154,7 @@ def test_the_first_line_says_that_the_small_model_steps_in(
     assert exit_code(inference.main, inference.Config, *arguments[:at], *arguments[at + 2 :]) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith(
-        "ViT-B-32-quickgelu with OpenAI's weights is not to be had here, so this is the small model"
+        "ViT-B-32-quickgelu with OpenAI's weights is not available, so this is the small model"
     )
 
 
@@ -338,7 +338,7 @@ def test_bad_data(
         (["--batch-size", "0"], "--batch-size must be at least 1, not 0"),
         (["--workers", "0"], "--workers must be at least 1, not 0"),
         (["--model", "ViT-B32"], "open_clip knows no model 'ViT-B32'; did you mean"),
-        (["--pretrained", "openai"], "leave --pretrained away"),
+        (["--pretrained", "openai"], "leave out --pretrained"),
     ],
 )
 def test_bad_flags(

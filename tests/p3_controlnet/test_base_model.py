@@ -167,7 +167,7 @@ def test_a_small_control_folder_fits_its_own_base_alone(
 @pytest.mark.parametrize(
     ("file", "change", "sentence"),
     [
-        ("config.json", {"latent_std": [1.0]}, "does not give latent_std for 4 channels"),
+        ("config.json", {"latent_std": [1.0]}, "does not give latent_std as 4 numbers"),
         (
             "config.json",
             {"kind": "p1_diffusion.ContextUNet"},

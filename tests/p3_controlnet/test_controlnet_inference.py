@@ -387,7 +387,7 @@ def test_checkpoints_of_no_known_kind(world: Path, data: Path, tmp_path: Path, c
             "other.safetensors",
             "is neither a Stable Diffusion v1.4 model, nor a ControlNet, nor a model folder",
         ),
-        ("damaged.ckpt", "is not a readable file of PyTorch"),
+        ("damaged.ckpt", "is not a readable PyTorch file"),
         ("none.ckpt", "does not exist"),
     ):
         assert said in sentence(

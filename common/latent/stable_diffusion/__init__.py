@@ -1,2 +1,1 @@
-"""Stable Diffusion v1.4: what it is (`sd14.py`), and its networks from the files that are in
-circulation (`files.py`)."""
+"""Stable Diffusion v1.4: its configurations (`sd14.py`) and loading its weights (`load.py`)."""

@@ -1,10 +1,10 @@
-"""Stable Diffusion v1.4 from the files that are in circulation, without a network.
+"""Loading Stable Diffusion v1.4 from local files in the published formats.
 
     model = load_stable_diffusion("sd-v1-4.ckpt")  # or a .safetensors, or a diffusers folder
 
-A single file holds weights alone, so its configuration is v1.4's; a folder brings its own, which
-must be the same (`sd14.py`). CompVis' names of the weights are in `naming.py`, the reading of files
-in `weights.py`.
+A single file holds weights only and gets v1.4's configuration; a folder has its own, which must
+equal v1.4's (`sd14.py`). `naming.py` has CompVis' names of the weights, `weights.py` reads the
+files.
 """
 
 import functools
@@ -46,17 +46,21 @@ from common.library_versions import (
 def load_stable_diffusion(
     path: Path, *, ema: bool = False, dtype: torch.dtype = torch.float32, configs: Path = SD14
 ) -> LatentDiffusion:
-    """Stable Diffusion v1.4 (v1.1 to v1.5 are the same networks) from a CompVis file or a diffusers
-    folder, on the CPU.
+    """Stable Diffusion v1.4 from a CompVis file or a diffusers folder, on the CPU as `dtype`.
 
-    `ema` takes the averaged U-Net that some files carry beside the last one. `configs` is the
-    folder that says what is expected; only tests have another than v1.4's. Raises InputError if a
-    file is missing, truncated or would run code, on weights that do not fit (named as in the file),
-    on another noise schedule, and on a folder whose configuration differs.
+    v1.1 to v1.5 have the same networks and load as well. `ema` selects the averaged U-Net that some
+    files hold besides the last one. `configs` is the folder with the expected configuration; only
+    tests use another than v1.4's.
+
+    Raises InputError if a file is missing, truncated or would run code, if the weights do not fit
+    (the message names them as the file does), if the file has another noise schedule, or if a
+    folder's configuration differs.
     """
     path = Path(path)
     if path.is_dir() and ema:
-        raise InputError(f"{path} is a folder, which holds no averaged U-Net beside its own")
+        raise InputError(
+            f"{path} is a folder, which holds no averaged U-Net: only CompVis files do"
+        )
     parts = _parts_of_folder(path, configs) if path.is_dir() else _parts_of_file(path, configs, ema)
     unet, vae, text_encoder = networks = empty_networks(configs)
     for network, part in zip(networks, parts, strict=True):
@@ -98,7 +102,7 @@ def _parts_of_folder(folder: Path, configs: Path) -> tuple[Part, Part, Part]:
 
 
 def _text_part(state: State, source: Path, prefix: str) -> Part:
-    """The text encoder's weights, which have `prefix` before transformers' own names."""
+    """The text encoder's weights; `prefix` precedes transformers' own names in the file."""
     prefix += text_prefix(state, before=prefix)
     return Part(
         without_positions(state), source, functools.partial(text_encoder_names, prefix=prefix)

@@ -1,10 +1,9 @@
-"""CompVis' names of Stable Diffusion's weights, from the names of diffusers and transformers:
-rules, no tables of 1,170 keys.
+"""CompVis' names of Stable Diffusion's weights, derived from those of diffusers and transformers.
 
 Each `*_names` function takes the keys of a network's state dict and returns {own key: CompVis key},
-one to one, whatever the network's width and depth; the other direction is the same table read
-backwards. The prefixes are CompVis' too: `model.diffusion_model.`, `first_stage_model.`,
-`cond_stage_model.`, and cldm's `control_model.`.
+one to one, for any width and depth of the network; swapping keys and values gives the other
+direction. Rules replace a table of 1,170 keys. The prefixes are CompVis' too:
+`model.diffusion_model.`, `first_stage_model.`, `cond_stage_model.`, and cldm's `control_model.`.
 """
 
 import re
@@ -24,8 +23,8 @@ TEXT = "cond_stage_model.transformer."
 CONTROL = "control_model."
 EMA = "model_ema."
 
-# What a ControlNet is recognised by: the first weight of its hint encoder, and the class in the
-# configuration of its folder.
+# A ControlNet is recognised by the first weight of its hint encoder, or by the class in its
+# folder's configuration.
 HINT_COMPVIS = "input_hint_block.0.weight"
 HINT_DIFFUSERS = "controlnet_cond_embedding.conv_in.weight"
 CONTROL_CLASS = "ControlNetModel"
@@ -35,7 +34,7 @@ CONFIG_FILE = "config.json"
 SCHEDULER_FILE = "scheduler_config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
-# What does not move with the number of levels and layers.
+# Names that do not depend on the number of levels and layers.
 _UNET_ENDS = (
     ("conv_in.", "input_blocks.0.0."),
     ("time_embedding.linear_1.", "time_embed.0."),
@@ -76,9 +75,9 @@ _ONE_BY_ONE = re.compile(r"\.attn_1\.(q|k|v|proj_out)\.weight$")
 def unet_names(keys: Iterable[str], prefix: str = UNET) -> Names:
     """CompVis' names of a U-Net's weights or, with the prefix `CONTROL`, of a ControlNet's.
 
-    CompVis numbers all blocks of a half in one row, a down- or upsampling counting as a block or as
-    a part of the one before; in a block, part 0 is the residual block, then comes the attention
-    where there is one.
+    CompVis numbers all blocks of the encoder, and those of the decoder, consecutively. A
+    downsampling layer is a block of its own; an upsampling layer is the last part of the block
+    before it. In a block, part 0 is the residual block, and part 1 the attention if there is one.
     """
     keys = list(keys)
     layers = sum(
@@ -102,7 +101,7 @@ def _unet_name(key: str, layers: int, hints: int, attending: set[int]) -> str:
     if found := re.match(r"controlnet_down_blocks\.(\d+)\.(.+)", key):
         return f"zero_convs.{found[1]}.0.{found[2]}"
     if found := re.match(r"controlnet_cond_embedding\.(conv_in|conv_out|blocks\.(\d+))\.(.+)", key):
-        # Convolutions and activations take turns, so convolution k is number 2k.
+        # Convolutions and activations alternate, so convolution k is layer 2k.
         place = {"conv_in": 0, "conv_out": hints + 1}.get(found[1], int(found[2] or 0) + 1)
         return f"input_hint_block.{2 * place}.{found[3]}"
     if not (found := _BLOCK.fullmatch(key)):
@@ -122,8 +121,10 @@ def _unet_name(key: str, layers: int, hints: int, attending: set[int]) -> str:
 
 
 def vae_names(keys: Iterable[str], prefix: str = VAE) -> Names:
-    """CompVis' names of an autoencoder's weights. CompVis counts the decoder's levels from the
-    finest."""
+    """CompVis' names of an autoencoder's weights.
+
+    CompVis counts the decoder's levels from the finest.
+    """
     keys = list(keys)
     levels = 1 + max(
         (int(found[1]) for key in keys if (found := re.match(r"decoder\.up_blocks\.(\d+)\.", key))),
@@ -141,13 +142,15 @@ def _vae_name(key: str, levels: int) -> str:
 
 
 def text_encoder_names(keys: Iterable[str], prefix: str = TEXT + TEXT_PREFIX) -> Names:
-    """CompVis' names of the text encoder's weights; with a `text_prefix` alone those of
-    transformers' own files."""
+    """CompVis' names of the text encoder's weights.
+
+    With a `text_prefix` alone as `prefix` they are the names in transformers' files.
+    """
     return {key: prefix + key.removeprefix(TEXT_PREFIX) for key in keys}
 
 
 def ema_names(keys: Iterable[str]) -> Names:
-    """CompVis' names of a U-Net's averaged weights, which have no full stops."""
+    """CompVis' names of a U-Net's averaged weights, which contain no full stops."""
     names = unet_names(keys, "diffusion_model.")
     return {key: EMA + theirs.replace(".", "") for key, theirs in names.items()}
 
@@ -159,8 +162,10 @@ def _replaced(key: str, rules: Iterable[tuple[str, str]]) -> str:
 
 
 def linear_attention(state: Mapping[str, Tensor]) -> State:
-    """CompVis' weights with the autoencoder's attention as linear layers [C, C], which is how
-    diffusers has it."""
+    """CompVis' weights with the autoencoder's attention as linear layers [C, C], as in diffusers.
+
+    CompVis stores these layers as 1x1 convolutions [C, C, 1, 1].
+    """
     return {
         key: value[:, :, 0, 0] if _ONE_BY_ONE.search(key) and value.shape[2:] == (1, 1) else value
         for key, value in state.items()

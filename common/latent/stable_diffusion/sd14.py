@@ -1,9 +1,8 @@
-"""What Stable Diffusion v1.4 is, beyond its weights: the configurations in `configs/sd14`, in the
-layout of a diffusers folder.
+"""The configuration of Stable Diffusion v1.4 (`configs/sd14`, a diffusers folder without weights).
 
-How many heads an attention has, or which noise the U-Net was trained on, shows in no weight: a
-folder that differs there loads well and makes noise. So a folder's own configuration is compared
-with v1.4's before anything is computed.
+The weights do not show how many heads an attention has or which noise schedule the U-Net was
+trained with: a folder that differs in these loads without error and generates noise. A folder's own
+configuration is therefore compared with v1.4's first.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
 
 SD14 = Path(__file__).resolve().parent / "configs" / "sd14"
 
-# The side of training pictures, and what acts in training or in half precision alone: no network
-# computes anything else by them.
+# Keys that do not change what a network computes: the side of the training pictures, and keys that
+# act only in training or in half precision.
 _INERT = {"sample_size", "dropout", "force_upcast"}
-# What noise the U-Net was trained on. How a folder would sample (which sampler, which steps) is not
-# of interest.
+# The noise that the U-Net was trained with. Keys about sampling (which sampler, which steps) are
+# ignored.
 _NOISE = (
     "num_train_timesteps",
     "beta_start",
@@ -45,15 +44,13 @@ _NOISE_DEFAULTS = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False
 def empty_networks(
     configs: Path = SD14,
 ) -> tuple["UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel"]:
-    """The U-Net, the autoencoder and the text encoder of the configurations, with weights on the
-    meta device."""
+    """The U-Net, the autoencoder and the text encoder, with weights on the meta device."""
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    with init_empty_weights(
-        include_buffers=False
-    ):  # transformers' table of positions is no weight: no file brings it
+    # Without buffers: transformers' table of position indices is one, and no weight file holds it.
+    with init_empty_weights(include_buffers=False):
         return (
             UNet2DConditionModel.from_config(read_json(configs / "unet" / CONFIG_FILE)),
             AutoencoderKL.from_config(read_json(configs / "vae" / CONFIG_FILE)),
@@ -64,7 +61,7 @@ def empty_networks(
 
 
 def noise_schedule(configs: Path = SD14) -> NoiseSchedule:
-    """The schedule that the U-Net was trained on."""
+    """The noise schedule that the U-Net was trained with."""
     config = read_json(configs / "scheduler" / SCHEDULER_FILE)
     return scaled_linear_schedule(
         config["num_train_timesteps"], config["beta_start"], config["beta_end"]
@@ -72,12 +69,14 @@ def noise_schedule(configs: Path = SD14) -> NoiseSchedule:
 
 
 def check_table(alphas_cumprod: Tensor | None, configs: Path, source: Path) -> None:
-    """Raises InputError if the table of the noise schedule that a CompVis file may carry, [T], is
-    another."""
+    """Raises InputError if a CompVis file's own table of alphas_cumprod, [T], differs from v1.4's.
+
+    None, a file without the table, passes.
+    """
     if alphas_cumprod is None:
         return
     ours, theirs = noise_schedule(configs).alphas_cumprod, alphas_cumprod.double()
-    # Half precision resolves 5e-4 near 1; other schedules differ by 0.1.
+    # Half precision resolves 5e-4 near 1; other schedules differ by about 0.1.
     if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=0.0, atol=1e-3):
         raise InputError(
             f"{source} was trained on another noise schedule than Stable Diffusion v1.4"
@@ -85,8 +84,10 @@ def check_table(alphas_cumprod: Tensor | None, configs: Path, source: Path) -> N
 
 
 def check_folder(folder: Path, configs: Path = SD14) -> None:
-    """Raises InputError that names the first difference between a diffusers folder's configuration
-    and the expected one."""
+    """Raises InputError if a diffusers folder's configuration differs from the expected one.
+
+    The message names the first difference.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig
 
@@ -96,7 +97,8 @@ def check_folder(folder: Path, configs: Path = SD14) -> None:
             read_json(configs / part / CONFIG_FILE),
             defaults_of(network),
         )
-    # Configurations of transformers and of schedulers are full of what concerns other uses.
+    # Configurations of transformers and of schedulers have many keys that do not matter here, so
+    # only some keys are compared.
     text = read_json(configs / "text_encoder" / CONFIG_FILE)
     check_config(
         folder / "text_encoder" / CONFIG_FILE,
@@ -118,8 +120,11 @@ def check_config(
     keys: Iterable[str] | None = None,
     verdict: str = "not Stable Diffusion v1.4's",
 ) -> dict[str, Any]:
-    """The configuration at `path`, which must agree with `expected` in `keys` (None: in all); None,
-    False and 0 are one value."""
+    """The configuration at `path`, which must agree with `expected` in `keys` (None: in all keys).
+
+    A missing key has the value in `defaults`. None, False and 0 count as equal. Raises InputError
+    with `verdict` and the first key that differs.
+    """
     given = read_json(path)
     if not isinstance(given, dict):
         raise InputError(f"{path} is not a configuration")

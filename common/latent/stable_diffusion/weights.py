@@ -1,5 +1,7 @@
-"""Reading a network's weights from the files of Stable Diffusion's world: pickles or safetensors,
-nested or not, or diffusers' folders."""
+"""Reading weights from Stable Diffusion's file formats: pickles, safetensors, diffusers folders.
+
+A pickle may nest its weights inside other dicts.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,30 +24,33 @@ _WEIGHT_FILES = tuple(
 
 
 class _ModelCheckpoint:
-    """Stands in for the class of Lightning that the published v1 files name as a key of their
-    `callbacks`."""
+    """Stand-in for the Lightning class that is a key of `callbacks` in the published v1 files."""
 
 
 _STUBS = ((_ModelCheckpoint, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),)
 
 
 class Part(NamedTuple):
-    """A network's weights, the file they are from, and the function that gives their names there
-    from the network's own."""
+    """The weights of one network and where they come from."""
 
     state: State
+    """Weights by their names in the file."""
     source: Path
+    """File of the weights, for error messages."""
     names: Callable[[Iterable[str]], Names]
+    """Function from the network's own keys to {own key: key in the file}."""
 
 
 def own_names(keys: Iterable[str]) -> Names:
-    """The table for a file that has the network's own names."""
+    """The name table of a file that uses the network's own names."""
     return {key: key for key in keys}
 
 
 def fill(network: nn.Module, part: Part, dtype: torch.dtype) -> None:
-    """Fills a network, which may lie on the meta device. Raises InputError that names the weights
-    that do not fit."""
+    """Loads weights as `dtype` into a network, which may be on the meta device.
+
+    Raises InputError that names the weights that do not fit.
+    """
     state = {key: value.to(dtype) for key, value in linear_attention(part.state).items()}
     load_strict(network, state, part.source, part.names(network.state_dict()), assign=True)
 
@@ -55,8 +60,10 @@ def fill(network: nn.Module, part: Part, dtype: torch.dtype) -> None:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By content: eight bytes that give a length, then JSON. Raises InputError if there is no
-    file."""
+    """Whether the file is safetensors, by its suffix or its content: 8 bytes of length, then JSON.
+
+    Raises InputError if there is no such file.
+    """
     try:
         with open(path, "rb") as file:
             return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
@@ -65,7 +72,10 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def read_weights(path: Path) -> State:
-    """The weights in a file of any of the forms. Raises InputError if it holds something else."""
+    """The weights in a file of any of these formats.
+
+    Raises InputError if the file holds something else.
+    """
     state = (
         load_tensors(path)[0] if _is_safetensors(path) else _unwrapped(load_pickle(path, _STUBS))
     )
@@ -75,7 +85,7 @@ def read_weights(path: Path) -> State:
 
 
 def _unwrapped(content: Any) -> dict[Any, Any]:
-    """The innermost dict of a checkpoint that nests its weights; empty if there is none."""
+    """The innermost dict of a checkpoint with nested weights; empty if there is no dict."""
     while isinstance(content, Mapping):
         inner = next(
             (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None
@@ -87,7 +97,10 @@ def _unwrapped(content: Any) -> dict[Any, Any]:
 
 
 def read_folder(folder: Path) -> tuple[State, Path]:
-    """The weights in a part of a diffusers folder, and the file they are from."""
+    """The weights in a part of a diffusers folder, such as unet/, and the file that they come from.
+
+    Raises InputError if the folder holds no weights.
+    """
     for name in _WEIGHT_FILES:
         if (folder / name).is_file():
             return read_weights(folder / name), folder / name
@@ -98,8 +111,7 @@ def read_folder(folder: Path) -> tuple[State, Path]:
 
 
 def weight_names(file: Path) -> list[Any]:
-    """The names of the weights in such a file, whose values are not read where its format allows
-    that."""
+    """The names of the weights in a file; the values are not read if the format allows that."""
     return (
         tensor_names(file)
         if _is_safetensors(file)

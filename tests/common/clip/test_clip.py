@@ -123,7 +123,7 @@ def test_every_form_of_weights_loads_without_network(
     if form == "torchscript":  # as in OpenAI's archives
         name, network = f"{name}-quickgelu", tiny_clip(3, quick_gelu=True)
     clip, note = load_clip(name, pretrained, "cpu")
-    assert ("taken to need OpenAI's preprocessing" in note) == (
+    assert ("assumed to need OpenAI's preprocessing" in note) == (
         form != "folder" and form != "torchscript"
     )
     ids = clip.tokenize(TEXTS)
@@ -308,7 +308,7 @@ def test_a_transformers_folder_of_another_tokenizer_or_activation_is_refused(
     transformers_model(tiny_clip(3)).save_pretrained(tmp_path)
     config = read_json(tmp_path / "config.json")
     for key, value, sentence in (
-        ("vocab_size", 1000, "has 49408 tokens, but this model 1000"),
+        ("vocab_size", 1000, "has 49408 tokens, but this model has 1000"),
         ("hidden_act", "relu", "not relu and gelu"),
     ):
         write_json(
@@ -386,7 +386,7 @@ def test_no_weights_and_no_network_says_so_at_once(
     started = time.monotonic()
     with pytest.raises(
         InputError,
-        match=r"\(~/.cache/clip/ViT-B-32.pt or .*\) and could not be fetched \(no network\)",
+        match=r"\(~/.cache/clip/ViT-B-32.pt or .*\) and could not be downloaded \(no network\)",
     ):
         load_clip("ViT-B-32", "openai", "cpu")
     monkeypatch.setattr(clip_module, "SHIPPED", Path("nowhere/clip_shapes"))
@@ -417,7 +417,7 @@ def test_without_openai_the_default_is_the_shipped_model_and_says_so(
     clip, note = load_clip(device="cpu")
     assert clip.folder == folder
     assert note.startswith(
-        "ViT-B-32-quickgelu with OpenAI's weights is not to be had here, so this is the small model"
+        "ViT-B-32-quickgelu with OpenAI's weights is not available, so this is the small model"
     )
     assert "(no network)" in note and "--pretrained FILE" in note and "\n" not in note
 

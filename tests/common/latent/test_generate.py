@@ -227,7 +227,7 @@ def test_a_prompt_that_is_cut_is_named(model: LatentDiffusion) -> None:
         ({"guidance_rescale": -0.5}, r"--guidance-rescale must lie in \[0, 1\]"),
         (
             {"guidance_interval": (900, 100)},
-            "--guidance-interval must be the lowest t and then the highest",
+            "--guidance-interval must give the lowest t and then the highest",
         ),
         (
             {"control_start": 0.6, "control_end": 0.5},
