@@ -131,7 +131,7 @@ def _load_named(
     """
     import open_clip
 
-    tag = pretrained if pretrained != str(weights) else None
+    tag = None if Path(pretrained) == weights else pretrained
     state, from_openai = read_weights(weights)
     given, agreed = _given_preprocessing(weights) if weights.is_dir() else {}, True
     if not given and not from_openai:  # OpenAI's is open_clip's default

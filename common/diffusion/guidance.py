@@ -67,10 +67,8 @@ def guided(
             return network(x_t, timesteps, condition)
         if scale == 0.0:
             return network(x_t, timesteps, null)
-        output = network(
-            torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps]), _stack(condition, null)
-        )
-        cond, uncond = output.chunk(2)
+        x_both, t_both = torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps])
+        cond, uncond = network(x_both, t_both, _stack(condition, null)).chunk(2)
         result = guide(cond, uncond, scale)
         return rescale_guidance(result, cond, rescale) if rescale else result
 
