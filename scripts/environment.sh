@@ -1,4 +1,5 @@
-# Sourced by quickstart.sh and test.sh: makes .venv and installs the requirements, once for each state of requirements.txt.
+# Sourced by quickstart.sh and test.sh: makes .venv and installs the requirements, if this was not
+# done since requirements.txt changed. Sets PYTHON to the Python of .venv.
 PYTHON="made below" source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 stamp="$ROOT/.venv/installed"
 if ! cmp -s "$ROOT/requirements.txt" "$stamp"; then
@@ -7,10 +8,13 @@ if ! cmp -s "$ROOT/requirements.txt" "$stamp"; then
     echo "error: Python 3.11 or newer is needed (python3 on the PATH)" >&2
     exit 2
   fi
-  echo "Making .venv and installing requirements.txt; the first time this downloads PyTorch and takes minutes."
+  echo "Making .venv and installing requirements.txt; the first time this downloads PyTorch and" \
+    "takes minutes."
   "$base" -m venv "$ROOT/.venv"
-  "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$ROOT/requirements.txt"
-  "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable "$ROOT"
+  "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    -r "$ROOT/requirements.txt"
+  "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    --no-deps --editable "$ROOT"
   cp "$ROOT/requirements.txt" "$stamp"
 fi
 PYTHON="$ROOT/.venv/bin/python"
