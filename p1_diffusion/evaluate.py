@@ -54,16 +54,16 @@ class Config:
     grader: Path = GRADER
     """Folder of the project's classifier and of the reference statistics of real digits."""
     classifier: Path | None = None
-    """Weight file of the course's LeNet (Classifier.pth), which then grades MNIST-M. Default: the
-    project's classifier."""
+    """Weight file of the course's LeNet (Classifier.pth), to grade MNIST-M. If it is not given, the
+    project's classifier does."""
     svhn_classifier: Path | None = None
-    """Weight file of the published SVHN ResNet-34 (edadaltocg/resnet34_svhn), which then grades
-    SVHN. Default: its file in the Hugging Face cache, else the project's classifier."""
+    """Weight file of the published SVHN ResNet-34 (edadaltocg/resnet34_svhn), to grade SVHN. If it
+    is not given, the file in the Hugging Face cache is used, else the project's classifier."""
     data: Path | None = None
     """Folder of the real digits. Adds detail, distances to the nearest training image and the
-    classifiers' accuracy on held-out digits. Default: without them."""
+    classifiers' accuracy on held-out digits."""
     result: Path | None = None
-    """JSON file to write. Default: none."""
+    """JSON file to write; none is written if it is not given."""
 
 
 def main(config: Config) -> None:
@@ -107,11 +107,12 @@ def read_output(folder: Path) -> tuple[Edition, Tensor, Tensor, Tensor]:
     }
     wanted = {edition: _edition_jobs(edition) for edition in ("2025", "2024")}
     edition: Edition = "2025" if names <= wanted["2025"].keys() else "2024"
-    strays, missing = sorted(names - wanted[edition].keys()), sorted(wanted[edition].keys() - names)
-    if strays:
+    unexpected = sorted(names - wanted[edition].keys())
+    missing = sorted(wanted[edition].keys() - names)
+    if unexpected:
         raise InputError(
-            f"{folder} holds {len(strays)} entries that break the grader, such as {strays[0]}:"
-            " remove them"
+            f"{folder} holds {len(unexpected)} entries that break the grader, such as"
+            f" {unexpected[0]}: remove them"
         )
     if missing:
         count = len(wanted[edition])
@@ -184,7 +185,7 @@ def _print(result: dict[str, Any]) -> None:
     table = pd.DataFrame(
         {
             dataset: {
-                "judge": part["judge"],
+                "classifier": part["judge"],
                 "accuracy": f"{part['accuracy']:.2%}",
                 **{
                     f"  digit {d}": (
@@ -194,7 +195,7 @@ def _print(result: dict[str, Any]) -> None:
                     )
                     for d in range(NUM_DIGITS)
                 },
-                "judge on held-out digits": (
+                "accuracy on held-out real digits": (
                     f"{result['judge_accuracy'][dataset]:.2%}"
                     if "judge_accuracy" in result
                     else "-"

@@ -43,7 +43,8 @@ class Config:
     """Edition of the homework. 2025: 500 images, even digits in the style of MNIST-M and odd digits
     of SVHN. 2024: 1000 images, all digits in both styles."""
     classes: tuple[str, ...] = ()
-    """Classes of the edition to sample, each as DATASET/DIGIT, for example svhn/7. Default: all."""
+    """Classes to sample, each as DATASET/DIGIT, for example svhn/7. If none is given, all classes
+    of the edition."""
     checkpoint: Path = ROOT / "checkpoints" / "p1_digits"
     """Model folder."""
     device: DeviceName = "auto"

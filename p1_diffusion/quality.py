@@ -157,7 +157,7 @@ def nearest_training(
     """
     train_classes = class_index(train.digits, train.datasets)
     result: dict[str, dict[str, float]] = {}
-    for what, rows, classes, kinds in (
+    for what, rows, classes, row_datasets in (
         ("generated", images, class_index(digits, datasets), datasets),
         (
             "held_out",
@@ -172,7 +172,7 @@ def nearest_training(
             pool = train.images[train_classes == c].flatten(1).float()
             distances[classes == c] = torch.cdist(own, pool).amin(1) / own.shape[1] ** 0.5
         for i, dataset in enumerate(DATASETS):
-            mine = distances[kinds == i]
+            mine = distances[row_datasets == i]
             result.setdefault(dataset, {}).update(
                 {f"{what}_median": mine.median().item(), f"{what}_min": mine.min().item()}
             )

@@ -18,7 +18,7 @@ from common.seeds import StackedRandomGenerator, derive_seed
 from p1_diffusion.model import NULL_DIGIT, ContextUNet
 
 IMAGES_PER_CLASS = 50
-ImageKey = tuple[str, int, int]  # (dataset, digit, number), number in 1..IMAGES_PER_CLASS
+ImageKey = tuple[str, int, int]  # (dataset, digit, number), numbers from 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SamplingConfig(GuidedSamplerConfig):
     guidance_interval: tuple[int, int] = (150, 700)
     """Lowest and highest timestep t with guidance; 0 999 is every timestep."""
     chunk_size: int = 50
-    """Images per network call. Runs with the same chunk size write identical files."""
+    """Images per network call. Runs on one device with one chunk size write identical files."""
 
 
 def translate_guide_w(arguments: list[str]) -> list[str]:

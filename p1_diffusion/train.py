@@ -60,7 +60,7 @@ class Config:
     data: Path = ROOT / "hw2_data" / "digits"
     """Folder of the digits, in the homework's layout."""
     init_from: Path | None = None
-    """Model folder with the initial weights. Default: random weights."""
+    """Model folder with the initial weights; they are random if none is given."""
     cond_drop_prob: float = 0.1
     """Probability that an image's digit is replaced by the null condition, which classifier-free
     guidance needs."""
@@ -129,12 +129,12 @@ def main(config: Config) -> None:
         batch: Batch, draws: Draws, drop: float, probability: float, guide: float, **options: Any
     ) -> torch.Tensor:
         digit = drop_context(batch["digit"], NULL_DIGIT, drop, draws)
-        images, told = to_model_range(batch["image"]), None
+        images, vectors = to_model_range(batch["image"]), None
         if probability:
-            images, told = augment(images, probability, draws)
+            images, vectors = augment(images, probability, draws)
         null = torch.stack([torch.full_like(digit, NULL_DIGIT), batch["dataset"]], dim=1)
         return diffusion_loss(
-            lambda x_t, t, context: network(x_t, t, context, told),
+            lambda x_t, t, context: network(x_t, t, context, vectors),
             schedule,
             images,
             torch.stack([digit, batch["dataset"]], dim=1),

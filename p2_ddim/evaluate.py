@@ -34,15 +34,15 @@ class Config:
     images: Path
     """Folder of the generated faces."""
     references: Path | None = None
-    """Folder of the reference images, with the same names and sizes. Default: no MSE."""
+    """Folder of the reference images, with the same names and sizes; adds the MSE to them."""
     photos: Path | None = None
     """Folder with photos/, real faces of the same size; adds the Frechet distance to them and the
-    distance to the nearest photo. Default: without them."""
+    distance to the nearest photo."""
     features: Path = SHIPPED
     """Folder of the network whose features the Frechet distance uses; if the folder does not exist,
     the colours on an 8x8 grid are used."""
     result: Path | None = None
-    """JSON file to write. Default: none."""
+    """JSON file to write; none is written if it is not given."""
 
 
 def main(config: Config) -> None:

@@ -35,7 +35,7 @@ class Config:
     """Output folder of NAME.png."""
     checkpoint: Path = FACES
     """Network: the homework's UNet.pt, a model folder of this project, or a folder of a diffusers
-    UNet2DModel. Default: the shipped 64x64 face model."""
+    UNet2DModel. The default is the shipped 64x64 face model."""
     stretch: bool = True
     """Map the smallest and largest value of each image to 0 and 255, as the homework does.
     Otherwise values are clamped to [-1, 1], which is mapped to 0..255."""

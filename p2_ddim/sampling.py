@@ -40,7 +40,7 @@ class SamplingConfig(SamplerConfig):
     """Choice of the timesteps. With 50 steps: homework 981, ..., 21, 1; leading 980, ..., 20, 0;
     trailing 999, ..., 39, 19; linspace 50 rounded values from 999 to 0."""
     chunk_size: int = 1
-    """Images per network call. Runs with the same chunk size write identical files."""
+    """Images per network call. Runs on one device with one chunk size write identical files."""
     clip_x0: bool = True
     """Clamp the predicted x0 to [-1, 1] at each step; eps is not recomputed from it."""
     last_abar: Literal["first", "one"] = "first"

@@ -46,7 +46,7 @@ class Config:
     data: Path = ROOT / "hw2_data" / "face"
     """Folder with photos/, square photos of one size."""
     init_from: Path | None = None
-    """Model folder with the initial weights. Default: random weights."""
+    """Model folder with the initial weights; they are random if none is given."""
     flip: bool = True
     """Mirror each photo left to right with probability 1/2."""
     loss_weight: LossWeight = "learned"

@@ -62,7 +62,7 @@ class Config:
     repeats: int = 3
     """Number of timings of each computation; the median is reported."""
     result: Path | None = None
-    """JSON file to write. Default: none."""
+    """JSON file to write; none is written if it is not given."""
 
 
 def main(config: Config) -> None:

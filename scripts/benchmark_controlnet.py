@@ -98,16 +98,17 @@ class Config:
     """Networks, with random weights: sd14 is Stable Diffusion v1.4's size, small the small model's,
     tiny is for tests of this program."""
     batch_size: int | None = None
-    """Images in a step. Default: 32 (small), 1 (sd14), 2 (tiny)."""
+    """Images in a step. If it is not given, 32 (small), 1 (sd14) or 2 (tiny)."""
     image: int | None = None
-    """Height and width of the images in pixels. Default: 64 (small, tiny), 256 (sd14)."""
+    """Height and width of the images in pixels. If it is not given, 64 (small, tiny) or 256
+    (sd14)."""
     rounds: int = 3
     """Number of measurements of each recipe."""
     steps: int = 5
     """Timed steps in a measurement, after one untimed step."""
     recipe: str | None = None
-    """Measure only this recipe, in this process, and print the result as a line of JSON. Default:
-    measure all recipes."""
+    """Measure only this recipe, in this process, and print the result as a line of JSON. If it is
+    not given, all recipes are measured."""
     device: DeviceName = "cpu"
     """Device of the computation."""
     result: Path | None = ROOT / "results" / "p3_controlnet_speed.json"

@@ -193,15 +193,15 @@ def count_flops(side: int) -> int:
 def measure_peak(side: int, device: torch.device) -> float:
     """FLOP/s of the fastest of CONVOLUTIONS, in the faster memory format."""
     best = 0.0
-    for channels_in, channels, part in CONVOLUTIONS:
+    for channels_in, channels, divisor in CONVOLUTIONS:
         for memory_format in (torch.contiguous_format, torch.channels_last):
             conv = nn.Conv2d(channels_in, channels, 3, padding=1).to(
                 device, memory_format=memory_format
             )
-            x = torch.randn(1, channels_in, side // part, side // part, device=device)
+            x = torch.randn(1, channels_in, side // divisor, side // divisor, device=device)
             x = x.contiguous(memory_format=memory_format)
             seconds = min(timed(lambda conv=conv, x=x: conv(x), device) for _ in range(5))
-            best = max(best, 2 * 9 * channels_in * channels * (side // part) ** 2 / seconds)
+            best = max(best, 2 * 9 * channels_in * channels * (side // divisor) ** 2 / seconds)
     return best
 
 

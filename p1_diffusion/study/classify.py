@@ -33,7 +33,7 @@ def classify_by_error(
     seeds = derive_seeds(seed, count=len(images))
     for start in range(0, len(images), chunk_size):
         part = slice(start, start + chunk_size)
-        x0, kinds = to_model_range(images[part]).to(device), datasets[part].to(device)
+        x0, part_datasets = to_model_range(images[part]).to(device), datasets[part].to(device)
         noise = StackedRandomGenerator(seeds[part], device)
         error = torch.zeros(len(x0), NUM_DIGITS, device=device)
         for step in TIMESTEPS:
@@ -43,7 +43,9 @@ def classify_by_error(
             )
             x_t = q_sample(schedule, x0, t, eps)
             for digit in digits:
-                output = model(x_t, t, torch.stack([digit.expand_as(kinds), kinds], 1))
+                output = model(
+                    x_t, t, torch.stack([digit.expand_as(part_datasets), part_datasets], 1)
+                )
                 error[:, digit] += (output - target).square().flatten(1).mean(1)
         found.append(error.argmin(1).cpu())
     return torch.cat(found)

@@ -39,7 +39,7 @@ class Config:
     data: Path = ROOT / "hw2_data" / "digits"
     """Folder of the digits, in the homework's layout."""
     init_from: Path | None = None
-    """Classifier folder with the initial weights. Default: random weights."""
+    """Classifier folder with the initial weights; they are random if none is given."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
         steps=6000, batch_size=64, lr=3e-3, weight_decay=0.05, beta2=0.999, preview_every=10**9
     )

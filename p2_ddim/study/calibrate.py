@@ -37,13 +37,13 @@ class Config:
     references: Path
     """Folder of the reference images NAME.png."""
     checkpoint: Path = FACES
-    """Network that made the references. Default: the shipped 64x64 face model."""
+    """Network that made the references. The default is the shipped 64x64 face model."""
     count: int = 1
     """Number of images to sample with each convention, the first ones by name."""
     device: DeviceName = "auto"
     """Device of the computation; auto is CUDA if available."""
     result: Path | None = None
-    """JSON file to write. Default: none."""
+    """JSON file to write; none is written if it is not given."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig()
 
 

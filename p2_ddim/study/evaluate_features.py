@@ -39,7 +39,7 @@ class Config:
     features: Path = SHIPPED
     """Model folder of the feature network."""
     result: Path | None = None
-    """JSON file to write. Default: none."""
+    """JSON file to write; none is written if it is not given."""
 
 
 def main(config: Config) -> None:

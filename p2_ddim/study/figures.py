@@ -53,9 +53,9 @@ class Config:
     """Output folder of the figures."""
     checkpoint: Path = FACES
     """Network: the homework's UNet.pt, a model folder of this project, or a folder of a diffusers
-    UNet2DModel. Default: the shipped 64x64 face model."""
+    UNet2DModel. The default is the shipped 64x64 face model."""
     images: Path | None = None
-    """Folder of the faces for faces.png. Default: faces.png is not made."""
+    """Folder of the faces for faces.png, which is not made if none is given."""
     device: DeviceName = "auto"
     """Device of the computation; auto is CUDA if available."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig()

@@ -67,18 +67,18 @@ class Config:
     """The study to run."""
     checkpoint: Path = FACES
     """Network: the homework's UNet.pt, a model folder of this project, or a folder of a diffusers
-    UNet2DModel. Default: the shipped 64x64 face model."""
+    UNet2DModel. The default is the shipped 64x64 face model."""
     photos: Path | None = None
     """Folder with photos/, real faces of --side; adds the Frechet distance to them in the studies
-    eta and paths. Default: without it."""
+    eta and paths."""
     features: Path = SHIPPED
     """Folder of the network whose features the Frechet distance uses; if the folder does not exist,
     the colours on an 8x8 grid are used."""
     results: Path = ROOT / "results"
     """Output folder of p2_STUDY.json, and of the plots in figures/p2."""
     count: int | None = None
-    """Number of noises (steps, eta) or of pairs of noises (paths). Default: 8 for steps, 96 for eta
-    and paths."""
+    """Number of noises (steps, eta) or of pairs of noises (paths). If it is not given, 8 for steps
+    and 96 for eta and paths."""
     side: int = 64
     """Height and width of the noises, in pixels."""
     seed: int = 0

@@ -38,7 +38,7 @@ class Config:
     data: Path = ROOT / "hw2_data" / "face"
     """Folder with photos/, square photos of one size."""
     init_from: Path | None = None
-    """Model folder with the initial weights. Default: random weights."""
+    """Model folder with the initial weights; they are random if none is given."""
     temperature: float = 0.1
     """Temperature of the contrastive loss: cosine similarities are divided by it."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
