@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Problem 1 for the grader: 500 digits of the 2025 edition, or the 1000 of 2024.
+# Problem 1, called by the grader: samples the 500 digits of the edition 2025 into OUT, or the 1000
+# of the edition 2024.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/python.sh"
 if [ $# -lt 1 ] || [ -z "$1" ]; then

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Problem 2 for the grader: a face from every noise in NOISE_DIR, exactly as the homework's DDIM makes it.
-# Without UNET.pt the shipped face model is sampled, whose noises are 64x64 (scripts/make_noise.py makes some).
+# Problem 2, called by the grader: samples a face from each noise in NOISE_DIR, with the homework's
+# DDIM. Default of UNET.pt: the shipped face model, which needs 64x64 noises (scripts/make_noise.py
+# writes some).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/python.sh"
 if [ $# -lt 2 ] || [ -z "$1" ] || [ -z "$2" ] || [ -z "${3-default}" ]; then

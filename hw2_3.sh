@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Problem 3 for the grader. Four arguments before the flags are the 2025 edition: a circle for every line of prompt.json, from its
-# control image in SOURCE_DIR. CKPT is a Stable Diffusion v1.4 file or folder, a ControlNet (base then from $SD_BASE), or the small model.
-# Three arguments are the 2024 edition: 25 pictures for every prompt of input.json, of learned concepts, by the base model SD_CKPT.
+# Problem 3, called by the grader.
+# Four arguments before the flags, edition 2025: samples an image for each line of prompt.json from
+# its control image in SOURCE_DIR. CKPT is a file or folder of Stable Diffusion v1.4, a ControlNet
+# (its base model is then $SD_BASE), or the folder of the small model.
+# Three arguments, edition 2024: samples 25 images of learned concepts for each prompt of input.json
+# with the base model SD_CKPT.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/python.sh"
 count=0
@@ -13,7 +16,8 @@ done
 if [ "$count" -eq 3 ]; then
   prompts="$1" out="$2" checkpoint="$3"
   shift 3
-  exec "$PYTHON" -m p3_clip.personalisation.inference --prompts "$prompts" --output-dir "$out" --checkpoint "$checkpoint" "$@"
+  exec "$PYTHON" -m p3_clip.personalisation.inference --prompts "$prompts" --output-dir "$out" \
+    --checkpoint "$checkpoint" "$@"
 fi
 if [ "$count" -ne 4 ]; then
   echo "usage: bash hw2_3.sh prompt.json SOURCE_DIR OUT CKPT [flags of p3_controlnet.inference]," \
@@ -22,4 +26,5 @@ if [ "$count" -ne 4 ]; then
 fi
 prompts="$1" sources="$2" out="$3" checkpoint="$4"
 shift 4
-exec "$PYTHON" -m p3_controlnet.inference --prompts "$prompts" --sources "$sources" --output-dir "$out" --checkpoint "$checkpoint" "$@"
+exec "$PYTHON" -m p3_controlnet.inference --prompts "$prompts" --sources "$sources" \
+  --output-dir "$out" --checkpoint "$checkpoint" "$@"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The weights are shipped in checkpoints/: nothing is downloaded, their checksums are verified.
+# Verifies the checksums of the weights in checkpoints/. They are part of the repository, so nothing
+# is downloaded.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/checkpoints"
 if ! sha256sum --quiet --check SHA256SUMS; then

@@ -1,5 +1,8 @@
-"""Augmentation that the network is told of, so that samples look like the data (EDM,
-arXiv:2206.00364, Appendix F.2)."""
+"""Non-leaky data augmentation (EDM, arXiv:2206.00364, Appendix F.2).
+
+In training, a vector that describes each image's augmentation is an input of the network. Sampling
+gives the network no such vector, so samples look like the data without augmentation.
+"""
 
 import itertools
 
@@ -9,22 +12,22 @@ from torch.nn import functional as F
 
 from common.seeds import Draws
 
-ORDERS = torch.tensor(
-    list(itertools.permutations(range(3)))
-)  # of the colour channels; the first is the images' own
-LARGEST_SHIFT, LARGEST_SCALE = (
-    3.0 / 14.0,
-    0.15,
-)  # three of 28 pixels; along each axis, as a logarithm
-AUGMENTATION = len(ORDERS) - 1 + 1 + 4  # order, negative, shift and scale along x and y
+# Permutations of the colour channels, [6, 3]; the first is the identity.
+ORDERS = torch.tensor(list(itertools.permutations(range(3))))
+LARGEST_SHIFT = 3.0 / 14.0  # 3 of 28 pixels: `affine_grid` measures the image from -1 to 1
+LARGEST_SCALE = 0.15  # largest |log(scale)| along each axis
+# Length of the vector: one-hot permutation (without the identity), negation, shift and scale in x
+# and y.
+AUGMENTATION = len(ORDERS) - 1 + 1 + 4
 
 
 def augment(images: Tensor, probability: float, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Images [N, 3, H, W] in [-1, 1] and what was done to each, [N, AUGMENTATION], all zeros where
-    nothing was.
+    """Augments images at random; returns them and the vectors that describe each augmentation.
 
-    With the given probability each, an image gets its colour channels in another order, becomes
-    negative, and is shifted and stretched. None of these changes what a digit is.
+    `images` are float32 [N, 3, H, W] in [-1, 1]. The vectors are [N, AUGMENTATION]; an unchanged
+    image has the zero vector. Three augmentations are applied independently, each with the given
+    probability: a permutation of the colour channels, a negation (x to -x), and a shift with a
+    scaling along each axis. None of them changes which digit is shown.
     """
     n = len(images)
     order = torch.where(draws.rand() < probability, 1 + draws.randint(len(ORDERS) - 1), 0)
@@ -39,10 +42,10 @@ def augment(images: Tensor, probability: float, draws: Draws) -> tuple[Tensor, T
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     warped = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     images = torch.where(moved.view(n, 1, 1, 1) > 0.0, warped, images)
-    told = [
+    vectors = [
         F.one_hot(order, len(ORDERS))[:, 1:].float(),
         negative[:, None],
         shift / LARGEST_SHIFT,
         scale / LARGEST_SCALE,
     ]
-    return images, torch.cat(told, dim=1)
+    return images, torch.cat(vectors, dim=1)

@@ -1,13 +1,14 @@
-"""A CPU-capable replica of Problem 1's grader, and what the grader does not see.
+"""Grades digits as Problem 1's grader does, on a CPU, and adds metrics of image quality.
 
-    python3 -m p1_diffusion.evaluate --images OUT  (the project's classifier)
-    # the course's LeNet for MNIST-M
+    # with the project's classifier
+    python3 -m p1_diffusion.evaluate --images OUT
+    # with the course's LeNet for MNIST-M
     python3 -m p1_diffusion.evaluate --images OUT --classifier Classifier.pth
-    # adds what needs the real digits
+    # with comparisons to the real digits
     python3 -m p1_diffusion.evaluate --images OUT --data hw2_data/digits
 
-Exit code 0 if the mean accuracy passes the strong baseline, 1 if not, 2 if the folder cannot be
-graded.
+The exit code is 0 if the mean accuracy reaches the strong baseline (95 %), 1 if it does not, and 2
+if the folder cannot be graded.
 """
 
 import dataclasses
@@ -46,26 +47,27 @@ BASELINES = {"simple": 0.90, "strong": 0.95}  # on the mean of the two accuracie
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Grades a folder of digits and measures what the grader does not see."""
+    """Grades a folder of generated digits by classification accuracy and image quality."""
 
     images: Path
-    """Folder with mnistm/ and svhn/."""
+    """Folder of the generated digits, with the subfolders mnistm/ and svhn/."""
     grader: Path = GRADER
-    """The project's classifier and its reference statistics."""
+    """Folder of the project's classifier and of the reference statistics of real digits."""
     classifier: Path | None = None
-    """The course's Classifier.pth, to judge MNIST-M."""
+    """Weight file of the course's LeNet (Classifier.pth), to grade MNIST-M. If it is not given, the
+    project's classifier does."""
     svhn_classifier: Path | None = None
-    """Weight file of the published SVHN ResNet-34 (edadaltocg/resnet34_svhn), to judge SVHN; found
-    by itself in the hub cache."""
+    """Weight file of the published SVHN ResNet-34 (edadaltocg/resnet34_svhn), to grade SVHN. If it
+    is not given, the file in the Hugging Face cache is used, else the project's classifier."""
     data: Path | None = None
-    """The real digits; adds detail, nearest-training distances and the judges' own accuracy on
-    held-out digits."""
+    """Folder of the real digits. Adds detail, distances to the nearest training image and the
+    classifiers' accuracy on held-out digits."""
     result: Path | None = None
-    """JSON file to write."""
+    """JSON file to write; none is written if it is not given."""
 
 
 def main(config: Config) -> None:
-    """Prints the table, writes the result and answers by exit code."""
+    """Prints the table and writes the result; exits with 1 below the strong baseline."""
     edition, images, digits, datasets = read_output(config.images)
     network = DigitClassifier.load(config.grader)
     judges = pick_judges(config, network)
@@ -88,13 +90,15 @@ def main(config: Config) -> None:
 
 
 # ----------------------------------------------------------------------------
-# The grader's part: names, counts, sizes, strays and two accuracies.
+# What the grader does: checks of names, counts and sizes, and the two accuracies.
 
 
 def read_output(folder: Path) -> tuple[Edition, Tensor, Tensor, Tensor]:
-    """The edition and the images uint8 [N, 3, 28, 28], digits and datasets [N] of an output folder.
+    """Reads a folder of generated digits: (edition, images, digits, datasets).
 
-    Raises InputError that names what is missing, strange or of the wrong size.
+    `images` are uint8 [N, 3, 28, 28]; `digits` and `datasets` are long [N], where a dataset is an
+    index into `DATASETS`. Raises InputError that names a missing file, a file that does not belong
+    there, or an image of another size.
     """
     if not Path(folder).is_dir():
         raise InputError(f"the folder {folder} does not exist")
@@ -103,16 +107,18 @@ def read_output(folder: Path) -> tuple[Edition, Tensor, Tensor, Tensor]:
     }
     wanted = {edition: _edition_jobs(edition) for edition in ("2025", "2024")}
     edition: Edition = "2025" if names <= wanted["2025"].keys() else "2024"
-    strays, missing = sorted(names - wanted[edition].keys()), sorted(wanted[edition].keys() - names)
-    if strays:
+    unexpected = sorted(names - wanted[edition].keys())
+    missing = sorted(wanted[edition].keys() - names)
+    if unexpected:
         raise InputError(
-            f"{folder} holds {len(strays)} entries that break the grader, such as {strays[0]}"
+            f"{folder} holds {len(unexpected)} entries that break the grader, such as"
+            f" {unexpected[0]}: remove them"
         )
     if missing:
         count = len(wanted[edition])
         raise InputError(
-            f"{folder} lacks {len(missing)} of the {count} images of {edition}, such as"
-            f" {missing[0]}"
+            f"{folder} lacks {len(missing)} of the {count} images of the edition {edition}, such"
+            f" as {missing[0]}"
         )
     keys = wanted[edition]
     images = torch.stack([read_rgb(folder / name, (SIZE, SIZE)) for name in keys])
@@ -129,8 +135,11 @@ def _edition_jobs(edition: Edition) -> dict[str, tuple[str, int, int]]:
 
 
 def pick_judges(config: Config, network: DigitClassifier) -> dict[str, tuple[str, Classifier]]:
-    """The name and the classifier that judge each dataset: the course's where they are to be had,
-    else the project's."""
+    """Returns (name, classifier) for each dataset.
+
+    The course's classifiers are used where their weight files were given or found, the project's
+    `network` otherwise.
+    """
     judges: dict[str, tuple[str, Classifier]] = {
         dataset: ("project", network) for dataset in DATASETS
     }
@@ -145,8 +154,11 @@ def pick_judges(config: Config, network: DigitClassifier) -> dict[str, tuple[str
 def grade(
     images: Tensor, digits: Tensor, datasets: Tensor, judges: dict[str, tuple[str, Classifier]]
 ) -> dict[str, Any]:
-    """Accuracy for each dataset and digit with the confusion matrix (rows: asked for, columns:
-    recognised), and the mean."""
+    """Accuracy and confusion matrix for each dataset, and the mean of the two accuracies.
+
+    Accuracies are fractions in [0, 1]. A confusion matrix counts images, [10, 10]: rows are the
+    requested digits, columns the recognised ones.
+    """
     parts = {}
     for i, dataset in enumerate(DATASETS):
         name, judge = judges[dataset]
@@ -173,7 +185,7 @@ def _print(result: dict[str, Any]) -> None:
     table = pd.DataFrame(
         {
             dataset: {
-                "judge": part["judge"],
+                "classifier": part["judge"],
                 "accuracy": f"{part['accuracy']:.2%}",
                 **{
                     f"  digit {d}": (
@@ -183,7 +195,7 @@ def _print(result: dict[str, Any]) -> None:
                     )
                     for d in range(NUM_DIGITS)
                 },
-                "judge on held-out digits": (
+                "accuracy on held-out real digits": (
                     f"{result['judge_accuracy'][dataset]:.2%}"
                     if "judge_accuracy" in result
                     else "-"

@@ -1,5 +1,7 @@
-"""The network of this project's first edition, so that its checkpoints still load: all work at
-14x14 and 7x7."""
+"""The U-Net of this project's first edition, which works at 14x14 and 7x7 only.
+
+It is kept so that its checkpoints load; `checkpoints/p1_digits` is one of them.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -20,30 +22,30 @@ GROUPS = 16
 
 @dataclasses.dataclass(frozen=True)
 class FirstEditionConfig:
-    """What builds the network, and how to read its output."""
+    """Hyperparameters of the network, and the meaning of its output."""
 
     channels: tuple[int, int] = (80, 160)
     """Channels at 14x14 and at 7x7."""
     blocks: int = 1
-    """Residual blocks at each resolution on the way down, and again on the way up."""
+    """Residual blocks at each resolution of the encoder, and again of the decoder."""
     heads: int = 4
     """Attention heads at 7x7."""
     embedding: int = 256
     """Width of the time and context embeddings."""
     dropout: float = 0.0
-    """Dropout inside the residual blocks."""
+    """Dropout probability inside the residual blocks."""
     parameterization: Parameterization = "v"
-    """What the network's output means."""
+    """What the network predicts: eps, x0 or v."""
     schedule: ScheduleName = "cosine"
-    """The noise schedule that the network is trained on."""
+    """Noise schedule of the training."""
     augmentation: int = 0
-    """It is never told of augmentation."""
+    """Length of the augmentation vector; always 0, since this network takes none."""
     datasets: int = 2
-    """It knows MNIST-M and SVHN."""
+    """Number of datasets; always 2, MNIST-M and SVHN."""
 
 
 class FirstEditionUNet(nn.Module):
-    """As `ContextUNet`, with a pixel-unshuffle in place of the first down-sampling."""
+    """Like `ContextUNet`, but a pixel-unshuffle by 2 replaces the first down-sampling."""
 
     def __init__(self, config: FirstEditionConfig) -> None:
         super().__init__()
@@ -73,9 +75,9 @@ class FirstEditionUNet(nn.Module):
         self.conv_out = nn.Conv2d(high, 12, 3, padding=1)
 
     def forward(self, x_t: Tensor, t: Tensor, context: Tensor, augmentation: None = None) -> Tensor:
-        emb = F.silu(
-            self.time(t) + self.digit(context[:, 0]) + self.dataset(context[:, 1])
-        )  # [N, E]
+        """The prediction [N, 3, 28, 28]; arguments as for `ContextUNet.forward`."""
+        emb = self.time(t) + self.digit(context[:, 0]) + self.dataset(context[:, 1])
+        emb = F.silu(emb)  # [N, E]
         h = self.conv_in(F.pixel_unshuffle(x_t, 2))  # [N, C, 14, 14]
         skips = []
         for block in self.down_high:
@@ -94,13 +96,15 @@ class FirstEditionUNet(nn.Module):
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), 2)  # [N, 3, 28, 28]
 
     def save(self, folder: Path) -> None:
-        """Writes the model folder, its parameters as float16."""
+        """Writes the model folder, with parameters in float16."""
         config = dataclasses.asdict(self.config)
         del config["augmentation"], config["datasets"]
         save_model(folder, self, KIND, config, torch.float16)
 
     @classmethod
     def load(cls, folder: Path) -> "FirstEditionUNet":
-        """Rebuilds the network from its folder, in evaluation mode. Raises InputError if the folder
-        does not hold one."""
+        """Loads the network from its model folder, in evaluation mode.
+
+        Raises InputError if the folder does not hold one.
+        """
         return load_model(folder, KIND, cls, FirstEditionConfig)

@@ -1,8 +1,13 @@
 """Samples the digits of Problem 1 into the grader's layout: OUT/{mnistm,svhn}/D_NNN.png, 28x28 RGB.
 
-python3 -m p1_diffusion.inference --output-dir OUT                  (2025: 500 images)
-python3 -m p1_diffusion.inference --output-dir OUT --edition 2024   (1000 images)
-torchrun --nproc_per_node 2 -m p1_diffusion.inference --output-dir OUT    (the same files)
+    # the edition 2025, 500 images
+    python3 -m p1_diffusion.inference --output-dir OUT
+    # the edition 2024, 1000 images
+    python3 -m p1_diffusion.inference --output-dir OUT --edition 2024
+    # two processes write the same files
+    torchrun --nproc_per_node 2 -m p1_diffusion.inference --output-dir OUT
+
+Each image depends on the sampling flags and on its dataset, digit and number alone.
 """
 
 import dataclasses
@@ -33,23 +38,23 @@ class Config:
     """Samples the digits of Problem 1 into the grader's layout."""
 
     output_dir: Path
-    """Folder for mnistm/ and svhn/."""
+    """Output folder; gets the subfolders mnistm/ and svhn/."""
     edition: Edition = "2025"
-    """2025: 500 images, even digits from MNIST-M and odd ones from SVHN; 2024: 1000 images, all
-    digits from both."""
+    """Edition of the homework. 2025: 500 images, even digits in the style of MNIST-M and odd digits
+    of SVHN. 2024: 1000 images, all digits in both styles."""
     classes: tuple[str, ...] = ()
-    """Only these classes of the edition, each as DATASET/DIGIT, for example svhn/7; the default is
-    all."""
+    """Classes to sample, each as DATASET/DIGIT, for example svhn/7. If none is given, all classes
+    of the edition."""
     checkpoint: Path = ROOT / "checkpoints" / "p1_digits"
     """Model folder."""
     device: DeviceName = "auto"
-    """Where to compute; auto takes CUDA if present."""
+    """Device of the computation; auto is CUDA if available."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig()
     translate_arguments = staticmethod(translate_guide_w)
 
 
 def main(config: Config) -> None:
-    """Writes the images of the edition, each process its share of the chunks."""
+    """Writes the images of the chosen classes; each process samples its share of the chunks."""
     rank, processes, _ = this_process()
     device = pick_device(config.device)
     config.sampling.check()
@@ -65,22 +70,26 @@ def main(config: Config) -> None:
 
 
 def pick_classes(edition: Edition, names: Sequence[str]) -> list[tuple[str, int]]:
-    """The edition's classes of these names, all if none is given. Raises InputError that lists the
-    known names."""
+    """Returns the (dataset, digit) pairs of the named classes; all of the edition if none is named.
+
+    Raises InputError that lists the classes of the edition if a name is not among them.
+    """
     known = {f"{dataset}/{digit}": (dataset, digit) for dataset, digit in pairing(edition)}
     for name in names:
         if name not in known:
             raise InputError(
-                f"the edition {edition} has no class {name!r}; its classes are {', '.join(known)}"
+                f"--classes: the edition {edition} has no class {name!r}; its classes are"
+                f" {', '.join(known)}"
             )
     return [known[name] for name in names] or list(known.values())
 
 
 def prepare_output(folder: Path, wanted: set[str]) -> None:
-    """Makes the folders and clears what another edition's run left there. Raises InputError that
-    names a stranger's file.
+    """Makes the output folders and deletes this program's images that are not in `wanted`.
 
-    The grader reads the first character of every entry as a digit, so nothing else may lie there.
+    Such images come from a run of another edition. The grader reads the first character of each
+    file name as the digit, so the folders must hold nothing else: raises InputError that names a
+    file which this program did not write, before anything is deleted.
     """
     own = {file_name(key) for key in edition_keys(pairing("2024"))}
     stale = []
@@ -89,8 +98,8 @@ def prepare_output(folder: Path, wanted: set[str]) -> None:
             name = f"{dataset}/{path.name}"
             if name not in own or not path.is_file():
                 raise InputError(
-                    f"{path} was not written by this program and would break the grader: move it"
-                    " away first"
+                    f"{path} was not written by this program, and the grader fails on it: move it"
+                    " elsewhere first"
                 )
             if name not in wanted:
                 stale.append(path)

@@ -1,7 +1,7 @@
-"""The U-Net of Problem 1, conditioned on time, digit and dataset.
+"""The U-Net of Problem 1, conditioned on timestep, digit and dataset.
 
-Designed for quality per FLOP on 28x28 images: most work happens at 14x14 and 7x7, and a narrow path
-at 28x28 draws the edges.
+Most of its computation happens at 14x14 and 7x7. At 28x28 it has few channels, which suffice for
+edges and cost little.
 """
 
 import dataclasses
@@ -22,47 +22,43 @@ from common.errors import InputError
 
 KIND = "p1_diffusion.ContextUNet"
 NULL_DIGIT = NUM_DIGITS
-GROUP = 16  # channels that are normalised together, where there are as many
+GROUP = 16  # channels per group of GroupNorm; layers with fewer channels have one group
 
 
 @dataclasses.dataclass(frozen=True)
 class ContextUNetConfig:
-    """What builds the network, and how to read its output."""
+    """Hyperparameters of the network, and the meaning of its output."""
 
     datasets: int = 2
-    """How many datasets it knows: the first ones of `common.data.digits.DATASETS`."""
+    """Number of datasets, the first ones of `common.data.digits.DATASETS`."""
     channels: tuple[int, ...] = (32, 96, 192)
-    """Channels at each resolution, from the finest; every next one is half as wide and high."""
+    """Channels at each resolution, finest first; each resolution halves height and width."""
     blocks: tuple[int, ...] = (1, 1, 1)
-    """Residual blocks at each resolution on the way down, and again on the way up."""
+    """Residual blocks at each resolution of the encoder, and again of the decoder."""
     attention: tuple[int, ...] = (2,)
-    """Resolutions whose blocks attend, 0 being the finest."""
+    """Indices of the resolutions with self-attention; 0 is the finest."""
     heads: int = 6
     """Attention heads."""
     embedding: int = 256
     """Width of the time and context embeddings."""
     class_maps: bool = True
-    """Whether each class also has a learned map of features at the coarsest resolution: a first
-    idea of where strokes lie."""
+    """Add a learned feature map for each (digit, dataset) at the coarsest resolution, which can
+    encode where strokes lie."""
     dropout: float = 0.0
-    """Dropout inside the residual blocks."""
+    """Dropout probability inside the residual blocks."""
     augmentation: int = 0
-    """Length of the vectors that tell the network how a training image was augmented; 0 if none
-    is."""
+    """Length of the vector that describes a training image's augmentation; 0 is no such input."""
     parameterization: Parameterization = "v"
-    """What the network's output means."""
+    """What the network predicts: eps, x0 or v."""
     schedule: ScheduleName = "cosine"
-    """The noise schedule that the network is trained on."""
+    """Noise schedule of the training."""
 
 
 class ContextUNet(nn.Module):
-    """Predicts from x_t [N, 3, 28, 28], t long [N] and context long [N, 2] = (digit, dataset) an
-    output like x_t.
+    """Predicts eps, x0 or v (see `parameterization`), conditioned on digit and dataset.
 
-    The digit NULL_DIGIT stands for dropped context. The dataset is never dropped: guidance then
-    pulls towards the digit and leaves the dataset's look alone. In training `augmentation` [N, A]
-    may tell what was done to an image; without it, as in sampling, images are as in the data (the
-    non-leaky augmentation of EDM, arXiv:2206.00364, Appendix F.2).
+    The digit NULL_DIGIT is the null condition of classifier-free guidance. The dataset is never
+    dropped, so guidance strengthens the digit and not the style of the dataset.
     """
 
     def __init__(self, config: ContextUNetConfig) -> None:
@@ -114,6 +110,11 @@ class ContextUNet(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, context: Tensor, augmentation: Tensor | None = None
     ) -> Tensor:
+        """The prediction [N, 3, 28, 28] for x_t [N, 3, 28, 28], t long [N] and context long [N, 2].
+
+        `context` is (digit, dataset). `augmentation` [N, A] describes how training images were
+        augmented (p1_diffusion/augment.py); None, as in sampling, means that they were not.
+        """
         emb = self.time(t) + self.digit(context[:, 0]) + self.dataset(context[:, 1])
         if augmentation is not None:
             emb = emb + self.augmentation(augmentation)
@@ -137,27 +138,26 @@ class ContextUNet(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))  # [N, 3, 28, 28]
 
     def save(self, folder: Path) -> None:
-        """Writes the model folder, its parameters as float16."""
+        """Writes the model folder, with parameters in float16."""
         save_model(folder, self, KIND, dataclasses.asdict(self.config), torch.float16)
 
     @classmethod
     def load(cls, folder: Path) -> "ContextUNet":
-        """Rebuilds the network from its folder, in evaluation mode; also one of the first edition,
-        which has the same calls.
+        """Loads the network from its model folder, in evaluation mode.
 
-        Raises InputError if the folder does not hold one.
+        A folder of the first edition gives a `FirstEditionUNet`, which has the same methods. Raises
+        InputError if the folder holds neither.
         """
         if isinstance(load_config(folder, KIND).get("blocks"), int):
-            from p1_diffusion.first_edition import (
-                FirstEditionUNet,
-            )  # it is made of this file's blocks
+            # Imported here, since that file imports this one's blocks.
+            from p1_diffusion.first_edition import FirstEditionUNet
 
             return FirstEditionUNet.load(folder)
         return load_model(folder, KIND, cls, ContextUNetConfig)
 
 
 def _check(config: ContextUNetConfig) -> None:
-    """Raises InputError if no network can be built from it."""
+    """Raises InputError if no network can be built with this configuration."""
     channels, coarsest = config.channels, len(config.channels) - 1
     if config.datasets < 1:
         raise InputError(f"a network needs at least 1 dataset, not {config.datasets}")
@@ -169,32 +169,34 @@ def _check(config: ContextUNetConfig) -> None:
         or min(config.blocks) < 1
     ):
         raise InputError(
-            f"a network needs blocks for each resolution, not channels {channels} and blocks"
-            f" {config.blocks}"
+            f"a network needs at least 1 head, and channels and blocks for each resolution, not"
+            f" {config.heads} heads, channels {channels} and blocks {config.blocks}"
         )
     if any(count % min(GROUP, count) or count % 2 for count in channels) or SIZE % 2**coarsest:
         raise InputError(
-            f"channels must be multiples of {GROUP} (or even and below it) for at most 3"
+            f"channels must be multiples of {GROUP} (or even and below {GROUP}), for at most 3"
             f" resolutions, not {channels}"
         )
     if any(
         not 0 <= level <= coarsest or channels[level] % config.heads for level in config.attention
     ):
         raise InputError(
-            f"attention at {config.attention} with {config.heads} heads does not fit the channels"
-            f" {channels}"
+            f"attention at the resolutions {config.attention} with {config.heads} heads does not"
+            f" fit the channels {channels}"
         )
     if config.schedule not in SCHEDULES:
-        raise InputError(f"the schedule {config.schedule!r} is none of {', '.join(SCHEDULES)}")
+        raise InputError(
+            f"the schedule must be one of {', '.join(SCHEDULES)}, not {config.schedule!r}"
+        )
 
 
 def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
-    """Normalises GROUP channels at a time, or as many as make the given number of groups."""
+    """GroupNorm with GROUP channels per group, or with the given number of groups."""
     return nn.GroupNorm(groups or max(channels // GROUP, 1), channels)
 
 
 class Block(nn.Module):
-    """A residual block, followed by attention where the network attends."""
+    """A residual block, followed by self-attention if `attends`."""
 
     def __init__(
         self, channels_in: int, channels: int, config: ContextUNetConfig, attends: bool
@@ -204,13 +206,17 @@ class Block(nn.Module):
         self.attention = Attention(channels, config.heads) if attends else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Features [N, channels, H, W] of x [N, channels_in, H, W] and the embedding [N, E]."""
         h = self.residual(x, emb)
         return h if self.attention is None else self.attention(h)
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, convolution, twice; between them the embedding [N, E] scales and shifts each
-    channel (AdaGN, arXiv:2105.05233)."""
+    """Residual block: twice (GroupNorm, SiLU, 3x3 convolution), conditioned by AdaGN.
+
+    The embedding scales and shifts the channels after the second GroupNorm (Dhariwal and Nichol
+    2021, arXiv:2105.05233).
+    """
 
     def __init__(
         self,
@@ -234,6 +240,7 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Features [N, channels, H, W] of x [N, channels_in, H, W] and the embedding [N, E]."""
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.modulation(emb)[:, :, None, None].chunk(2, dim=1)
         h = self.norm2(h) * (1.0 + scale) + shift
@@ -253,6 +260,7 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x plus the attention's output, [N, C, H, W]."""
         n, c, height, width = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # [N, HW, C]
         q, k, v = (

@@ -1,4 +1,4 @@
-"""What the grader does not see: distance to the real distribution, variety, detail, copies."""
+"""Metrics of generated digits that the grader lacks: Frechet distance, spread, detail, copies."""
 
 import dataclasses
 from pathlib import Path
@@ -18,22 +18,24 @@ from common.metrics.frechet import FeatureStatistics, feature_statistics, freche
 from common.seeds import BatchDraws, noise_seed
 from p1_diffusion.model import NULL_DIGIT
 
-REAL_DRAWS = 5
+REAL_DRAWS = 5  # random sets of held-out digits whose Frechet distances are averaged
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What is known of real digits: moments of the training features by class, and the held-out
-    digits' features."""
+    """Statistics of real digits for the 20 (dataset, digit) classes of `class_index`.
 
-    mean: Tensor  # [20, D]
-    second_moment: Tensor  # [20, D, D]
-    features: Tensor  # [M, D], held-out
-    classes: Tensor  # [M]
-    pixel_spread: Tensor  # [20], held-out
+    Features are the D activations of the project's classifier; there are M held-out digits.
+    """
+
+    mean: Tensor  # [20, D], mean features of the training digits
+    second_moment: Tensor  # [20, D, D], E[f f^T] of the training digits
+    features: Tensor  # [M, D], of the held-out digits
+    classes: Tensor  # [M], class indices of the held-out digits
+    pixel_spread: Tensor  # [20], spread of the held-out digits' pixels (see `quality`), 0..255
 
     def statistics(self, classes: list[int]) -> FeatureStatistics:
-        """Mean and covariance of the training digits, the given classes weighing equally."""
+        """Mean and covariance of the training features, with equal weight for each given class."""
         mean = self.mean[classes].double().mean(0)
         return FeatureStatistics(
             mean, self.second_moment[classes].double().mean(0) - torch.outer(mean, mean)
@@ -41,7 +43,7 @@ class Reference:
 
 
 def make_reference(network: DigitClassifier, train: Digits, held_out: Digits, path: Path) -> None:
-    """Writes the reference statistics of real digits beside the classifier."""
+    """Writes the reference statistics of real digits to the safetensors file `path`."""
     features = extract_features(network, train.images)
     classes = class_index(train.digits, train.datasets)
     means, moments = [], []
@@ -64,7 +66,10 @@ def make_reference(network: DigitClassifier, train: Digits, held_out: Digits, pa
 
 
 def load_reference(folder: Path) -> Reference:
-    """The reference statistics beside the classifier."""
+    """Reads `reference.safetensors` from the classifier's folder.
+
+    Raises InputError if the file does not hold exactly the tensors of `Reference`.
+    """
     path = Path(folder) / "reference.safetensors"
     tensors = load_tensors(path)[0]
     if tensors.keys() != {field.name for field in dataclasses.fields(Reference)}:
@@ -74,23 +79,26 @@ def load_reference(folder: Path) -> Reference:
 
 @torch.no_grad()
 def extract_features(network: DigitClassifier, images: Tensor) -> Tensor:
-    """The classifier's features [N, D] of uint8 images."""
+    """The classifier's features [N, D] of uint8 images [N, 3, 28, 28]."""
     return torch.cat([network.features(to_model_range(part)) for part in images.split(200)])
 
 
 def class_index(digits: Tensor, datasets: Tensor) -> Tensor:
-    """One number for each (dataset, digit) class, 0..19."""
+    """Index of the (dataset, digit) class, 10 dataset + digit, long [N] in 0..19."""
     return datasets * NUM_DIGITS + digits
 
 
 def quality(
     images: Tensor, digits: Tensor, datasets: Tensor, network: DigitClassifier, reference: Reference
 ) -> dict[str, Any]:
-    """For each dataset: Frechet distance to the real training digits, beside that of as many real
-    held-out digits drawn class by class in the same numbers (mean of several draws); within-class
-    spread over that of held-out digits, in features and in pixels.
+    """Frechet distance and within-class spread of generated digits, for each dataset.
 
-    Spread is the root mean square distance from the class mean; its ratio is averaged over classes.
+    - `frechet_distance`: to the real training digits, in the classifier's features.
+      `frechet_distance_real` is that of held-out real digits, with the same number of images in
+      each class, averaged over REAL_DRAWS random sets; `frechet_ratio` is their quotient.
+    - `spread_ratio`, `pixel_spread_ratio`: spread of the generated digits over that of the held-out
+      ones, in features and in pixels. Spread is the root mean square distance from the class mean;
+      the ratio is averaged over classes.
     """
     features, classes = extract_features(network, images), class_index(digits, datasets)
     result = {}
@@ -124,6 +132,7 @@ def quality(
 
 
 def _draw_real(reference: Reference, counts: dict[int, int], draw: int) -> Tensor:
+    """Features of held-out digits, `counts[c]` of class c without replacement; seeded by `draw`."""
     generator = torch.Generator().manual_seed(draw)
     rows = []
     for c, count in counts.items():
@@ -133,19 +142,22 @@ def _draw_real(reference: Reference, counts: dict[int, int], draw: int) -> Tenso
 
 
 def _spread(rows: Tensor) -> Tensor:
+    """Root mean square distance of the rows of [N, D] from their mean, a scalar."""
     return rows.var(0).sum().sqrt()
 
 
 def nearest_training(
     images: Tensor, digits: Tensor, datasets: Tensor, train: Digits, held_out: Digits
 ) -> dict[str, dict[str, float]]:
-    """Median and smallest distance (root mean square over pixels, 0..255) to the nearest training
-    image of the same class, of the generated images and of held-out real ones. A copying model
-    would lie far below the held-out ones.
+    """Median and smallest distance to the nearest training image of the same class.
+
+    The distance is the root mean square difference over pixels in 0..255, computed for generated
+    and for held-out real images. A model that copies has far smaller distances than the held-out
+    images.
     """
     train_classes = class_index(train.digits, train.datasets)
     result: dict[str, dict[str, float]] = {}
-    for what, rows, classes, kinds in (
+    for what, rows, classes, row_datasets in (
         ("generated", images, class_index(digits, datasets), datasets),
         (
             "held_out",
@@ -160,7 +172,7 @@ def nearest_training(
             pool = train.images[train_classes == c].flatten(1).float()
             distances[classes == c] = torch.cdist(own, pool).amin(1) / own.shape[1] ** 0.5
         for i, dataset in enumerate(DATASETS):
-            mine = distances[kinds == i]
+            mine = distances[row_datasets == i]
             result.setdefault(dataset, {}).update(
                 {f"{what}_median": mine.median().item(), f"{what}_min": mine.min().item()}
             )
@@ -168,8 +180,10 @@ def nearest_training(
 
 
 def detail(images: Tensor, datasets: Tensor, real: Digits) -> dict[str, dict[str, float]]:
-    """For each dataset the mean absolute difference of neighbouring pixels in grey levels, of
-    generated and of real digits."""
+    """Mean absolute difference of neighbouring pixels, generated and real, for each dataset.
+
+    The unit is grey levels (0..255); `ratio` is generated over real.
+    """
     found = {}
     for i, dataset in enumerate(DATASETS):
         generated = mean_difference(images[datasets == i])
@@ -181,7 +195,7 @@ def detail(images: Tensor, datasets: Tensor, real: Digits) -> dict[str, dict[str
 def dropped_context_rate(
     probability: float = 0.1, seed: int = 0, steps: int = 500, batch_size: int = 32
 ) -> float:
-    """How often training really hides the digit, counted over the draws of its first steps."""
+    """Measured fraction of training images whose digit is dropped, over the first `steps` steps."""
     dropped = 0
     for step in range(steps):
         draws = BatchDraws(noise_seed(seed, step), batch_size).part(slice(None))

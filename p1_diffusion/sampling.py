@@ -1,4 +1,4 @@
-"""Sampling digits: how, and the images of a list of keys, which depend on nothing else."""
+"""Sampling of digits: the settings, the list of images of an edition, and the sampling loop."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -18,36 +18,35 @@ from common.seeds import StackedRandomGenerator, derive_seed
 from p1_diffusion.model import NULL_DIGIT, ContextUNet
 
 IMAGES_PER_CLASS = 50
-ImageKey = tuple[str, int, int]  # (dataset, digit, number)
+ImageKey = tuple[str, int, int]  # (dataset, digit, number), numbers from 1
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig(GuidedSamplerConfig):
-    """How digits are sampled. An image depends on these, and on its own dataset, digit and
-    number."""
+    """Sampling settings. An image depends on these and on its (dataset, digit, number) alone."""
 
     guidance_scale: float = 7.5
-    """Classifier-free guidance, uncond + scale (cond - uncond); 1 is none. The homework's
-    `--guide-w W` is understood as W + 1. The default and the interval were chosen together, by
-    measurement (results/p1_guidance.json)."""
+    """Scale s of classifier-free guidance, uncond + s (cond - uncond); 1 is no guidance. The
+    homework's `--guide-w W` is also accepted and means s = W + 1. The defaults of scale and
+    interval were chosen together, by measurement (results/p1_guidance.json)."""
     guidance_interval: tuple[int, int] = (150, 700)
-    """Lowest and highest t at which guidance acts; 0 999 is always."""
+    """Lowest and highest timestep t with guidance; 0 999 is every timestep."""
     chunk_size: int = 50
-    """Images in one network call. Files agree to the byte at the same size."""
+    """Images per network call. Runs on one device with one chunk size write identical files."""
 
 
 def translate_guide_w(arguments: list[str]) -> list[str]:
-    """Command-line arguments with the homework's `--guide-w W` as `--guidance-scale W+1`: guide_w
-    counts from the conditional prediction, (1 + w) cond - w uncond.
+    """Replaces the homework's flag `--guide-w W` by `--guidance-scale W+1`.
 
-    Raises InputError if W is not a number, or if another `--guidance-scale` is given as well.
+    The homework's formula (1 + w) cond - w uncond equals uncond + (w + 1) (cond - uncond). Raises
+    InputError if W is not a number, or if `--guidance-scale` is given as well.
     """
     flags = [argument.split("=")[0].replace("_", "-") for argument in arguments]
     if "--guide-w" not in flags:
         return arguments
     if "--guidance-scale" in flags:
         raise InputError(
-            "--guide-w and --guidance-scale are the same guidance, scale = w + 1: give one of them"
+            "--guide-w and --guidance-scale set the same value (scale = w + 1): give only one"
         )
     at = flags.index("--guide-w")
     _, joined, value = arguments[at].partition("=")
@@ -62,7 +61,7 @@ def translate_guide_w(arguments: list[str]) -> list[str]:
 
 
 def edition_keys(classes: Sequence[tuple[str, int]]) -> list[ImageKey]:
-    """Fifty images of each (dataset, digit)."""
+    """Keys of IMAGES_PER_CLASS images for each (dataset, digit), in order."""
     return [
         (dataset, digit, number)
         for dataset, digit in classes
@@ -71,7 +70,7 @@ def edition_keys(classes: Sequence[tuple[str, int]]) -> list[ImageKey]:
 
 
 def file_name(key: ImageKey) -> str:
-    """The grader's name of an image, relative to the output folder."""
+    """Path of an image relative to the output folder, for example mnistm/0_001.png."""
     dataset, digit, number = key
     return f"{dataset}/{digit}_{number:03d}.png"
 
@@ -86,16 +85,17 @@ def sample_digits(
     callback: Callback | None = None,
     show_progress: bool = True,
 ) -> Iterator[tuple[list[ImageKey], Tensor]]:
-    """Yields (keys, images uint8 [n, 3, 28, 28] on the CPU) chunk by chunk.
+    """Samples the images of `keys`; yields (keys, images) chunk by chunk.
 
-    `share` = (r, P) takes every P-th chunk, from the r-th on. `callback` is the samplers', on whole
-    chunks, padding included. Raises InputError on a dataset that the model does not know, and if an
-    image is not finite.
+    Images are uint8 [n, 3, 28, 28] on the CPU. `share` = (r, P) selects chunks r, r + P, r + 2P,
+    ..., for process r of P. `callback` is passed to the sampler (common/diffusion/samplers.py) and
+    sees whole chunks, padding included. Raises InputError if the model was not trained on a
+    dataset, or if an image is not finite.
     """
     for dataset in sorted({dataset for dataset, _, _ in keys}):
         if DATASETS.index(dataset) >= model.config.datasets:
             raise InputError(
-                f"this model was not trained on {dataset}: it knows"
+                f"this model was not trained on {dataset}, only on"
                 f" {', '.join(DATASETS[: model.config.datasets])}"
             )
     device = next(model.parameters()).device
@@ -146,8 +146,10 @@ def sample_digits(
 def image_noise(
     keys: Sequence[ImageKey], seed: int, device: torch.device | str
 ) -> Callable[[], Tensor]:
-    """Fresh noise [N, 3, 28, 28] at each call; each image's depends on the seed and its own key
-    alone."""
+    """Returns a function that draws standard normal noise [N, 3, 28, 28], new at each call.
+
+    The noise of an image depends on the seed, its own key and the number of the call alone.
+    """
     seeds = [
         derive_seed(seed, DATASETS.index(dataset), digit, number) for dataset, digit, number in keys
     ]

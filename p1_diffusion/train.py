@@ -1,10 +1,10 @@
 """Trains the conditional diffusion model of Problem 1 on MNIST-M and SVHN digits.
 
     python3 -m p1_diffusion.train --data hw2_data/digits --run-dir runs/p1_digits
-    # `accelerate launch` on several GPUs
+    # two processes on a CPU; use `accelerate launch` on several GPUs
     torchrun --nproc_per_node 2 -m p1_diffusion.train --device cpu ...
 
-The same command again resumes. The averaged weights are in RUN_DIR/last, ready for
+Running the same command again resumes. RUN_DIR/last holds the EMA weights as a model folder for
 `p1_diffusion.inference --checkpoint`.
 """
 
@@ -56,38 +56,39 @@ class Config:
     """Trains the conditional diffusion model of Problem 1."""
 
     run_dir: Path
-    """Folder of the run: checkpoints, metrics, previews."""
+    """Folder of the run: checkpoints, metrics and preview images."""
     data: Path = ROOT / "hw2_data" / "digits"
-    """The digits in the homework's layout."""
+    """Folder of the digits, in the homework's layout."""
     init_from: Path | None = None
-    """Model folder to start from, instead of random weights."""
+    """Model folder with the initial weights; they are random if none is given."""
     cond_drop_prob: float = 0.1
-    """Probability that an image's digit is hidden from the network, for classifier-free
-    guidance."""
+    """Probability that an image's digit is replaced by the null condition, which classifier-free
+    guidance needs."""
     loss_weight: LossWeight = "learned"
-    """How noise levels weigh: by a learned log-variance, by min(SNR + 1, 5) on the x0 error, or all
-    alike in v."""
+    """Loss weight of the noise levels. learned: by a learned log-variance; min_snr: min(SNR + 1, 5)
+    on the x0 error; none: the plain error of the network's output."""
     timesteps: TimestepDistribution = "logit_normal"
-    """How the timesteps of training images are distributed."""
+    """Distribution of the timesteps t in training."""
     guidance_scale: float = 1.0
-    """Guidance to train in, so that sampling needs none; 1 is none. Best in a last stretch, with
-    --init-from."""
+    """Guidance scale that the network learns to imitate (Model Guidance), so that sampling needs no
+    guidance; 1 is off. Meant for the last steps of a training, with --init-from."""
     guidance_interval: tuple[int, int] = SamplingConfig().guidance_interval
-    """Lowest and highest t at which trained-in guidance acts."""
+    """Lowest and highest timestep t to which --guidance-scale applies."""
     augment: float = 0.15
-    """Probability of each kind of augmentation (colours, shift and scale), of which the network is
-    told; 0 is none."""
+    """Probability of each augmentation (colour permutation, negation, shift with scaling), which
+    the network receives as an input; 0 is no augmentation."""
     model: ContextUNetConfig = ContextUNetConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {
         "small": Preset(
-            "the defaults: 3.3 million weights and 5 million digits, some 7 hours on two CPU cores"
-            " with --mixed-precision bf16; after 64,000 digits expect a held-out error of v of 0.10"
-            " (docs/experiments.md)",
+            "the defaults: 3.3 million weights, 5 million training images, about 7 hours on two CPU"
+            " cores with --mixed-precision bf16; expect a held-out error of v of 0.10 after 64,000"
+            " images (docs/experiments.md)",
             {},
         ),
         "smoke": Preset(
-            "is everything in place? A tiny network for 20 steps, seconds on a CPU; it draws noise",
+            "tests the installation: a tiny network for 20 steps, seconds on a CPU; its samples are"
+            " noise",
             {
                 "model": ContextUNetConfig(
                     channels=(16, 32), blocks=(1, 1), attention=(1,), heads=2, embedding=32
@@ -101,7 +102,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Trains, or resumes."""
+    """Trains the network, or resumes the run in `run_dir`."""
     if not (math.isfinite(config.guidance_scale) and config.guidance_scale >= 1.0):
         raise InputError(f"--guidance-scale must be at least 1, not {config.guidance_scale}")
     torch.manual_seed(config.training.seed)
@@ -113,7 +114,7 @@ def main(config: Config) -> None:
             dataclasses.replace(config.model, augmentation=augmentation, datasets=len(DATASETS))
         )
     if config.augment and model.config.augmentation != AUGMENTATION:
-        raise InputError(f"{config.init_from} was trained without augmentation: give --augment 0")
+        raise InputError(f"{config.init_from} takes no augmentation vector: give --augment 0")
     network = prepare_network(model, config.training)
     device = next(model.parameters()).device
     weighting = LossWeighting(
@@ -128,12 +129,12 @@ def main(config: Config) -> None:
         batch: Batch, draws: Draws, drop: float, probability: float, guide: float, **options: Any
     ) -> torch.Tensor:
         digit = drop_context(batch["digit"], NULL_DIGIT, drop, draws)
-        images, told = to_model_range(batch["image"]), None
+        images, vectors = to_model_range(batch["image"]), None
         if probability:
-            images, told = augment(images, probability, draws)
+            images, vectors = augment(images, probability, draws)
         null = torch.stack([torch.full_like(digit, NULL_DIGIT), batch["dataset"]], dim=1)
         return diffusion_loss(
-            lambda x_t, t, context: network(x_t, t, context, told),
+            lambda x_t, t, context: network(x_t, t, context, vectors),
             schedule,
             images,
             torch.stack([digit, batch["dataset"]], dim=1),
@@ -149,8 +150,11 @@ def main(config: Config) -> None:
         return batch_of(data, balanced(config.training.batch_size, generator))
 
     def validate() -> dict[str, float]:
-        """The plain error of v on the same held-out images each time, none of their digits hidden,
-        all as they are."""
+        """Unweighted error of the network's output on held-out images.
+
+        The images and their noise are the same each time; no digit is dropped and no image is
+        augmented.
+        """
         drawn = BalancedDraw(held_out)(VALIDATION_IMAGES, torch.Generator(device).manual_seed(0))
         loss = held_out_loss(
             model,
@@ -160,8 +164,10 @@ def main(config: Config) -> None:
         return {"loss": loss}
 
     def preview(path: Path) -> None:
-        """A picture from the same noise each time: rows are digits, the left columns MNIST-M, the
-        right SVHN."""
+        """Writes a grid of samples from the same noise each time.
+
+        Rows are digits; the three left columns are MNIST-M, the three right ones SVHN.
+        """
         keys = [
             (dataset, digit, number)
             for digit in range(NUM_DIGITS)
@@ -205,7 +211,7 @@ def main(config: Config) -> None:
 
 
 def batch_of(data: Digits, indices: torch.Tensor) -> Batch:
-    """These digits as a batch."""
+    """The batch of the digits at `indices` [N]: their index, image, digit and dataset."""
     return {
         "index": indices,
         "image": data.images[indices],

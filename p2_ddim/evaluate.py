@@ -1,13 +1,12 @@
-"""Compares faces with references as Problem 2's grader does, or with real photos where there are no
-references.
+"""Grades faces against reference images as Problem 2's grader does, or against real photos.
 
-    # MSE on 0..255, below 20
+    # MSE to the references, on pixels in 0..255; a mean below 20 passes
     python3 -m p2_ddim.evaluate --images OUT --references hw2_data/face/GT
-    # Frechet distance, nearest photos
+    # Frechet distance to real photos, and distance to the nearest photo
     python3 -m p2_ddim.evaluate --images OUT --photos hw2_data/face
 
-Exit code 0 if the mean MSE is below 20 (or no references are given), 1 if not, 2 if the folder
-cannot be graded.
+The exit code is 0 if the mean MSE is below 20 or no references are given, 1 if it is not below 20,
+and 2 if the folder cannot be graded.
 """
 
 import dataclasses
@@ -30,24 +29,24 @@ PASS_BELOW = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Grades a folder of faces."""
+    """Grades a folder of generated faces."""
 
     images: Path
-    """Folder of the faces."""
+    """Folder of the generated faces."""
     references: Path | None = None
-    """Folder of the images that they should be, of the same names."""
+    """Folder of the reference images, with the same names and sizes; adds the MSE to them."""
     photos: Path | None = None
-    """Folder with photos/, real faces of the same size; adds distances between distributions and to
-    the nearest photo."""
+    """Folder with photos/, real faces of the same size; adds the Frechet distance to them and the
+    distance to the nearest photo."""
     features: Path = SHIPPED
-    """Folder of the network in whose features the Frechet distance is measured; colours on a grid
-    where there is none."""
+    """Folder of the network whose features the Frechet distance uses; if the folder does not exist,
+    the colours on an 8x8 grid are used."""
     result: Path | None = None
-    """JSON file to write."""
+    """JSON file to write; none is written if it is not given."""
 
 
 def main(config: Config) -> None:
-    """Prints the tables, writes the result and answers by exit code."""
+    """Prints the tables and writes the result; exits with 1 if the mean MSE is not below 20."""
     if not config.references and not config.photos:
         raise InputError("nothing to compare with: give --references, --photos or both")
     images = read_images(config.images)
@@ -74,12 +73,14 @@ def main(config: Config) -> None:
 
 
 # ----------------------------------------------------------------------------
-# The grader's part.
+# What the grader does: the mean squared error to the references.
 
 
 def read_images(folder: Path) -> dict[str, Tensor]:
-    """Every image of a folder, uint8 [3, H, W], by its name without suffix. Raises InputError if
-    there is none."""
+    """Reads the images of a folder, uint8 [3, H, W], by file name without suffix.
+
+    Raises InputError if the folder is missing or holds no image, or if two names are equal.
+    """
     if not Path(folder).is_dir():
         raise InputError(f"the folder {folder} does not exist")
     paths = image_files(folder)
@@ -87,15 +88,17 @@ def read_images(folder: Path) -> dict[str, Tensor]:
         raise InputError(f"{folder} holds no image")
     images = {path.stem: read_rgb(path) for path in paths}
     if len(images) < len(paths):
-        raise InputError(f"{folder} holds several images of one name")
+        raise InputError(
+            f"{folder} holds several images of one name with different suffixes: keep one of each"
+        )
     return images
 
 
 def compare(images: Mapping[str, Tensor], references: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The MSE on 0..255 of each image, their mean and sum, the largest difference, and whether the
-    mean is below 20.
+    """Mean squared error of each image to its reference, on pixels in 0..255.
 
-    Raises InputError if counts, names or sizes differ.
+    Adds the mean and the sum over images, the largest absolute difference of a pixel, and whether
+    the mean is below PASS_BELOW. Raises InputError if counts, names or sizes differ.
     """
     if len(images) != len(references):
         raise InputError(
@@ -124,7 +127,7 @@ def compare(images: Mapping[str, Tensor], references: Mapping[str, Tensor]) -> d
 
 
 def print_comparison(result: dict[str, Any]) -> None:
-    """The table and the verdict."""
+    """Prints the MSE of each image, then whether the mean passes."""
     for name, value in result["mse"].items():
         print(f"{name:<12} MSE {value:10.4f}")
     print(

@@ -1,12 +1,14 @@
-"""Samples faces from fixed noises by DDIM (Problem 2): OUT/NN.png for every NN.pt in a folder.
+"""Samples faces from given noises by DDIM (Problem 2): OUT/NAME.png for each NOISE_DIR/NAME.pt.
 
-python3 -m p2_ddim.inference --noises NOISE_DIR --output-dir OUT --checkpoint UNet.pt     (exactly
-the homework's reference) python3 -m p2_ddim.inference --noises NOISE_DIR --output-dir OUT
-(the shipped face model) torchrun --nproc_per_node 2 -m p2_ddim.inference ...
-(the same files)
+    # the homework's network; reproduces its reference images
+    python3 -m p2_ddim.inference --noises NOISE_DIR --output-dir OUT --checkpoint UNet.pt
+    # the shipped face model
+    python3 -m p2_ddim.inference --noises NOISE_DIR --output-dir OUT
+    # two processes write the same files
+    torchrun --nproc_per_node 2 -m p2_ddim.inference --noises NOISE_DIR --output-dir OUT
 
-The defaults are the convention behind the homework's reference faces; flags of `SamplingConfig`
-leave it.
+The defaults are the DDIM convention of the homework's reference faces; the flags of
+`SamplingConfig` change it.
 """
 
 import dataclasses
@@ -25,25 +27,25 @@ from p2_ddim.sampling import SamplingConfig, check_side, minmax_to_uint8, read_n
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Samples a face from every noise file."""
+    """Samples a face from each noise file."""
 
     noises: Path
-    """Folder of the noise files, NAME.pt: one tensor [1, 3, H, W] or [3, H, W] each."""
+    """Folder of the noise files NAME.pt, each a float tensor [1, 3, H, W] or [3, H, W]."""
     output_dir: Path
-    """Folder for NAME.png."""
+    """Output folder of NAME.png."""
     checkpoint: Path = FACES
-    """The homework's UNet.pt, a model folder of this project, or a folder of a diffusers
-    UNet2DModel."""
+    """Network: the homework's UNet.pt, a model folder of this project, or a folder of a diffusers
+    UNet2DModel. The default is the shipped 64x64 face model."""
     stretch: bool = True
-    """Stretch each image from its own smallest and largest value to 0 and 255, as the homework
-    does; otherwise clamp."""
+    """Map the smallest and largest value of each image to 0 and 255, as the homework does.
+    Otherwise values are clamped to [-1, 1], which is mapped to 0..255."""
     device: DeviceName = "auto"
-    """Where to compute; auto takes CUDA if present."""
+    """Device of the computation; auto is CUDA if available."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig()
 
 
 def main(config: Config) -> None:
-    """Writes the image of every noise, each process its share of the chunks."""
+    """Writes an image for each noise; each process samples its share of the chunks."""
     rank, processes, _ = this_process()
     device = pick_device(config.device)
     config.sampling.check()

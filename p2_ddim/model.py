@@ -1,5 +1,4 @@
-"""The U-Net of Problem 2: the homework's 114M-parameter face network and smaller ones, from one
-class.
+"""The U-Net of Problem 2, of the homework's size (114 million parameters) or smaller.
 
 The default configuration has exactly the keys and shapes of the homework's `UNet.pt`.
 `load_network` also reads this project's model folders and a diffusers `UNet2DModel`.
@@ -22,53 +21,59 @@ from common.errors import InputError
 from common.files import ROOT, read_json, shown
 
 FACES = ROOT / "checkpoints" / "p2_faces"
-"""The face model that this project trained, 64x64."""
+"""Model folder of the face model that this project trained, for 64x64 images."""
 KIND = "p2_ddim.FaceUNet"
-GROUPS = 32
+GROUPS = 32  # groups of GroupNorm
 
 
 class FaceNetwork(Protocol):
-    """What sampling needs of a network: (x_t [N, 3, H, W], t long [N]) -> an output like x_t."""
+    """Interface of the networks that can be sampled: (x_t [N, 3, H, W], t long [N]) -> prediction.
 
-    parameterization: Parameterization
-    side_multiple: int
+    The prediction has the shape of x_t.
+    """
+
+    parameterization: Parameterization  # what the prediction is: eps, x0 or v
+    side_multiple: int  # H and W must be multiples of it
 
     def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class FaceUNetConfig:
-    """What builds the network, and how to read its output. The defaults are the homework's
-    `UNet.pt`."""
+    """Hyperparameters of the network, and the meaning of its output.
+
+    The defaults are those of the homework's `UNet.pt`.
+    """
 
     channels: tuple[int, ...] = (128, 128, 256, 256, 512, 512)
-    """Channels at each resolution, from the finest; every next one is half as wide and high."""
+    """Channels at each resolution, finest first; each resolution halves height and width."""
     blocks: int = 2
-    """Residual blocks at each resolution on the way down; on the way up there is one more."""
+    """Residual blocks at each resolution of the encoder; the decoder has one more at each."""
     attention: tuple[int, ...] = (4,)
-    """Resolutions whose blocks attend, 0 being the finest; the middle always does."""
+    """Indices of the resolutions with self-attention; 0 is the finest. The bottleneck always has
+    it."""
     heads: int = 1
     """Attention heads."""
     embedding: int = 512
     """Width of the time embedding."""
     dropout: float = 0.0
-    """Dropout inside the residual blocks."""
+    """Dropout probability inside the residual blocks."""
     patch: int = 1
-    """Side of the pixel squares that are folded into channels at the entrance and unfolded at the
-    exit; 1 is none."""
+    """Patch side p in pixels: a pixel-unshuffle by p before the first layer and a pixel-shuffle by
+    p at the end; 1 is none."""
     refine: int = 0
-    """Channels of a last residual block at full resolution, which takes away the grain that patches
-    leave; 0 is none."""
+    """Channels of a final residual block at full resolution, which removes the grain that patches
+    cause; 0 is no such block."""
     parameterization: Parameterization = "eps"
-    """What the network's output means."""
+    """What the network predicts: eps, x0 or v."""
 
 
 class FaceUNet(nn.Module):
-    """Predicts from x_t [N, 3, H, W] and t long [N] an output like x_t; sides are multiples of
-    `side_multiple`.
+    """Predicts eps, x0 or v (see `parameterization`) for images whose sides fit `side_multiple`.
 
-    `down1, down2, ...` run on the way down and each leaves a skip; `up1, up2, ...` take the skips
-    in reverse, but for the up-samplings. The names are those of the keys in `UNet.pt`.
+    The layers `down1, down2, ...` of the encoder each store their output for a skip connection; the
+    blocks among the decoder's layers `up1, up2, ...` concatenate these in reverse order. The names
+    are those of the keys in the homework's `UNet.pt`.
     """
 
     def __init__(self, config: FaceUNetConfig) -> None:
@@ -82,8 +87,8 @@ class FaceUNet(nn.Module):
             SinusoidalEmbedding(first), nn.Linear(first, width), nn.SiLU(), nn.Linear(width, width)
         )
 
-        # Down: an entrance convolution, then the blocks of each resolution with a stride-2
-        # convolution in between.
+        # Encoder: an input convolution, then the blocks of each resolution, with a convolution of
+        # stride 2 between resolutions.
         down: list[nn.Module] = [nn.Conv2d(3 * config.patch**2, first, 3, padding=1)]
         skips = [first]
         for level, channels in enumerate(config.channels):
@@ -97,8 +102,8 @@ class FaceUNet(nn.Module):
         self.mid1 = Block(last, last, config, attends=True)
         self.mid2 = Block(last, last, config, attends=False)
 
-        # Up: one block for each skip, with nearest-neighbour up-sampling and a convolution between
-        # resolutions.
+        # Decoder: one block for each skip connection, with nearest-neighbour up-sampling and a
+        # convolution between resolutions.
         up: list[nn.Module] = []
         before = last
         for level, channels in reversed(list(enumerate(config.channels))):
@@ -115,8 +120,8 @@ class FaceUNet(nn.Module):
                 )
         self._up = self._name("up", up)
 
-        # Out: to pixels at once, or to features of each pixel, beside those of the noisy image, and
-        # from these to pixels.
+        # Output: one convolution to the patches' pixels. With `refine`: features of each pixel are
+        # added to features of the noisy image, and a residual block and a convolution follow.
         fine, groups = config.refine, max(config.refine // 16, 1)
         self.unfold = (
             nn.Sequential(
@@ -138,6 +143,7 @@ class FaceUNet(nn.Module):
         nn.init.zeros_(last_conv.bias)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The prediction [N, 3, H, W] for x_t [N, 3, H, W] and t long [N]."""
         emb = F.silu(self.time(t))  # [N, E]
         h = F.pixel_unshuffle(x_t, self.config.patch)  # [N, 3 p^2, H / p, W / p]
         skips = []
@@ -156,16 +162,19 @@ class FaceUNet(nn.Module):
         return self.out(self.refine(h, emb))  # [N, 3, H, W]
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Writes the model folder, its parameters in `dtype`."""
+        """Writes the model folder, with parameters in `dtype`."""
         save_model(folder, self, KIND, dataclasses.asdict(self.config), dtype)
 
     @classmethod
     def load(cls, folder: Path) -> "FaceUNet":
-        """Rebuilds the network from its folder, in evaluation mode. Raises InputError if the folder
-        does not hold one."""
+        """Loads the network from its model folder, in evaluation mode.
+
+        Raises InputError if the folder does not hold one.
+        """
         return load_model(folder, KIND, cls, FaceUNetConfig)
 
     def _name(self, prefix: str, parts: list[nn.Module]) -> list[str]:
+        """Registers the modules as PREFIX1, PREFIX2, ... and returns these names."""
         names = [f"{prefix}{i}" for i in range(1, len(parts) + 1)]
         for name, part in zip(names, parts, strict=True):
             self.add_module(name, part)
@@ -173,12 +182,12 @@ class FaceUNet(nn.Module):
 
 
 def run_part(part: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
-    """Blocks take the embedding [N, E], convolutions do not."""
+    """Applies a layer to h [N, C, H, W]; a `Block` also takes the embedding [N, E]."""
     return part(h, emb) if isinstance(part, Block) else part(h)
 
 
 class Block(nn.Module):
-    """A residual block, followed by attention where the network attends."""
+    """A residual block, followed by self-attention if `attends`."""
 
     def __init__(
         self, channels_in: int, channels: int, config: FaceUNetConfig, *, attends: bool
@@ -188,16 +197,17 @@ class Block(nn.Module):
         self.attention = Attention(channels, config.heads) if attends else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Features [N, channels, H, W] of x [N, channels_in, H, W] and the embedding [N, E]."""
         h = self.resblocks(x, emb)
         return h if self.attention is None else self.attention(h)
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, convolution, twice; the projected SiLU of the time embedding [N, E] is added in
-    between.
+    """Residual block: twice (GroupNorm, SiLU, 3x3 convolution).
 
-    `emb` arrives with the SiLU applied, which is the same for every block; the keys keep its place
-    (`time.1`).
+    A linear projection of the time embedding is added after the first convolution. Its SiLU is
+    applied once in `FaceUNet.forward`, since all blocks share it. The identity in `time` stands in
+    its place, so that the keys of the linear layer remain `time.1`, as in `UNet.pt`.
     """
 
     def __init__(
@@ -217,6 +227,7 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Features [N, channels, H, W] of x [N, channels_in, H, W] and the embedding [N, E]."""
         h = self.conv1(silu(self.norm1(x)))
         h = h + self.time(emb)[:, :, None, None]
         h = self.conv2(self.dropout(silu(self.norm2(h))))
@@ -224,8 +235,10 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Residual self-attention over the pixels of x [N, C, H, W], with weights softmax(q k / sqrt(C
-    / heads))."""
+    """Residual self-attention over the pixels of x [N, C, H, W].
+
+    The weights are softmax(q k^T / sqrt(C / heads)).
+    """
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -237,36 +250,36 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x plus the attention's output, [N, C, H, W]."""
         n, c, height, width = x.shape
         qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)  # [N, HW, 3C]
-        q, k, v = qkv.unflatten(-1, (3, self.heads, c // self.heads)).permute(
-            2, 0, 3, 1, 4
-        )  # [N, heads, HW, C / heads]
+        # [N, heads, HW, C / heads] each
+        q, k, v = qkv.unflatten(-1, (3, self.heads, c // self.heads)).permute(2, 0, 3, 1, 4)
         mixed = attend(q, k, v).transpose(1, 2).flatten(2)  # [N, HW, C]
         return x + self.out(mixed.transpose(1, 2).unflatten(2, (height, width)))
 
 
 def silu(x: Tensor) -> Tensor:
-    """SiLU of a tensor that nobody else needs: in place when no gradient is asked for."""
+    """SiLU, in place if gradients are disabled: x must not be used afterwards."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 # ----------------------------------------------------------------------------
-# Reading networks.
+# Loading networks.
 
 
 def load_network(path: Path) -> FaceNetwork:
-    """The network at `path`, in evaluation mode on the CPU, whatever form it has:
+    """Loads the network at `path`, in evaluation mode on the CPU.
 
-    the homework's `UNet.pt` (a plain state dict, or the same as .safetensors), a model folder of
-    this project, or a folder of a diffusers `UNet2DModel`, alone or inside a pipeline. Raises
-    InputError if it is none of these or does not fit.
+    `path` is the homework's `UNet.pt` (a state dict, also accepted as .safetensors), a model folder
+    of this project, or the folder of a diffusers `UNet2DModel` or of a pipeline that contains one.
+    Raises InputError if it is none of these, or if its weights do not fit.
     """
     path = Path(path)
     if path == FACES and not path.exists():
         raise InputError(
             f"{shown(path)} is missing; it is part of the repository: restore it with git, or give"
-            " a checkpoint, such as the homework's UNet.pt"
+            " another --checkpoint, such as the homework's UNet.pt"
         )
     if not path.is_dir():
         state = load_tensors(path)[0] if path.suffix == ".safetensors" else load_pickle(path)
@@ -280,8 +293,10 @@ def load_network(path: Path) -> FaceNetwork:
 
 
 def from_state_dict(state: object, source: Path) -> FaceUNet:
-    """The homework's network with the weights of its state dict. Raises InputError that names keys
-    and shapes that do not fit."""
+    """Builds the homework's network, in evaluation mode, with the weights of a state dict.
+
+    Raises InputError that names keys and shapes that do not fit.
+    """
     if not isinstance(state, Mapping) or not all(
         isinstance(value, Tensor) for value in state.values()
     ):
@@ -292,12 +307,15 @@ def from_state_dict(state: object, source: Path) -> FaceUNet:
 
 
 def fold_upsampling(network: FaceUNet) -> FaceUNet:
-    """Replaces each up-sampling and its 3x3 convolution by one transposed 4x4 convolution of stride
-    2: the same map to within rounding, for 4 products in place of 9. For inference: the keys of
-    these layers change.
+    """Merges each up-sampling and its 3x3 convolution into a 4x4 transposed convolution, stride 2.
 
-    Of the three taps of the convolution, two fall on the same repeated pixel: an even output sees
-    w0 on the pixel before and w1 + w2 on its own, an odd one w0 + w1 on its own and w2 on the next.
+    The result is the same to within rounding, with 4 multiplications instead of 9 for each output
+    value and input channel. The network is changed in place and is for inference only, since the
+    keys of these layers change.
+
+    In one dimension, nearest-neighbour up-sampling repeats each pixel, so two of the three taps
+    (w0, w1, w2) fall on the same pixel i. Output 2 i is w0 x[i - 1] + (w1 + w2) x[i], and output
+    2 i + 1 is (w0 + w1) x[i] + w2 x[i + 1].
     """
     taps = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     for name, part in list(network.named_children()):
@@ -314,18 +332,22 @@ def fold_upsampling(network: FaceUNet) -> FaceUNet:
 
 
 class DiffusersUNet(nn.Module):
-    """A diffusers `UNet2DModel` that predicts eps, such as google/ddpm-celebahq-256, as a network
-    of this program."""
+    """A diffusers `UNet2DModel` that predicts eps, with the interface of `FaceNetwork`.
+
+    An example is google/ddpm-celebahq-256. Raises InputError if the package diffusers is missing,
+    or if the folder is incomplete.
+    """
 
     parameterization: Parameterization = "eps"
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         try:
-            from diffusers import UNet2DModel  # needed here only
+            from diffusers import UNet2DModel  # optional: needed for this class only
         except ImportError:
             raise InputError(
-                f"{folder} holds a diffusers model, which needs the package diffusers"
+                f"{folder} holds a diffusers model, which needs the package diffusers: install it"
+                " with python3 -m pip install diffusers"
             ) from None
         try:
             self.unet, found = UNet2DModel.from_pretrained(
@@ -343,4 +365,5 @@ class DiffusersUNet(nn.Module):
         self.eval().to(memory_format=torch.channels_last)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The predicted eps [N, 3, H, W] for x_t [N, 3, H, W] and t long [N]."""
         return self.unet(x_t, t).sample

@@ -1,5 +1,4 @@
-"""Sampling faces: the conventions of DDIM in circulation, noise files, and the images that come of
-them."""
+"""Sampling of faces: the conventions of DDIM, the noise files, and the sampling loop."""
 
 import dataclasses
 import zlib
@@ -26,33 +25,37 @@ NamedNoise = tuple[str, Tensor]  # (name, noise [3, H, W])
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig(SamplerConfig):
-    """How faces are sampled; the defaults are the convention behind the homework's reference faces.
-    An image depends on these, on its noise and, where fresh noise is drawn, on the seed and its own
-    name."""
+    """Sampling settings; the defaults are the convention of the homework's reference faces.
+
+    An image depends on these settings and on its noise; with eta > 0 or a stochastic sampler also
+    on the seed and its own name.
+    """
 
     sampler: SamplerName = "ddim"
-    """The solver."""
+    """Sampler (solver of the reverse process)."""
     steps: int = 50
-    """Steps of the solver: network evaluations, but for Heun, which takes two a step."""
+    """Number of sampling steps. A step is one network evaluation; with heun it is two, or one if it
+    ends at an alpha-bar of 1."""
     spacing: Literal["leading", "trailing", "linspace", "homework"] = "homework"
-    """Which timesteps are visited; of 50 steps, homework visits t = 981, ..., 21, 1, leading 980,
-    ..., 20, 0, trailing 999, ..., 39, 19."""
+    """Choice of the timesteps. With 50 steps: homework 981, ..., 21, 1; leading 980, ..., 20, 0;
+    trailing 999, ..., 39, 19; linspace 50 rounded values from 999 to 0."""
     chunk_size: int = 1
-    """Images in one network call. Files agree to the byte at the same size."""
+    """Images per network call. Runs on one device with one chunk size write identical files."""
     clip_x0: bool = True
-    """Clamp the predicted image to [-1, 1] at each step; eps is not recomputed."""
+    """Clamp the predicted x0 to [-1, 1] at each step; eps is not recomputed from it."""
     last_abar: Literal["first", "one"] = "first"
-    """Alpha-bar after the last step: the table's first entry (0.9999), or 1."""
+    """Alpha-bar after the last step: first is alphas_cumprod[0] (0.9999), one is 1."""
     table_length: int = 1000
-    """Betas in the table, from 0.0001 to 0.02."""
+    """Number of betas in the noise schedule, linear from 0.0001 to 0.02."""
     table_offset: int = 0
-    """The network at t goes with alphas_cumprod[t + offset]; -1 counts from a table that begins
-    with an alpha-bar of 1."""
+    """Offset k of the noise schedule: the network receives t where the sampler uses
+    alphas_cumprod[t + k]. -1 is for code whose table begins with an extra alpha-bar of 1."""
     precision: Precision = "fp32"
-    """Autocast on CUDA; only fp32 is exact."""
+    """Floating-point format of the network. fp16 and bf16 use autocast and need CUDA; only fp32 is
+    exact."""
 
     def check(self, num_timesteps: int | None = None) -> None:
-        """Raises InputError on a number outside its range."""
+        """Raises InputError if a setting is out of range."""
         if self.table_length < 2:
             raise InputError(f"--table-length must be at least 2, not {self.table_length}")
         super().check(num_timesteps or self.table_length)
@@ -60,11 +63,11 @@ class SamplingConfig(SamplerConfig):
         if min(t) < 0 or max(t) >= self.table_length or min(t) - self.table_offset < 0:
             raise InputError(
                 f"--table-offset {self.table_offset} leads out of the table of {self.table_length}"
-                " entries with these steps"
+                f" entries with --steps {self.steps} and --spacing {self.spacing}"
             )
 
     def check_device(self, device: torch.device) -> None:
-        """Raises InputError if the device does not have the precision."""
+        """Raises InputError if the precision is not available on the device."""
         if self.precision != "fp32" and device.type != "cuda":
             raise InputError(
                 f"--precision {self.precision} needs a CUDA device, not {device.type.upper()}"
@@ -81,16 +84,15 @@ CONVENTIONS: dict[str, dict[str, Any]] = {
     "trailing": {"spacing": "trailing", "last_abar": "one"},
     "linspace": {"spacing": "linspace", "last_abar": "one"},
 }
-"""How DDIM is written down in circulation: what differs from the defaults of `SamplingConfig`.
-`p2_ddim.study.calibrate` tries them."""
+"""Conventions of published DDIM code, as differences from the defaults of `SamplingConfig`.
+`p2_ddim.study.calibrate` compares them."""
 
 
 def read_noises(folder: Path) -> list[NamedNoise]:
-    """The (name, noise float32 [3, H, W]) of every `.pt` file in the folder, in the order of names,
-    all of one shape.
+    """Reads the `.pt` files of a folder: (name, noise float32 [3, H, W]), sorted by name.
 
-    Raises InputError that names the folder or file that is missing, empty, unreadable, of a wrong
-    shape or not finite.
+    Raises InputError that names the folder or file if it is missing, empty or unreadable, or if a
+    noise is not finite or differs in shape from the first one.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -102,14 +104,16 @@ def read_noises(folder: Path) -> list[NamedNoise]:
         if noise.shape != named_noises[0][1].shape:
             raise InputError(
                 f"{folder / name}.pt is {_size(noise)}, but {named_noises[0][0]}.pt is"
-                f" {_size(named_noises[0][1])}: one size is expected"
+                f" {_size(named_noises[0][1])}: all noises must have one size"
             )
     return named_noises
 
 
 def read_noise(path: Path) -> Tensor:
-    """One noise, float32 [3, H, W] on the CPU, whatever device it was saved on. Raises InputError
-    if the file holds none."""
+    """Reads one noise, float32 [3, H, W] on the CPU, whatever device it was saved from.
+
+    Raises InputError if the file does not hold one finite float tensor [1, 3, H, W] or [3, H, W].
+    """
     noise = load_pickle(path)
     if not isinstance(noise, Tensor):
         raise InputError(f"{path} holds no tensor")
@@ -127,7 +131,7 @@ def read_noise(path: Path) -> Tensor:
 
 
 def check_side(network: FaceNetwork, noise: Tensor, source: Path) -> None:
-    """Raises InputError if the network cannot work on images of the noise's size."""
+    """Raises InputError if the noise's sides do not fit the network; the message names `source`."""
     height, width = noise.shape[-2:]
     multiple = network.side_multiple
     if height % multiple or width % multiple or not height or not width:
@@ -138,10 +142,10 @@ def check_side(network: FaceNetwork, noise: Tensor, source: Path) -> None:
 
 
 def minmax_to_uint8(x0: Tensor) -> Tensor:
-    """Images [N, 3, H, W] to uint8, each stretched from its own smallest and largest value to 0 and
-    255.
+    """Converts float images [N, 3, H, W] to uint8 by min-max normalisation of each image.
 
-    This is what `torchvision.utils.save_image(image, normalize=True)` writes.
+    An image's smallest and largest value become 0 and 255, as
+    `torchvision.utils.save_image(image, normalize=True)` writes them.
     """
     low, high = x0.amin((1, 2, 3), keepdim=True), x0.amax((1, 2, 3), keepdim=True)
     return ((x0 - low) / (high - low).clamp(min=1e-5) * 255.0 + 0.5).to(torch.uint8)
@@ -152,8 +156,10 @@ def _size(noise: Tensor) -> str:
 
 
 def plan(config: SamplingConfig) -> tuple[NoiseSchedule, TimestepPairs]:
-    """The schedule and the pairs (t, t_prev) of indices into it. The network is fed t -
-    `table_offset`."""
+    """Returns the noise schedule and the pairs (t, t_prev) of indices into it.
+
+    The network receives t - `table_offset`; a t_prev of -1 stands for an alpha-bar of 1.
+    """
     schedule, offset = linear_schedule(config.table_length), config.table_offset
     timestep_pairs = SPACINGS[config.spacing](config.table_length, config.steps)
     timestep_pairs[-1] = (timestep_pairs[-1][0], 0 if config.last_abar == "first" else -1)
@@ -161,7 +167,7 @@ def plan(config: SamplingConfig) -> tuple[NoiseSchedule, TimestepPairs]:
 
 
 def face_denoiser(network: FaceNetwork, schedule: NoiseSchedule, config: SamplingConfig) -> Denoise:
-    """The network as the samplers want it, under the convention's offset and clamp."""
+    """Wraps the network as a denoiser for the samplers, with the config's offset and clamping."""
 
     def predict(x_t: Tensor, t: int) -> Tensor:
         timesteps = torch.full((len(x_t),), t - config.table_offset, device=x_t.device)
@@ -181,10 +187,12 @@ def sample_faces(
     callback: Callback | None = None,
     show_progress: bool = True,
 ) -> Iterator[tuple[list[NamedNoise], Tensor]]:
-    """Yields (named_noises, clean images float32 [n, 3, H, W] on the CPU) chunk by chunk.
+    """Samples an image from each noise; yields (named_noises, images) chunk by chunk.
 
-    `share` = (r, P) takes every P-th chunk, from the r-th on. `callback` is the samplers', on whole
-    chunks, padding included. Raises InputError if an image is not finite.
+    Images are float32 [n, 3, H, W] on the CPU, about in [-1, 1]. `share` = (r, P) selects chunks r,
+    r + P, r + 2P, ..., for process r of P. `callback` is passed to the sampler
+    (common/diffusion/samplers.py) and sees whole chunks, padding included. Raises InputError if an
+    image is not finite.
     """
     _use_exact_kernels()
     device = torch.device(device)
@@ -224,14 +232,14 @@ def sample_faces(
 
 
 def _autocast(device: torch.device, precision: Precision) -> torch.autocast | nullcontext:
+    """Context manager for the network calls; it does nothing for fp32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)
 
 
 def _use_exact_kernels() -> None:
-    """On CUDA: convolutions and products in full float32 (no TF32), the same kernels at each
-    run."""
+    """Selects full float32 (no TF32) and deterministic kernels on CUDA, for the whole process."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.deterministic = True

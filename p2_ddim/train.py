@@ -1,11 +1,11 @@
 """Trains the face model of Problem 2 on photos.
 
     python3 -m p2_ddim.train --data hw2_data/face --run-dir runs/p2_faces
-    # `accelerate launch` on several GPUs
+    # two processes on a CPU; use `accelerate launch` on several GPUs
     torchrun --nproc_per_node 2 -m p2_ddim.train --device cpu ...
 
-The same command again resumes. The averaged weights are in RUN_DIR/last, stored as float16, ready
-for `p2_ddim.inference --checkpoint`.
+Running the same command again resumes. RUN_DIR/last holds the EMA weights in float16, as a model
+folder for `p2_ddim.inference --checkpoint`.
 """
 
 import dataclasses
@@ -42,18 +42,19 @@ class Config:
     """Trains the face model of Problem 2."""
 
     run_dir: Path
-    """Folder of the run: checkpoints, metrics, previews."""
+    """Folder of the run: checkpoints, metrics and preview images."""
     data: Path = ROOT / "hw2_data" / "face"
     """Folder with photos/, square photos of one size."""
     init_from: Path | None = None
-    """Model folder to start from, instead of random weights."""
+    """Model folder with the initial weights; they are random if none is given."""
     flip: bool = True
-    """Mirror half of the photos."""
+    """Mirror each photo left to right with probability 1/2."""
     loss_weight: LossWeight = "learned"
-    """How noise levels weigh: by a learned log-variance, by min(SNR + 1, 5) on the x0 error, or all
-    alike in v."""
+    """Loss weight of the noise levels. learned: by a learned log-variance; min_snr: min(SNR + 1, 5)
+    on the x0 error (min(SNR, 5) with eps prediction); none: the plain error of the network's
+    output."""
     timesteps: TimestepDistribution = "uniform"
-    """How the timesteps of training images are distributed."""
+    """Distribution of the timesteps t in training."""
     model: FaceUNetConfig = FaceUNetConfig(
         channels=(128, 160, 192),
         blocks=1,
@@ -65,10 +66,10 @@ class Config:
     )
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {
-        "small": Preset("the defaults: faces of 64x64, some hours on two CPU cores", {}),
+        "small": Preset("the defaults: 64x64 faces, some hours on two CPU cores", {}),
         "homework": Preset(
             "the homework's network, 114 million weights, for photos of 256x256: days on one GPU;"
-            " never run here",
+            " untested",
             {
                 "model": FaceUNetConfig(),
                 "training": dataclasses.replace(
@@ -77,7 +78,8 @@ class Config:
             },
         ),
         "smoke": Preset(
-            "is everything in place? A tiny network for 20 steps, seconds on a CPU; it draws noise",
+            "tests the installation: a tiny network for 20 steps, seconds on a CPU; its samples are"
+            " noise",
             {
                 "model": FaceUNetConfig(
                     channels=(32, 64),
@@ -96,7 +98,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Trains, or resumes."""
+    """Trains the network, or resumes the run in `run_dir`."""
     torch.manual_seed(config.training.seed)
     schedule = linear_schedule()
     model = FaceUNet.load(config.init_from).train() if config.init_from else FaceUNet(config.model)
@@ -129,11 +131,11 @@ def main(config: Config) -> None:
         return draw_faces(data, config.training.batch_size, generator, config.flip)
 
     def validate() -> dict[str, float]:
-        """The plain error of the network's output on all held-out photos."""
+        """Unweighted error of the network's output on all held-out photos."""
         return {"loss": held_out_loss(model, loss_of, {"image": held_out.images})}
 
     def preview(path: Path) -> None:
-        """Faces from the same noises each time."""
+        """Writes a grid of samples from the same noises each time."""
         noise = StackedRandomGenerator(derive_seeds(0, count=PREVIEW_IMAGES)).randn(3, side, side)
         named_noises = [(f"{i:02d}", noise[i]) for i in range(PREVIEW_IMAGES)]
         model.eval()
@@ -161,8 +163,10 @@ def main(config: Config) -> None:
 
 
 def draw_faces(data: Faces, count: int, generator: torch.Generator, flip: bool) -> Batch:
-    """`count` photos with replacement, each mirrored with probability one half if asked; on the
-    generator's and data's device."""
+    """Draws a batch of `count` photos, uint8 [count, 3, S, S], with replacement.
+
+    With `flip` each is mirrored with probability 1/2. Data and generator are on one device.
+    """
     index = random_indices(len(data), count, generator)
     mirrored = torch.rand(count, generator=generator, device=generator.device) < 0.5
     images = data.images[index]

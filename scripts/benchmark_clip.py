@@ -1,15 +1,16 @@
-"""The speed of zero-shot classification against the straightforward open_clip loop, in one run on
-one set of pictures.
+"""Times zero-shot classification against a plain open_clip loop on the same images.
 
     python3 -m scripts.benchmark_clip --images hw2_data/clip_shapes_test/val
-    python3 -m scripts.benchmark_clip --images DIR --model ViT-B-32 --random  (no weights needed)
+    # random weights, so that no weight file is needed
+    python3 -m scripts.benchmark_clip --images DIR --model ViT-B-32 --random
 
-Three ways to the same features: the loop of open_clip's README (read, preprocess, encode, one after
-the other), this project's (read ahead in threads, cache empty), and this project's a second time
-(cache full). Then, unless the weights are random, what a user waits for: `python -m
-p3_clip.inference` as a process of its own, imports included, twice with one cache folder and
-another template the second time. All files are read once before, so that none of it pays for a cold
-disk.
+Three computations of the same image features are timed: the loop of open_clip's README (read,
+preprocess and encode one batch after the other), this project's function with an empty feature
+cache (images are read ahead in threads), and the same function with the filled cache.
+
+Unless the weights are random, the program `python -m p3_clip.inference` is then timed as a process
+of its own, imports included: two runs with one cache folder, the second with another template. All
+files are read once before the timing, so that the disk cache is warm for all of them.
 """
 
 import dataclasses
@@ -38,33 +39,34 @@ from common.errors import InputError
 from common.files import ROOT, write_json
 from common.images import image_files
 
+# Names of the timed processes, in the order of `time_program`.
 PROGRAM = ("imports alone", "program, first run", "program, second run")
 TEMPLATES = ("a photo of a {}", "a picture of a {}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Times zero-shot feature extraction against the straightforward open_clip loop."""
+    """Times zero-shot feature extraction against a plain open_clip loop."""
 
     images: Path
-    """Folder of pictures."""
+    """Folder of the images."""
     clip: Annotated[ClipConfig, tyro.conf.arg(name="")] = ClipConfig()
     random: bool = False
-    """Take random weights: the time is the same."""
+    """Use random weights, which take the same time; needs --model."""
     limit: int = 2500
-    """Use the first pictures only."""
+    """Largest number of images, the first ones by name."""
     batch_size: int = 64
-    """Pictures in one network call."""
+    """Images per network call."""
     workers: int = 2
-    """Threads that read ahead."""
+    """Threads that read images ahead."""
     repeats: int = 3
-    """How often everything is timed; medians are reported."""
+    """Number of timings of each computation; the median is reported."""
     result: Path | None = None
-    """JSON file to write."""
+    """JSON file to write; none is written if it is not given."""
 
 
 def main(config: Config) -> None:
-    """Times the three ways to the features and the program, prints and writes."""
+    """Times the feature computations and the program; prints and writes the median seconds."""
     if not config.images.is_dir():
         raise InputError(f"the image folder {config.images} does not exist")
     files = image_files(config.images)[: config.limit]
@@ -95,8 +97,10 @@ def main(config: Config) -> None:
 
 
 def time_features(config: Config, clip: Clip, files: list[Path]) -> list[tuple[str, float]]:
-    """Seconds of three ways to the features, which are checked to agree: the plain loop, and this
-    project's twice."""
+    """Returns (name, seconds) of the plain loop and of this project's function, run twice.
+
+    Exits with a message if the features differ by more than 1e-4.
+    """
     with tempfile.TemporaryDirectory() as folder:
 
         def ours() -> Tensor:
@@ -116,20 +120,25 @@ def time_features(config: Config, clip: Clip, files: list[Path]) -> list[tuple[s
         found = [(name, *_timed(way)) for name, way in ways.items()]
     for name, _, features in found:
         if (difference := (features - found[0][2]).abs().max().item()) > 1e-4:
-            raise SystemExit(f"{name} gives other features: they differ by up to {difference:.1e}")
+            raise SystemExit(
+                f"the features of {name} and {found[0][0]} differ by up to {difference:.1e}, but"
+                " 1e-4 is allowed"
+            )
     return [(name, took) for name, took, _ in found]
 
 
 def time_program(config: Config, files: list[Path]) -> list[tuple[str, float]]:
-    """Seconds of three processes: one that only imports open_clip, and two runs of
-    p3_clip.inference, the second with the first's cache and another template. None for random
-    weights, which the program does not take."""
+    """Returns (name, seconds) of three processes; empty with --random.
+
+    The first process only imports open_clip. The other two run p3_clip.inference, the second with
+    the first one's cache and another template. The program cannot use random weights.
+    """
     if config.random:
         return []
     with tempfile.TemporaryDirectory() as folder:
         images, labels = Path(folder) / "images", Path(folder) / "id2label.json"
         images.mkdir()
-        for n, file in enumerate(files):  # any pictures will do: the classes cost nothing here
+        for n, file in enumerate(files):  # arbitrary labels: they do not affect the time
             (images / f"{n % 50}_{n}{file.suffix}").symlink_to(file.resolve())
         labels.write_text(json.dumps({str(c): f"class {c}" for c in range(50)}))
         command = [
@@ -161,7 +170,8 @@ def time_program(config: Config, files: list[Path]) -> list[tuple[str, float]]:
             )
             if result.returncode:
                 raise InputError(
-                    f"p3_clip.inference ended with {result.returncode}: {result.stderr[-500:]}"
+                    f"p3_clip.inference failed with exit code {result.returncode}:"
+                    f" {result.stderr[-500:]}"
                 )
             return time.monotonic() - started
 
@@ -171,7 +181,7 @@ def time_program(config: Config, files: list[Path]) -> list[tuple[str, float]]:
 
 
 def random_clip(config: ClipConfig) -> Clip:
-    """The model with random weights."""
+    """The CLIP model `config.model` with random weights; raises InputError without --model."""
     import open_clip
 
     if config.model is None:
@@ -186,7 +196,10 @@ def random_clip(config: ClipConfig) -> Clip:
 
 
 def plain_loop(clip: Clip, files: list[Path], batch_size: int) -> Tensor:
-    """Read, preprocess, encode, one batch after the other, as in open_clip's README."""
+    """Unit features [N, D] on the CPU: reads, preprocesses and encodes batch by batch.
+
+    This is the loop of open_clip's README.
+    """
     features = []
     with torch.no_grad():
         for start in range(0, len(files), batch_size):
@@ -197,6 +210,7 @@ def plain_loop(clip: Clip, files: list[Path], batch_size: int) -> Tensor:
 
 
 def _timed(job: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    """Returns (seconds, result) of the function call."""
     started = time.monotonic()
     result = job()
     return time.monotonic() - started, result

@@ -1,15 +1,18 @@
-"""Speed and peak memory of training a ControlNet, against diffusers' own training step for the same
-networks.
+"""Measures time and peak memory of ControlNet training steps, this project's against diffusers'.
 
-    python3 -m scripts.benchmark_controlnet                    (the small model; minutes)
-    # Stable Diffusion v1.4, random weights; needs 20 GB and half an hour
+    # the small model; takes minutes
+    python3 -m scripts.benchmark_controlnet
+    # Stable Diffusion v1.4 with random weights; needs 20 GB and half an hour
     python3 -m scripts.benchmark_controlnet --size sd14
 
-diffusers' step is that of its `train_controlnet.py`: autoencoder and text encoder run in every
-step, ControlNetModel, AdamW with its defaults, gradients kept at zero. This project's step takes
-latents and text from the cache. Between the two, each lever is changed alone. Every measurement is
-a process of its own, so that no peak of memory contains another's; they take turns, and medians
-over all rounds count. Leave the machine alone meanwhile.
+diffusers' step is that of its `train_controlnet.py`: the autoencoder and the text encoder run in
+every step, with ControlNetModel, AdamW with its defaults, and gradients set to zero instead of
+None. This project's step reads latents and text features from the cache. Each further recipe
+changes one setting of this project's step.
+
+Every measurement runs in a process of its own, so that peaks of memory are independent. The recipes
+take turns, and the medians over all rounds are reported. Other programs disturb the timings, so
+none should run at the same time.
 """
 
 import dataclasses
@@ -43,34 +46,35 @@ from p3_controlnet.model import SD_HINT_CHANNELS, ControlNet
 from p3_controlnet.train import Config as TrainerConfig
 
 Size = Literal["sd14", "small", "tiny"]
-BATCH = {"sd14": 1, "small": 32, "tiny": 2}
-IMAGE = {"sd14": 256, "small": 64, "tiny": 64}
+BATCH = {"sd14": 1, "small": 32, "tiny": 2}  # default of --batch-size
+IMAGE = {"sd14": 256, "small": 64, "tiny": 64}  # default of --image
 CLIP_SHAPES = ROOT / "p3_clip" / "data" / "clip_shapes.json"
-LEARNING = {"lr": 1e-5, "weight_decay": 1e-2}
-CLIP_NORM = 1.0
+LEARNING = {"lr": 1e-5, "weight_decay": 1e-2}  # arguments of AdamW
+CLIP_NORM = 1.0  # largest gradient norm
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One way to train; the defaults are this project's step."""
+    """Settings of a training step; the defaults are this project's step."""
 
     diffusers: bool = False
-    """diffusers' ControlNetModel and step."""
+    """Use diffusers' ControlNetModel and training step."""
     cached_latents: bool = True
-    """Latents come from the cache; otherwise the autoencoder runs in each step."""
+    """Read latents from the cache; otherwise the autoencoder runs in each step."""
     cached_text: bool = True
-    """Text features come from the cache; otherwise the text encoder runs in each step."""
+    """Read text features from the cache; otherwise the text encoder runs in each step."""
     encoders_loaded: bool = False
-    """Autoencoder and text encoder stay in memory though no step needs them, as a trainer that
-    draws previews keeps them."""
+    """Keep the autoencoder and the text encoder in memory although no step uses them, as a trainer
+    does that samples previews."""
     frozen_base: bool = True
-    """The base asks for no gradient, so that none is computed for its encoder."""
+    """Disable gradients of the base model's parameters, so that none is computed for its
+    encoder."""
     channels_last: bool = False
-    """Memory format of networks and latents."""
+    """Use the memory format channels_last for networks and latents."""
     gradient_checkpointing: bool = False
-    """Activations are computed again in the backward pass."""
+    """Recompute activations in the backward pass instead of storing them."""
     averaged: bool = False
-    """A moving average of the parameters is kept."""
+    """Update an exponential moving average of the parameters."""
 
 
 RECIPES = {
@@ -91,26 +95,28 @@ class Config:
     """Measures training steps of a ControlNet, this project's against diffusers'."""
 
     size: Size = "small"
-    """Which networks, with random weights: Stable Diffusion v1.4's, the small model's, or toys to
-    try this program with."""
+    """Networks, with random weights: sd14 is Stable Diffusion v1.4's size, small the small model's,
+    tiny is for tests of this program."""
     batch_size: int | None = None
-    """Images in a step (default: 32; 1 for sd14)."""
+    """Images in a step. If it is not given, 32 (small), 1 (sd14) or 2 (tiny)."""
     image: int | None = None
-    """Side of the images (default: 64; 256 for sd14)."""
+    """Height and width of the images in pixels. If it is not given, 64 (small, tiny) or 256
+    (sd14)."""
     rounds: int = 3
-    """How often each recipe has its turn."""
+    """Number of measurements of each recipe."""
     steps: int = 5
-    """Timed steps in a turn; one more warms up."""
+    """Timed steps in a measurement, after one untimed step."""
     recipe: str | None = None
-    """Measure one recipe alone, in this process, and print one line of JSON."""
+    """Measure only this recipe, in this process, and print the result as a line of JSON. If it is
+    not given, all recipes are measured."""
     device: DeviceName = "cpu"
-    """Where to compute."""
+    """Device of the computation."""
     result: Path | None = ROOT / "results" / "p3_controlnet_speed.json"
-    """JSON file, in which the size's part is written anew."""
+    """JSON file to write; its entry for --size is replaced, the others are kept."""
 
 
 def main(config: Config) -> None:
-    """Prints and writes the table, or one recipe's line."""
+    """Measures all recipes, prints and writes the table; or prints the JSON of one recipe."""
     if config.rounds < 1 or config.steps < 1:
         raise InputError("--rounds and --steps must be at least 1")
     if config.recipe is None:
@@ -125,12 +131,12 @@ def main(config: Config) -> None:
             )
         return
     if config.recipe not in RECIPES:
-        raise InputError(f"there is no recipe {config.recipe!r}, but {', '.join(RECIPES)}")
+        raise InputError(f"--recipe must be one of {', '.join(RECIPES)}, not {config.recipe!r}")
     print(json.dumps(measure(config, RECIPES[config.recipe])))
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """The settings that the measurements depend on, with the defaults of the size filled in."""
     return {
         "batch_size": config.batch_size or BATCH[config.size],
         "image": config.image or IMAGE[config.size],
@@ -142,11 +148,15 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 # ----------------------------------------------------------------------------
-# All recipes, in turns.
+# Measuring all recipes.
 
 
 def measure_all(config: Config) -> list[dict[str, Any]]:
-    """A row for each recipe: medians over all rounds, and what they are relative to diffusers'."""
+    """Medians over all rounds for each recipe, and their ratios to diffusers'.
+
+    `seconds` is the time of a step; `speed` is diffusers' time over the recipe's, `memory` the
+    recipe's peak over diffusers'.
+    """
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in RECIPES}
     for _ in range(config.rounds):
         for name in RECIPES:
@@ -172,8 +182,10 @@ def measure_all(config: Config) -> list[dict[str, Any]]:
 
 
 def in_own_process(config: Config, recipe: str) -> dict[str, Any]:
-    """What `measure` finds in a fresh process. Raises InputError if that fails, for example for
-    want of memory."""
+    """The result of `measure` from a new process.
+
+    Raises InputError if the process fails, for example because memory is exhausted.
+    """
     given = {**settings(config), "size": config.size, "recipe": recipe}
     flags = [
         f"--{name.replace('_', '-')}={value}" for name, value in given.items() if name != "threads"
@@ -187,20 +199,20 @@ def in_own_process(config: Config, recipe: str) -> dict[str, Any]:
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    """The table, in columns."""
+    """Prints a line for each recipe."""
     for row in rows:
         print(
-            f"{row['recipe']:<24}{row['images_per_second']:9.3f} images/s, {row['speed']:5.2f}"
-            f" times diffusers'; peak {row['peak_gib']:6.2f} GiB, {row['memory']:5.2f} times"
+            f"{row['recipe']:<24}{row['images_per_second']:9.3f} images/s ({row['speed']:5.2f}"
+            f" times diffusers'), peak {row['peak_gib']:6.2f} GiB ({row['memory']:5.2f} times)"
         )
 
 
 # ----------------------------------------------------------------------------
-# One recipe.
+# Measuring one recipe.
 
 
 class Networks(NamedTuple):
-    """The frozen parts of a model, and the hint encoder's channels that fit it."""
+    """The frozen networks of a model, and the channels of the ControlNet's hint encoder."""
 
     unet: nn.Module
     autoencoder: nn.Module
@@ -209,7 +221,7 @@ class Networks(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """A batch as files hold it, and as the cache holds it."""
+    """A batch of N images, both raw and encoded as in the cache."""
 
     images: Tensor
     """float32 [N, 3, H, W] in [-1, 1]."""
@@ -224,13 +236,13 @@ class Inputs(NamedTuple):
 
 
 def measure(config: Config, recipe: Recipe) -> dict[str, Any]:
-    """Seconds of each timed step, and the peak of memory during the steps, in GiB."""
+    """Seconds of each timed step, and peak memory during the steps in GiB."""
     device = pick_device(config.device)
     torch.manual_seed(0)
     networks = build(config.size)
     inputs = draw_inputs(networks, settings(config)["batch_size"], settings(config)["image"])
     step = (diffusers_step if recipe.diffusers else own_step)(networks, inputs, recipe, device)
-    del networks  # what a recipe does not need is not in its memory
+    del networks  # frees the networks that the step does not use
     reset_peak(device)
     seconds = []
     for number in range(config.steps + 1):
@@ -244,7 +256,7 @@ def measure(config: Config, recipe: Recipe) -> dict[str, Any]:
 
 
 def build(size: Size) -> Networks:
-    """Networks of that size with random weights."""
+    """Builds the networks of a size with random weights."""
     if size == "sd14":
         networks = empty_networks()
         for network in networks:
@@ -284,7 +296,7 @@ def build(size: Size) -> Networks:
 
 
 def draw_inputs(networks: Networks, batch: int, image: int) -> Inputs:
-    """Random ones: a step takes as long whatever they show."""
+    """Random inputs; the time of a step does not depend on their content."""
     side = image // downscale_of(networks.autoencoder)
     config = networks.text_encoder.config
     length = config.max_position_embeddings
@@ -300,7 +312,7 @@ def draw_inputs(networks: Networks, batch: int, image: int) -> Inputs:
 def own_step(
     networks: Networks, inputs: Inputs, recipe: Recipe, device: torch.device
 ) -> Callable[[], None]:
-    """This project's step, as `common.training.fit` takes it with `p3_controlnet.loss`."""
+    """Returns this project's training step, that of `common.training.fit` and its latent loss."""
     needs_latents, needs_text = (
         not cached or recipe.encoders_loaded
         for cached in (recipe.cached_latents, recipe.cached_text)
@@ -351,7 +363,7 @@ def own_step(
 def diffusers_step(
     networks: Networks, inputs: Inputs, recipe: Recipe, device: torch.device
 ) -> Callable[[], None]:
-    """The step of examples/controlnet/train_controlnet.py of diffusers, at its defaults."""
+    """Returns diffusers' training step, that of examples/controlnet/train_controlnet.py."""
     from diffusers import ControlNetModel, DDPMScheduler
 
     unet, autoencoder, text_encoder = (
@@ -395,23 +407,28 @@ def diffusers_step(
 
 
 # ----------------------------------------------------------------------------
-# Memory.
+# Measuring memory.
 
 
 def reset_peak(device: torch.device) -> None:
-    """Forgets the peak so far, that of building the networks, where the system allows it."""
+    """Resets the peak of memory after the networks were built, on CUDA and Linux.
+
+    On other systems a warning is printed.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        print("the peak contains the building of the networks", file=sys.stderr)
+        print("the peak memory includes the construction of the networks", file=sys.stderr)
 
 
 def peak_memory(device: torch.device) -> int:
-    """The peak in bytes: of the device's memory on CUDA, else of this process (`VmHWM`; elsewhere
-    than on Linux `ru_maxrss`)."""
+    """Peak memory in bytes: on CUDA that of the device, else the resident memory of this process.
+
+    The latter is `VmHWM` on Linux and `ru_maxrss` on other systems.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")

@@ -1,11 +1,13 @@
-"""Times one DDIM step of the homework's full-size face network (random weights) against a naive one
-and against diffusers.
+"""Times a DDIM step of the homework's full-size face network against a naive step and diffusers.
 
-    python3 -m scripts.benchmark_p2  (some minutes on two CPU cores; needs about 5 GB)
+    # takes some minutes on two CPU cores; needs about 5 GB
+    python3 -m scripts.benchmark_p2
     python3 -m scripts.benchmark_p2 --device cuda
 
-All run float32 on one image, taking turns, and the fastest time of each counts: other programs only
-add to it. The peak is that of the fastest single convolution. Leave the machine alone meanwhile.
+The networks have random weights and compute in float32 on one image. The three steps take turns,
+and the shortest time of each is reported, since other programs can only add to it. The peak
+throughput is that of the fastest single convolution of the network. No other program should run at
+the same time.
 """
 
 import dataclasses
@@ -25,28 +27,28 @@ from common.files import ROOT, write_json
 from p2_ddim.model import FaceUNet, FaceUNetConfig, fold_upsampling
 from p2_ddim.sampling import SamplingConfig, face_denoiser, plan
 
-# (channels in, channels out, the part of the image's side) of convolutions that the network is made
-# of.
+# The network's 3x3 convolutions with the most work: (input channels, output channels, image side
+# over feature map side).
 CONVOLUTIONS = ((128, 128, 1), (256, 128, 1), (256, 256, 2), (256, 256, 4), (512, 512, 8))
-STEPS = 50
+STEPS = 50  # DDIM steps for a face
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Times one step of the full-size face network."""
+    """Times one DDIM step of the full-size face network."""
 
     side: int = 256
-    """Height and width of the image, a multiple of 32."""
+    """Height and width of the image in pixels, a multiple of 32."""
     rounds: int = 5
-    """Timed steps of each; one more warms up."""
+    """Timed steps of each implementation, after one untimed step."""
     device: DeviceName = "auto"
-    """Where to compute; auto takes CUDA if present."""
+    """Device of the computation; auto is CUDA if available."""
     result: Path | None = ROOT / "results" / "p2_speed.json"
     """JSON file to write."""
 
 
 def main(config: Config) -> None:
-    """Prints and writes the table."""
+    """Times the three implementations, prints and writes the table."""
     if config.side % 32 or config.side < 32 or config.rounds < 1:
         raise InputError("--side must be a multiple of 32 and --rounds at least 1")
     device = pick_device(config.device)
@@ -79,12 +81,13 @@ def main(config: Config) -> None:
             }
         )
         print(
-            f"{name:<13} {seconds:8.3f} s a step, {rows[-1]['speed_over_naive']:.2f} times the"
-            f" naive speed, {rows[-1]['fraction_of_peak']:.0%} of the peak, ten faces in"
+            f"{name:<13} {seconds:8.3f} s per step, {rows[-1]['speed_over_naive']:.2f} times the"
+            f" naive speed, {rows[-1]['fraction_of_peak']:.0%} of the peak throughput, ten faces in"
             f" {rows[-1]['minutes_for_ten_faces']:.1f} minutes"
         )
     print(
-        f"{flops / 1e9:.0f} GFLOP a step; the fastest convolution reaches {peak / 1e9:.0f} GFLOP/s"
+        f"{flops / 1e9:.0f} GFLOP per step; the fastest convolution reaches {peak / 1e9:.0f}"
+        " GFLOP/s"
     )
     if config.result:
         settings = {
@@ -101,7 +104,7 @@ def main(config: Config) -> None:
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that the work takes, to its end on the device."""
+    """Seconds of the call, including the work that it queued on the device."""
     started = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -110,14 +113,16 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def full_size() -> FaceUNet:
-    """The homework's network with random weights, ready for inference."""
+    """The homework's network with random weights, in evaluation mode and without gradients."""
     torch.manual_seed(0)
     return FaceUNet(FaceUNetConfig()).eval().requires_grad_(False)
 
 
 def naive_step(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The network as it is written, NCHW; grad mode, though nothing requires a gradient, keeps SiLU
-    out of place."""
+    """Returns a step of the unoptimised network, in the memory format NCHW.
+
+    Gradients are enabled, although no parameter requires one, so that SiLU is not done in place.
+    """
     network = full_size().to(device)
 
     def step(x_t: Tensor) -> Tensor:
@@ -128,14 +133,16 @@ def naive_step(device: torch.device) -> Callable[[Tensor], Tensor]:
 
 
 def own_step(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The network as `load_network` prepares it: channels last, up-samplings folded; SiLU in
-    place."""
+    """Returns a step of the network as `load_network` prepares it.
+
+    Its memory format is channels_last, up-samplings are folded, and SiLU is done in place.
+    """
     network = fold_upsampling(full_size().to(memory_format=torch.channels_last)).to(device)
     return torch.inference_mode()(lambda x_t: ddim_step(network, x_t))
 
 
 def ddim_step(network: FaceUNet, x_t: Tensor) -> Tensor:
-    """One step of the homework's DDIM."""
+    """The first step of the homework's DDIM from x_t [1, 3, S, S]."""
     sampling = SamplingConfig()
     schedule, timestep_pairs = plan(sampling)
     return sample_ddim(
@@ -144,7 +151,7 @@ def ddim_step(network: FaceUNet, x_t: Tensor) -> Tensor:
 
 
 def diffusers_step(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """diffusers' UNet2DModel of the same size, with its DDIMScheduler."""
+    """Returns a step of diffusers' UNet2DModel of the same size, with its DDIMScheduler."""
     from diffusers import DDIMScheduler, UNet2DModel
 
     config = FaceUNetConfig()
@@ -175,8 +182,7 @@ def diffusers_step(device: torch.device) -> Callable[[Tensor], Tensor]:
 
 
 def count_flops(side: int) -> int:
-    """Floating-point operations of one evaluation as the network is written (two for a product and
-    sum)."""
+    """FLOP of one evaluation of the unoptimised network; a multiply-add counts as 2."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = FaceUNet(FaceUNetConfig())
         network(torch.empty(1, 3, side, side), torch.zeros(1, dtype=torch.long))
@@ -185,18 +191,17 @@ def count_flops(side: int) -> int:
 
 @torch.inference_mode()
 def measure_peak(side: int, device: torch.device) -> float:
-    """The FLOP/s of the fastest of the network's own 3x3 convolutions, in the better memory
-    format."""
+    """FLOP/s of the fastest of CONVOLUTIONS, in the faster memory format."""
     best = 0.0
-    for channels_in, channels, part in CONVOLUTIONS:
+    for channels_in, channels, divisor in CONVOLUTIONS:
         for memory_format in (torch.contiguous_format, torch.channels_last):
             conv = nn.Conv2d(channels_in, channels, 3, padding=1).to(
                 device, memory_format=memory_format
             )
-            x = torch.randn(1, channels_in, side // part, side // part, device=device)
+            x = torch.randn(1, channels_in, side // divisor, side // divisor, device=device)
             x = x.contiguous(memory_format=memory_format)
             seconds = min(timed(lambda conv=conv, x=x: conv(x), device) for _ in range(5))
-            best = max(best, 2 * 9 * channels_in * channels * (side // part) ** 2 / seconds)
+            best = max(best, 2 * 9 * channels_in * channels * (side // divisor) ** 2 / seconds)
     return best
 
 

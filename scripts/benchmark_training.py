@@ -1,12 +1,13 @@
-"""Times what the training loop itself costs a step: an empty model on 2,048 digits, beside the work
-that any loop must do.
+"""Measures the overhead of the training loop in milliseconds per step, with an empty model.
 
-    python3 -m scripts.benchmark_training                  (half a minute on one CPU core)
+    # takes half a minute on one CPU core
+    python3 -m scripts.benchmark_training
     python3 -m scripts.benchmark_training --device cuda
 
-The work is that of one step of Problem 1: its noise by a plain `torch.randn`, the gather of its
-images and their conversion to [-1, 1]. Loop and work take turns step by step, and the median of
-their differences counts. Leave the machine alone meanwhile.
+The overhead is the time of a step of `common.training.fit` minus that of the work which any loop
+must do. This work is that of a step of Problem 1: noise by `torch.randn`, a gather of the batch's
+images, and their conversion to [-1, 1]. Both are timed in turns, step by step, and the median of
+the differences is reported. No other program should run at the same time.
 """
 
 import dataclasses
@@ -31,38 +32,39 @@ from common.training import Batch, TrainingConfig, fit
 from p1_diffusion.model import NULL_DIGIT
 from p1_diffusion.train import batch_of
 
-IMAGES = 20_000  # as many as a dataset of the homework has, of random pixels
+IMAGES = 20_000  # random images; about the size of the homework's MNIST-M
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Times what the training loop costs a step, beside the work that any loop must do."""
+    """Measures the overhead of the training loop per step."""
 
     batch_size: int = 2048
-    """Digits in one step."""
+    """Images in a step."""
     steps: int = 150
-    """Steps of the loop, the first of which warms up."""
+    """Steps of the training loop; the first one is not counted."""
     threads: int = 1
     """CPU threads."""
     device: DeviceName = "cpu"
-    """Where to compute."""
+    """Device of the computation."""
     result: Path | None = ROOT / "results" / "training_overhead.json"
     """JSON file to write."""
 
 
 class EmptyModel(nn.Module):
-    """One weight, so that there is something to train."""
+    """A network with a single weight, so that its own time is negligible."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """The top left pixel of x_t [N, C, H, W] times the weight, [N, C, 1, 1]."""
         return x_t[:, :, :1, :1] * self.weight
 
 
 def main(config: Config) -> None:
-    """Prints and writes the medians."""
+    """Measures, prints and writes the median milliseconds of loop, work and overhead."""
     torch.set_num_threads(config.threads)
     device = pick_device(config.device)
     generator = torch.Generator().manual_seed(0)
@@ -91,8 +93,10 @@ def main(config: Config) -> None:
 def time_steps(
     config: Config, data: Digits, device: torch.device
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each step of `fit`, and of the plain work, which is done just before the step and
-    not counted in it."""
+    """Seconds of each step of `fit`, and of the plain work.
+
+    The work runs just before each step and is not part of the step's time.
+    """
     model, schedule, balanced = EmptyModel().to(device), make_schedule("cosine"), BalancedDraw(data)
     began, ended, work = [], [], []
 
@@ -105,7 +109,7 @@ def time_steps(
         return batch_of(data, balanced(config.batch_size, generator))
 
     def loss_fn(batch: Batch, draws: Draws) -> Tensor:
-        # The draws of Problem 1's loss, of which the empty model sees a corner.
+        # The random draws of Problem 1's loss; the model sees one pixel of each image.
         x0 = to_model_range(batch["image"])
         digit = drop_context(batch["digit"], NULL_DIGIT, 0.1, draws)
         t, eps = draws.randint(schedule.num_timesteps), draws.randn(*x0.shape[1:])
@@ -123,18 +127,18 @@ def time_steps(
     )
     with tempfile.TemporaryDirectory() as folder:
         fit(dict(model.named_parameters()), loss_fn, get_batch, training, Path(folder))
-    # The first step warms up; a step ends where the next one's work begins.
+    # The first step is not counted; a step ends where the work before the next one begins.
     return [b - a for a, b in zip(began[1:-1], ended[2:], strict=True)], work[1:-1]
 
 
 def plain_work(data: Digits, count: int, generator: torch.Generator) -> None:
-    """The noise, the gather and the conversion of a batch."""
+    """Gathers a batch of `count` images, converts it to [-1, 1], and draws its noise."""
     to_model_range(data.images[random_indices(len(data), count, generator)])
     torch.randn(count, 3, SIZE, SIZE, generator=generator, device=generator.device)
 
 
 def now(device: torch.device) -> float:
-    """The time, once the device has done what it was told to."""
+    """The time in seconds, after all queued work of the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -1,5 +1,6 @@
 # Sourced by quickstart.sh and test.sh: makes .venv and installs requirements.txt at the versions of
-# constraints.txt, once for each state of the two files. The stamp .venv/installed holds both.
+# constraints.txt, if this was not done since one of the two files changed (the stamp
+# .venv/installed holds both). Sets PYTHON to the Python of .venv.
 PYTHON="made below" source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 stamp="$ROOT/.venv/installed"
 if ! cat "$ROOT/requirements.txt" "$ROOT/constraints.txt" | cmp -s - "$stamp"; then
@@ -8,11 +9,13 @@ if ! cat "$ROOT/requirements.txt" "$ROOT/constraints.txt" | cmp -s - "$stamp"; t
     echo "error: Python 3.11 or newer is needed (python3 on the PATH)" >&2
     exit 2
   fi
-  echo "Making .venv and installing requirements.txt; the first time this downloads PyTorch and takes minutes."
+  echo "Making .venv and installing requirements.txt; the first time this downloads PyTorch and" \
+    "takes minutes."
   "$base" -m venv "$ROOT/.venv"
   "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     -r "$ROOT/requirements.txt" -c "$ROOT/constraints.txt"
-  "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable "$ROOT"
+  "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    --no-deps --editable "$ROOT"
   cat "$ROOT/requirements.txt" "$ROOT/constraints.txt" > "$stamp"
 fi
 PYTHON="$ROOT/.venv/bin/python"

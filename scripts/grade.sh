@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Grades an output folder as the course does; exit code 0 for a pass, 1 for a fail, 2 for what cannot be graded.
+# Grades an output folder as the course does, with the evaluate program of its problem. The exit
+# code is 0 for a pass, 1 for a fail, and 2 if the folder cannot be graded.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 1 ]; then
-  echo "usage: bash scripts/grade.sh OUT [flags] for digits, OUT REFERENCES [flags] for faces, OUT prompt.json SOURCES TARGETS [flags]" \
-    "for circles, OUT input.json PHOTOS [flags] for learned concepts (flags of the evaluate program)" >&2
+  echo "usage: bash scripts/grade.sh OUT [flags] for digits, OUT REFERENCES [flags] for faces," \
+    "OUT prompt.json SOURCES TARGETS [flags] for circles, OUT input.json PHOTOS [flags] for" \
+    "learned concepts (flags of the evaluate program)" >&2
   exit 2
 fi
 out="$1"
@@ -22,12 +24,16 @@ fi
 if [ -f "${1:-}" ] && [ $# -ge 2 ] && [[ "${3:---}" == --* ]]; then
   input="$1" photos="$2"
   shift 2
-  exec "$PYTHON" -m p3_clip.evaluate personalised --images "$out" --input "$input" --references "$photos" "$@"
+  exec "$PYTHON" -m p3_clip.evaluate personalised --images "$out" --input "$input" \
+    --references "$photos" "$@"
 fi
 if [ -f "${1:-}" ] && [ $# -ge 3 ]; then
   prompts="$1" sources="$2" targets="$3"
   shift 3
-  exec "$PYTHON" -m p3_controlnet.evaluate --images "$out" --prompts "$prompts" --sources "$sources" --targets "$targets" "$@"
+  exec "$PYTHON" -m p3_controlnet.evaluate --images "$out" --prompts "$prompts" \
+    --sources "$sources" --targets "$targets" "$@"
 fi
-echo "error: $out is not an output folder of this homework: Problem 1's has mnistm/ and svhn/, Problem 2's needs a folder of references after it, Problem 3's prompt.json and the folders of sources and targets, or input.json and the folder of photos" >&2
+echo "error: $out is not an output folder of this homework: Problem 1's has mnistm/ and svhn/," \
+  "Problem 2's needs a folder of references after it, Problem 3's prompt.json and the folders of" \
+  "sources and targets, or input.json and the folder of photos" >&2
 exit 2

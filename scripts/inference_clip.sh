@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Classifies pictures by CLIP without training (Problem 3): inference_clip.sh IMAGES LABELS OUT [flags of p3_clip.inference]
+# Zero-shot classification of images by CLIP (Problem 3):
+# inference_clip.sh IMAGES LABELS OUT [flags of p3_clip.inference]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 3 ]; then
-  echo "usage: bash scripts/inference_clip.sh IMAGES LABELS OUT [flags, see python3 -m p3_clip.inference --help]" >&2
+  echo "usage: bash scripts/inference_clip.sh IMAGES LABELS OUT" \
+    "[flags, see python3 -m p3_clip.inference --help]" >&2
   exit 2
 fi
 images="$1" labels="$2" out="$3"

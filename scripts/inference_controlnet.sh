@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Draws pictures from control images (Problem 3, 2025): inference_controlnet.sh prompt.json SOURCES OUT [flags of p3_controlnet.inference]
+# Samples images from prompts and control images (Problem 3, 2025):
+# inference_controlnet.sh prompt.json SOURCES OUT [flags of p3_controlnet.inference]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 3 ]; then
-  echo "usage: bash scripts/inference_controlnet.sh prompt.json SOURCES OUT [flags, see python3 -m p3_controlnet.inference --help]" >&2
+  echo "usage: bash scripts/inference_controlnet.sh prompt.json SOURCES OUT" \
+    "[flags, see python3 -m p3_controlnet.inference --help]" >&2
   exit 2
 fi
 prompts="$1" sources="$2" out="$3"
 shift 3
-exec "$PYTHON" -m p3_controlnet.inference --prompts "$prompts" --sources "$sources" --output-dir "$out" "$@"
+exec "$PYTHON" -m p3_controlnet.inference --prompts "$prompts" --sources "$sources" \
+  --output-dir "$out" "$@"

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Samples digits into OUT/{mnistm,svhn} (Problem 1): inference_p1.sh OUT [flags of p1_diffusion.inference]
+# Samples digits into OUT/{mnistm,svhn} (Problem 1):
+# inference_p1.sh OUT [flags of p1_diffusion.inference]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 1 ]; then
-  echo "usage: bash scripts/inference_p1.sh OUT [flags, see python3 -m p1_diffusion.inference --help]" >&2
+  echo "usage: bash scripts/inference_p1.sh OUT" \
+    "[flags, see python3 -m p1_diffusion.inference --help]" >&2
   exit 2
 fi
 exec "$PYTHON" -m p1_diffusion.inference --output-dir "$@"

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Draws learned concepts (Problem 3, 2024): inference_textual_inversion.sh input.json OUT [flags of p3_clip.personalisation.inference]
+# Samples images of learned concepts (Problem 3, 2024):
+# inference_textual_inversion.sh input.json OUT [flags of p3_clip.personalisation.inference]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 2 ]; then
-  echo "usage: bash scripts/inference_textual_inversion.sh input.json OUT [flags, see python3 -m p3_clip.personalisation.inference --help]" >&2
+  echo "usage: bash scripts/inference_textual_inversion.sh input.json OUT" \
+    "[flags, see python3 -m p3_clip.personalisation.inference --help]" >&2
   exit 2
 fi
 prompts="$1" out="$2"

@@ -1,8 +1,10 @@
-"""Draws pairs like fill50k's testing ones, and control pictures with two circles, in the homework's
-layout, without any data.
+"""Draws pairs of control and target images with circles, in the homework's layout.
 
-python3 -m scripts.make_circles --output-dir hw2_data/circles
-python3 -m scripts.make_circles --output-dir OUT --circles 0 --layouts two three touching cut
+    python3 -m scripts.make_circles --output-dir hw2_data/circles
+    python3 -m scripts.make_circles --output-dir OUT --circles 0 --layouts two three touching cut
+
+By default these are 25 pairs with one circle, like fill50k's testing pairs, and pairs with two
+circles. No data is needed.
 """
 
 import dataclasses
@@ -16,28 +18,28 @@ from common.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Draws pairs of circles in the homework's layout."""
+    """Draws pairs of control and target images with circles, in the homework's layout."""
 
     output_dir: Path
-    """Gets prompt.json, source/ and target/."""
+    """Output folder of prompt.json, source/ and target/."""
     circles: int = 25
-    """Pairs of one circle, like fill50k's."""
+    """Number of pairs with one circle, like fill50k's."""
     layouts: tuple[LayoutKind, ...] = ("two_shared", "two")
-    """Kinds of layouts with several circles that come after them."""
+    """Kinds of pairs with several circles, which follow the single circles."""
     count: int = LAYOUT_COUNT
-    """Layouts of each kind."""
+    """Number of pairs of each kind in --layouts."""
     seed: int = 2025
-    """Seed of the single circles; 0 and 1 are those of the training and of its validation."""
+    """Seed of the single circles. 0 and 1 are the seeds of training and validation."""
 
 
 def main(config: Config) -> None:
-    """Writes them."""
+    """Draws and writes the pairs."""
     if config.circles < 0 or config.count < 1:
         raise InputError("--circles must not be negative, and --count must be at least 1")
     scenes = circle_scenes(config.circles, config.seed)
     scenes += [scene for kind in config.layouts for scene in make_layouts(kind, config.count)]
     if not scenes:
-        raise InputError("there is nothing to draw: neither --circles nor --layouts")
+        raise InputError("there is nothing to draw: --circles is 0 and --layouts is empty")
     print(f"{len(scenes)} pairs in {write_layouts(config.output_dir, scenes)}")
 
 

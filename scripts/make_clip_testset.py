@@ -1,13 +1,12 @@
-"""Writes the compositional zero-shot test in the course's layout: 50 held-out (colour, shape)
-classes x 50 pictures.
+"""Writes the compositional zero-shot test: 50 held-out (colour, shape) classes of 50 images each.
 
     python3 -m scripts.make_clip_testset
     python3 -m scripts.make_clip_testset --output-dir hw2_data/clip_shapes_test --size 64
 
-OUT/val/{class_id}_{image_id}.png and OUT/id2label.json, like hw2_data/clip_zeroshot. The classes
-are those of common.data.shapes.held_out_classes, which no training shows; every picture is one
-whole shape on a background that differs from it by at least 10 (CIEDE2000). The same seed writes
-the same pixels.
+The files are OUT/val/{class_id}_{image_id}.png and OUT/id2label.json, in the layout of the course's
+hw2_data/clip_zeroshot. The classes are those of `common.data.shapes.held_out_classes`, which are
+excluded from all trainings. Each image shows one whole shape on a background whose colour differs
+from the shape's by at least 10 (CIEDE2000). The pixels depend on the flags alone.
 """
 
 import dataclasses
@@ -31,18 +30,20 @@ class Config:
     """Writes the compositional zero-shot test in the course's layout."""
 
     output_dir: Path = ROOT / "hw2_data" / "clip_shapes_test"
-    """Gets val/ and id2label.json; must not be there yet, or be empty."""
+    """Output folder of val/ and id2label.json; must be missing or empty."""
     count: int = 50
-    """Pictures of each class."""
+    """Number of images of each class."""
     size: int = 64
-    """Side of the pictures."""
+    """Height and width of the images in pixels."""
     seed: int = 0
-    """Seed of places, sizes and backgrounds."""
+    """Seed of positions, sizes and backgrounds."""
 
 
 def main(config: Config) -> None:
-    """Writes to a temporary folder and renames it at the end: the set is there as a whole or not at
-    all."""
+    """Writes the test set to a temporary folder, which is renamed at the end.
+
+    An interrupted run therefore leaves no incomplete set.
+    """
     for name in ("count", "size"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} must be at least 1, not {getattr(config, name)}")
@@ -51,7 +52,7 @@ def main(config: Config) -> None:
     target = config.output_dir
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
-            f"{target} is already there; remove it first, or give another --output-dir"
+            f"{target} is already there: remove it first, or give another --output-dir"
         )
     classes = held_out_classes()
     staging = make_folder(target.parent) / f".{target.name}.{os.getpid()}.partial"

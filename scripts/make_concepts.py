@@ -1,12 +1,11 @@
-"""Draws the photos of the concepts that have no name in the small model's vocabulary, five of each:
-OUT/NAME/NN.png.
+"""Draws photos of the concepts without a name in the small model's vocabulary: OUT/NAME/NN.png.
 
     python3 -m scripts.make_concepts --output-dir hw2_data/concepts
     bash hw2_3.sh hw2_data/concepts/input.json OUT checkpoints/ldm_shapes
 
-OUT/input.json asks for them like the homework's, by the shipped words <new1> to <new4>; its
-baselines of 0 demand nothing. Photo NN of a concept depends on the seed, the side, the concept and
-NN alone.
+There are five photos of each concept. OUT/input.json lists prompts in the homework's format, with
+the shipped tokens <new1> to <new4>; its baselines are 0, so that every score passes. Photo NN of a
+concept depends on the seed, the side, the concept and NN alone.
 """
 
 import dataclasses
@@ -26,26 +25,26 @@ SENTENCES = ("a {}", HELD_OUT_SHAPES[0])
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Draws the photos of the concepts that have no name in the small model's vocabulary."""
+    """Draws photos of the concepts without a name in the small model's vocabulary."""
 
     output_dir: Path = ROOT / "hw2_data" / "concepts"
-    """Folder for NAME/NN.png and input.json."""
+    """Output folder of NAME/NN.png and input.json."""
     count: int = PHOTOS
-    """Photos of each concept."""
+    """Number of photos of each concept."""
     side: int = SIDE
-    """Height and width."""
+    """Height and width of the photos in pixels."""
     seed: int = 0
     """Seed of all photos."""
 
 
 def main(config: Config) -> None:
-    """Writes the photos."""
+    """Writes the photos and input.json."""
     if config.count < 1 or config.side < 8:
         raise InputError(
             f"--count must be at least 1 and --side at least 8, not {config.count} and"
             f" {config.side}"
         )
-    derive_seed(config.seed)  # checks it before the first file
+    derive_seed(config.seed)  # raises InputError on a bad seed before anything is written
     for name in DRAWN:
         folder = make_folder(config.output_dir / name)
         for index in range(config.count):
@@ -56,7 +55,7 @@ def main(config: Config) -> None:
 
 
 def tasks() -> dict[str, Any]:
-    """The drawn concepts as in the homework's input.json."""
+    """The content of input.json: the drawn concepts in the homework's format."""
     found = {}
     for number, (name, drawn) in enumerate(DRAWN.items(), 1):
         prompts = [sentence.format(drawn.phrase) for sentence in SENTENCES]

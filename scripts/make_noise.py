@@ -1,12 +1,11 @@
-"""Makes fixed noise files for Problem 2, in the homework's form: OUT/NN.pt, float32 [1, 3, SIDE,
-SIDE].
+"""Writes noise files for Problem 2 in the homework's format: OUT/NN.pt, float32 [1, 3, SIDE, SIDE].
 
-    # ten, 64x64, for the shipped model
+    # ten noises of 64x64 for the shipped model
     python3 -m scripts.make_noise --output-dir hw2_data/face/noise
-    # for the homework's UNet.pt
+    # ten noises of 256x256 for the homework's UNet.pt
     python3 -m scripts.make_noise --output-dir hw2_data/face/noise256 --side 256
 
-Noise NN depends on the seed, the side and NN alone.
+The values are standard normal. Noise NN depends on the seed, the side and NN alone.
 """
 
 import dataclasses
@@ -23,20 +22,20 @@ from common.seeds import StackedRandomGenerator, derive_seed
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Makes fixed noise files in the homework's form."""
+    """Writes standard normal noise files in the homework's format."""
 
     output_dir: Path
-    """Folder for NN.pt."""
+    """Output folder of NN.pt."""
     count: int = 10
-    """Files, 00 to COUNT - 1."""
+    """Number of files, named 00.pt to (COUNT - 1).pt."""
     side: int = 64
-    """Height and width."""
+    """Height and width of the noises in pixels."""
     seed: int = 0
     """Seed of all noises."""
 
 
 def main(config: Config) -> None:
-    """Writes the files."""
+    """Writes the noise files."""
     if config.count < 1 or config.side < 1:
         raise InputError(
             f"--count and --side must be at least 1, not {config.count} and {config.side}"

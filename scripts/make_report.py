@@ -1,16 +1,19 @@
 """Fills the numbers and tables of the Markdown documents from results/*.json.
 
-    python3 scripts/make_report.py            (--check changes nothing and says what is wrong)
+    python3 scripts/make_report.py
+    # changes no file and prints what is stale or wrong
+    python3 scripts/make_report.py --check
 
-The documents are README.md, REPORT.md, docs/ and the model cards; how slots are written is in
-common/report.py. A false claim, a missing result and a broken link fail in both cases.
+The documents are README.md, REPORT.md, docs/ and the model cards. The syntax of the slots is
+documented in common/report.py. A false claim, a missing result or a broken link is an error with
+and without --check.
 """
 
 import dataclasses
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs in a checkout not installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkout not installed
 
 import p1_diffusion.study.report
 import p2_ddim.study.report
@@ -37,12 +40,15 @@ class Config:
     """Fills the numbers and tables of the Markdown documents from results/*.json."""
 
     check: bool = False
-    """Change nothing; exit with 2 if a number is stale or missing, or a claim is false."""
+    """Change no file; exit with 2 if a number is stale or missing, or a claim is false."""
 
 
 def main(config: Config) -> None:
-    """Fills or checks the documents. Raises InputError with the first of what is wrong; if there is
-    more, all of it is printed first, one line each."""
+    """Fills or checks the documents.
+
+    Raises InputError that names the first problem. If there are several, all of them are printed to
+    stderr before, one per line.
+    """
     results = Results(ROOT / "results")
     problems = []
     for path in sorted(path for pattern in DOCUMENTS for path in ROOT.glob(pattern)):

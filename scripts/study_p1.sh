@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The studies behind Problem 1's tables: guidance sweep and samplers, then the graded sets and the report's figures.
-# About an hour on two CPU cores; finished rows are kept. Real digits in hw2_data/digits (or $DIGITS) add nearest-training distances.
+# Computes the results of Problem 1's section of the report: grades of both editions, figures,
+# guidance sweep and samplers. Takes about an hour on two CPU cores; finished rows are kept. Needs
+# the real digits in hw2_data/digits (or $DIGITS).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 work="$(mktemp -d)"
@@ -11,7 +12,8 @@ for edition in 2025 2024; do
   "$PYTHON" -m p1_diffusion.evaluate --images "$work/$edition" --data "$data" \
     --result "$ROOT/results/p1_evaluation_$edition.json" || [ $? -eq 1 ]
 done
-"$PYTHON" -m p1_diffusion.study.figures --images "$work/2024" --output-dir "$ROOT/results/figures/p1"
+"$PYTHON" -m p1_diffusion.study.figures --images "$work/2024" \
+  --output-dir "$ROOT/results/figures/p1"
 "$PYTHON" -m p1_diffusion.study.sweeps guidance
 "$PYTHON" -m p1_diffusion.study.sweeps samplers
 "$PYTHON" -m scripts.make_report

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The studies and figures behind Problem 2's section of the report, on the shipped face model; flags go to p2_ddim.study.sweeps.
-# Photos in hw2_data/face/photos (or $FACES/photos) add distances to real ones. The speed of the full-size network is measured
-# by scripts/benchmark_p2.py, which needs a quiet machine.
+# Computes the studies and figures of Problem 2's section of the report, with the shipped face
+# model. Flags are passed to p2_ddim.study.sweeps. If photos are in hw2_data/face/photos (or
+# $FACES/photos), distances to them are included. The speed of the full-size network is not measured
+# here but by scripts/benchmark_p2.py, beside which no other program should run.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 work="$(mktemp -d)"
@@ -11,15 +12,21 @@ photos=()
 if [ -d "$faces/photos" ]; then photos=(--photos "$faces"); fi
 "$PYTHON" -m scripts.make_noise --output-dir "$work/noise"
 "$PYTHON" -m scripts.make_noise --output-dir "$work/many" --count 480 --seed 1
-"$PYTHON" -m p2_ddim.inference --noises "$work/many" --output-dir "$work/faces" --chunk-size 16 --no-stretch
-"$PYTHON" -m p2_ddim.study.figures --noises "$work/noise" --output-dir "$ROOT/results/figures/p2" --images "$work/faces"
+"$PYTHON" -m p2_ddim.inference --noises "$work/many" --output-dir "$work/faces" --chunk-size 16 \
+  --no-stretch
+"$PYTHON" -m p2_ddim.study.figures --noises "$work/noise" \
+  --output-dir "$ROOT/results/figures/p2" --images "$work/faces"
 "$PYTHON" -m p2_ddim.study.sweeps steps "$@"
-# bash before 4.4, such as macOS', calls an empty array unset.
-for study in eta paths; do "$PYTHON" -m p2_ddim.study.sweeps "$study" ${photos[@]+"${photos[@]}"} "$@"; done
+# Before version 4.4 (as on macOS) bash reports an empty array as unset.
+for study in eta paths; do
+  "$PYTHON" -m p2_ddim.study.sweeps "$study" ${photos[@]+"${photos[@]}"} "$@"
+done
 if [ ${#photos[@]} -gt 0 ]; then
-  "$PYTHON" -m p2_ddim.evaluate --images "$work/faces" "${photos[@]}" --result "$ROOT/results/p2_faces.json"
+  "$PYTHON" -m p2_ddim.evaluate --images "$work/faces" "${photos[@]}" \
+    --result "$ROOT/results/p2_faces.json"
   if [ -d "$ROOT/checkpoints/p2_features" ]; then
-    "$PYTHON" -m p2_ddim.study.evaluate_features "${photos[@]}" --result "$ROOT/results/p2_features.json"
+    "$PYTHON" -m p2_ddim.study.evaluate_features "${photos[@]}" \
+      --result "$ROOT/results/p2_features.json"
   fi
 fi
 "$PYTHON" -m scripts.make_report

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The ablations behind docs/experiments.md: trainings of Problem 1 on equal numbers of images, one change at a time, then their
-# table, results/p1_recipes.json. Five minutes a training on two CPU cores that multiply bf16; finished ones are kept.
+# The ablations of Problem 1 in docs/experiments.md: trainings on equal numbers of images that
+# differ in one setting each, then their table, results/p1_recipes.json. A training takes five
+# minutes on two CPU cores with bf16 arithmetic; finished ones are kept.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 runs="${RUNS_DIR:-$ROOT/runs}/recipes"
@@ -8,9 +9,10 @@ data="${DIGITS:-$ROOT/hw2_data/digits}"
 train() { # NAME FLAGS...
   local name="$1"
   shift
-  bash "$ROOT/scripts/train_p1.sh" --run-dir "$runs/$name" --data "$data" --steps 500 --batch-size 128 --gradient-accumulation-steps 2 --warmup 40 \
-    --lr-schedule cosine --timesteps uniform --ema-decay 0.99 --log-every 50 --validate-every 250 --preview-every 5000 --augment 0 \
-    --mixed-precision "${MIXED_PRECISION:-bf16}" "$@"
+  bash "$ROOT/scripts/train_p1.sh" --run-dir "$runs/$name" --data "$data" --steps 500 \
+    --batch-size 128 --gradient-accumulation-steps 2 --warmup 40 --lr-schedule cosine \
+    --timesteps uniform --ema-decay 0.99 --log-every 50 --validate-every 250 \
+    --preview-every 5000 --augment 0 --mixed-precision "${MIXED_PRECISION:-bf16}" "$@"
 }
 kept=(--lr 1e-2 --timesteps logit_normal)
 train muon_learned_maps_logit "${kept[@]}"

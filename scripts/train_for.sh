@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Trains for a given time instead of a number of steps: scripts/train_for.sh p1|p2 MINUTES [flags of the trainer].
-# Four fifths of the time at a constant learning rate, then the rate falls to 0 over the rest; the same command resumes.
+# Trains for a given time instead of a number of steps:
+# scripts/train_for.sh p1|p2 MINUTES [flags of the trainer].
+# The learning rate is constant for four fifths of the time; then it falls to 0 over a quarter as
+# many steps again. Running the same command again resumes.
 set -euo pipefail
-if [ $# -lt 2 ] || [ ! -f "$(dirname "${BASH_SOURCE[0]}")/train_$1.sh" ] || ! [[ "$2" =~ ^[0-9]+([.][0-9]+)?$ ]]; then
+if [ $# -lt 2 ] || [ ! -f "$(dirname "${BASH_SOURCE[0]}")/train_$1.sh" ] ||
+  ! [[ "$2" =~ ^[0-9]+([.][0-9]+)?$ ]]; then
   echo "usage: scripts/train_for.sh p1|p2 MINUTES [flags of the trainer, --run-dir among them]" >&2
   exit 2
 fi

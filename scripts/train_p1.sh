@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Trains the conditional digit model (Problem 1); the same command resumes. Flags go to p1_diffusion.train.
+# Trains the conditional digit model (Problem 1). Running the same command again resumes. Flags are
+# passed to p1_diffusion.train.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 exec "$PYTHON" -m p1_diffusion.train --run-dir "${RUNS_DIR:-$ROOT/runs}/p1_digits" "$@"

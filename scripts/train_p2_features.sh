@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Trains the network in whose features faces are compared (Problem 2); the same command resumes. Flags go to p2_ddim.study.train_features.
+# Trains the network of the face features (Problem 2). Running the same command again resumes. Flags
+# are passed to p2_ddim.study.train_features.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 exec "$PYTHON" -m p2_ddim.study.train_features --run-dir "${RUNS_DIR:-$ROOT/runs}/p2_features" "$@"

@@ -1,8 +1,8 @@
-"""A conditional diffusion model as a classifier: the digit under which the network predicts an
-image's noise best.
+"""A conditional diffusion model as a classifier (Li et al. 2023, arXiv:2303.16203, Algorithm 1).
 
-After Li et al. 2023 (arXiv:2303.16203, Algorithm 1). How often it is right says how well the
-network knows its condition, which guidance hides in samples.
+The predicted class is the digit whose condition gives the smallest error of the network's output.
+The accuracy measures how much the network learned about its condition. The accuracy of guided
+samples does not, since guidance compensates for a weak condition.
 """
 
 import torch
@@ -15,17 +15,17 @@ from common.images import to_model_range
 from common.seeds import StackedRandomGenerator, derive_seeds
 from p1_diffusion.model import ContextUNet
 
-TIMESTEPS = (200, 350, 500, 650)
+TIMESTEPS = (200, 350, 500, 650)  # t at which the errors are summed
 
 
 @torch.no_grad()
 def classify_by_error(
     model: ContextUNet, images: Tensor, datasets: Tensor, *, seed: int = 0, chunk_size: int = 50
 ) -> Tensor:
-    """Digits long [N] of uint8 images [N, 3, 28, 28] of known datasets [N]: the least squared error
-    of the network's output.
+    """Predicted digits, long [N] on the CPU, of uint8 images [N, 3, 28, 28] with datasets [N].
 
-    The error is summed over TIMESTEPS; at each, all ten digits are tried on the same noise.
+    The prediction has the smallest mean squared error of the network's output, summed over
+    TIMESTEPS. At each timestep all ten digits see the same noise.
     """
     schedule, device = make_schedule(model.config.schedule), next(model.parameters()).device
     digits = torch.arange(NUM_DIGITS, device=device)
@@ -33,7 +33,7 @@ def classify_by_error(
     seeds = derive_seeds(seed, count=len(images))
     for start in range(0, len(images), chunk_size):
         part = slice(start, start + chunk_size)
-        x0, kinds = to_model_range(images[part]).to(device), datasets[part].to(device)
+        x0, part_datasets = to_model_range(images[part]).to(device), datasets[part].to(device)
         noise = StackedRandomGenerator(seeds[part], device)
         error = torch.zeros(len(x0), NUM_DIGITS, device=device)
         for step in TIMESTEPS:
@@ -43,7 +43,9 @@ def classify_by_error(
             )
             x_t = q_sample(schedule, x0, t, eps)
             for digit in digits:
-                output = model(x_t, t, torch.stack([digit.expand_as(kinds), kinds], 1))
+                output = model(
+                    x_t, t, torch.stack([digit.expand_as(part_datasets), part_datasets], 1)
+                )
                 error[:, digit] += (output - target).square().flatten(1).mean(1)
         found.append(error.argmin(1).cpu())
     return torch.cat(found)

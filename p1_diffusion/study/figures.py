@@ -1,10 +1,11 @@
-"""The figures of Problem 1's report, from a folder that `p1_diffusion.inference` wrote.
+"""Makes the figures of Problem 1's report from a folder that `p1_diffusion.inference` wrote.
 
     python3 -m p1_diffusion.study.figures --images OUT --output-dir results/figures/p1
 
-A 2025 folder gives the mixed grid and the reverse process of the first 0 and the first 1; a 2024
-folder gives these as well, the grid of each dataset, and the reverse process of the first 0 of each
-dataset.
+- `grid_mixed.png`, `reverse_2025.png`, from a folder of either edition: even digits of MNIST-M and
+  odd ones of SVHN, and the reverse process of the first MNIST-M 0 and the first SVHN 1.
+- `grid_mnistm.png`, `grid_svhn.png`, `reverse_2024.png`, from a folder of the edition 2024 only:
+  all digits of each dataset, and the reverse process of the first 0 of each.
 """
 
 import dataclasses
@@ -36,14 +37,15 @@ REVERSE_IMAGES = 6
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Makes the grids and the pictures of the reverse process."""
+    """Makes the grids of digits and the figures of the reverse process."""
 
     images: Path
-    """Folder with mnistm/ and svhn/, written with the same sampling flags."""
+    """Folder of the sampled digits, with mnistm/ and svhn/, written with the same sampling flags as
+    are given here."""
     output_dir: Path
-    """Folder of the figures."""
+    """Output folder of the figures."""
     checkpoint: Path = ROOT / "checkpoints" / "p1_digits"
-    """Model folder, for the reverse process."""
+    """Model folder; its network samples the reverse process."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig()
     translate_arguments = staticmethod(translate_guide_w)
 
@@ -62,8 +64,8 @@ def main(config: Config) -> None:
             write_png(made[-1], grid(config.images, classes))
     if not made:
         raise InputError(
-            f"{config.images} holds no complete set of digits: write it with p1_diffusion.inference"
-            " first"
+            f"{config.images} holds no complete set of digits: write one with"
+            " p1_diffusion.inference first"
         )
     full = (config.images / file_name(("svhn", 0, 1))).is_file()
     editions = {"2025": [("mnistm", 0, 1), ("svhn", 1, 1)]} | (
@@ -76,7 +78,7 @@ def main(config: Config) -> None:
 
 
 def grid(folder: Path, classes: list[tuple[str, int]]) -> Tensor:
-    """Rows are classes labelled by digit, columns the first ten noises."""
+    """Grid with a row for each (dataset, digit), labelled by digit, of its first ten images."""
     images = [
         read_rgb(folder / file_name((*pair, n))) for pair in classes for n in range(1, COLUMNS + 1)
     ]
@@ -85,8 +87,10 @@ def grid(folder: Path, classes: list[tuple[str, int]]) -> Tensor:
 
 
 def reverse_process(model: ContextUNet, keys: list[ImageKey], sampling: SamplingConfig) -> Tensor:
-    """One row for each key: x_t from pure noise to the finished image at six moments equally far
-    apart, labelled by t."""
+    """Grid with a row for each key: x_t at five equally spaced steps, then the final image.
+
+    The first column is pure noise; columns are labelled by t.
+    """
     states: list[tuple[int, Tensor]] = []
     (_, final), *_ = sample_digits(
         model,

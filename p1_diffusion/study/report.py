@@ -1,4 +1,4 @@
-"""The tables of Problem 1 in the documents, made of results/p1_*.json."""
+"""The Markdown tables of Problem 1, made from results/p1_*.json."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ DATASETS = {"mnistm": "MNIST-M", "svhn": "SVHN"}
 
 
 def measured(results: Results) -> str:
-    """Accuracy, Frechet distance, spread and nearest training image of both editions' digits."""
+    """Accuracy, Frechet distance, spread and nearest-training distance for both editions."""
     rows = [
         {"set": f"{edition}, {label}", **found["datasets"][name]}
         | {**found["quality"][name], **found["nearest_training"][name]}
@@ -31,7 +31,7 @@ def measured(results: Results) -> str:
 
 
 def guidance(results: Results) -> str:
-    """The sweep over guidance strengths: along the whole trajectory first, then in the interval."""
+    """The sweep over guidance strengths w: first at every timestep, then in the interval only."""
 
     def order(row: dict[str, Any]) -> tuple[int, float]:
         return row["sampling"]["guidance_interval"][0], row["sampling"]["guide_w"]
@@ -47,7 +47,7 @@ def guidance(results: Results) -> str:
 
 
 def _for_both(heading: str, column: str) -> dict[str, str]:
-    """A column for each dataset."""
+    """The same column for each dataset, under the heading "HEADING, DATASET"."""
     return {f"{heading}, {label}": f"datasets.{name}.{column}" for name, label in DATASETS.items()}
 
 

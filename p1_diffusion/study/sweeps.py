@@ -1,13 +1,17 @@
-"""The studies of Problem 1: a guidance sweep, a table of samplers, and the model as a classifier,
-as results/*.json and a plot.
+"""Runs the studies of Problem 1; each writes results/p1_STUDY.json.
 
     python3 -m p1_diffusion.study.sweeps guidance
     python3 -m p1_diffusion.study.sweeps samplers
     python3 -m p1_diffusion.study.sweeps classifier --data hw2_data/digits
     python3 -m p1_diffusion.study.sweeps recipes --data hw2_data/digits --runs runs/recipes/*
 
-They take minutes to an hour on two CPU cores. Each finished row is saved, and a second call goes on
-with the missing ones.
+- `guidance` sweeps the guidance strength w, and makes a plot as well.
+- `samplers` compares samplers and numbers of steps.
+- `classifier` measures the accuracy of the diffusion model used as a classifier.
+- `recipes` compares training runs.
+
+A study takes minutes to an hour on two CPU cores. Finished rows of `guidance`, `samplers` and
+`recipes` are saved one by one; running the study again measures the missing rows only.
 """
 
 import dataclasses
@@ -36,7 +40,7 @@ from p1_diffusion.quality import load_reference, quality
 from p1_diffusion.sampling import IMAGES_PER_CLASS, SamplingConfig, sample_digits
 from p1_diffusion.study.classify import TIMESTEPS, classify_by_error
 
-# (w, interval of t in which it acts): along the whole trajectory, and in the default's part of it.
+# (w, interval of t with guidance): every timestep, and the default interval.
 ALWAYS = (0, 999)
 GUIDANCE_SWEEP = (
     *((w, ALWAYS) for w in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)),
@@ -45,43 +49,39 @@ GUIDANCE_SWEEP = (
         for w in (4.0, SamplingConfig().guidance_scale - 1.0, 8.0)
     ),
 )
-# (sampler, steps, images for each class); Heun's steps are (evaluations + 1) / 2.
+# (sampler, steps, images of each class). S steps of Heun are 2 S - 1 network evaluations.
 SAMPLER_TABLE = (
     *((name, steps, 25) for name in ("ddim", "dpmpp_2m") for steps in (10, 15, 20, 25)),
     *(("heun", steps, 25) for steps in (5, 8, 10, 13)),
     ("ddim", 50, 25),
     ("ddpm", 1000, 10),
 )
-
-
-RECIPE_IMAGES, RECIPE_DIGITS = (
-    15,
-    200,
-)  # drawn of each class, and recognised of each dataset, for a recipe
+RECIPE_IMAGES = 15  # samples of each (dataset, digit) for a row of "recipes"
+RECIPE_DIGITS = 200  # held-out digits of each dataset to classify for a row of "recipes"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Runs a study of Problem 1 on the 2024 classes, by the project's classifier."""
+    """Runs a study of Problem 1 on the classes of the edition 2024: all digits of both datasets."""
 
     study: tyro.conf.Positional[Literal["guidance", "samplers", "classifier", "recipes"]]
-    """Which study."""
+    """The study to run."""
     checkpoint: Path = ROOT / "checkpoints" / "p1_digits"
-    """Model folder."""
+    """Model folder; "recipes" does not use it."""
     grader: Path = GRADER
-    """Classifier folder."""
+    """Folder of the project's classifier, which grades the samples."""
     data: Path = ROOT / "hw2_data" / "digits"
-    """The real digits, whose held-out tenth the studies "classifier" and "recipes" recognise."""
+    """Folder of the real digits; "classifier" and "recipes" classify its held-out tenth."""
     runs: tuple[Path, ...] = ()
-    """Run folders of trainings that the study "recipes" compares, without guidance."""
+    """Run folders that "recipes" compares; their samples are drawn without guidance."""
     results: Path = ROOT / "results"
-    """Folder of p1_guidance.json, p1_samplers.json or p1_classifier.json."""
+    """Output folder of p1_STUDY.json, and of figures/p1/guidance.png."""
     device: DeviceName = "auto"
-    """Where to compute."""
+    """Device of the computation; auto is CUDA if available."""
 
 
 def main(config: Config) -> None:
-    """Adds the missing rows to the study's file."""
+    """Runs the study and writes its file."""
     if config.study == "recipes":
         compare_recipes(config)
         return
@@ -124,8 +124,11 @@ def main(config: Config) -> None:
 
 
 def compare_recipes(config: Config) -> None:
-    """A row for each run: what it was trained with and on how many images, and what its last
-    weights do without guidance."""
+    """Writes p1_recipes.json, with a row of settings and metrics for each training run.
+
+    The metrics are those of `measure` for the run's last weights without guidance, the last
+    validation loss, and the accuracy as a classifier.
+    """
     network, reference = DigitClassifier.load(config.grader), load_reference(config.grader)
     held_out = load_digits(config.data, "held_out")
     sampling, device = SamplingConfig(guidance_scale=1.0), pick_device(config.device)
@@ -155,8 +158,10 @@ def compare_recipes(config: Config) -> None:
 
 
 def recognise(model: ContextUNet, held_out: Digits, count: int | None = None) -> dict[str, float]:
-    """The share of the held-out digits, or the first `count` of each dataset, that the model
-    recognises by its error."""
+    """Accuracy of the diffusion model as a classifier of held-out digits, for each dataset.
+
+    Values are fractions in [0, 1]. `count` limits the digits of each dataset; None is all.
+    """
     found = {}
     for i, name in enumerate(DATASETS):
         mine = torch.nonzero(held_out.datasets == i).flatten()[:count]
@@ -169,7 +174,7 @@ def recognise(model: ContextUNet, held_out: Digits, count: int | None = None) ->
 
 
 def write_recognised(config: Config, model: ContextUNet) -> None:
-    """Writes and prints how many of the held-out digits the model recognises by its error."""
+    """Writes p1_classifier.json and prints the accuracies of `recognise` on all held-out digits."""
     held_out = load_digits(config.data, "held_out")
     rows = recognise(model, held_out)
     command = "python3 -m p1_diffusion.study.sweeps classifier --data hw2_data/digits"
@@ -178,7 +183,7 @@ def write_recognised(config: Config, model: ContextUNet) -> None:
         {"command": command, "timesteps": TIMESTEPS, "images": len(held_out), **rows},
     )
     for name, value in rows.items():
-        print(f"{name}: {value:.2%} of the held-out digits recognised")
+        print(f"{name}: {value:.2%} of the held-out digits classified correctly")
 
 
 def measure(
@@ -188,8 +193,11 @@ def measure(
     network: DigitClassifier,
     reference: Any,
 ) -> dict[str, Any]:
-    """Accuracy, distance, spread and seconds of one way to sample, means of both datasets and each
-    of them."""
+    """Metrics of samples drawn with the given settings, `per_class` of each (dataset, digit).
+
+    Holds accuracy, Frechet distance and spread (see `quality`) as means over the datasets and, in
+    `datasets`, for each; network evaluations per sample; and the seconds of sampling.
+    """
     keys = [
         (dataset, digit, n) for dataset, digit in pairing("2024") for n in range(1, per_class + 1)
     ]
@@ -217,8 +225,10 @@ def measure(
 
 
 def plot_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracy, Frechet ratio and spread over w: a colour for each dataset, a dashed line where
-    guidance acts in an interval."""
+    """Plots accuracy, Frechet ratio and spread ratio against the guidance strength w.
+
+    Colours are datasets; solid lines have guidance at every timestep, dashed ones in an interval.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,11 +1,11 @@
-"""Trains the classifier that stands in for the course's graders, on the digits of both datasets.
+"""Trains the digit classifier that replaces the course's classifiers in the grader's replica.
 
     python3 -m p1_diffusion.study.train_classifier --data hw2_data/digits \
         --run-dir runs/p1_classifier
 
-It never sees the held-out tenth (`common.data.split.is_held_out`), on which its accuracy is
-reported at the end. The folder RUN_DIR/last holds it with the statistics of real digits that
-`p1_diffusion.evaluate` compares with.
+One network classifies the digits of both datasets. It is trained without the held-out tenth
+(`common.data.split.is_held_out`), on which its accuracy is measured at the end. RUN_DIR/last holds
+the classifier and the reference statistics of real digits for `p1_diffusion.evaluate`.
 """
 
 import dataclasses
@@ -27,26 +27,26 @@ from common.seeds import Draws
 from common.training import Batch, TrainingConfig, fit, prepare_network
 from p1_diffusion.quality import make_reference
 
-CALIBRATION_IMAGES = 2000
+CALIBRATION_IMAGES = 2000  # for the statistics of batch normalisation
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Trains the digit classifier that stands in for the course's graders."""
+    """Trains the digit classifier that replaces the course's classifiers."""
 
     run_dir: Path
-    """Folder of the run."""
+    """Folder of the run: checkpoints and metrics."""
     data: Path = ROOT / "hw2_data" / "digits"
-    """The digits in the homework's layout."""
+    """Folder of the digits, in the homework's layout."""
     init_from: Path | None = None
-    """Classifier folder to start from, instead of random weights."""
+    """Classifier folder with the initial weights; they are random if none is given."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
         steps=6000, batch_size=64, lr=3e-3, weight_decay=0.05, beta2=0.999, preview_every=10**9
     )
 
 
 def main(config: Config) -> None:
-    """Trains, or resumes, and prints the accuracy on held-out digits."""
+    """Trains the classifier, or resumes, and prints its accuracy on held-out digits."""
     torch.manual_seed(config.training.seed)
     model = (
         DigitClassifier.load(config.init_from).train() if config.init_from else DigitClassifier()
@@ -94,11 +94,11 @@ def main(config: Config) -> None:
     final = DigitClassifier.load(config.run_dir / "last")
     make_reference(final, data, held_out, config.run_dir / "last" / "reference.safetensors")
     for name, value in accuracy_by_dataset(final, held_out).items():
-        print(f"{name}: {value:.2%} of the held-out digits")
+        print(f"{name}: {value:.2%} of the held-out digits classified correctly")
 
 
 def accuracy_by_dataset(model: DigitClassifier, data: Digits) -> dict[str, float]:
-    """The share of digits classified correctly, for each dataset."""
+    """Accuracy in [0, 1] for each dataset."""
     correct = classify(model, data.images) == data.digits
     return {
         name: correct[data.datasets == i].double().mean().item() for i, name in enumerate(DATASETS)
@@ -106,14 +106,14 @@ def accuracy_by_dataset(model: DigitClassifier, data: Digits) -> dict[str, float
 
 
 def augment(images: Tensor, draws: Draws) -> Tensor:
-    """Moves, turns, stretches and recolours each image [N, 3, H, W] in [-1, 1] at random, and blots
-    out a square."""
+    """Augments images [N, 3, H, W] in [-1, 1] at random: affine map, colours and Cutout."""
     n, _, height, width = images.shape
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * draws.rand()
 
-    # Geometry: turn by up to 12 degrees, scale each axis, shear, shift by up to 7 % (2 pixels).
+    # Affine map: rotation by up to 12 degrees, scale of each axis, shear, shift of up to 7 % of the
+    # side (2 pixels).
     angle, shear = uniform(-math.pi / 15, math.pi / 15), uniform(-0.15, 0.15)
     scale_x, scale_y = uniform(0.87, 1.15), uniform(0.87, 1.15)
     theta = torch.zeros(n, 2, 3, device=images.device)
@@ -123,8 +123,8 @@ def augment(images: Tensor, draws: Draws) -> Tensor:
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
-    # Colour: half of the images get their channels in another order, or become negative; all get
-    # another contrast and brightness. A digit stays what it is under all of them.
+    # Colour: half of the images get a random channel permutation and a quarter are negated; all
+    # get a random contrast and brightness. None of these changes which digit is shown.
     order = torch.where(
         (draws.rand() < 0.5)[:, None],
         draws.randn(3).argsort(1),
@@ -136,7 +136,7 @@ def augment(images: Tensor, draws: Draws) -> Tensor:
         n, 1, 1, 1
     )
 
-    # A square of 8 pixels is blotted out in three images of ten (arXiv:1708.04552).
+    # Cutout (arXiv:1708.04552): an 8x8 square of zeros in three images of ten.
     rows, columns = uniform(0, height), uniform(0, width)
     inside_rows = (torch.arange(height, device=images.device) - rows[:, None]).abs() < 4
     inside_columns = (torch.arange(width, device=images.device) - columns[:, None]).abs() < 4

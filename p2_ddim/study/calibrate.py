@@ -1,8 +1,9 @@
-"""Finds the DDIM convention behind given reference images: samples a noise under each one and
-prints the MSEs, best first.
+"""Finds the DDIM convention that made given reference images, by the MSE of each convention.
 
-python3 -m p2_ddim.study.calibrate --noises hw2_data/face/noise --references hw2_data/face/GT
---checkpoint hw2_data/face/UNet.pt
+    python3 -m p2_ddim.study.calibrate --noises hw2_data/face/noise \
+        --references hw2_data/face/GT --checkpoint hw2_data/face/UNet.pt
+
+The conventions are those of `p2_ddim.sampling.CONVENTIONS`; the smallest MSE is printed first.
 """
 
 import dataclasses
@@ -29,25 +30,25 @@ from p2_ddim.sampling import (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Tries the conventions on noises whose images are known."""
+    """Compares DDIM conventions on noises whose reference images are given."""
 
     noises: Path
-    """Folder of the noise files, NAME.pt."""
+    """Folder of the noise files NAME.pt."""
     references: Path
-    """Folder of the reference images, NAME.png."""
+    """Folder of the reference images NAME.png."""
     checkpoint: Path = FACES
-    """The network that made the references."""
+    """Network that made the references. The default is the shipped 64x64 face model."""
     count: int = 1
-    """Images to try, the first ones by name."""
+    """Number of images to sample with each convention, the first ones by name."""
     device: DeviceName = "auto"
-    """Where to compute; auto takes CUDA if present."""
+    """Device of the computation; auto is CUDA if available."""
     result: Path | None = None
-    """JSON file to write."""
+    """JSON file to write; none is written if it is not given."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig()
 
 
 def main(config: Config) -> None:
-    """Prints the table, best first."""
+    """Prints the MSE of each convention, smallest first, and writes the result."""
     device = pick_device(config.device)
     config.sampling.check_device(device)
     tried = {
@@ -62,8 +63,8 @@ def main(config: Config) -> None:
     ][: config.count]
     if not named_noises:
         raise InputError(
-            f"no noise in {config.noises} has its image in {config.references}, or --count is"
-            " below 1"
+            f"no noise in {config.noises} has an image of its name in {config.references}, or"
+            " --count is below 1"
         )
     network = load_network(config.checkpoint).to(device)
     check_side(network, named_noises[0][1], config.noises)

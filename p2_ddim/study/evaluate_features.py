@@ -1,13 +1,12 @@
-"""Judges the judge: what the features that faces are compared in (p2_ddim/study/features.py) see of
-photos held out of their training.
+"""Tests the face features (p2_ddim/study/features.py) on photos held out of their training.
 
     python3 -m p2_ddim.study.evaluate_features \
         --photos hw2_data/face [--result results/p2_features.json]
 
-- The part of the photos that are recognised by their features when they are cropped, turned and
-  recoloured.
-- The Frechet distance to the training photos of held-out photos as they are, and after changes that
-  it should see, or should not.
+- Recognition rate: how often a photo's features match those of another random view of the same
+  photo (cropped, mirrored, rotated and recoloured) best.
+- Frechet distance between training photos and held-out photos, unchanged and after changes. The
+  distance should grow with each change but mirroring.
 """
 
 import dataclasses
@@ -27,24 +26,24 @@ from common.metrics.frechet import feature_statistics, frechet_distance
 from common.seeds import StackedRandomGenerator, derive_seeds
 from p2_ddim.study.features import SHIPPED, FaceFeatures, recognised, view_cosines
 
-RECOGNITION_IMAGES = 256
-COLLAPSED = 8
+RECOGNITION_IMAGES = 256  # held-out photos for the recognition rate
+COLLAPSED = 8  # different photos in the simulated mode collapse
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Judges the features that faces are compared in."""
+    """Tests the face features on held-out photos."""
 
     photos: Path
     """Folder with photos/, real faces."""
     features: Path = SHIPPED
-    """Folder of the network."""
+    """Model folder of the feature network."""
     result: Path | None = None
-    """JSON file to write."""
+    """JSON file to write; none is written if it is not given."""
 
 
 def main(config: Config) -> None:
-    """Prints and writes the table."""
+    """Prints the recognition rate and the Frechet distances, and writes the result."""
     network = FaceFeatures.load(config.features)
     train, held_out = (load_faces(config.photos, split).images for split in ("train", "held_out"))
     result = {
@@ -56,7 +55,7 @@ def main(config: Config) -> None:
     for row in result["rows"]:
         print(
             f"{row['photos']:<26} Frechet distance {row['frechet_distance']:8.4f},"
-            f" {row['ratio']:6.2f} times unchanged"
+            f" {row['ratio']:6.2f} times that of the unchanged photos"
         )
     if config.result:
         write_json(config.result, result)
@@ -64,8 +63,11 @@ def main(config: Config) -> None:
 
 @torch.no_grad()
 def judge(network: FaceFeatures, train: Tensor, held_out: Tensor) -> dict[str, Any]:
-    """`recognised` of `among` photos, and a row for each of `CHANGES`, the first unchanged; photos
-    are uint8 [N, 3, S, S]."""
+    """Recognition rate and Frechet distances of held-out photos; photos are uint8 [N, 3, S, S].
+
+    `recognised` is a fraction in [0, 1] of `among` photos. `rows` has an entry for each of
+    `CHANGES`, the unchanged photos first; `ratio` is the distance over theirs.
+    """
     some = held_out[:RECOGNITION_IMAGES]
     share = recognised(
         view_cosines(network, some, StackedRandomGenerator(derive_seeds(0, count=len(some))))
@@ -84,25 +86,25 @@ def judge(network: FaceFeatures, train: Tensor, held_out: Tensor) -> dict[str, A
 
 
 def blurred(images: Tensor) -> Tensor:
-    """Halved in size and enlarged again."""
+    """Blurs the photos: averages 2x2 pixels, then enlarges bilinearly to the old size."""
     small = F.avg_pool2d(images.float(), 2)
     return resize(small, images.shape[-2:], "bilinear", antialias=False).round().to(torch.uint8)
 
 
 def noisy(images: Tensor) -> Tensor:
-    """With noise of 15 grey levels."""
+    """Adds Gaussian noise with a standard deviation of 15 grey levels."""
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     return (images.float() + 15.0 * noise).round().clamp(0, 255).to(torch.uint8)
 
 
 def mixed(images: Tensor) -> Tensor:
-    """The left half of one face beside the right half of another."""
+    """Joins the left half of each face and the right half of the previous one."""
     half = images.shape[-1] // 2
     return torch.cat([images[..., :half], images.roll(1, 0)[..., half:]], dim=-1)
 
 
 def collapsed(images: Tensor) -> Tensor:
-    """Eight photos again and again, as many as there were."""
+    """Repeats the first COLLAPSED photos until there are as many as before (mode collapse)."""
     return images[torch.arange(len(images)) % COLLAPSED]
 
 

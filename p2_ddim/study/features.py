@@ -1,9 +1,9 @@
-"""Face features: what the Frechet distance between generated and real faces is measured in.
+"""Face features, in which the Frechet distance between generated and real faces is measured.
 
-Inception's features need a download, so a small network is trained here without labels: two random
-views of one photo must be recognised as such among those of other photos (SimCLR, Chen et al. 2020,
-arXiv:2002.05709). Its features see eyes, mouths, hair and light, and little of place and tint,
-which the views change.
+The features of Inception, which FID uses, need a download. Here a small network is trained without
+labels instead: it learns to match two random views of one photo among the views of other photos
+(SimCLR, Chen et al. 2020, arXiv:2002.05709). Its features depend on eyes, mouths, hair and light,
+but little on position and tint, since the views change these.
 """
 
 import math
@@ -21,16 +21,18 @@ from common.metrics.small_resnet import SmallResNet
 from common.seeds import Draws
 
 Features = Callable[[Tensor], Tensor]
-"""uint8 images [N, 3, H, W] -> features [N, D]."""
+"""Function from uint8 images [N, 3, H, W] to features [N, D]."""
 SHIPPED = ROOT / "checkpoints" / "p2_features"
 KIND = "p2_ddim.FaceFeatures"
-CHANNELS = (48, 96, 160)
-PROJECTION = 64
+CHANNELS = (48, 96, 160)  # at 16x16, 8x8 and 4x4
+PROJECTION = 64  # dimensions of the projection that the contrastive loss compares
 
 
 class FaceFeatures(SmallResNet):
-    """A small ResNet for 64x64 faces, with blocks at 16x16, 8x8 and 4x4, and the projection that it
-    is trained under."""
+    """Small ResNet for 64x64 faces, with the projection head of its training.
+
+    Its blocks work at 16x16, 8x8 and 4x4; the features are 160 pooled activations.
+    """
 
     def __init__(self) -> None:
         super().__init__(CHANNELS, patch=4)
@@ -39,13 +41,12 @@ class FaceFeatures(SmallResNet):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Unit vectors [N, 64] of images [N, 3, 64, 64] in [-1, 1]."""
+        """Projected features, unit vectors [N, 64], of images [N, 3, 64, 64] in [-1, 1]."""
         return F.normalize(self.projection(self.features(images)), dim=1)
 
     @torch.no_grad()
     def describe(self, images: Tensor) -> Tensor:
-        """Features [N, 160] of uint8 images [N, 3, H, W]; other sizes than 64x64 are averaged down,
-        or enlarged, to it."""
+        """Features [N, 160] of uint8 images [N, 3, H, W], which are first resized to 64x64."""
         parts = []
         for part in images.split(100):
             parts.append(self.features(resize(to_model_range(part), 64, "bilinear")))
@@ -57,7 +58,7 @@ class FaceFeatures(SmallResNet):
 
     @classmethod
     def load(cls, folder: Path) -> "FaceFeatures":
-        """Reads the network from its folder, in evaluation mode."""
+        """Loads the network from its model folder, in evaluation mode."""
         load_config(folder, KIND)
         model = cls()
         load_weights(folder, model)
@@ -65,8 +66,11 @@ class FaceFeatures(SmallResNet):
 
 
 def random_views(images: Tensor, draws: Draws) -> Tensor:
-    """Each image [N, 3, H, W] in [-1, 1] cropped (60 to 100 % of its sides), mirrored, turned a
-    little and recoloured at random."""
+    """A random view of each image [N, 3, H, W] in [-1, 1], for contrastive training.
+
+    A view is cropped to 60 to 100 % of the sides, mirrored with probability 1/2, rotated by up to
+    10 degrees, and changed in contrast, brightness and tint.
+    """
     n = len(images)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -84,7 +88,7 @@ def random_views(images: Tensor, draws: Draws) -> Tensor:
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     views = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
-    # Contrast, brightness and tint, and in one of five no colour at all.
+    # Contrast, brightness and tint; one view in five becomes grey.
     gain = uniform(0.7, 1.3).view(n, 1, 1, 1) * (1.0 + 0.1 * draws.randn(3).view(n, 3, 1, 1))
     views = views * gain + uniform(-0.2, 0.2).view(n, 1, 1, 1)
     grey = (draws.rand() < 0.2).view(n, 1, 1, 1)
@@ -92,16 +96,17 @@ def random_views(images: Tensor, draws: Draws) -> Tensor:
 
 
 def view_cosines(model: FaceFeatures, images: Tensor, draws: Draws) -> Tensor:
-    """The cosines of a random view of each image, uint8 [N, 3, H, W], with a second view of each:
-    [N, N], its own on the diagonal."""
+    """Cosine similarities [N, N] between two random views of uint8 images [N, 3, H, W].
+
+    Entry (i, j) compares the first view of image i and the second view of image j.
+    """
     x = to_model_range(images)
     first, second = model(torch.cat([random_views(x, draws), random_views(x, draws)])).chunk(2)
     return first @ second.T
 
 
 def recognised(cosines: Tensor) -> float:
-    """The part of the images whose view is nearer to the second view of the same image than to that
-    of any other."""
+    """Fraction of images whose first view is most similar to their own second view."""
     return (
         (cosines.argmax(1) == torch.arange(len(cosines), device=cosines.device))
         .float()
@@ -111,14 +116,18 @@ def recognised(cosines: Tensor) -> float:
 
 
 def colours(images: Tensor) -> Tensor:
-    """Colours on an 8x8 grid, [N, 192] in [0, 1]: needs no network, and sees layout and light, not
-    detail."""
+    """Mean colours on an 8x8 grid, [N, 192] in [0, 1], of uint8 images [N, 3, H, W].
+
+    These features need no network. They describe layout and light, but no detail.
+    """
     return F.adaptive_avg_pool2d(images.float() / 255.0, 8).flatten(1)
 
 
 def choose_features(folder: Path) -> tuple[Features, str]:
-    """The features to compare faces in, and their name: the network's in `folder`, or `colours`
-    where there is no such folder."""
+    """Returns the feature function and its description.
+
+    It is that of the network in `folder`, or `colours` if the folder does not exist.
+    """
     if not Path(folder).is_dir():
         return colours, "colours on an 8x8 grid"
     return FaceFeatures.load(folder).describe, f"the network in {shown(folder)}"

@@ -1,13 +1,13 @@
-"""The figures of Problem 2's report: the eta grid, the interpolation strips, and faces that were
-sampled before.
+"""Makes the figures of Problem 2's report: the eta grid, the interpolations and a grid of faces.
 
     python3 -m p2_ddim.study.figures --noises NOISE_DIR \
         --output-dir results/figures/p2 [--checkpoint UNet.pt] [--images OUT]
 
-- `eta.png`: rows are eta 0, 0.25, 0.5, 0.75, 1, columns the first four noises; the row of eta 0 is
-  what hw2_2.sh writes.
-- `slerp.png`, `lerp.png`: from the first noise to the second, alpha = 0.0, 0.1, ..., 1.0.
-- `faces.png`: the first 32 images of OUT, by name.
+- `eta.png`: rows are eta 0, 0.25, 0.5, 0.75 and 1; columns are the first four noises. The row of
+  eta 0 shows the images that hw2_2.sh writes.
+- `slerp.png`, `lerp.png`: interpolation from the first noise to the second, alpha = 0.0, 0.1, ...,
+  1.0.
+- `faces.png`: the first 32 images of OUT, by name; made only with --images.
 """
 
 import dataclasses
@@ -45,19 +45,19 @@ PATHS = {"slerp": slerp, "lerp": lerp}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Makes the eta grid, the interpolation strips and a grid of faces."""
+    """Makes the eta grid, the interpolations and a grid of faces."""
 
     noises: Path
-    """Folder of the noise files; the first four by name are used."""
+    """Folder of the noise files NAME.pt; the first four by name are used."""
     output_dir: Path
-    """Folder of the figures."""
+    """Output folder of the figures."""
     checkpoint: Path = FACES
-    """The homework's UNet.pt, a model folder of this project, or a folder of a diffusers
-    UNet2DModel."""
+    """Network: the homework's UNet.pt, a model folder of this project, or a folder of a diffusers
+    UNet2DModel. The default is the shipped 64x64 face model."""
     images: Path | None = None
-    """Folder of faces for faces.png."""
+    """Folder of the faces for faces.png, which is not made if none is given."""
     device: DeviceName = "auto"
-    """Where to compute; auto takes CUDA if present."""
+    """Device of the computation; auto is CUDA if available."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig()
 
 
@@ -68,7 +68,7 @@ def main(config: Config) -> None:
     config.sampling.check_device(device)
     named_noises = read_noises(config.noises)
     if len(named_noises) < 2:
-        raise InputError(f"{config.noises} holds one noise, but the strips need two")
+        raise InputError(f"{config.noises} holds one noise, but the interpolations need two")
     figures = {"faces": face_grid(config.images)} if config.images else {}
     network = load_network(config.checkpoint).to(device)
     check_side(network, named_noises[0][1], config.noises)
@@ -89,8 +89,10 @@ def eta_grid(
     sampling: SamplingConfig,
     device: torch.device,
 ) -> Tensor:
-    """Rows are etas, columns noises. Down a column the fresh noise is the same but for its
-    strength."""
+    """Grid with a row for each eta and a column for each noise.
+
+    Within a column the fresh noise of the sampler is the same up to its scale.
+    """
     rows = [
         faces(network, named_noises, dataclasses.replace(sampling, eta=eta), device) for eta in ETAS
     ]
@@ -113,7 +115,7 @@ def strip(
     sampling: SamplingConfig,
     device: torch.device,
 ) -> Tensor:
-    """The images along a path from one noise to another, in a row labelled by alpha."""
+    """Row of the images along the interpolation `path` between two noises, labelled by alpha."""
     named_noises = [
         (f"alpha {alpha:.1f}", PATHS[path](start[1], end[1], alpha)) for alpha in ALPHAS
     ]
@@ -126,7 +128,7 @@ def strip(
 
 
 def face_grid(folder: Path) -> Tensor:
-    """The first images of a folder, by name. Raises InputError if they are not of one size."""
+    """Grid of the first images of a folder, by name; raises InputError if their sizes differ."""
     chosen = sorted(read_images(folder).items())[:FACES_SHOWN]
     images = [image for _, image in chosen]
     if len({image.shape for image in images}) > 1:
@@ -142,14 +144,14 @@ def faces(
     sampling: SamplingConfig,
     device: torch.device,
 ) -> Tensor:
-    """The images of the noises as hw2_2.sh writes them, uint8 [N, 3, H, W]."""
+    """Samples an image from each noise, min-max normalised like hw2_2.sh's: uint8 [N, 3, H, W]."""
     return minmax_to_uint8(
         torch.cat([x0 for _, x0 in sample_faces(network, named_noises, sampling, device)])
     )
 
 
 def _scale(images: Tensor) -> int:
-    """Small images are shown at twice their size."""
+    """Magnification of the images in a figure: 2 below 128 pixels, else 1."""
     return 2 if images.shape[-1] < 128 else 1
 
 

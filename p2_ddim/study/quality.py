@@ -1,5 +1,4 @@
-"""How near faces are to photos: Frechet distance, and the nearest photo, which would show
-copies."""
+"""Metrics of generated faces: Frechet distance and detail, and the nearest photo to find copies."""
 
 from collections.abc import Mapping
 
@@ -12,30 +11,30 @@ from common.metrics.detail import luminance_power, rms_difference
 from common.metrics.frechet import feature_statistics, frechet_distance
 from p2_ddim.study.features import Features
 
-REAL_DRAWS = 5
+REAL_DRAWS = 5  # random sets of held-out photos whose Frechet distances are averaged
 
 
 def stack_like(images: Mapping[str, Tensor], photos: Faces) -> Tensor:
-    """The images as one tensor [N, 3, S, S]. Raises InputError if one is not of the photos'
-    size."""
+    """Stacks the images to uint8 [N, 3, S, S]; raises InputError if a size is not the photos'."""
     for name, image in images.items():
         if image.shape != photos.images.shape[1:]:
             raise InputError(
                 f"the image {name} is {tuple(image.shape)}, the photos are"
-                f" {tuple(photos.images.shape[1:])}"
+                f" {tuple(photos.images.shape[1:])}: one size is expected"
             )
     return torch.stack(list(images.values()))
 
 
 def quality(images: Tensor, train: Faces, held_out: Faces, features: Features) -> dict[str, float]:
-    """How near uint8 images [N, 3, S, S] are to photos.
+    """Metrics that compare uint8 images [N, 3, S, S] and photos.
 
-    - `frechet_distance` to the training photos, beside `frechet_distance_real` of as many held-out
-      photos (mean of several draws).
-    - `detail`, the root mean square difference of neighbouring pixels in grey levels, beside the
-      photos' `detail_real`.
-    - `luminance_power_K_ratio` over the photos' at the frequencies K = S/4 and S/2, where grain
-      would show.
+    - `frechet_distance`: of `count` images to the training photos. `frechet_distance_real` is that
+      of `count` held-out photos, averaged over REAL_DRAWS random sets; `frechet_ratio` is their
+      quotient.
+    - `detail`, `detail_real`: root mean square difference of neighbouring pixels, in grey levels,
+      of the images and of all photos.
+    - `luminance_power_K_ratio`: power of the luminance at the spatial frequencies K = S/4 and S/2,
+      images over photos. Grain raises it above 1.
     """
     target = feature_statistics(features(train.images))
     count = min(len(images), len(held_out))
@@ -62,13 +61,14 @@ def quality(images: Tensor, train: Faces, held_out: Faces, features: Features) -
 
 
 def nearest_photo(images: Tensor, train: Faces, held_out: Faces) -> dict[str, float]:
-    """Median and smallest distance (root mean square over pixels, 0..255) to the nearest photo or
-    its mirror image.
+    """Median and smallest distance to the nearest photo or its mirror image.
 
-    - `generated` and `held_out`: of the images and of held-out photos to the training photos. A
-      copying model would lie far below the held-out ones.
-    - `generated_to_held_out` and `generated_to_seen`: of the images to the held-out photos and to
-      as many training photos. A copying model would lie closer to those it has seen.
+    The distance is the root mean square difference over pixels in 0..255.
+
+    - `generated` and `held_out`: from the images, and from the held-out photos, to the training
+      photos. A model that copies has far smaller distances than the held-out photos.
+    - `generated_to_held_out` and `generated_to_seen`: from the images to the held-out photos, and
+      to as many training photos. A model that copies is closer to the photos it has seen.
     """
     pool = torch.cat([train.images, train.images.flip(-1)]).flatten(1).float()
     unseen = torch.cat([held_out.images, held_out.images.flip(-1)]).flatten(1).float()

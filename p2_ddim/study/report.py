@@ -1,4 +1,4 @@
-"""The tables of Problem 2 in the documents, made of results/p2_*.json."""
+"""The Markdown tables of Problem 2, made from results/p2_*.json."""
 
 from common.diffusion.samplers import SAMPLERS
 from common.report import Results, Tables, listing, table
@@ -11,7 +11,7 @@ MEASURES = {
 
 
 def eta(results: Results) -> str:
-    """Images of eta from 0 to 1 against those of eta 0; the last row is of held-out photos."""
+    """Metrics for each eta, and the MSE to the images of eta 0; the last row is held-out photos."""
     found = results["p2_eta"]
     rows = [{"images": f"eta {row['eta']:g}"} | row for row in found["rows"]]
     for row in rows:
@@ -25,7 +25,7 @@ def eta(results: Results) -> str:
 
 
 def paths(results: Results) -> str:
-    """The ends and the middle of the paths between two noises; the last row is of photos."""
+    """Metrics at alpha 0, 0.5 and 1 of each interpolation; the last row is held-out photos."""
     found = results["p2_paths"]
     rows = [row for row in found["rows"] if row["alpha"] in (0.0, 0.5, 1.0)]
     columns = {"path": "path text", "alpha": "alpha number?", "norm / sqrt(d)": "norm number3?"}

@@ -1,12 +1,15 @@
-"""The studies of Problem 2: how few steps suffice, what fresh noise does, and what happens along
-interpolation paths.
+"""Runs the studies of Problem 2; each writes results/p2_STUDY.json.
 
     python3 -m p2_ddim.study.sweeps steps
     python3 -m p2_ddim.study.sweeps eta --photos hw2_data/face
     python3 -m p2_ddim.study.sweeps paths --photos hw2_data/face
 
-Each writes results/p2_STUDY.json; steps and paths are plotted too. Noises are made here, from
-seeds. All take some minutes on two CPU cores with the shipped model.
+- `steps` measures the error of a sampler with few steps, and makes a plot as well.
+- `eta` measures the effect of the fresh noise that DDIM draws with eta > 0.
+- `paths` measures the images along interpolations between two noises, and makes a plot as well.
+
+The noises are drawn from --seed. Each study takes some minutes on two CPU cores with the shipped
+model.
 """
 
 import dataclasses
@@ -37,12 +40,13 @@ from p2_ddim.study.figures import ALPHAS, ETAS, PATHS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Photos = tuple[Tensor, Tensor]  # uint8 [N, 3, S, S] each: those of training, and those held out
-Measure = Callable[[Tensor], dict[str, float]]
+Photos = tuple[Tensor, Tensor]  # (training, held-out) photos, uint8 [N, 3, S, S] each
+Measure = Callable[[Tensor], dict[str, float]]  # from uint8 images [N, 3, S, S] to metrics
 
-COUNTS = {"steps": 8, "eta": 96, "paths": 96}
-LEAST = {"steps": 1, "eta": 2, "paths": 2}  # two: statistics are taken over the images
+COUNTS = {"steps": 8, "eta": 96, "paths": 96}  # default of --count
+LEAST = {"steps": 1, "eta": 2, "paths": 2}  # 2, since covariances are taken over the images
 REFERENCE_STEPS = 1000
+# (sampler, spacing, steps)
 STEP_TABLE = (
     *(
         ("ddim", spacing, steps)
@@ -60,31 +64,31 @@ class Config:
     """Runs a study of Problem 2."""
 
     study: tyro.conf.Positional[Literal["steps", "eta", "paths"]]
-    """Which study."""
+    """The study to run."""
     checkpoint: Path = FACES
-    """The homework's UNet.pt, a model folder of this project, or a folder of a diffusers
-    UNet2DModel."""
+    """Network: the homework's UNet.pt, a model folder of this project, or a folder of a diffusers
+    UNet2DModel. The default is the shipped 64x64 face model."""
     photos: Path | None = None
-    """Folder with photos/ of the images' size; quality over eta and along the paths is then
-    measured against them."""
+    """Folder with photos/, real faces of --side; adds the Frechet distance to them in the studies
+    eta and paths."""
     features: Path = SHIPPED
-    """Folder of the network in whose features that is measured; colours on a grid where there is
-    none."""
+    """Folder of the network whose features the Frechet distance uses; if the folder does not exist,
+    the colours on an 8x8 grid are used."""
     results: Path = ROOT / "results"
-    """Folder of p2_STUDY.json, and of figures/p2."""
+    """Output folder of p2_STUDY.json, and of the plots in figures/p2."""
     count: int | None = None
-    """Noises (steps, eta) or pairs of noises (paths). Default: 8 for steps, 96 for eta and
-    paths."""
+    """Number of noises (steps, eta) or of pairs of noises (paths). If it is not given, 8 for steps
+    and 96 for eta and paths."""
     side: int = 64
-    """Height and width of the noises."""
+    """Height and width of the noises, in pixels."""
     seed: int = 0
     """Seed of the noises."""
     device: DeviceName = "auto"
-    """Where to compute; auto takes CUDA if present."""
+    """Device of the computation; auto is CUDA if available."""
 
 
 def main(config: Config) -> None:
-    """Writes the study's file and plot, and prints its rows."""
+    """Runs the study, prints its rows, and writes its file and plot."""
     count = COUNTS[config.study] if config.count is None else config.count
     if count < LEAST[config.study]:
         raise InputError(f"--count must be at least {LEAST[config.study]}, not {count}")
@@ -132,7 +136,7 @@ def main(config: Config) -> None:
 
 
 def read_photos(root: Path, side: int) -> Photos:
-    """The photos below `root`. Raises InputError if they are not of the noises' side."""
+    """Reads the photos below `root`; raises InputError if their side is not `side`."""
     train, held_out = (load_faces(root, split).images for split in ("train", "held_out"))
     if train.shape[-1] != side:
         raise InputError(f"the photos are {train.shape[-1]} pixels wide, but --side is {side}")
@@ -140,15 +144,18 @@ def read_photos(root: Path, side: int) -> Photos:
 
 
 def make_noises(count: int, side: int, seed: int) -> list[Tensor]:
-    """Standard normal [3, side, side], each from its own seed."""
+    """Draws `count` standard normal noises [3, side, side], each from its own seed."""
     return list(StackedRandomGenerator(derive_seeds(seed, count=count)).randn(3, side, side))
 
 
 def final_images(
     network: FaceNetwork, noises: Sequence[Tensor], sampling: SamplingConfig, device: torch.device
 ) -> Tensor:
-    """The images in [-1, 1], clamped, without the stretch of `minmax_to_uint8`, so that grey levels
-    can be compared."""
+    """Samples an image from each noise, float32 [N, 3, H, W] on the CPU, clamped to [-1, 1].
+
+    The min-max normalisation of `minmax_to_uint8` is left out, so that grey levels of different
+    images can be compared.
+    """
     named_noises: list[NamedNoise] = [(str(i), noise) for i, noise in enumerate(noises)]
     return torch.cat([x0 for _, x0 in sample_faces(network, named_noises, sampling, device)]).clamp(
         -1.0, 1.0
@@ -156,7 +163,7 @@ def final_images(
 
 
 # ----------------------------------------------------------------------------
-# How few steps suffice.
+# The study "steps": error against the number of steps.
 
 
 def study_steps(
@@ -166,11 +173,11 @@ def study_steps(
     table: Sequence[tuple[str, str, int]] = STEP_TABLE,
     reference_steps: int = REFERENCE_STEPS,
 ) -> dict[str, Any]:
-    """The MSE on 0..255 to DDIM with every timestep, from the same noises, for each (sampler,
-    spacing, steps) of the table.
+    """MSE, on pixels in 0..255, to DDIM with all timesteps from the same noises.
 
-    The reference starts at t = 999. The homework's spacing starts lower (t = 981 for 50 steps, 901
-    for 10) with the same noise, which the trailing spacing does not.
+    There is a row for each (sampler, spacing, steps) of the table. The reference and the trailing
+    spacing start at t = 999. The homework's spacing starts lower (t = 981 for 50 steps, 901 for 10)
+    from the same noise, which adds to its error.
     """
     base = SamplingConfig(chunk_size=min(len(noises), 16))
     reference = final_images(
@@ -197,7 +204,7 @@ def study_steps(
 
 
 def plot_steps(rows: list[dict[str, Any]]) -> "Figure":
-    """MSE over network evaluations, a line for each sampler and spacing."""
+    """Plots the MSE against network evaluations, a line for each sampler and spacing."""
     figure, (axes,) = _figure(1)
     for key in dict.fromkeys((row["sampler"], row["spacing"]) for row in rows):
         line = [row for row in rows if (row["sampler"], row["spacing"]) == key]
@@ -211,12 +218,15 @@ def plot_steps(rows: list[dict[str, Any]]) -> "Figure":
 
 
 # ----------------------------------------------------------------------------
-# What is measured of images.
+# Metrics of images.
 
 
 def measures(photos: Photos | None, features: Features) -> Measure:
-    """The function that measures uint8 images [N, 3, S, S]: their look and, where there are photos,
-    the Frechet distance of their features to those of the training photos."""
+    """Returns the function that computes the metrics of uint8 images [N, 3, S, S].
+
+    These are the metrics of `look` and, if photos are given, `frechet_distance` to the training
+    photos.
+    """
     target = feature_statistics(features(photos[0])) if photos else None
 
     def measure(images: Tensor) -> dict[str, float]:
@@ -231,7 +241,7 @@ def measures(photos: Photos | None, features: Features) -> Measure:
 
 
 def measure_real(photos: Photos | None, count: int, measure: Measure) -> dict[str, float] | None:
-    """The same of as many held-out photos, or of all where there are fewer; None without photos."""
+    """The metrics of `count` held-out photos, or of all if there are fewer; None without photos."""
     if photos is None:
         return None
     chosen = torch.randperm(len(photos[1]), generator=torch.Generator().manual_seed(0))[:count]
@@ -239,9 +249,11 @@ def measure_real(photos: Photos | None, count: int, measure: Measure) -> dict[st
 
 
 def look(images: Tensor) -> dict[str, float]:
-    """Two plain numbers of uint8 images [N, 3, H, W], in grey levels: `contrast`, the standard
-    deviation within an image, and `detail`, the root mean square difference of neighbouring
-    pixels."""
+    """Contrast and detail of uint8 images [N, 3, H, W], in grey levels, averaged over the images.
+
+    `contrast` is the standard deviation within an image; `detail` is the root mean square
+    difference of neighbouring pixels.
+    """
     return {
         "contrast": images.float().flatten(1).std(1).mean().item(),
         "detail": rms_difference(images),
@@ -249,7 +261,7 @@ def look(images: Tensor) -> dict[str, float]:
 
 
 # ----------------------------------------------------------------------------
-# What fresh noise does.
+# The study "eta": effect of the sampler's fresh noise.
 
 
 def study_eta(
@@ -261,11 +273,10 @@ def study_eta(
     features: Features = colours,
     etas: Sequence[float] = ETAS,
 ) -> dict[str, Any]:
-    """For each eta, from the same noises: the MSE on 0..255 to the images of eta 0, and the
-    measures of the images.
+    """MSE to the images of eta 0, on pixels in 0..255, and the metrics of `measures`, for each eta.
 
-    `unrelated_mse` is what that MSE would be if the fresh noise decided everything: that of images
-    of eta 0 from other noises.
+    All etas start from the same noises. `unrelated_mse` is the MSE between images of eta 0 from
+    different noises: the value to expect if the initial noise had no effect.
     """
     sampling = dataclasses.replace(sampling, chunk_size=min(len(noises), sampling.chunk_size))
     measure = measures(photos, features)
@@ -290,12 +301,12 @@ def study_eta(
 
 
 def _grey_mse(images: Tensor, others: Tensor) -> Tensor:
-    """The MSE on 0..255 of each pair of images [N, 3, H, W] in [-1, 1]: [N]."""
+    """MSE [N], on pixels in 0..255, of each pair of images [N, 3, H, W] in [-1, 1]."""
     return ((images - others) * 127.5).square().flatten(1).mean(1)
 
 
 # ----------------------------------------------------------------------------
-# Along the paths from one noise to another.
+# The study "paths": interpolation between two noises.
 
 
 def study_paths(
@@ -307,8 +318,10 @@ def study_paths(
     features: Features = colours,
     alphas: Sequence[float] = ALPHAS,
 ) -> dict[str, Any]:
-    """For each path and alpha, over all pairs: the noise's norm over sqrt(d), and the measures of
-    the images."""
+    """Norm of the noise over sqrt(d), and metrics of the images, for each path and alpha.
+
+    Both are taken over all pairs of noises; d is the number of values of a noise.
+    """
     sampling = dataclasses.replace(sampling, chunk_size=min(len(pairs), sampling.chunk_size))
     measure = measures(photos, features)
     rows = []
@@ -329,8 +342,10 @@ def study_paths(
 
 
 def plot_paths(result: dict[str, Any]) -> "Figure":
-    """The noise's norm and each measure of the images, a line for each path; real photos as a
-    dashed line."""
+    """Plots the noise's norm and the metrics against alpha, a line for each path.
+
+    The metrics of real photos are dashed lines.
+    """
     rows = result["rows"]
     labels = {
         "norm": "norm of the noise / sqrt(d)",
@@ -352,7 +367,8 @@ def plot_paths(result: dict[str, Any]) -> "Figure":
 
 
 def _figure(panels: int) -> tuple["Figure", list[Any]]:
-    from matplotlib.figure import Figure  # a second to import
+    """A figure with that number of panels in a row, and their axes."""
+    from matplotlib.figure import Figure  # imported here, since it takes a second
 
     figure = Figure(figsize=(4.5 * panels + 1.0, 3.8), layout="constrained")
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])

@@ -1,11 +1,10 @@
-"""Trains the network in whose features faces are compared (p2_ddim/study/features.py), on photos,
-without labels.
+"""Trains the network of the face features (p2_ddim/study/features.py) on photos without labels.
 
     python3 -m p2_ddim.study.train_features --data hw2_data/face --run-dir runs/p2_features
 
-The same command again resumes. It never sees the held-out tenth of the photos. A contrastive loss
-compares every view of a batch with every other one, so a batch cannot be cut: gradient accumulation
-steps must be 1 and the run is of one process.
+Running the same command again resumes. The held-out tenth of the photos is not used for training.
+The contrastive loss compares all views of a batch with each other, so a batch cannot be split:
+`--gradient-accumulation-steps` must be 1, and the training runs in one process.
 """
 
 import dataclasses
@@ -26,22 +25,22 @@ from common.seeds import Draws, StackedRandomGenerator, derive_seeds
 from common.training import Batch, TrainingConfig, fit, prepare_network
 from p2_ddim.study.features import FaceFeatures, recognised, view_cosines
 
-CALIBRATION_IMAGES = 2000
+CALIBRATION_IMAGES = 2000  # for the statistics of batch normalisation
 VALIDATION_IMAGES = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Trains the network in whose features faces are compared."""
+    """Trains the network of the face features by contrastive learning."""
 
     run_dir: Path
-    """Folder of the run."""
+    """Folder of the run: checkpoints and metrics."""
     data: Path = ROOT / "hw2_data" / "face"
     """Folder with photos/, square photos of one size."""
     init_from: Path | None = None
-    """Folder to start from, instead of random weights."""
+    """Model folder with the initial weights; they are random if none is given."""
     temperature: float = 0.1
-    """What cosines are divided by in the loss."""
+    """Temperature of the contrastive loss: cosine similarities are divided by it."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
         steps=700,
         batch_size=128,
@@ -54,7 +53,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Trains, or resumes."""
+    """Trains the network, or resumes the run in `run_dir`."""
     if config.training.gradient_accumulation_steps != 1 or this_process().count != 1:
         raise InputError(
             "a contrastive loss needs its whole batch at once: train in one process, without"
@@ -73,7 +72,7 @@ def main(config: Config) -> None:
     ]
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
-        # Without replacement: a photo must not meet itself among the others.
+        # Without replacement: a photo must not be its own negative example.
         index = torch.randperm(len(data), generator=generator, device=device)[
             : config.training.batch_size
         ]
@@ -84,7 +83,7 @@ def main(config: Config) -> None:
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
-        """The loss on held-out photos, and the part of them recognised among the others."""
+        """Loss and recognition rate (see `recognised`) on held-out photos."""
         model.recalibrate(typical)
         model.eval()
         images = held_out.images[:VALIDATION_IMAGES]

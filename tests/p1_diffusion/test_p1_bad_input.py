@@ -97,7 +97,7 @@ def sampling(
         ("--guide-w much", "--guide-w needs a number, not 'much'"),
         ("--guidance-scale nan", "--guidance-scale must be finite, not nan"),
         ("--guidance_scale -inf", "--guidance-scale must be finite, not -inf"),
-        ("--guide-w 2 --guidance-scale 2", "--guide-w and --guidance-scale are the same guidance"),
+        ("--guide-w 2 --guidance-scale 2", "--guide-w and --guidance-scale set the same value"),
         (
             "--guidance-interval 700 150",
             "--guidance-interval must give the lowest t and then the highest",

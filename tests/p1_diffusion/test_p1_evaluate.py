@@ -195,12 +195,12 @@ def test_the_script_answers_1_below_the_baseline(
 
 def spoil_missing(folder: Path) -> str:
     (folder / "svhn" / "3_017.png").unlink()
-    return "lacks 1 of the 500 images of 2025, such as svhn/3_017.png"
+    return "lacks 1 of the 500 images of the edition 2025, such as svhn/3_017.png"
 
 
 def spoil_dataset(folder: Path) -> str:
     shutil.rmtree(folder / "svhn")
-    return "lacks 250 of the 500 images of 2025, such as svhn/1_001.png"
+    return "lacks 250 of the 500 images of the edition 2025, such as svhn/1_001.png"
 
 
 def spoil_stray(folder: Path) -> str:

@@ -70,7 +70,7 @@ def test_a_missing_or_empty_noise_folder(sampling: Callable[..., str], tmp_path:
         (torch.zeros(3, 16, 16, dtype=torch.long), "of torch.int64"),
         (torch.full((3, 16, 16), torch.nan), "holds numbers that are not finite"),
         (torch.full((3, 16, 16), torch.inf), "holds numbers that are not finite"),
-        (torch.zeros(3, 32, 32), "is 3x32x32, but 00.pt is 3x16x16: one size is expected"),
+        (torch.zeros(3, 32, 32), "is 3x32x32, but 00.pt is 3x16x16: all noises must have one size"),
         ({"noise": torch.zeros(3, 16, 16)}, "holds no tensor"),
         ([1.0], "holds no tensor"),
     ],
@@ -294,7 +294,7 @@ def test_figures_need_two_noises(
         "--device",
         "cpu",
     )
-    assert "holds one noise, but the strips need two" in refused(
+    assert "holds one noise, but the interpolations need two" in refused(
         capsys, figures.main, figures.Config, *arguments
     )
     assert not (tmp_path / "out").exists()

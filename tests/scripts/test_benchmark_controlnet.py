@@ -79,7 +79,7 @@ def test_a_recipe_is_measured_in_its_own_process(
     config = benchmark.Config(size="tiny", steps=2)
     found = benchmark.in_own_process(config, "this project")
     assert len(found["seconds"]) == 2 and 0.1 < found["peak_gib"] < 4.0
-    assert "there is no recipe 'none', but diffusers, this project" in refused(
+    assert "--recipe must be one of diffusers, this project" in refused(
         capsys, benchmark.main, benchmark.Config, "--recipe", "none"
     )
     failed = subprocess.CompletedProcess([], 1, "", "Traceback\nMemoryError: too large\n")
