@@ -105,6 +105,10 @@ def main(config: Config) -> None:
     """Trains the network, or resumes the run in `run_dir`."""
     if not (math.isfinite(config.guidance_scale) and config.guidance_scale >= 1.0):
         raise InputError(f"--guidance-scale must be at least 1, not {config.guidance_scale}")
+    for name in ("cond_drop_prob", "augment"):
+        if not 0.0 <= getattr(config, name) <= 1.0:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} must lie in [0, 1], not {getattr(config, name)}")
     torch.manual_seed(config.training.seed)
     if config.init_from:
         model = ContextUNet.load(config.init_from).train()

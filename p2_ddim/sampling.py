@@ -3,7 +3,7 @@
 import dataclasses
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,7 +194,6 @@ def sample_faces(
     (common/diffusion/samplers.py) and sees whole chunks, padding included. Raises InputError if an
     image is not finite.
     """
-    _use_exact_kernels()
     device = torch.device(device)
     schedule, timestep_pairs = plan(config)
     denoise = face_denoiser(network, schedule, config)
@@ -208,7 +207,7 @@ def sample_faces(
         def noise() -> Tensor:
             return generators.randn(*x_T.shape[1:])
 
-        with _autocast(device, config.precision):
+        with _exact_kernels(), _autocast(device, config.precision):
             return sample(
                 config.sampler,
                 denoise,
@@ -238,8 +237,19 @@ def _autocast(device: torch.device, precision: Precision) -> torch.autocast | nu
     return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)
 
 
-def _use_exact_kernels() -> None:
-    """Selects full float32 (no TF32) and deterministic kernels on CUDA, for the whole process."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True
+@contextmanager
+def _exact_kernels() -> Iterator[None]:
+    """Full float32 (no TF32) and deterministic kernels on CUDA inside the block."""
+    wanted = (
+        (torch.backends.cudnn, "allow_tf32", False),
+        (torch.backends.cuda.matmul, "allow_tf32", False),
+        (torch.backends.cudnn, "deterministic", True),
+    )
+    before = [getattr(module, name) for module, name, _ in wanted]
+    for module, name, value in wanted:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for (module, name, _), value in zip(wanted, before, strict=True):
+            setattr(module, name, value)

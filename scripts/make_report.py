@@ -1,8 +1,8 @@
 """Fills the numbers and tables of the Markdown documents from results/*.json.
 
-    python3 scripts/make_report.py
+    python3 -m scripts.make_report
     # changes no file and prints what is stale or wrong
-    python3 scripts/make_report.py --check
+    python3 -m scripts.make_report --check
 
 The documents are README.md, REPORT.md, docs/ and the model cards. The syntax of the slots is
 documented in common/report.py. A false claim, a missing result or a broken link is an error with
@@ -11,9 +11,6 @@ and without --check.
 
 import dataclasses
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkout not installed
 
 import p1_diffusion.study.report
 import p2_ddim.study.report
@@ -56,7 +53,7 @@ def main(config: Config) -> None:
         name = path.relative_to(ROOT).as_posix()
         problems += [f"{name}:{problem}" for problem in wrong]
         if config.check:
-            problems += [f"{name}:{slot}: run python3 scripts/make_report.py" for slot in stale]
+            problems += [f"{name}:{slot}: run python3 -m scripts.make_report" for slot in stale]
         elif stale:
             atomic_write(path, text.encode())
             print(f"wrote {name}: {len(stale)} slots changed")

@@ -4,16 +4,19 @@
 # The learning rate is constant for four fifths of the time; then it falls to 0 over a quarter as
 # many steps again. Running the same command again resumes.
 set -euo pipefail
-if [ $# -lt 2 ] || [ ! -f "$(dirname "${BASH_SOURCE[0]}")/train_$1.sh" ] ||
-  ! [[ "$2" =~ ^[0-9]+([.][0-9]+)?$ ]]; then
-  echo "usage: scripts/train_for.sh p1|p2 MINUTES [flags of the trainer, --run-dir among them]" >&2
+case "${1:-}" in
+  p1) name=p1_digits ;;  # the run folders of train_p1.sh and train_p2.sh
+  p2) name=p2_faces ;;
+  *) name="" ;;
+esac
+if [ -z "$name" ] || ! [[ "${2:-}" =~ ^[0-9]+([.][0-9]+)?$ ]]; then
+  echo "usage: scripts/train_for.sh p1|p2 MINUTES [flags of the trainer but --run-dir]" >&2
   exit 2
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 problem="$1" minutes="$2"
 shift 2
-declare -A names=([p1]=p1_digits [p2]=p2_faces)  # the run folders of train_p1.sh and train_p2.sh
-run_dir="${RUNS_DIR:-$ROOT/runs}/${names[$problem]:-$problem}"
+run_dir="${RUNS_DIR:-$ROOT/runs}/$name"
 train=(bash "$ROOT/scripts/train_$problem.sh" --run-dir "$run_dir" --lr-schedule constant "$@")
 if [ ! -f "$run_dir/cooling" ]; then
   seconds="$("$PYTHON" -c 'import sys; print(float(sys.argv[1]) * 48)' "$minutes")"

@@ -1,6 +1,5 @@
 """Slots and claims of Markdown documents: filled, checked, and refused with a file and a line."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 
 from common import cli
 from common.errors import InputError
-from common.files import ROOT, write_json
+from common.files import write_json
 from common.report import Results, check_claim, evaluate, fill, formatted, listing, select, table
 
 ROWS = [
@@ -280,11 +279,9 @@ def test_what_is_wrong_is_said_with_its_line_and_left_alone(
 
 @pytest.fixture(scope="module")
 def make_report() -> ModuleType:
-    path = ROOT / "scripts" / "make_report.py"
-    spec = importlib.util.spec_from_file_location("make_report", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from scripts import make_report
+
+    return make_report
 
 
 @pytest.fixture
