@@ -320,7 +320,9 @@ def test_a_stale_number_fails_the_check_and_is_filled(
     assert run(make_report, "--check") == 2
     error = capsys.readouterr().err
     for name in ("README.md", "docs/report.md", "checkpoints/model/README.md"):
-        assert f"{name}:3: = p1 accuracy percent is out of date: run python3 scripts/make_" in error
+        assert (
+            f"{name}:3: = p1 accuracy percent is out of date: run python3 -m scripts.make_" in error
+        )
     assert "error: 3 slots of the documents are wrong" in error
     assert (checkout / "README.md").read_text() == before
     assert run(make_report) == 0 and "wrote docs/report.md: 1 slots" in capsys.readouterr().out

@@ -142,6 +142,8 @@ def test_what_the_parser_refuses_is_a_box(
             "--gradient-accumulation-steps 0",
             "--gradient-accumulation-steps must be at least 1, not 0",
         ),
+        ("--cond-drop-prob 7", "--cond-drop-prob must lie in [0, 1], not 7"),
+        ("--augment -0.1", "--augment must lie in [0, 1], not -0.1"),
         ("--log-every 0", "--log-every must be at least 1, not 0"),
         ("--checkpoint-every -1", "--checkpoint-every must be at least 1, not -1"),
         (

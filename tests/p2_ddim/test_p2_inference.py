@@ -132,6 +132,25 @@ def test_eta_adds_the_homeworks_noise() -> None:
         assert calls[1].mean().item() == pytest.approx(math.sqrt(abar_prev), abs=0.02)
 
 
+def test_exact_kernels_are_chosen_for_sampling_alone() -> None:
+    """A training that draws a preview keeps its own choice."""
+    backends = torch.backends
+    before = (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32)
+    inside: list[tuple[bool, bool]] = []
+
+    def look(*_: object) -> None:
+        inside.append((backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32))
+
+    try:
+        backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32 = True, True
+        config = SamplingConfig(steps=1)
+        faces = sample_faces(tiny_faces(), [("a", noise(0))], config, callback=look)
+        assert len(list(faces)) == 1 and inside == [(False, False)]
+        assert backends.cudnn.allow_tf32 and backends.cuda.matmul.allow_tf32
+    finally:
+        backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32 = before
+
+
 def test_min_max_is_torchvisions(tmp_path: Path) -> None:
     """What save_image(normalize=True), with which the references were made, writes; each image for
     itself."""
