@@ -1,12 +1,13 @@
-"""The numbers behind the zero-shot report, and the 2024 grader's rule for personalised pictures.
+"""Evaluates a zero-shot run, or grades personalised images by the 2024 grader's rule.
 
     python3 -m p3_clip.evaluate zero-shot --run OUT  (OUT as written by p3_clip.inference)
     python3 -m p3_clip.evaluate personalised --images OUT --input input.json \
         --references hw2_data/textual_inversion
 
-The first writes OUT/evaluation.json: top-1 and top-5 with Wilson intervals, a table of classes, the
-most confused pairs and the calibration. The second answers by exit code: 0 if every prompt reaches
-its baseline, 1 if not, 2 if it cannot be graded.
+`zero-shot` writes OUT/evaluation.json: top-1 and top-5 accuracy with 95 % Wilson intervals, recall
+and precision of each class, the most confused pairs of classes and the calibration error.
+`personalised` prints the scores and sets the exit code: 0 if every prompt reaches its baseline, 1
+if one does not, 2 if the images cannot be graded.
 """
 
 import dataclasses
@@ -25,21 +26,21 @@ from common.files import write_json
 from p3_clip.inference import Run, accuracy
 from p3_clip.personalisation.evaluate import Personalised, grade
 
-BINS = 15
-SCALES = (0.1, 1e4)  # within which inverse temperatures are fitted
+BINS = 15  # of the confidence, for the calibration error
+SCALES = (0.1, 1e4)  # bounds of the fitted logit scale (inverse temperature)
 Prompts = Literal["single", "ensemble"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShot:
-    """Intervals, classes, confusions and calibration of a zero-shot run."""
+    """Evaluates a zero-shot run: intervals, classes, confusions and calibration."""
 
     run: Path
-    """Folder that p3_clip.inference wrote."""
+    """Folder written by p3_clip.inference."""
     prompts: Prompts = "single"
-    """Which prompts to report on."""
+    """Evaluate the single prompt or the ensemble."""
     result: Path | None = None
-    """JSON file to write; by default RUN/evaluation.json."""
+    """JSON file to write. Default: RUN/evaluation.json."""
 
 
 Config = (
@@ -49,7 +50,7 @@ Config = (
 
 
 def main(config: ZeroShot | Personalised) -> None:
-    """Prints the tables, writes the result and answers by exit code."""
+    """Runs the subcommand; grading exits with code 1 if a prompt misses its baseline."""
     if isinstance(config, Personalised):
         grade(config)
     else:
@@ -57,11 +58,11 @@ def main(config: ZeroShot | Personalised) -> None:
 
 
 # ----------------------------------------------------------------------------
-# Zero-shot.
+# Zero-shot classification.
 
 
 def report(config: ZeroShot) -> None:
-    """Measures, writes and prints."""
+    """Evaluates the run, writes the JSON file and prints the tables."""
     run = Run.load(config.run)
     cosines, labels = run.cosines[config.prompts], run.labels
     result: dict[str, Any] = {
@@ -81,28 +82,33 @@ def report(config: ZeroShot) -> None:
     write_json(config.result or config.run / "evaluation.json", result)
     print(table.to_string(index=False))
     for pair in result["confused"]:
-        print(f"{pair['truth']} taken for {pair['prediction']}: {pair['count']} times")
+        print(f"{pair['truth']} classified as {pair['prediction']}: {pair['count']} times")
     for name in ("acc1", "acc5"):
         print("{}: {value:.2%}, 95 % interval {low:.2%} to {high:.2%}".format(name, **result[name]))
     fitted = result["calibration"]
     print(
-        f"expected calibration error {fitted['ece']:.3f} at the model's temperature; on the other"
-        f" half, {fitted['ece_fitted']:.3f} with the scale fitted to one half,"
-        f" {fitted['fitted_scale']:.1f}, and {fitted['ece_unfitted']:.3f} without"
+        f"expected calibration error of all images {fitted['ece']:.3f} at the model's logit scale"
+        f" {fitted['scale']:.1f}; of every second image {fitted['ece_unfitted']:.3f} at that scale"
+        f" and {fitted['ece_fitted']:.3f} at {fitted['fitted_scale']:.1f}, fitted to the others"
     )
 
 
 def wilson_interval(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927): (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2))
-    / (1 + z^2/n)."""
+    """Wilson score interval of the proportion p = hits / count (Wilson 1927); 95 % by default.
+
+    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with n = count, clipped to [0, 1].
+    """
     p, square = hits / count, z * z / count
     middle, half = p + square / 2.0, z * math.sqrt(p * (1.0 - p) / count + square / (4.0 * count))
     return max(0.0, (middle - half) / (1.0 + square)), min(1.0, (middle + half) / (1.0 + square))
 
 
 def class_table(run: Run, prompts: str) -> pd.DataFrame:
-    """For each class present: pictures, recall, precision and the class it is most often taken
-    for."""
+    """Returns a table with one row per class that has images.
+
+    Columns: the class, its number of images, recall, precision (None if it is never predicted), and
+    in "taken_for" the most frequent wrong prediction ("" if there is none).
+    """
     matrix = confusion_matrix(run, prompts)
     rows = []
     for c in range(len(run.ids)):
@@ -126,13 +132,13 @@ def class_table(run: Run, prompts: str) -> pd.DataFrame:
 
 
 def confusion_matrix(run: Run, prompts: str) -> Tensor:
-    """Long [C, C]: rows are the truth, columns the prediction."""
+    """Confusion matrix, long [C, C]: entry [i, j] counts the images of class i predicted as j."""
     pairs = run.labels * len(run.ids) + run.cosines[prompts].argmax(1)
     return torch.bincount(pairs, minlength=len(run.ids) ** 2).view(len(run.ids), len(run.ids))
 
 
 def confused_pairs(run: Run, prompts: str, count: int = 10) -> list[dict[str, Any]]:
-    """The most frequent mistakes: truth, prediction and how often."""
+    """Returns the `count` most frequent confusions: truth, prediction and number of images."""
     matrix = confusion_matrix(run, prompts)
     matrix.fill_diagonal_(0)
     order = matrix.flatten().argsort(descending=True, stable=True)[:count].tolist()
@@ -143,7 +149,10 @@ def confused_pairs(run: Run, prompts: str, count: int = 10) -> list[dict[str, An
 
 
 class Reliability(NamedTuple):
-    """Bins of equal width in confidence: pictures, mean confidence and accuracy of each."""
+    """Reliability diagram: number of images, mean confidence and accuracy in each bin.
+
+    The bins divide the confidence in [0, 1] into equal widths; each field is float64 [bins].
+    """
 
     counts: Tensor
     confidence: Tensor
@@ -151,15 +160,20 @@ class Reliability(NamedTuple):
 
     @property
     def error(self) -> float:
-        """The expected calibration error: the gap between confidence and accuracy, weighted by
-        pictures (Guo et al. 2017, arXiv:1706.04599, Equation 3)."""
+        """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, Equation 3).
+
+        The mean over all images of |accuracy - mean confidence| of the image's bin.
+        """
         return float(
             ((self.confidence - self.accuracy).abs() * self.counts).sum() / self.counts.sum()
         )
 
 
 def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> Reliability:
-    """How often the first guess is right, by how sure it was; probabilities [N, C]."""
+    """Bins the predictions by confidence, which is the largest class probability.
+
+    `probabilities` is [N, C], `labels` long [N]. A bin includes its upper edge, not its lower one.
+    """
     confidence, prediction = probabilities.double().max(dim=1)
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     right = (prediction == labels).double()
@@ -173,8 +187,11 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> Reli
 
 
 def fit_scale(cosines: Tensor, labels: Tensor) -> float:
-    """The inverse temperature that makes the truth likeliest, by golden-section search over its
-    logarithm within SCALES."""
+    """Fits the logit scale (inverse temperature) by minimising the cross-entropy.
+
+    `cosines` is [N, C], `labels` long [N]. Golden-section search over the scale's logarithm, within
+    SCALES.
+    """
     cosines = cosines.double()
 
     def loss(log_scale: float) -> float:
@@ -188,26 +205,31 @@ def fit_scale(cosines: Tensor, labels: Tensor) -> float:
 
 
 def halves(count: int) -> tuple[slice, slice]:
-    """The pictures that the scale is fitted to, every second one, and those that it is measured
-    on."""
+    """Returns the slice of images to fit the logit scale to, every second one, and the test slice.
+
+    The test slice holds the other images, or all of them if there is only one image.
+    """
     return slice(0, None, 2), slice(1, None, 2) if count > 1 else slice(None)
 
 
 def calibration(cosines: Tensor, labels: Tensor, scale: float) -> dict[str, Any]:
-    """Calibration errors at the model's scale and at one fitted to every second picture, measured
-    on the others."""
-    part, other = halves(len(labels))
-    fitted = fit_scale(cosines[part], labels[part])
+    """Expected calibration errors at the model's logit scale and at a fitted one.
 
-    def error(part: slice, at: float) -> float:
-        return reliability((at * cosines[part]).softmax(1), labels[part]).error
+    "ece" is over all images at `scale`. "fitted_scale" is fitted to every second image;
+    "ece_unfitted" and "ece_fitted" are over the other images, at `scale` and at "fitted_scale".
+    """
+    fitting, testing = halves(len(labels))
+    fitted = fit_scale(cosines[fitting], labels[fitting])
+
+    def error(part: slice, at_scale: float) -> float:
+        return reliability((at_scale * cosines[part]).softmax(1), labels[part]).error
 
     return {
         "scale": scale,
         "fitted_scale": fitted,
         "ece": error(slice(None), scale),
-        "ece_unfitted": error(other, scale),
-        "ece_fitted": error(other, fitted),
+        "ece_unfitted": error(testing, scale),
+        "ece_fitted": error(testing, fitted),
         "bins": BINS,
     }
 

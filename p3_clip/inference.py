@@ -1,15 +1,15 @@
-"""CLIP zero-shot classification of a folder of pictures, with a single prompt and with an ensemble
-of prompts side by side.
+"""Classifies a folder of images by zero-shot CLIP, with a single prompt and a prompt ensemble.
 
     python3 -m p3_clip.inference --images hw2_data/clip_zeroshot/val \
         --labels hw2_data/clip_zeroshot/id2label.json --output-dir OUT
     python3 -m p3_clip.inference ... --model ViT-B-32 --pretrained laion2b_s34b_b79k
     python3 -m p3_clip.inference ... --model checkpoints/clip_shapes
 
-Pictures are named {class_id}_{image_id}.png. OUT gets results.json (CLIP_benchmark's schema),
-predictions.csv and cosines.safetensors, from which p3_clip.evaluate and p3_clip.study.figures make
-the report. Image features are kept by content, so that other labels and templates on the same
-pictures take seconds.
+Images are named {class_id}_{image_id}.png. The program writes results.json (in CLIP_benchmark's
+schema), predictions.csv (one row per image) and cosines.safetensors (the cosine of each image with
+each class), which p3_clip.evaluate and p3_clip.study.figures read. Image features are cached by the
+content of the file, so another run on the same images, with other labels or templates, takes
+seconds.
 """
 
 import dataclasses
@@ -43,35 +43,35 @@ from p3_clip.model import (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Classifies a folder of pictures by CLIP, without training."""
+    """Classifies a folder of images by zero-shot CLIP."""
 
     images: Path
-    """Folder of pictures named {class_id}_{image_id}.png."""
+    """Folder of images named {class_id}_{image_id}.png."""
     labels: Path
-    """JSON file, class id to class name."""
+    """JSON file that maps class ids to class names."""
     output_dir: Path
-    """Gets results.json, predictions.csv and cosines.safetensors."""
+    """Folder for results.json, predictions.csv and cosines.safetensors."""
     template: str = "a photo of a {}"
     """The single prompt; {} stands for the class name."""
     ensemble: Path | None = None
-    """Text file with a template in each line; by default the model folder's templates.txt, else
-    OpenAI's seven."""
+    """Text file with one prompt template per line. Default: the model folder's templates.txt or, if
+    it has none, OpenAI's seven templates."""
     names: Path | None = None
-    """JSON file, class id or name to other words for it, for example
-    p3_clip/data/names/course_2024.json."""
+    """JSON file that maps a class id or name to the words to use for it, for example
+    p3_clip/data/names/course_2024.json. Default: the names in --labels."""
     batch_size: int = 64
-    """Pictures in one network call."""
+    """Images per forward pass."""
     workers: int = 2
-    """Threads that read and preprocess while the network computes."""
+    """Threads that read and preprocess images while the network computes."""
     cache: Path = ROOT / "outputs" / "clip_features"
-    """Folder in which image features are kept by content."""
+    """Folder of the image-feature cache, which identifies images by content."""
     use_cache: bool = True
-    """Whether to keep and use features."""
+    """Whether to read and write the image-feature cache."""
     clip: Annotated[ClipConfig, tyro.conf.arg(name="")] = ClipConfig()
 
 
 def main(config: Config) -> None:
-    """Classifies, prints the table and writes the three files."""
+    """Classifies the images, writes the three files and prints a table of the accuracies."""
     for name in ("batch_size", "workers"):
         if getattr(config, name) < 1:
             raise InputError(
@@ -142,15 +142,18 @@ def main(config: Config) -> None:
     atomic_write(folder / "predictions.csv", predictions(run).to_csv(index=False).encode())
     run.save(folder)
     write_json(folder / "results.json", result)
-    print(f"{changed} of {len(ids)} class names changed (underscores to spaces, and overrides)")
+    print(
+        f"{changed} of {len(ids)} class names changed (underscores became spaces, or --names"
+        " overrides them)"
+    )
     table = {
         what: {name: f"{value:.2%}" for name, value in part["metrics"].items()}
         for what, part in parts.items()
     }
     print(pd.DataFrame(table).to_string())
     print(
-        f"{len(items)} images, {len(ids)} classes; single: {single!r}; ensemble:"
-        f" {len(prompts['ensemble'])} of {path}"
+        f"{len(items)} images, {len(ids)} classes; single prompt {single!r}; ensemble of"
+        f" {len(prompts['ensemble'])} templates in {path}"
     )
 
 
@@ -168,8 +171,10 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """Class id -> class name, from the JSON file. Raises InputError if it is not that or two
-    classes have one name."""
+    """Reads the JSON file that maps class ids to class names.
+
+    Raises InputError if it does not do that, or if two classes have the same name.
+    """
     value = read_json(path)
     if (
         not isinstance(value, dict)
@@ -187,8 +192,11 @@ def read_labels(path: Path) -> dict[str, str]:
 
 
 def find_images(folder: Path, classes: Mapping[str, str]) -> list[tuple[Path, str]]:
-    """The pictures of a folder, sorted by name, with their class ids. Raises InputError that names
-    the file."""
+    """Returns the image files of a folder, sorted by name, each with its class id.
+
+    Raises InputError if the folder is missing or holds no image, or, with the name of the file, if
+    a name is not {class_id}_{image_id} or its class id is not in `classes`.
+    """
     if not Path(folder).is_dir():
         raise InputError(f"the image folder {folder} does not exist")
     files = image_files(folder)
@@ -211,18 +219,23 @@ def find_images(folder: Path, classes: Mapping[str, str]) -> list[tuple[Path, st
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run found: `cosines` by kind of prompt, each [N, C]; `labels` are indices into `ids`
-    and `names`."""
+    """The result of a classification of N images into C classes."""
 
     files: list[str]
+    """Names of the image files."""
     labels: Tensor
+    """long [N]: index of the true class in `ids` and `names`."""
     ids: list[str]
+    """Class ids."""
     names: list[str]
+    """The words used for each class."""
     scale: float
+    """The model's logit scale, which is the inverse temperature of the softmax."""
     cosines: dict[str, Tensor]
+    """Cosines of images and classes, float32 [N, C], of the prompts "single" and "ensemble"."""
 
     def save(self, folder: Path) -> None:
-        """Writes cosines.safetensors."""
+        """Writes cosines.safetensors into `folder`."""
         metadata = {"files": self.files, "ids": self.ids, "names": self.names, "scale": self.scale}
         save_tensors(
             Path(folder) / "cosines.safetensors", {"labels": self.labels, **self.cosines}, metadata
@@ -230,8 +243,10 @@ class Run:
 
     @classmethod
     def load(cls, folder: Path) -> "Run":
-        """Reads cosines.safetensors. Raises InputError if the folder was not written by this
-        program."""
+        """Reads cosines.safetensors from `folder`.
+
+        Raises InputError if the file is missing or was not written by this program.
+        """
         path = Path(folder) / "cosines.safetensors"
         if not path.is_file():
             raise InputError(f"{path} does not exist: write {folder} with p3_clip.inference first")
@@ -242,13 +257,15 @@ class Run:
             raise InputError(f"{path} was not written by p3_clip.inference") from None
 
     def probabilities(self, prompts: str) -> Tensor:
-        """Class probabilities float32 [N, C] at the model's own temperature."""
+        """Class probabilities, float32 [N, C]: the softmax of the scaled cosines of `prompts`."""
         return (self.scale * self.cosines[prompts]).softmax(dim=1)
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """Parts of one: right at first, among the first five, and the mean over classes of the part
-    that is right."""
+    """Top-1, top-5 and mean per-class accuracy (recall), as fractions in [0, 1].
+
+    `scores` is [N, C], `labels` long [N]. The mean is over the classes that have images.
+    """
     order = scores.topk(min(5, scores.shape[1]), dim=1).indices
     right = order == labels[:, None]
     recalls = [right[labels == c, 0].float().mean() for c in labels.unique()]
@@ -260,7 +277,11 @@ def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def predictions(run: Run) -> pd.DataFrame:
-    """One row for each picture: truth, and the prediction and runner-up of both kinds of prompt."""
+    """Returns a table with one row per image: its true class and the predictions of each prompt.
+
+    For "single" and "ensemble": the predicted class and the runner-up with their probabilities,
+    whether the prediction is correct, and the rank of the true class, from 1.
+    """
     table: dict[str, Any] = {
         "file": run.files,
         "class_id": [run.ids[label] for label in run.labels],

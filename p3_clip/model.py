@@ -1,4 +1,4 @@
-"""The zero-shot classifier: from class names and templates to one matrix."""
+"""CLIP zero-shot classification: class names, prompt templates and the classifier matrix."""
 
 import hashlib
 import re
@@ -16,9 +16,12 @@ DATA = Path(__file__).resolve().parent / "data"
 
 
 def zero_shot_classifier(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """The classifier's matrix float32 [D, C]: for each class the mean of its unit prompt vectors,
-    made a unit vector again (Section 3.1.4 of Radford et al. 2021, arXiv:2103.00020). Logits are
-    `clip.scale * image_features @ matrix`."""
+    """Returns the weight matrix of the zero-shot classifier, float32 [D, C].
+
+    Column c is the mean of the unit text features of class c's prompts, one for each template,
+    normalised to unit length again (Section 3.1.4 of Radford et al. 2021, arXiv:2103.00020). The
+    logits of unit image features [N, D] are `clip.scale * image_features @ matrix`.
+    """
     prompts = [template.replace("{}", name) for name in names for template in templates]
     features = clip.encode_texts(prompts).view(len(names), len(templates), -1)
     return F.normalize(features.mean(dim=1), dim=-1).T.contiguous()
@@ -29,21 +32,27 @@ def zero_shot_classifier(clip: Clip, names: Sequence[str], templates: Sequence[s
 
 
 def spaced(name: str) -> str:
-    """The name with spaces for underscores."""
+    """Returns the name with underscores replaced by spaces and surplus white space removed."""
     return " ".join(name.replace("_", " ").split())
 
 
 def class_names(classes: Mapping[str, str], overrides: Any) -> tuple[list[str], int]:
-    """The words for the classes, and how many differ from the labels' names. Raises InputError on
-    an unknown override."""
+    """Returns the words used for each class, and how many of them differ from the labels' names.
+
+    `classes` maps class ids to names, in which underscores become spaces. `overrides` maps a class
+    id or name to the words to use instead. Raises InputError if `overrides` is not such a mapping,
+    names an unknown class or gives two classes the same words.
+    """
     if not isinstance(overrides, dict) or not all(
         isinstance(words, str) and words for words in overrides.values()
     ):
-        raise InputError("class-name overrides must be a JSON object of class id or name to words")
+        raise InputError(
+            "the class-name overrides must be a JSON object that maps a class id or name to words"
+        )
     known = {key for class_id, name in classes.items() for key in (class_id, name, spaced(name))}
     if unknown := [key for key in overrides if key not in known]:
         raise InputError(
-            f"the class-name override {unknown[0]!r} is neither an id nor a name of the labels"
+            f"the class-name override {unknown[0]!r} is neither an id nor a name in the labels"
         )
     names = []
     for class_id, name in classes.items():
@@ -56,22 +65,28 @@ def class_names(classes: Mapping[str, str], overrides: Any) -> tuple[list[str], 
 
 
 def check_template(template: str, source: str) -> str:
-    """The template with {} for the class name; {object} and the like mean the same. Raises
-    InputError if it has none."""
+    """Returns the template with `{}` in the place of the class name.
+
+    A named placeholder, such as `{object}`, is replaced by `{}`. Raises InputError, whose message
+    starts with `source`, if the template does not contain exactly one placeholder.
+    """
     plain = re.sub(r"\{\w*\}", "{}", template.strip())
     if plain.count("{}") != 1:
         problem = (
             "is empty"
             if not plain
-            else f"{template!r} must hold {{}} once, in the place of the class name"
+            else f"{template!r} must contain {{}} exactly once, in the place of the class name"
         )
         raise InputError(f"{source}: the template {problem}")
     return plain
 
 
 def read_templates(path: Path) -> list[str]:
-    """The templates of a file, one in each line; lines that start with # are notes. Raises
-    InputError that names the line."""
+    """Reads the prompt templates of a text file, one per line, except lines that start with #.
+
+    Raises InputError if the file is missing, is not text or holds no template, or, with the number
+    of the line, if a line is empty or not a template.
+    """
     try:
         lines = Path(path).read_text().splitlines()
     except FileNotFoundError:
@@ -89,11 +104,14 @@ def read_templates(path: Path) -> list[str]:
 
 
 def default_templates(clip: Clip) -> Path:
-    """The model folder's templates.txt if there is one, else OpenAI's seven."""
+    """Returns the file of the prompt ensemble: the model folder's templates.txt, if it has one.
+
+    Otherwise it is the file of the seven templates that OpenAI selected for ImageNet.
+    """
     own = clip.folder / "templates.txt" if clip.folder else None
     return own if own and own.is_file() else DATA / "templates" / "openai_7.txt"
 
 
 def template_hash(templates: Sequence[str]) -> str:
-    """Sixteen hexadecimal digits that name the list of templates."""
+    """Returns the first 16 hexadecimal digits of the SHA-256 of the templates, in their order."""
     return hashlib.sha256("\n".join(templates).encode()).hexdigest()[:16]

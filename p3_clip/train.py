@@ -1,22 +1,23 @@
-"""Trains a small CLIP of coloured shapes: contrastively, on pictures drawn on the fly and on the
-real pairs of fill50k.
+"""Trains a small CLIP of coloured shapes with the contrastive loss.
+
+The pairs of image and caption are drawn on the fly; real ones of fill50k can be mixed in.
 
     python3 -m p3_clip.train --run-dir runs/clip_shapes --fill50k hw2_data/fill50k
     python3 -m p3_clip.train --run-dir runs/other --model ViT-S-32
 
-The same command again resumes. RUN_DIR/last is the shipped form:
-`open_clip.create_model("local-dir:RUN_DIR/last")`, float16. The 50 classes of
-common.data.shapes.held_out_classes never occur. On one free CPU core the default run takes about
-one and a half hours.
+Running the same command again resumes. RUN_DIR/last has the form of the shipped model: float16, for
+`open_clip.create_model("local-dir:RUN_DIR/last")`. The 50 classes of
+common.data.shapes.held_out_classes never occur in training. The default run takes about one and a
+half hours on one free CPU core.
 
-Sizes (p3_clip/data/clip_shapes.json) are chosen for the CPU: 48x48 pictures in patches of 8, and 32
-token positions instead of 77, since the longest caption has 24 tokens with start and end;
-CLIPTextModel takes any number, and a diffusion model conditioned on it gets its tokens from
-`clip_tokenizer(32)` of `common.latent.text_encoder`. Training reads no position after the longest
-caption of the batch.
+The sizes in p3_clip/data/clip_shapes.json are chosen for a CPU: 48x48 images in patches of 8, and
+32 token positions instead of 77, since the longest caption has 24 tokens with start and end token.
+transformers' CLIPTextModel takes any number of positions; a diffusion model conditioned on this
+text tower gets its tokens from `clip_tokenizer(32)` of `common.latent.text_encoder`. Positions
+after the longest caption of a batch are not computed (`common.clip.model.encode_tokens`).
 
-A contrastive loss compares every picture of a batch with every caption of it, so a batch cannot be
-cut: gradient accumulation steps must be 1 and the run is of one process (one GPU).
+The contrastive loss compares every image of a batch with every caption of the batch, so a batch
+cannot be split: the gradient accumulation steps must be 1, and the run is one process (one GPU).
 """
 
 import dataclasses
@@ -51,28 +52,24 @@ from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_clip.model import DATA, read_templates, zero_shot_classifier
 
 CAPTIONS = (
-    *(
-        "{caption}",
-        "{caption}",
-        "a {caption}",
-        "a photo of a {objects} on a {background} background.",
-    ),
-    *(
-        "{objects}",
-        "a {objects}",
-        "a photo of {objects}",
-        "a photo of a {objects}",
-        "a photo of a {objects}.",
-    ),
+    "{caption}",
+    "{caption}",
+    "a {caption}",
+    "a photo of a {objects} on a {background} background.",
+    "{objects}",
+    "a {objects}",
+    "a photo of {objects}",
+    "a photo of a {objects}",
+    "a photo of a {objects}.",
     "a picture of a {objects}",
 )
-"""Wordings of a caption, drawn evenly; some leave the background out, as class names do."""
+"""Caption templates, chosen with equal probability; some omit the background, as class names do."""
 TEMPLATES = DATA / "templates" / "shapes.txt"
-MAX_SCALE = 100.0  # CLIP's own bound on the inverse temperature
-VALIDATION_STEP = 2**31  # a step that no run reaches
+MAX_SCALE = 100.0  # upper bound of the logit scale (inverse temperature), as in CLIP
+VALIDATION_STEP = 2**31  # seeds the validation batches; no run reaches this step
 VALIDATION_BATCHES = 4
-WATCHED_PER_CLASS = 10
-DRAWN = 64  # side at which pictures are drawn before they are made as small as the network's input
+WATCHED_PER_CLASS = 10  # images of each held-out class whose accuracy is logged
+DRAWN = 64  # least side in pixels at which images are drawn, before resizing to the network's input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +79,15 @@ class Config:
     run_dir: Path
     """Folder of the run: checkpoints, metrics, previews."""
     model: str = str(DATA / "clip_shapes.json")
-    """A JSON file with open_clip's model_cfg, or a name of open_clip's list."""
+    """JSON file with open_clip's model_cfg, or the name of an open_clip model."""
     fill50k: Path | None = None
-    """Real pairs to mix in, in the homework's layout; None for drawn pictures alone."""
+    """Folder of fill50k in the homework's layout, to mix real pairs in; None: drawn images only."""
     init_from: Path | None = None
-    """Model folder to start from, instead of random weights."""
+    """Model folder whose weights initialise the network; None: random weights."""
     real_fraction: float = 0.125
-    """Part of a batch that comes from fill50k, if it is given."""
+    """Fraction of each batch that comes from fill50k, in [0, 1]; unused without --fill50k."""
     pair_fraction: float = 0.4
-    """Part of the drawn pictures that show two shapes."""
+    """Fraction of the drawn scenes that show two shapes, in [0, 1]."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
         steps=2500,
         batch_size=256,
@@ -107,7 +104,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Trains, or resumes."""
+    """Trains, or resumes the run in `config.run_dir`."""
     if config.training.gradient_accumulation_steps != 1:
         raise InputError(
             "a contrastive loss needs its whole batch at once: --gradient-accumulation-steps must"
@@ -124,7 +121,7 @@ def main(config: Config) -> None:
         config.fill50k
         and round(config.real_fraction * config.training.batch_size) == config.training.batch_size
     ):
-        raise InputError("--real-fraction leaves no drawn picture in a batch: make it smaller")
+        raise InputError("--real-fraction leaves no drawn image in a batch: make it smaller")
     import open_clip
 
     torch.manual_seed(config.training.seed)
@@ -142,7 +139,7 @@ def main(config: Config) -> None:
     watched = watched_pictures(size)
 
     def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss, and the part of pictures whose own caption comes first."""
+        """The contrastive loss, and for each image [N] whether its own caption scores highest."""
         images = F.normalize(network.encode_image(to_model_range(batch["image"])), dim=-1)
         texts = F.normalize(encode_tokens(network, batch["ids"]), dim=-1)
         logits = network.logit_scale.exp().clamp(max=MAX_SCALE) * images @ texts.T  # [N, N]
@@ -160,8 +157,10 @@ def main(config: Config) -> None:
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
-        """Loss and accuracy on fixed fresh batches of the training classes, which choose the best
-        weights; the accuracy on some pictures of the held-out classes is watched only."""
+        """Loss and accuracy on fixed batches of the training classes; the loss selects the best.
+
+        "held_out", the top-1 accuracy on images of the held-out classes, is only logged.
+        """
         network.eval()
         device = network.logit_scale.device
         results = []
@@ -201,12 +200,16 @@ def main(config: Config) -> None:
     )
 
 
-# ---------------------------------------------------------------------------- The network. Captions
-# use some hundred of CLIP's 49,408 tokens: only their rows are trained and kept in the optimiser.
+# ----------------------------------------------------------------------------
+# The network. Captions use some hundred of CLIP's 49,408 tokens: only their rows of the token
+# embedding are trained and kept in the optimiser.
 
 
 def read_model_cfg(model: str) -> dict[str, Any]:
-    """open_clip's model_cfg, from a JSON file or by name."""
+    """Returns open_clip's model_cfg, from a JSON file or by the name of a model.
+
+    Raises InputError if the name is unknown, or the file is missing or not a model_cfg.
+    """
     if model.endswith(".json"):
         value = read_json(Path(model))
         if (
@@ -222,8 +225,10 @@ def read_model_cfg(model: str) -> dict[str, Any]:
 
 
 def build(model_cfg: dict[str, Any]) -> nn.Module:
-    """The network with random weights. Raises InputError if the configuration is not of a plain
-    CLIP with a square picture."""
+    """Builds open_clip's network with random weights.
+
+    Raises InputError if it is not a plain CLIP with a ViT, square images and a causal text tower.
+    """
     import open_clip
 
     try:
@@ -236,17 +241,19 @@ def build(model_cfg: dict[str, Any]) -> nn.Module:
         not isinstance(network.visual, open_clip.transformer.VisionTransformer)
         or network.text_pool_type != "argmax"
     ):
-        raise InputError("only CLIPs with a ViT and a causal text tower are trained here")
+        raise InputError("--model must be a CLIP with a ViT and a causal text tower")
     if len(set(network.visual.image_size)) > 1:
         raise InputError(
-            f"only square pictures are trained on here, not {network.visual.image_size}"
+            f"--model must take square images, but its image_size is {network.visual.image_size}"
         )
     return network
 
 
 class TrainedRows(nn.Module):
-    """An embedding of which only the rows of some tokens are parameters; the table keeps the others
-    as they were."""
+    """A token embedding of which only the rows `ids` are parameters.
+
+    The whole table [V, W] is kept on the CPU, so that `whole` can restore it.
+    """
 
     def __init__(self, table: nn.Embedding, ids: Tensor) -> None:
         super().__init__()
@@ -259,20 +266,21 @@ class TrainedRows(nn.Module):
         self.register_buffer("index", index.to(table.weight.device), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Embeddings [N, L, W] of token ids [N, L], all of which must be among the trained ones."""
         return self.rows[self.index[ids]]
 
     def whole(self) -> Tensor:
-        """The whole table [V, W] with the trained rows in it."""
+        """Returns the whole table [V, W], on the CPU, with the trained rows in their places."""
         return self.table.index_copy(0, self.ids, self.rows.detach().cpu())
 
 
 def shorten_vocabulary(network: nn.Module, ids: Tensor) -> None:
-    """Trains these rows of the token embedding only."""
+    """Replaces the network's token embedding by one that trains only the rows `ids`."""
     network.token_embedding = TrainedRows(network.token_embedding, ids)
 
 
 def whole_state(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict in open_clip's form; the inverse temperature within its bound."""
+    """Returns the state dict in open_clip's form, with the logit scale clipped at MAX_SCALE."""
     state = {
         name: value
         for name, value in network.state_dict().items()
@@ -283,26 +291,28 @@ def whole_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def vocabulary() -> list[str]:
-    """Texts that hold every word of every caption and template."""
+    """Returns texts that together contain every word of every caption and template."""
     templates = [template.replace("{}", "") for template in read_templates(TEMPLATES)]
     words = [caption.format(caption="", objects="", background="") for caption in CAPTIONS]
     return [*NAMES, *KINDS, "with next to background", *templates, *words]
 
 
 # ----------------------------------------------------------------------------
-# Pictures and captions.
+# Images and captions.
 
 
 @dataclasses.dataclass(frozen=True)
 class RealPairs:
-    """fill50k's circles, uint8 [N, 3, S, S], and the colour names of circle and background."""
+    """Images of fill50k, with the colours that their captions are made of."""
 
     images: Tensor
+    """uint8 [N, 3, S, S]."""
     colours: list[tuple[str, str]]
+    """For each image, the names of the circle's and the background's colour."""
 
 
 def read_real(root: Path, size: int) -> RealPairs:
-    """The training part at the network's size."""
+    """Reads the training part of fill50k, resized to `size` x `size` pixels."""
     pairs: list[Pair] = load_fill50k(root)
     colours = [pair.colours for pair in pairs]
     images = [
@@ -313,11 +323,14 @@ def read_real(root: Path, size: int) -> RealPairs:
 
 
 class Captioner:
-    """Pictures and captions of step n. The first shapes of a batch are all of different (colour,
-    kind) classes, and pictures come in groups that differ in the kind of the first shape alone.
-    Without such hard negatives colour and background tell nearly all pictures of a batch apart, and
-    shapes are hardly learned. Rarely a caption is true of another picture as well, since a second
-    shape may be any."""
+    """Makes the batch of images and captions of each step.
+
+    The first shapes of a batch all have different (colour, kind) classes, and drawn images come in
+    groups that differ only in the kind of the first shape. Without such hard negatives, colour and
+    background distinguish nearly all images of a batch, and shapes are hardly learned. A caption is
+    rarely true of another image of the batch too, since the second shape may be of any training
+    class. Raises InputError if a batch is larger than the number of classes.
+    """
 
     def __init__(self, config: Config, size: int, real: RealPairs | None) -> None:
         self.config, self.size, self.real = config, size, real
@@ -326,11 +339,11 @@ class Captioner:
         if config.training.batch_size > len(self.classes):
             raise InputError(
                 f"--batch-size must be at most {len(self.classes)}, the number of classes, so that"
-                " no caption comes twice"
+                " no class occurs twice in a batch"
             )
 
     def batch(self, step: int) -> tuple[Tensor, list[str]]:
-        """Pictures uint8 [N, 3, S, S] and their captions; a function of the seed and the step."""
+        """Returns images uint8 [N, 3, S, S] and their captions, from the run's seed and `step`."""
         random = np.random.default_rng(batch_seed(self.config.training.seed, step))
         count = self.config.training.batch_size
         real: list[Tensor] = []
@@ -369,19 +382,21 @@ class Captioner:
 
 
 def caption(background: str, objects: str, random: np.random.Generator) -> str:
-    """One of the wordings, with or without the background."""
-    wording = CAPTIONS[random.integers(len(CAPTIONS))]
+    """Returns a caption by a random template of CAPTIONS, with or without the background."""
+    template = CAPTIONS[random.integers(len(CAPTIONS))]
     whole = f"{objects} with {background} background"
-    return wording.format(caption=whole, objects=objects, background=background)
+    return template.format(caption=whole, objects=objects, background=background)
 
 
 # ----------------------------------------------------------------------------
-# The held-out classes, as watched during training.
+# Accuracy on the held-out classes, logged during training.
 
 
 def watched_pictures(size: int) -> tuple[Tensor, Tensor]:
-    """A few pictures of each held-out class, uint8 [N, 3, S, S], and their classes; other ones than
-    the test set's."""
+    """Draws WATCHED_PER_CLASS images of each held-out class, other ones than in the test set.
+
+    Returns the images, uint8 [N, 3, S, S], and their class indices, long [N].
+    """
     places = [(c, n) for c in range(len(held_out_classes())) for n in range(WATCHED_PER_CLASS)]
     scenes = [
         held_out_scene(c, np.random.default_rng(derive_seed(VALIDATION_STEP, c, n)))
@@ -392,7 +407,7 @@ def watched_pictures(size: int) -> tuple[Tensor, Tensor]:
 
 
 def zero_shot_accuracy(clip: Clip, images: Tensor, labels: Tensor) -> float:
-    """Top-1 among the held-out classes by the shipped templates."""
+    """Top-1 accuracy among the held-out classes, in [0, 1], with the ensemble of TEMPLATES."""
     names = [f"{colour} {kind}" for colour, kind in held_out_classes()]
     matrix = zero_shot_classifier(clip, names, read_templates(TEMPLATES))
     features = torch.cat([clip.encode_images(to_model_range(part)) for part in images.split(100)])

@@ -1,5 +1,4 @@
-"""What personalisation has to know of a kind of base model: which sentences and words its text
-encoder was trained on."""
+"""The prompts and words that personalisation uses with each kind of base model."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,42 +11,49 @@ from p3_clip.personalisation import templates
 
 @dataclasses.dataclass(frozen=True)
 class BaseKind:
-    """Sentences hold {} once, where the concept stands."""
+    """Prompts and words that suit the text encoder of a kind of base model.
+
+    Each prompt template contains {} once, where the concept goes.
+    """
 
     object_sentences: tuple[str, ...]
-    """In which a thing is shown in training."""
+    """Training prompts of an object."""
     style_sentences: tuple[str, ...]
-    """In which a style is shown in training."""
+    """Training prompts of a style."""
     held_out_object: tuple[str, ...]
-    """By which checkpoints of a thing are compared; no training shows them."""
+    """Validation prompts of an object, by which checkpoints are compared; never trained on."""
     held_out_style: tuple[str, ...]
-    """The same of a style."""
+    """Validation prompts of a style; never trained on."""
     merge_sentences: tuple[str, ...]
-    """In which the words of a concept keep their keys and values when results are merged."""
+    """Prompts in which a concept must keep its own keys and values when results are merged."""
     regularization_prompts: Callable[[Sequence[str], int, int], list[str]]
-    """(what the concepts are called in known words, count, seed) -> `count` prompts to regularise
-    with."""
+    """(the concepts in known words, count, seed) -> `count` regularisation prompts."""
     vocabulary: tuple[str, ...] | None
-    """The words that training moved; None: all."""
+    """The words whose token embeddings the base model's training changed; None: all words."""
     rare_word: str | None
-    """The word that Custom Diffusion starts from; None: each concept's own."""
+    """The word whose embedding initialises Custom Diffusion; None: each concept's own word."""
     knows_distance: bool
-    """Whether a view's "far away" and "close up" are words that it knows."""
+    """Whether it knows "far away", "close up" and the other words for the scale of a view."""
 
 
 def base_kind(checkpoint: Path) -> BaseKind:
-    """The kind of the base model at `checkpoint`: `SMALL`, or `STABLE_DIFFUSION` for all else."""
+    """Returns `SMALL` if `checkpoint` is a small model of this project, else `STABLE_DIFFUSION`."""
     return SMALL if kind_of(checkpoint) == "small" else STABLE_DIFFUSION
 
 
 def _photos(described: Sequence[str], count: int, seed: int) -> list[str]:
-    """Photos of what the concepts are called, in turn (Section 3.2 of arXiv:2212.04488); nothing is
-    drawn by the seed."""
+    """Returns "photo of a ..." for the concepts in turn (Section 3.2 of arXiv:2212.04488).
+
+    `seed` is not used.
+    """
     return [f"photo of a {described[number % len(described)]}" for number in range(count)]
 
 
 def _scenes(described: Sequence[str], count: int, seed: int) -> list[str]:
-    """Any of the scenes that the small model was trained on, whatever the concepts are."""
+    """Returns captions of random scenes like those that the small model was trained on.
+
+    They do not depend on the concepts: `described` is not used.
+    """
     return [describe(scene, wording) for scene, wording in described_scenes(count, seed)]
 
 
@@ -59,7 +65,7 @@ STABLE_DIFFUSION = BaseKind(
     merge_sentences=("photo of a {}",),  # Section 3.2 of arXiv:2212.04488
     regularization_prompts=_photos,
     vocabulary=None,
-    rare_word="ktn",  # Custom Diffusion's authors'
+    rare_word="ktn",  # as in the code of Custom Diffusion's authors
     knows_distance=True,
 )
 SMALL = BaseKind(

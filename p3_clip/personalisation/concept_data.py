@@ -1,4 +1,4 @@
-"""What is to be learned: concepts with their photos, prompts and captions."""
+"""The concepts to learn, with their photos, captions and prompts."""
 
 import dataclasses
 import hashlib
@@ -15,29 +15,38 @@ from p3_clip.personalisation.config import CustomDiffusion, TextualInversion
 
 @dataclasses.dataclass(frozen=True)
 class ConceptData:
-    """A concept that is to be learned."""
+    """A concept to learn."""
 
     token: str
+    """Placeholder in prompts, for example <new1>."""
     word: str
+    """A known word of similar meaning, for example "dog"."""
     phrase: str
-    """How it stands in a sentence: "{}", "{} dog", "{} circle"."""
+    """Noun phrase in prompts, where {} stands for the token: "{}", "{} dog", "{} circle"."""
     described: str
-    """The same in known words: "dog", "maroon circle"."""
+    """The phrase in known words: "dog", "maroon circle"."""
     style: bool
+    """Whether it is a style, which has prompts of its own."""
     photos: list[Tensor]
-    """uint8 [3, H, W] each."""
+    """Training photos, uint8 [3, H, W] each."""
     captions: list[str]
-    """What each photo shows, in words; {} stands for the concept. Mostly the phrase alone."""
+    """Caption of each photo, where {} stands for the token; mostly the phrase alone."""
     is_thing: bool = True
-    """Whether it can stand beside another; a style and a colour of backgrounds cannot."""
+    """Whether it can stand beside another object; a style and a background colour cannot."""
 
 
 def read_concept_data(config: TextualInversion | CustomDiffusion) -> list[ConceptData]:
-    """The concepts with their photos. Raises InputError if the lists do not go together or photos
-    are missing or unreadable."""
+    """Reads the concepts that `config` names, with their photos.
+
+    Raises InputError if settings are out of range or do not fit together, or if photos are missing
+    or unreadable.
+    """
     for phrase in (*config.phrases, *config.held_out):
         if phrase.count("{}") != 1 or {*"{}"} & {*phrase.replace("{}", "")}:
-            raise InputError(f"{phrase!r} must hold {{}} once, which stands for the concept")
+            raise InputError(
+                f"{phrase!r}, of --phrases or --held-out, must contain {{}} exactly once, in the"
+                " place of the concept, and no other braces"
+            )
     if config.views < 1:
         raise InputError(f"--views must be at least 1, not {config.views}")
     if config.cut_mix < 0:
@@ -47,8 +56,8 @@ def read_concept_data(config: TextualInversion | CustomDiffusion) -> list[Concep
     if not config.photos:
         return _drawn_concept_data(config)
     count, tokens = len(config.photos), _tokens(config, len(config.photos))
-    usual = "{}" if isinstance(config, TextualInversion) else None
-    phrases = config.phrases or tuple(usual or f"{{}} {word}" for word in config.words)
+    default_phrase = "{}" if isinstance(config, TextualInversion) else None
+    phrases = config.phrases or tuple(default_phrase or f"{{}} {word}" for word in config.words)
     if not count == len(tokens) == len(config.words) == len(phrases):
         raise InputError(
             "--photos, --words, --tokens and --phrases must name equally many concepts, not"
@@ -82,9 +91,10 @@ def read_concept_data(config: TextualInversion | CustomDiffusion) -> list[Concep
 
 
 def _drawn_concept_data(config: TextualInversion | CustomDiffusion) -> list[ConceptData]:
+    """Draws the photos of the concepts that --drawn names. Raises InputError on unfit settings."""
     if config.words or config.phrases or config.styles:
         raise InputError(
-            "--words, --phrases and --styles are for --photos: the drawn concepts have their own"
+            "--words, --phrases and --styles need --photos: the drawn concepts have their own"
         )
     if strange := [name for name in config.drawn if name not in DRAWN]:
         raise InputError(f"there is no drawn concept {strange[0]!r}, only {', '.join(DRAWN)}")
@@ -112,30 +122,32 @@ def _tokens(config: TextualInversion | CustomDiffusion, count: int) -> tuple[str
 
 
 def sentences(data: ConceptData, kind: BaseKind) -> tuple[str, ...]:
-    """The sentences in which a concept is shown."""
+    """Returns the training prompts of a concept, with {} in its place."""
     return kind.style_sentences if data.style else kind.object_sentences
 
 
 def held_out_prompts(
     config: TextualInversion | CustomDiffusion, concept_data: Sequence[ConceptData], kind: BaseKind
 ) -> list[tuple[int, str]]:
-    """(number of a concept, prompt with {}) that no training shows."""
+    """Returns (index of the concept, prompt with {}) for each validation prompt of each concept."""
 
-    def usual(data: ConceptData) -> tuple[str, ...]:
+    def default_prompts(data: ConceptData) -> tuple[str, ...]:
         return kind.held_out_style if data.style else kind.held_out_object
 
     return [
         (k, prompt)
         for k, data in enumerate(concept_data)
-        for prompt in config.held_out or usual(data)
+        for prompt in config.held_out or default_prompts(data)
     ]
 
 
 def pairs_to_mix(
     config: TextualInversion | CustomDiffusion, concept_data: Sequence[ConceptData]
 ) -> list[tuple[ConceptData, ConceptData]]:
-    """The pairs of concepts that are shown side by side. Raises InputError if they are asked for
-    and there are none."""
+    """Returns the pairs of concepts to show side by side; none if --cut-mix is 0.
+
+    Raises InputError if --cut-mix is larger and fewer than two concepts can stand beside another.
+    """
     pairs = list(itertools.combinations([data for data in concept_data if data.is_thing], 2))
     if config.cut_mix and not pairs:
         raise InputError("--cut-mix needs two concepts that can stand beside each other")
@@ -143,11 +155,12 @@ def pairs_to_mix(
 
 
 def photos_hash(concept_data: Sequence[ConceptData]) -> str:
-    """A hash of all photos."""
+    """Returns a hash of all photos, 32 hexadecimal digits."""
     return _digest([photo for data in concept_data for photo in data.photos])
 
 
 def _digest(images: Sequence[Tensor]) -> str:
+    """BLAKE2b hash of the shapes and values of images."""
     digest = hashlib.blake2b(digest_size=16)
     for image in images:
         digest.update(str(list(image.shape)).encode() + image.numpy().tobytes())

@@ -1,8 +1,8 @@
-"""Learned words: placeholders such as <new1>, their vectors, and a text encoder that knows them.
+"""Learned words: placeholder tokens such as <new1>, and a text encoder with their embeddings.
 
-Textual inversion (Gal et al. 2022, arXiv:2208.01618) adds rows to the table of token embeddings and
-trains those rows alone. Here they are parameters of their own beside the frozen table, so that
-weight decay cannot move any other row.
+Textual inversion (Gal et al. 2022, arXiv:2208.01618) adds rows to the token-embedding table and
+trains only those rows. Here they are separate parameters beside the frozen table, so that weight
+decay cannot change any other row.
 
     concepts = [Concept("<new1>", vectors)]
     encoder, tokenizer = with_concepts(model.text_encoder, model.tokenizer, concepts)
@@ -30,12 +30,12 @@ PLACEHOLDER = re.compile(r"<[^<>\s]+>")
 
 @dataclasses.dataclass(frozen=True)
 class Concept:
-    """A placeholder and its vectors."""
+    """A placeholder token and its learned embedding vectors."""
 
     token: str
-    """What stands in prompts, for example <new1>."""
+    """The placeholder in prompts, for example <new1>."""
     vectors: Tensor
-    """float32 [k, D]: one or more rows for the table of token embeddings."""
+    """float32 [k, D]: one or more rows for the token-embedding table."""
 
     def __post_init__(self) -> None:
         if self.vectors.dim() != 2 or not len(self.vectors):
@@ -45,32 +45,31 @@ class Concept:
 
     @property
     def words(self) -> list[str]:
-        """The tokens behind the placeholder, one for each vector: <new1>, <new1>/2, <new1>/3."""
+        """The tokenizer's words for the placeholder, one per vector: <new1>, <new1>/2, <new1>/3."""
         return [self.token, *(f"{self.token}/{i}" for i in range(2, len(self.vectors) + 1))]
 
 
 class ConceptEmbedding(nn.Module):
-    """A frozen table of token embeddings [V, D], continued by the rows of concepts."""
+    """A frozen token-embedding table [V, D], extended by trainable rows for concepts."""
 
     def __init__(self, table: nn.Embedding, concepts: Sequence[Concept]) -> None:
         super().__init__()
         self.table = table.requires_grad_(False)
-        # In the order of the tokenizer's new words: from a plain dict, ParameterDict would sort
-        # them.
+        # A list of pairs keeps the order of the tokenizer's new words; ParameterDict would sort
+        # the keys of a plain dict.
         self.rows = nn.ParameterDict(
             [(concept.token, nn.Parameter(concept.vectors.clone())) for concept in concepts]
         )
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Embeddings [N, L, D] of token ids [N, L]; V and above are the concepts' words, in
-        order."""
+        """Embeddings [N, L, D] of token ids [N, L]; ids from V on are the concepts' words."""
         known = self.table.num_embeddings
         rows = torch.cat([self.rows[token] for token in self.rows])
         learned = F.embedding((ids - known).clamp(min=0), rows).to(self.table.weight.dtype)
         return torch.where((ids >= known)[..., None], learned, self.table(ids.clamp(max=known - 1)))
 
     def concepts(self) -> list[Concept]:
-        """The concepts with their current vectors."""
+        """Returns the concepts with copies of their current vectors, float32 on the CPU."""
         return [
             Concept(token, rows.detach().float().cpu().clone()) for token, rows in self.rows.items()
         ]
@@ -79,12 +78,11 @@ class ConceptEmbedding(nn.Module):
 def with_concepts(
     text_encoder: "CLIPTextModel", tokenizer: "CLIPTokenizer", concepts: Sequence[Concept]
 ) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
-    """A text encoder and a tokenizer that know the concepts, for `LatentDiffusion`; the given ones
-    stay as they are.
+    """Returns a text encoder and a tokenizer that know the concepts; the given ones are unchanged.
 
-    The new encoder shares all weights with the given one but its token embedding, a
-    `ConceptEmbedding`. Raises InputError if a placeholder is a word already, comes twice, or has
-    vectors of another width.
+    The new encoder shares all weights with the given one, and its token embedding is a
+    `ConceptEmbedding`. Raises InputError if a placeholder is already a word of the tokenizer,
+    occurs twice, or has vectors of another width.
     """
     from transformers import AddedToken
 
@@ -97,7 +95,7 @@ def with_concepts(
                 f" encoder's are {width}: they were learned for another model"
             )
     tokenizer = copy.deepcopy(tokenizer)
-    # Not normalised: in small letters <New1> and <new1> would be one word.
+    # Normalising would turn them to lower case, which makes <New1> and <new1> the same word.
     words = [word for concept in concepts for word in concept.words]
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
     table = text_encoder.get_input_embeddings()
@@ -108,29 +106,30 @@ def with_concepts(
 
 
 def check_tokens(tokens: Sequence[str], tokenizer: "CLIPTokenizer") -> None:
-    """Raises InputError if a placeholder has not the form <name>, comes twice, or is a word of the
-    tokenizer already."""
+    """Raises InputError if a placeholder is already a word, is not <name>, or occurs twice."""
     vocabulary = tokenizer.get_vocab()
     for i, token in enumerate(tokens):
         if token in vocabulary or f"{token}</w>" in vocabulary:
             raise InputError(
-                f"{token!r} is a word that the model knows already: choose another placeholder,"
+                f"{token!r} is a word that the model already knows: choose another placeholder,"
                 " such as <new1>"
             )
         if not PLACEHOLDER.fullmatch(token):
             raise InputError(f"the placeholder {token!r} must have the form <name>, such as <new1>")
         if token in tokens[:i]:
-            raise InputError(f"the placeholder {token} comes twice")
+            raise InputError(f"the placeholder {token} occurs twice")
 
 
 def placeholders(prompt: str) -> list[str]:
-    """The placeholders in a prompt, in order."""
+    """Returns the placeholders in a prompt, in order."""
     return PLACEHOLDER.findall(prompt)
 
 
 def expand(prompt: str, concepts: Sequence[Concept]) -> str:
-    """The prompt with each placeholder as all of its words. Raises InputError if one is not among
-    the concepts."""
+    """Returns the prompt with each placeholder replaced by the words of its concept.
+
+    Raises InputError if a placeholder is not among the concepts.
+    """
     by_token = {concept.token: concept for concept in concepts}
 
     def words(found: re.Match[str]) -> str:
@@ -145,7 +144,7 @@ def expand(prompt: str, concepts: Sequence[Concept]) -> str:
 
 
 def unused(prompts: Sequence[str], concepts: Sequence[Concept]) -> list[str]:
-    """Concepts that no prompt names."""
+    """Returns the placeholders of the concepts that occur in no prompt."""
     named = {token for prompt in prompts for token in placeholders(prompt)}
     return [concept.token for concept in concepts if concept.token not in named]
 
@@ -153,10 +152,10 @@ def unused(prompts: Sequence[str], concepts: Sequence[Concept]) -> list[str]:
 def initial_vectors(
     word: str, count: int, text_encoder: "CLIPTextModel", tokenizer: "CLIPTokenizer"
 ) -> Tensor:
-    """`count` vectors [count, D] to start from: the embeddings of the word's tokens, the last one
-    repeated where they do not suffice.
+    """Returns initial vectors for a concept, float32 [count, D]: the embeddings of a word's tokens.
 
-    Raises InputError if the word is empty, or `count` is below 1.
+    If the word has fewer than `count` tokens, the last one is repeated; if it has more, the first
+    `count` are used. Raises InputError if the word is empty or `count` is below 1.
     """
     if count < 1:
         raise InputError(f"a concept needs at least one vector, not {count}")
@@ -168,9 +167,12 @@ def initial_vectors(
 
 
 def norms(concepts: Sequence[Concept], vocabulary: Tensor) -> Mapping[str, float]:
-    """The mean norm of each concept's vectors over the median norm of the vocabulary's [V, D]: 1 is
-    that of a usual word."""
-    usual = vocabulary.float().norm(dim=1).median()
+    """Returns the relative norm of each concept: 1 is that of a typical word.
+
+    It is the mean norm of the concept's vectors divided by the median norm of the embeddings
+    `vocabulary` [V, D].
+    """
+    typical = vocabulary.float().norm(dim=1).median()
     return {
-        concept.token: (concept.vectors.norm(dim=1).mean() / usual).item() for concept in concepts
+        concept.token: (concept.vectors.norm(dim=1).mean() / typical).item() for concept in concepts
     }

@@ -1,4 +1,4 @@
-"""The settings of both personalisations."""
+"""The settings of textual inversion and of Custom Diffusion."""
 
 import dataclasses
 from pathlib import Path
@@ -39,59 +39,60 @@ SMOKE = {"views": 2, "drawn": ("wine",), "training": dataclasses.replace(WORDS, 
 @dataclasses.dataclass(frozen=True)
 class _Common:
     run_dir: Path
-    """Folder of the run: checkpoints, metrics, previews, and the photos' latents."""
+    """Folder of the run: checkpoints, metrics, previews, and the latents of the photos."""
     photos: tuple[Path, ...] = ()
-    """A folder of photos for each concept; without any, the drawn concepts are learned
+    """Folders of photos, one for each concept. Default: the drawn concepts are learned instead
     (scripts/make_concepts.py)."""
     words: tuple[str, ...] = ()
-    """A known word for each folder's concept that comes near, such as dog."""
+    """A known word of similar meaning, such as dog, for each folder's concept."""
     drawn: tuple[str, ...] = tuple(DRAWN)
-    """Which drawn concepts."""
+    """Names of the drawn concepts to learn; unused with --photos."""
     tokens: tuple[str, ...] = ()
-    """A placeholder for each concept; by default <new1>, <new2> and so on."""
+    """Placeholder of each concept. Default: <new1>, <new2> and so on."""
     phrases: tuple[str, ...] = ()
-    """How each folder's concept stands in a sentence, such as "{} circle"; by default "{}", for
-    Custom Diffusion "{} WORD"."""
+    """Noun phrase of each folder's concept, where {} stands for its placeholder, such as
+    "{} circle". Default: "{}" for textual inversion, "{} WORD" for Custom Diffusion."""
     styles: tuple[str, ...] = ()
-    """The placeholders that are a style and no object: they are shown in other sentences."""
+    """Placeholders of the concepts that are styles, not objects; their training prompts differ."""
     vectors: int = 1
-    """Vectors of each concept."""
+    """Embedding vectors per concept."""
     start: str | None = None
-    """Word that the vectors start from; by default the concept's own, for Custom Diffusion on
-    Stable Diffusion the rare word ktn."""
+    """Word whose token embeddings initialise the vectors. Default: the concept's own word; for
+    Custom Diffusion on Stable Diffusion, the rare word ktn."""
     init_from: Path | None = None
-    """Result of textual inversion whose words to start from, by their placeholders, instead of
-    known words."""
+    """Result of textual inversion whose vectors, of the same placeholders, initialise the vectors;
+    --start is then unused."""
     base: Path = ROOT / "checkpoints" / "ldm_shapes"
-    """The frozen model: a Stable Diffusion v1.4 file or folder, or the folder of a small model."""
+    """The frozen base model: a Stable Diffusion v1.4 file or folder, or a small model's folder."""
     views: int = 24
-    """Views of each photo that are encoded, where their augmentation is random."""
+    """Random views per photo, each encoded once before training; only for --augmentation resize."""
     cut_mix: int = 0
-    """Views, for each two photos of two concepts and either order, that show them side by side
-    (cut-mix); 0: none."""
+    """Views per pair of photos of two concepts, side by side in either order (cut-mix; photos are
+    paired by their position); 0: none."""
     held_out: tuple[str, ...] = ()
-    """Prompts with {} by which checkpoints are compared; by default two that no training shows."""
+    """Validation prompts with {} in the place of the concept. Default: two, never trained on."""
     clip: str | None = None
-    """CLIP that compares them: a model folder, a name of open_clip, or none; by default OpenAI's
-    ViT-B/32 if it is to be had."""
+    """CLIP that scores the checkpoints: a model folder, a name of open_clip, or none. Default:
+    OpenAI's ViT-B/32 if it is available."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TextualInversion(_Common):
-    """Learns words for concepts, and nothing else (textual inversion)."""
+    """Learns embedding vectors for new words, and changes no other weight (textual inversion)."""
 
     augmentation: Augmentation = "flip"
-    """What is done to photos."""
+    """Views of a photo: itself (none); itself and its mirror image (flip); random size and place,
+    mirrored or not (resize)."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = WORDS
     PRESETS: ClassVar = {
         "small": Preset(
-            "the defaults: the drawn concepts over the small model, about half an hour on two CPU"
-            " cores; what to expect stands in docs/report.md",
+            "the defaults: the drawn concepts on the small model, about half an hour on two CPU"
+            " cores; docs/report.md has the results to expect",
             {},
         ),
         "sd14": Preset(
-            "for Stable Diffusion v1.4: the learning rate and the 5,000 steps of the paper"
-            " (arXiv:2208.01618) at a batch of 4, one GPU of 12 GB or more; never run here on real"
+            "for Stable Diffusion v1.4 on one GPU of 12 GB or more: the learning rate and the 5,000"
+            " steps of the paper (arXiv:2208.01618), with a batch size of 4; never run on the real"
             " weights",
             {
                 "training": dataclasses.replace(
@@ -105,33 +106,33 @@ class TextualInversion(_Common):
             },
         ),
         "smoke": Preset(
-            "is everything in place? Two steps, under a minute on a CPU; it learns nothing", SMOKE
+            "tests the installation: two steps, under a minute on a CPU; it learns nothing", SMOKE
         ),
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class CustomDiffusion(_Common):
-    """Learns words for concepts and the key and value matrices of the cross-attention (Custom
-    Diffusion), jointly."""
+    """Learns new words and the cross-attention's key and value matrices (Custom Diffusion)."""
 
     augmentation: Augmentation = "resize"
-    """What is done to photos."""
+    """Views of a photo: itself (none); itself and its mirror image (flip); random size and place,
+    mirrored or not (resize)."""
     num_class_images: int = 200
-    """Regularisation pictures, which the base model draws."""
+    """Regularisation images, which the base model generates; 0: none."""
     class_data_dir: Path | None = None
-    """Folder in which they are kept; by default RUN_DIR/class_data."""
+    """Folder of the regularisation images. Default: RUN_DIR/class_data."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = MATRICES
     PRESETS: ClassVar = {
         "small": Preset(
-            "the defaults: the drawn concepts over the small model, about half an hour on two CPU"
-            " cores; what to expect stands in docs/report.md",
+            "the defaults: the drawn concepts on the small model, about half an hour on two CPU"
+            " cores; docs/report.md has the results to expect",
             {},
         ),
         "sd14": Preset(
-            "for Stable Diffusion v1.4: learning rate, batch and steps of the authors' code for"
-            " arXiv:2212.04488 and 200 class images, one GPU of 24 GB; never run here on real"
-            " weights",
+            "for Stable Diffusion v1.4 on one GPU of 24 GB: the learning rate, batch size and steps"
+            " of the authors' code for arXiv:2212.04488, and 200 class images; never run on the"
+            " real weights",
             {
                 "training": dataclasses.replace(
                     MATRICES,
@@ -144,7 +145,7 @@ class CustomDiffusion(_Common):
             },
         ),
         "smoke": Preset(
-            "is everything in place? Two steps, under a minute on a CPU; it learns nothing",
+            "tests the installation: two steps, under a minute on a CPU; it learns nothing",
             SMOKE
             | {
                 "num_class_images": 2,

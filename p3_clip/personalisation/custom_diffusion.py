@@ -1,10 +1,9 @@
-"""Custom Diffusion (Kumari et al. 2023, arXiv:2212.04488): the keys and values of the
-cross-attention, and nothing else of the U-Net.
+"""Custom Diffusion (Kumari et al. 2023, arXiv:2212.04488): trained matrices, merging and files.
 
-What a picture shows comes in through the text alone, and text comes in through the matrices that
-make keys and values of it: those are trained, with a learned word, and everything else stays.
-Several concepts are trained jointly, or each by itself and then merged in closed form. Only the
-trained matrices and words are saved.
+Text reaches the U-Net only through the matrices that project it to the keys and values of the
+cross-attention. Those matrices are trained, together with the embedding of a new word; all other
+weights stay frozen. Several concepts are trained jointly, or separately and then merged in closed
+form. Only the trained matrices and words are saved.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,39 +18,41 @@ from common.checkpoint import load_tensors, save_tensors
 from common.errors import InputError
 from p3_clip.personalisation.concepts import Concept
 
-PROJECTIONS = (
-    ".attn2.to_k.weight",
-    ".attn2.to_v.weight",
-)  # diffusers' names: attn2 is the attention to the text
+# diffusers' names: attn2 is the cross-attention to the text.
+PROJECTIONS = (".attn2.to_k.weight", ".attn2.to_v.weight")
 Weights = Mapping[str, Tensor]
 
 
 class CustomDiffusionResult(NamedTuple):
-    """What Custom Diffusion learns."""
+    """What was learned: matrices and words, or, by textual inversion, words only."""
 
     weights: Weights
-    """The key and value matrices of the cross-attention, by the U-Net's names, [out, D] each."""
+    """Key and value matrices of the cross-attention, [out, D] each, by the U-Net's names; may be
+    empty."""
     concepts: list[Concept]
     """The learned words."""
 
 
 def projections(unet: nn.Module) -> dict[str, Parameter]:
-    """The key and value matrices of the U-Net's cross-attention, by name."""
+    """Returns the key and value matrices of the U-Net's cross-attention, by name."""
     return {name: param for name, param in unet.named_parameters() if name.endswith(PROJECTIONS)}
 
 
 def merge(
     base: Weights, learned: Sequence[tuple[Weights, Tensor]], regularization: Tensor
 ) -> dict[str, Tensor]:
-    """One set of matrices for several concepts that were trained apart (Equation 4 of the paper,
-    Section 3.2).
+    """Merges the matrices of concepts that were trained separately, in closed form.
 
-    `learned` holds, for each concept, its matrices and the text features C [n, D] that should give
-    its own keys and values; `regularization` [m, D] are features of other texts, whose keys and
-    values should change least. For each matrix W [out, D] that minimises |W C_reg^T - W0 C_reg^T|
-    subject to W C^T = V, with C and V of all concepts stacked: W = W0 + (V - W0 C^T) (d C^T)^-1 d,
-    d = C (C_reg^T C_reg)^-1. In float64; directions that the features do not fill are left out by
-    pseudo-inverses, so rows of C may repeat. Raises ValueError if the matrices' names differ.
+    Equation 4, Section 3.2 of the paper. `base` holds the base model's matrices W0. `learned`
+    holds, for each result, its matrices and the text features C [n, D] that must keep the keys and
+    values V that these matrices give. `regularization` C_reg [m, D] are the features of other
+    texts, whose keys and values should change least. Each merged matrix W [out, D] minimises
+    |W C_reg^T - W0 C_reg^T| subject to W C^T = V, with C and V of all results stacked:
+
+        W = W0 + (V - W0 C^T) (d C^T)^-1 d,    d = C (C_reg^T C_reg)^-1
+
+    Computed in float64. Pseudo-inverses leave out the directions that the features do not span, so
+    rows of C may repeat. Raises ValueError if the names of the matrices differ.
     """
     if any(weights.keys() != base.keys() for weights, _ in learned):
         raise ValueError("the concepts were trained on other matrices")
@@ -74,8 +75,7 @@ def merge(
 
 
 def save_delta(path: Path, learned: CustomDiffusionResult) -> None:
-    """Writes the trained matrices and the learned words as one safetensors file: all in which the
-    model differs from its base."""
+    """Writes matrices and words, all that differs from the base model, to a safetensors file."""
     weights = {f"unet/{name}": value for name, value in learned.weights.items()}
     save_tensors(
         path,
@@ -84,9 +84,9 @@ def save_delta(path: Path, learned: CustomDiffusionResult) -> None:
 
 
 def load_delta(path: Path, base: Weights) -> CustomDiffusionResult:
-    """Reads a file of `save_delta` for a U-Net with the matrices `base`.
+    """Reads a file written by `save_delta`, for a U-Net with the matrices `base`.
 
-    Raises InputError if it holds something else, or was trained on a U-Net of other sizes.
+    Raises InputError if it holds anything else, or matrices of other names or shapes than `base`.
     """
     tensors, _ = load_tensors(path)
     weights = {
@@ -100,7 +100,7 @@ def load_delta(path: Path, base: Weights) -> CustomDiffusionResult:
         if name.startswith("concept/")
     }
     if not weights or len(weights) + len(words) < len(tensors):
-        raise InputError(f"{path} holds nothing that Custom Diffusion trains")
+        raise InputError(f"{path} is not a result of Custom Diffusion")
     for name in sorted(weights.keys() | base.keys()):
         shapes = [list(state[name].shape) if name in state else None for state in (weights, base)]
         if shapes[0] != shapes[1]:
@@ -113,7 +113,7 @@ def load_delta(path: Path, base: Weights) -> CustomDiffusionResult:
 
 @torch.no_grad()
 def apply_weights(unet: nn.Module, weights: Weights) -> None:
-    """Puts the matrices into a U-Net."""
+    """Copies the matrices into a U-Net, in place."""
     own = dict(unet.named_parameters())
     for name, value in weights.items():
         own[name].copy_(value)

@@ -1,4 +1,4 @@
-"""The grader's scores of personalised pictures."""
+"""Grades personalised images by the 2024 grader's rule."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,24 +19,31 @@ from p3_clip.personalisation.task import Task, read_tasks
 
 @dataclasses.dataclass(frozen=True)
 class Personalised:
-    """The 2024 grader's rule: the best five of each prompt's 25 pictures against the baselines, by
-    the grader's own CLIP, OpenAI's ViT-B/32, unless another one is named."""
+    """Grades personalised images by the 2024 grader's rule.
+
+    The best five of each prompt's 25 images must reach the prompt's baselines. The scores are of
+    the grader's own CLIP, OpenAI's ViT-B/32, unless --model or --pretrained names another.
+    """
 
     images: Path
     """Folder with CONCEPT/PROMPT_INDEX/*.png."""
     input: Path
-    """The input.json that the pictures were made from."""
+    """The input.json that the images were generated from."""
     references: Path
     """Folder with CONCEPT/*.jpg, the photos that the concepts were learned from."""
     clip: Annotated[ClipConfig, tyro.conf.arg(name="")] = ClipConfig()
     count: int = 25
-    """Pictures that each prompt must have."""
+    """Images that each prompt must have."""
     result: Path | None = None
-    """JSON file to write."""
+    """JSON file to write the scores to. Default: none is written."""
 
 
 def grade(config: Personalised) -> None:
-    """Grades every prompt of every concept."""
+    """Grades every prompt of every concept, prints the scores and writes them to `config.result`.
+
+    Exits with code 1 if a prompt misses a baseline. Raises InputError if the images, the references
+    or the CLIP are not available.
+    """
     tasks = read_tasks(config.input)
     wrong = [
         f"{folder} holds {found} images"
@@ -69,7 +76,8 @@ def grade(config: Personalised) -> None:
                     "text_baseline": baseline[1],
                     "passed": verdict.passed,
                     "kept": [files[i].name for i in verdict.kept],
-                    "cosines": {  # common.metrics.clip_scores.FORMS makes every other form of them
+                    # common.metrics.clip_scores.FORMS turns the cosines into every form of score.
+                    "cosines": {
                         file.name: {"image": image, "text": text}
                         for file, image, text in zip(
                             files, *(values.tolist() for values in cosines), strict=True

@@ -1,15 +1,16 @@
-"""Files of learned words: the project's own, and those of A1111's web UI, of diffusers and of the
-paper's code (CompVis).
+"""Reads and writes files of learned words: own, diffusers, A1111's web UI, CompVis (paper's code).
 
-| form | file | content | | --- | --- | --- | | own | .safetensors | {token: [k, D]} for any number
-of concepts | | diffusers | learned_embeds .bin or .safetensors | {token: [D] or [k, D]} | | A1111 |
-.pt | {"string_to_token": {"*": 265}, "string_to_param": {"*": [k, D]}, "name": ...} | | A1111 |
-.safetensors | {"emb_params": [k, D]} | | CompVis | .pt | {"string_to_token": {token: tensor},
-"string_to_param": ParameterDict({token: [k, D]})} |
+| form | file | content |
+| --- | --- | --- |
+| own | .safetensors | {token: [k, D]}, any number of concepts |
+| diffusers | learned_embeds .bin or .safetensors | {token: [D] or [k, D]} |
+| A1111 | .pt | {"string_to_token": {"*": 265}, "string_to_param": {"*": [k, D]}, "name": name} |
+| A1111 | .safetensors | {"emb_params": [k, D]} |
+| CompVis | .pt | {"string_to_token": {token: id}, "string_to_param": {token: [k, D]}} |
 
-Diffusers keeps several vectors as several words, token, token_1, token_2: they are joined again. A
-concept that its file does not name is called by the file's name, as in A1111: dog.safetensors holds
-<dog>.
+In CompVis's files the id is a tensor and "string_to_param" a ParameterDict. Diffusers stores
+several vectors as several words, token, token_1, token_2; they are joined into one concept. A
+concept without a name in its file gets the file's name, as in A1111: dog.safetensors holds <dog>.
 """
 
 import io
@@ -27,14 +28,16 @@ from common.files import atomic_write
 from p3_clip.personalisation.concepts import Concept
 
 Form = Literal["own", "diffusers", "a1111", "a1111_safetensors", "compvis"]
-ANY = "*"  # A1111's name of the word in its files
-A1111_TOKEN_ID = 265  # of "*" in CLIP's vocabulary, which A1111 writes beside it
+ANY = "*"  # the placeholder in A1111's files
+A1111_TOKEN_ID = 265  # id of "*" in CLIP's vocabulary, which A1111 writes beside it
 _STUBS = ((nn.ParameterDict, "torch.nn.modules.container.ParameterDict"),)
 
 
 def save_concepts(path: Path, concepts: Sequence[Concept], form: Form = "own") -> None:
-    """Writes concepts, float32, atomically. Raises InputError if the form holds one concept and
-    several are given."""
+    """Writes concepts to a file, float32, atomically.
+
+    Raises InputError if the form holds only one concept and another number is given.
+    """
     if form in ("a1111", "a1111_safetensors") and len(concepts) != 1:
         raise InputError(f"a file of the form {form} holds one concept, not {len(concepts)}")
     vectors = {concept.token: concept.vectors.float().contiguous() for concept in concepts}
@@ -63,18 +66,18 @@ def save_concepts(path: Path, concepts: Sequence[Concept], form: Form = "own") -
 
 
 def load_concepts(path: Path, token: str | None = None) -> list[Concept]:
-    """The concepts in a file of any form. `token` is another placeholder for the concept of a file
-    with just one.
+    """Reads the concepts of a file of any of the forms.
 
-    Raises InputError if the file is missing, damaged, would run code, or holds something else.
+    `token` replaces the placeholder of a file's only concept. Raises InputError if the file is
+    missing, damaged, would run code when unpickled, or holds something else.
     """
     path = Path(path)
     found = _named_vectors(_read(path), path)
     if token is not None:
         if len(found) != 1:
             raise InputError(
-                f"{path} holds {len(found)} concepts ({', '.join(found)}), so they cannot all be"
-                f" called {token}"
+                f"{path} holds {len(found)} concepts ({', '.join(found)}): only a single one can be"
+                f" renamed to {token}"
             )
         found = {token: next(iter(found.values()))}
     return [
@@ -87,6 +90,7 @@ def _read(path: Path) -> Any:
 
 
 def _named_vectors(content: Any, path: Path) -> dict[str, Tensor]:
+    """Returns the vectors [k, D] by token. Raises InputError if there are none."""
     if isinstance(content, Mapping) and "string_to_param" in content:
         values = _parameters(content["string_to_param"])
         name = content.get("name")
@@ -105,21 +109,24 @@ def _named_vectors(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _parameters(content: Any) -> dict[str, Any]:
-    """What string_to_param holds; PyTorch before 1.12 keeps a ParameterDict's entries as the
-    parameters of a module."""
+    """Returns the entries of string_to_param.
+
+    PyTorch before 1.12 stores the entries of a ParameterDict as the parameters of a module.
+    """
     if isinstance(content, nn.ParameterDict) and "_keys" not in vars(content):
         return dict(vars(content)["_parameters"])
     return dict(content) if isinstance(content, Mapping | nn.ParameterDict) else {}
 
 
 def _rows(value: Tensor) -> Tensor | None:
+    """Returns the vectors as float32 [k, D]; None if `value` is neither [D] nor [k, D]."""
     value = value.detach().float()
     value = value[None] if value.dim() == 1 else value
     return value if value.dim() == 2 and len(value) else None
 
 
 def _joined(content: Mapping[str, Any]) -> dict[str, Any]:
-    """token, token_1, token_2 of diffusers as one concept."""
+    """Joins diffusers' token, token_1 and token_2 into one concept of several vectors."""
     result: dict[str, Any] = {}
     for name, value in content.items():
         found = re.fullmatch(r"(<.+>)_(\d+)", name) if isinstance(name, str) else None

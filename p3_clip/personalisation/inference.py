@@ -1,13 +1,13 @@
-"""Draws the pictures of an input.json: 25 for each prompt of each concept,
-OUT/KEY/INDEX/sourceKEY_promptINDEX_N.png, 512x512 RGB.
+"""Generates the images of an input.json: 25 for each prompt of each concept, 512x512 RGB.
 
     python3 -m p3_clip.personalisation.inference --prompts input.json --output-dir OUT \
         --checkpoint checkpoints/ldm_shapes
     torchrun --nproc_per_node 2 -m p3_clip.personalisation.inference ...    (the same files)
 
-The checkpoint is a Stable Diffusion v1.4 file or folder, or the folder of the small model. Concepts
-are found by their token_name in what --concepts names. Finished pictures of the same settings are
-kept, so an interrupted run goes on where it stopped.
+The images are OUT/KEY/INDEX/sourceKEY_promptINDEX_N.png. The checkpoint is a Stable Diffusion v1.4
+file or folder, or the folder of the small model. Each token_name of the input must be a placeholder
+in the folders or files that --concepts names. Finished images of the same settings are kept, so an
+interrupted run continues where it stopped.
 """
 
 import dataclasses
@@ -37,32 +37,32 @@ from p3_clip.personalisation.task import Task, read_tasks
 SHIPPED_BASE = ROOT / "checkpoints" / "ldm_shapes"
 SHIPPED_CONCEPTS = ROOT / "checkpoints" / "concepts_shapes"
 SD_CONCEPTS = ROOT / "checkpoints" / "concepts_sd14"
-SIZE, COUNT = 512, 25
+SIZE, COUNT = 512, 25  # side in pixels, images per prompt; what the grader expects
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Draws the pictures of an input.json."""
+    """Generates the images of an input.json."""
 
     prompts: Path
-    """input.json: concepts with token_name and prompts."""
+    """The input.json: for each concept, its token_name and prompts."""
     output_dir: Path
-    """Folder of the pictures."""
+    """Folder for the images."""
     checkpoint: Path = SHIPPED_BASE
     """Stable Diffusion v1.4 file or folder, or the folder of the small model."""
     concepts: tuple[Path, ...] = ()
-    """Folders or files of learned concepts; by default the shipped ones."""
+    """Folders or files of learned concepts. Default: the shipped ones."""
     count: int = COUNT
-    """Pictures of each prompt."""
+    """Images per prompt."""
     size: int = SIZE
-    """Side of the pictures that are written."""
+    """Width and height of the written images, in pixels."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if present."""
     generation: Annotated[GenerationConfig, tyro.conf.arg(name="")] = GenerationConfig(steps=25)
 
 
 def main(config: Config) -> None:
-    """Writes the pictures, each process its share."""
+    """Generates and writes the images; each process generates a share of them."""
     if config.count < 1 or config.size < 1:
         raise InputError(
             f"--count and --size must be at least 1, not {config.count} and {config.size}"
@@ -87,8 +87,10 @@ def main(config: Config) -> None:
 
 
 def checked_kind(checkpoint: Path) -> BaseKind:
-    """The kind of the base model. Raises InputError if it is neither Stable Diffusion nor a small
-    model, or missing."""
+    """Returns the kind of the base model.
+
+    Raises InputError if it is missing, or neither Stable Diffusion nor a small model.
+    """
     if checkpoint.resolve() == SHIPPED_BASE and not checkpoint.is_dir():
         raise InputError(
             f"checkpoints/{SHIPPED_BASE.name} is missing; it is part of the repository: restore it"
@@ -103,8 +105,10 @@ def checked_kind(checkpoint: Path) -> BaseKind:
 
 
 def find_concepts(config: Config, tasks: Sequence[Task], kind: BaseKind) -> Sequence[Path]:
-    """Where the learned concepts are. Raises InputError that names the command that trains them if
-    there are none."""
+    """Returns the folders or files of learned concepts: --concepts, or the shipped ones.
+
+    Raises InputError if there are none; for Stable Diffusion it gives the command that trains them.
+    """
     if config.concepts:
         return config.concepts
     shipped = SHIPPED_CONCEPTS if kind is SMALL else SD_CONCEPTS
@@ -116,18 +120,17 @@ def find_concepts(config: Config, tasks: Sequence[Task], kind: BaseKind) -> Sequ
             " git, or name your own with --concepts"
         )
     raise InputError(
-        "no concept is trained for Stable Diffusion: train them with"
+        "no learned concepts are shipped for Stable Diffusion: train them with"
         f" `{training_command(config, tasks)}` and name the result with --concepts"
         " runs/textual_inversion/best"
     )
 
 
 def training_command(config: Config, tasks: Sequence[Task]) -> str:
-    """The command that trains the concepts of the input; the photos are expected beside it, by
-    their keys.
+    """Returns the command that trains the concepts of the input by textual inversion.
 
-    What some prompt asks for "in the style of" is a style, which is trained on sentences of its
-    own.
+    The photos of a concept are expected in the folder of its key, beside the input. A concept that
+    some prompt asks for with "in the style of" is passed to --styles.
     """
     folder = config.prompts.parent
     photos = [str(folder / task.key) for task in tasks]
@@ -156,7 +159,10 @@ def training_command(config: Config, tasks: Sequence[Task]) -> str:
 
 
 def plan(config: Config, tasks: Sequence[Task], concepts: Sequence[Concept]) -> list[Picture]:
-    """All pictures. Raises InputError if a prompt holds a placeholder that is not loaded."""
+    """Returns all images to generate, with their paths, prompts and seeds.
+
+    Raises InputError if a prompt contains a placeholder that is not loaded.
+    """
     pictures = []
     for task in tasks:
         for index, prompt in enumerate(task.prompts):
@@ -169,7 +175,7 @@ def plan(config: Config, tasks: Sequence[Task], concepts: Sequence[Concept]) -> 
 
 
 def check_output(folder: Path, pictures: Sequence[Picture]) -> None:
-    """Raises InputError if a picture that is not of this run lies where the grader counts them."""
+    """Raises InputError if an output folder holds another run's image, which would be graded."""
     ours = {picture.path for picture in pictures}
     for path in sorted({path.parent for path in ours}):
         if strange := [file for file in image_files(path) if file not in ours]:

@@ -1,8 +1,9 @@
-"""Merges results of Custom Diffusion that were trained apart into one, in closed form (Section 3.2
-of arXiv:2212.04488).
+"""Merges results of Custom Diffusion that were trained separately, in closed form.
 
-python3 -m p3_clip.personalisation.merge --results runs/wine/last runs/mauve/last --output-dir
-runs/merged
+    python3 -m p3_clip.personalisation.merge --results runs/wine/last runs/mauve/last \
+        --output-dir runs/merged
+
+The method is that of Section 3.2 of Kumari et al. 2023 (arXiv:2212.04488).
 """
 
 import dataclasses
@@ -26,22 +27,26 @@ from p3_clip.personalisation.model import KIND, load_learned, save_learned
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Merges results of Custom Diffusion that were trained apart into one."""
+    """Merges results of Custom Diffusion that were trained separately."""
 
     results: tuple[Path, ...]
-    """Folders of results, each trained on the same base model."""
+    """Folders of at least two results, trained on the same base model."""
     output_dir: Path
-    """Folder of the merged result."""
+    """Folder for the merged result."""
     base: Path = ROOT / "checkpoints" / "ldm_shapes"
     """The base model: a Stable Diffusion v1.4 file or folder, or the folder of a small model."""
     num_class_images: int = 200
-    """Other prompts, whose keys and values should change least."""
+    """Number of regularisation prompts, whose keys and values should change least."""
     seed: int = 0
-    """Seed of these prompts."""
+    """Seed of the regularisation prompts of a small model."""
 
 
 def main(config: Config) -> None:
-    """Writes the merged result."""
+    """Merges the results and writes the merged one.
+
+    Raises InputError if a result holds words only or was trained on another base model, or if two
+    results use the same placeholder.
+    """
     if len(config.results) < 2 or config.num_class_images < 1:
         raise InputError(
             "--results must name at least two results, and --num-class-images must be at least 1"
@@ -53,7 +58,8 @@ def main(config: Config) -> None:
     for path, part in zip(config.results, parts, strict=True):
         if not part.weights:
             raise InputError(
-                f"{path} holds words alone: they need no merging, name both with --concepts"
+                f"{path} holds words only, which need no merging: give both results to --concepts"
+                " of p3_clip.personalisation.inference"
             )
     concepts = [concept for part in parts for concept in part.concepts]
     check_tokens([concept.token for concept in concepts], model.tokenizer)
@@ -78,7 +84,7 @@ def main(config: Config) -> None:
         "concepts": entries,
     }
     save_learned(config.output_dir, CustomDiffusionResult(merged, concepts), result)
-    print(f"{', '.join(concept.token for concept in concepts)} in {config.output_dir}")
+    print(f"merged {', '.join(concept.token for concept in concepts)} in {config.output_dir}")
 
 
 @torch.no_grad()
@@ -88,11 +94,10 @@ def phrase_features(
     phrases: Sequence[str],
     sentences: Sequence[str],
 ) -> Tensor:
-    """The text features [n, D] of the words that stand for the concepts, in each of the sentences,
-    as float32.
+    """Returns the text features of the concepts' phrases in each sentence, float32 [n, D].
 
-    Those of the phrase alone, not of what is before or after it: the features of other words are to
-    stay.
+    Each sentence must end with {}. Only the positions of the phrase are taken, not those of the
+    words before it or of the end token, whose keys and values should not change.
     """
     text_encoder, tokenizer = with_concepts(model.text_encoder, model.tokenizer, part.concepts)
     rows = []

@@ -1,7 +1,8 @@
-"""What was learned of concepts, in a folder or a file, and a base model that knows it.
+"""Saves and loads learned concepts, and applies them to a base model.
 
-Textual inversion learns words, Custom Diffusion words and the key and value matrices of the
-cross-attention. A folder holds config.json, which says how it was made, and model.safetensors.
+Textual inversion learns words; Custom Diffusion learns words and the key and value matrices of the
+cross-attention. A result's folder holds config.json, which records how the result was made, and
+model.safetensors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,8 +32,10 @@ FILE = "model.safetensors"
 
 
 def save_learned(folder: Path, learned: CustomDiffusionResult, about: Mapping[str, Any]) -> None:
-    """Writes a folder; `about` is JSON for its config.json. Words alone are a file of the form
-    "own" (see `formats.py`)."""
+    """Writes the folder of a result; `about` becomes its config.json.
+
+    Without matrices, model.safetensors has the form "own" of `formats.py`.
+    """
     make_folder(folder)
     if learned.weights:
         save_delta(folder / FILE, learned)
@@ -42,11 +45,11 @@ def save_learned(folder: Path, learned: CustomDiffusionResult, about: Mapping[st
 
 
 def load_learned(paths: Sequence[Path], base: LatentDiffusion) -> CustomDiffusionResult:
-    """What the folders and files hold together: words of any form, and at most one set of matrices
-    for this base model.
+    """Loads the results in folders or files and joins their words and matrices.
 
-    Raises InputError if one holds something else or matrices that were trained on another base
-    model, or if several hold matrices.
+    Words may have any form of `formats.py`; at most one path may hold matrices, which must be
+    trained on the base model `base`. Raises InputError if that is not so, or if a file holds
+    something else.
     """
     own: Mapping[str, Tensor] = projections(base.unet)
     parts = [_load(Path(path), own) for path in paths]
@@ -55,12 +58,12 @@ def load_learned(paths: Sequence[Path], base: LatentDiffusion) -> CustomDiffusio
         made_on = read_json(Path(path) / "config.json").get("base") if Path(path).is_dir() else None
         if made_on not in (None, base_hash(base)):
             raise InputError(
-                f"{path} was trained on another base model: its matrices mean nothing in this one"
+                f"{path} was trained on another base model: its matrices do not fit this one"
             )
     if len(with_weights) > 1:
         raise InputError(
-            f"{with_weights[0]} and {with_weights[1]} both hold matrices of Custom Diffusion: "
-            "merge them with python3 -m p3_clip.personalisation.merge"
+            f"{with_weights[0]} and {with_weights[1]} both hold matrices of Custom Diffusion:"
+            " merge them with python3 -m p3_clip.personalisation.merge"
         )
     weights = next((part.weights for part in parts if part.weights), {})
     return CustomDiffusionResult(weights, [concept for part in parts for concept in part.concepts])
@@ -76,8 +79,10 @@ def _load(path: Path, own: Mapping[str, Tensor]) -> CustomDiffusionResult:
 
 
 def personalise(model: LatentDiffusion, learned: CustomDiffusionResult) -> None:
-    """Gives the model the words and, where there are any, the matrices. Raises InputError as
-    `with_concepts` does."""
+    """Adds the learned words, and the matrices if there are any, to the model, in place.
+
+    Raises InputError as `with_concepts` does.
+    """
     concepts: list[Concept] = learned.concepts
     model.text_encoder, model.tokenizer = with_concepts(
         model.text_encoder, model.tokenizer, concepts
@@ -86,7 +91,10 @@ def personalise(model: LatentDiffusion, learned: CustomDiffusionResult) -> None:
 
 
 def usual_words(model: LatentDiffusion, kind: BaseKind) -> Tensor:
-    """The token embeddings [V, D] that training moved: all, or those of `kind.vocabulary`."""
+    """Returns the token embeddings [V, D] that the base model's training changed.
+
+    They are those of `kind.vocabulary`, or the whole table if that is None.
+    """
     table = model.text_encoder.get_input_embeddings().weight.detach().cpu()
     if kind.vocabulary is None:
         return table

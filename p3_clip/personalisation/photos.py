@@ -1,5 +1,4 @@
-"""From the photos of a concept to what a training step reads: augmented views, each encoded once,
-and their prompts' tokens."""
+"""Training data of personalisation: augmented views of photos, encoded once, with their prompts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,34 +15,38 @@ from common.latent.model import LatentDiffusion
 from common.training import Batch
 
 Augmentation = Literal["none", "flip", "resize"]
-SCALES = (0.4, 1.4)
+SCALES = (0.4, 1.4)  # range of a resized photo's side, relative to the view's
+# Prompts of photos scaled below FAR start with FAR_WORDS, of those scaled above CLOSE with
+# CLOSE_WORDS.
 FAR, CLOSE = 0.6, 1.0
 FAR_WORDS, CLOSE_WORDS = ("far away ", "very small "), ("zoomed in ", "close up ")
-CHUNK = 16
+CHUNK = 16  # views encoded at once
 
 
 class View(NamedTuple):
-    """An augmented photo."""
+    """An augmented photo, its mask and the prefixes of its prompts."""
 
     image: Tensor
     """float32 [3, S, S] in [-1, 1]; 0 outside the photo."""
     mask: Tensor
     """float32 [S, S]: 1 where the photo is."""
     words: tuple[str, ...] = ("",)
-    """What may be put before a prompt."""
+    """Prefixes of a prompt that describe the scale of the view, or "" for none."""
 
 
 def make_views(
     photo: Tensor, side: int, augmentation: Augmentation, count: int, random: torch.Generator
 ) -> list[View]:
-    """The views of a photo, uint8 [3, H, W], cut to its central square. No augmentation touches
-    colours.
+    """Returns the views [3, side, side] of a photo, uint8 [3, H, W], cut to its central square.
 
-    - "flip", textual inversion's own: the photo and its mirror image (the authors' code for
+    No augmentation changes colours.
+
+    - "none": the photo.
+    - "flip": the photo and its mirror image, as in textual inversion (the authors' code for
       arXiv:2208.01618).
-    - "resize", Custom Diffusion's: `count` random ones, mirrored or not, at 0.4 to 1.4 times the
-      size, anywhere; what is much smaller or larger is called so in the prompt, and the loss counts
-      inside the photo alone (arXiv:2212.04488, Section 4).
+    - "resize": `count` random views, as in Custom Diffusion (arXiv:2212.04488, Section 4): mirrored
+      or not, at 0.4 to 1.4 times the view's side, at a random place. The prompt says if the photo
+      is much smaller, or larger, than the view; the loss counts only inside the photo.
     """
     photo = _square(photo)
     if augmentation == "none":
@@ -56,12 +59,11 @@ def make_views(
 def cut_mix_views(
     left: Tensor, right: Tensor, side: int, count: int, random: torch.Generator
 ) -> list[View]:
-    """`count` views of two photos, uint8 [3, H, W] each, beside each other (cut-mix, Section 3.3 of
-    SVDiff, arXiv:2303.11305).
+    """Returns `count` views of two photos side by side, uint8 [3, H, W] each (cut-mix).
 
-    Each photo is cut to its central square, and lies at half size in its half of the view, mirrored
-    or not and at any height; its upper and lower edge continue to the border. The loss counts
-    inside the photos alone.
+    Section 3.3 of SVDiff (arXiv:2303.11305). Each photo is cut to its central square, resized to
+    half the view's side and placed in its half of the view, mirrored or not, at a random height;
+    its top and bottom rows are repeated up to the border. The loss counts only inside the photos.
     """
     return [_side_by_side([_square(left), _square(right)], side, random) for _ in range(count)]
 
@@ -108,23 +110,27 @@ def _resized(photo: Tensor, side: int, random: torch.Generator) -> View:
 
 
 # ----------------------------------------------------------------------------
-# Encoded.
+# Latents, and batches of them.
 
 
 class Encoded(NamedTuple):
-    """Views as the networks see them, on the CPU."""
+    """The latents of M views and their loss weights, on the CPU."""
 
     latents: Tensor
     """float16 [M, C, h, w]: posterior means, normalised."""
     weights: Tensor
-    """float16 [M, 1, h, w]: 0 where a latent holds anything but the photo, else equal, with mean
-    1."""
+    """Loss weights, float16 [M, 1, h, w]: 0 for latents that are not wholly inside the photo, equal
+    for the others, with mean 1."""
 
 
 def encode_views(
     model: LatentDiffusion, views: Sequence[View], path: Path, made_from: dict[str, Any]
 ) -> Encoded:
-    """The views through the frozen autoencoder, once: they are kept in the file `path`."""
+    """Encodes the views by the frozen autoencoder, or reads them from the file `path`.
+
+    The first call writes the file. Raises InputError if it was made from other data than
+    `made_from` describes.
+    """
 
     @torch.no_grad()
     def make() -> dict[str, Tensor]:
@@ -145,8 +151,10 @@ def encode_views(
 
 
 def _latent_weights(masks: Tensor, downscale: int) -> Tensor:
-    """Masks [N, S, S] at the latents' side: only what lies wholly in the photo counts, or, if
-    nothing does, everything."""
+    """Returns the loss weights float16 [N, 1, h, w] of views with the masks [N, S, S].
+
+    Only latents whose pixels are all inside the photo count or, if there are none, all latents.
+    """
     inside = (F.avg_pool2d(masks[:, None], downscale) == 1.0).float()
     inside = torch.where(
         inside.flatten(1).any(1).view(-1, 1, 1, 1), inside, torch.ones_like(inside)
@@ -156,18 +164,18 @@ def _latent_weights(masks: Tensor, downscale: int) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Views of several concepts with their prompts, and regularisation pictures with theirs; N
-    views, P prompts."""
+    """The training data: N views of concepts and regularisation images, with P prompts."""
 
     encoded: Encoded
+    """Latents and loss weights of the N views."""
     group: Tensor
-    """long [N]: the concept's number, or -1 for a regularisation picture."""
+    """long [N]: index of the concept or cut-mix pair; -1 for a regularisation image."""
     ids: Tensor
-    """long [P, L]: token ids of prompts."""
+    """long [P, L]: token ids of the prompts."""
     first: Tensor
-    """long [N]: the number of a view's first prompt..."""
+    """long [N]: row of a view's first prompt in `ids`."""
     count: Tensor
-    """long [N]: ...and how many it has from there on."""
+    """long [N]: number of a view's prompts, which are consecutive rows of `ids`."""
 
     @classmethod
     def make(
@@ -177,7 +185,7 @@ class Pool:
         groups: Sequence[int],
         prompts: Sequence[Sequence[str]],
     ) -> "Pool":
-        """From each view's group and prompts, whose placeholders are expanded."""
+        """Makes the pool from each view's group and its prompts with expanded placeholders."""
         sets = {texts: None for texts in map(tuple, prompts)}
         starts, rows = {}, []
         for texts in sets:
@@ -188,17 +196,19 @@ class Pool:
         return cls(encoded, torch.tensor(list(groups)), model.tokenize(rows), first, count)
 
     def draw(self, size: int, random: torch.Generator) -> Batch:
-        """A batch: "index", "latent", "weight" and "ids". Concepts are drawn equally often whatever
-        their number of photos; every other row is a regularisation picture, if there are any."""
+        """Draws a batch of `size` rows: "index", "latent", "weight" and "ids".
+
+        Concepts are drawn with equal probability, whatever their numbers of photos. Every second
+        row is a regularisation image, if there are any.
+        """
         concepts = [torch.nonzero(self.group == k)[:, 0] for k in range(int(self.group.max()) + 1)]
-        regular = torch.nonzero(self.group < 0)[:, 0]
-        rows, first = (
-            [],
-            int(torch.randint(2, (), generator=random)),
-        )  # so that a batch of one is now this, now that
+        regularization = torch.nonzero(self.group < 0)[:, 0]
+        # A random start, so that batches of one row alternate at random between the two kinds.
+        first = int(torch.randint(2, (), generator=random))
+        rows = []
         for i in range(first, first + size):
             which = int(torch.randint(len(concepts), (), generator=random))
-            members = regular if len(regular) and i % 2 else concepts[which]
+            members = regularization if len(regularization) and i % 2 else concepts[which]
             rows.append(members[torch.randint(len(members), (), generator=random)])
         index = torch.stack(rows)
         prompt = self.first[index] + (torch.rand(size, generator=random) * self.count[index]).long()

@@ -1,5 +1,4 @@
-"""The homework's input.json of 2024: which concepts, which prompts, and what the grader compares
-with."""
+"""Reads the homework's input.json of 2024: concepts, prompts, and the grader's baselines."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,29 +12,30 @@ class Task(NamedTuple):
     """One concept of input.json."""
 
     key: str
-    """Its key: the name of its folder of photos and of its output folder."""
+    """Its key, which names the folder of its photos and its output folder."""
     source: str
-    """What it is, in known words, for example "dog"."""
+    """The concept in known words, for example "dog"."""
     token: str
     """Its placeholder, for example <new1>."""
     prompts: list[str]
-    """Prompts with the placeholder."""
+    """Prompts that contain the placeholder."""
     texts: list[str]
-    """What the grader compares the pictures of each prompt with."""
+    """For each prompt, the text that the grader compares the images with."""
     baselines: list[tuple[float, float]]
-    """The image and text scores that the pictures of each prompt must reach."""
+    """For each prompt, the image and text scores (100 times the cosine) that its images must
+    reach."""
 
 
 def read_tasks(path: Path) -> list[Task]:
-    """The concepts of an input.json, in its order.
+    """Reads the concepts of an input.json, in the order of the file.
 
-    Raises InputError that names what is wrong with which concept: a key that is missing or no name
-    of a folder, a token without the form <name> or that comes twice, lists of unequal lengths, a
-    prompt without its token.
+    Raises InputError, which names the concept, if an entry is missing or of another type, the key
+    cannot be the name of a folder, the token is not <name> or occurs twice, the lists have unequal
+    lengths, or a prompt does not contain the token.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not content:
-        raise InputError(f"{path} must map the keys of concepts to concepts")
+        raise InputError(f"{path} must be a JSON object that maps keys to concepts")
     tasks = [_read_task(path, key, value) for key, value in content.items()]
     tokens = [task.token for task in tasks]
     for i, token in enumerate(tokens):
@@ -49,7 +49,7 @@ def _read_task(path: Path, key: str, value: Any) -> Task:
     if key in ("", ".", "..") or "/" in key or "\\" in key:
         raise InputError(f"{where} cannot be the name of a folder")
     if not isinstance(value, dict):
-        raise InputError(f"{where} must map names to values")
+        raise InputError(f"{where} must be a JSON object")
     for name, kind in (
         ("src_image", str),
         ("token_name", str),
@@ -58,19 +58,19 @@ def _read_task(path: Path, key: str, value: Any) -> Task:
         ("baseline", list),
     ):
         if not isinstance(value.get(name), kind):
-            raise InputError(f"{where} needs {name}, a {'text' if kind is str else 'list'}")
+            raise InputError(f"{where} needs {name}, a {'string' if kind is str else 'list'}")
     prompts, texts, baselines = (
         value[name] for name in ("prompt", "prompt_4_clip_eval", "baseline")
     )
     if not prompts or not len(prompts) == len(texts) == len(baselines):
         raise InputError(
             f"{where} has {len(prompts)} prompts, {len(texts)} texts in prompt_4_clip_eval and"
-            f" {len(baselines)} baselines, but equally many are expected, and at least one"
+            f" {len(baselines)} baselines, but needs equally many of each, and at least one"
         )
     if not all(isinstance(text, str) for text in (*prompts, *texts)):
-        raise InputError(f"{where} has a prompt that is no text")
+        raise InputError(f"{where} has a prompt or text that is not a string")
     if not all(_is_pair(pair) for pair in baselines):
-        raise InputError(f"{where} needs baselines of two numbers, image and text")
+        raise InputError(f"{where} needs baselines of two numbers, for image and text")
     token = value["token_name"]
     if not PLACEHOLDER.fullmatch(token):
         raise InputError(f"{where}: the token {token!r} must have the form <name>, such as <new1>")

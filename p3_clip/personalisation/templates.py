@@ -1,4 +1,4 @@
-"""The sentences in which a concept is shown; {} stands for it."""
+"""Prompt templates for personalisation; {} stands for the concept."""
 
 OBJECT = (
     "a photo of a {}",
@@ -29,8 +29,8 @@ OBJECT = (
     "a photo of a cool {}",
     "a photo of a small {}",
 )
-"""Textual inversion's for objects (Gal et al. 2022, arXiv:2208.01618, supplementary: a subset of
-CLIP's for ImageNet)."""
+"""Textual inversion's templates for objects, a subset of CLIP's templates for ImageNet (Gal et al.
+2022, arXiv:2208.01618, supplementary)."""
 
 STYLE = tuple(
     f"{what} in the style of {{}}"
@@ -54,13 +54,13 @@ STYLE = tuple(
         "a large painting",
     )
 )
-"""Textual inversion's for styles (the same place)."""
+"""Textual inversion's templates for styles (Gal et al. 2022, supplementary)."""
 
 SHAPES = ("{}", "a {}", "a photo of a {}")
-"""For the small model, whose text encoder was trained on no other sentences
+"""Templates for the small model, whose text encoder was trained on no other sentences
 (`common.data.examples.WORDINGS`)."""
 
 HELD_OUT_OBJECT = ("a {} on the beach", "a {} in front of the Eiffel tower")
 HELD_OUT_STYLE = ("a lighthouse in the style of {}", "a bowl of fruit in the style of {}")
 HELD_OUT_SHAPES = ("red square next to {}", "lime triangle next to {}")
-"""Prompts that no training shows, by which checkpoints are compared."""
+"""Validation prompts, by which checkpoints are compared; no training uses them."""

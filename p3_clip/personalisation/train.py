@@ -1,18 +1,20 @@
-"""Learns concepts from a few photos each, over a frozen latent-diffusion model: by textual
-inversion or by Custom Diffusion.
+"""Learns concepts from a few photos each: textual inversion or Custom Diffusion on a frozen model.
 
     python3 -m p3_clip.personalisation.train textual-inversion --run-dir runs/dog \
         --base sd-v1-4.ckpt --photos photos/dog --words dog
     python3 -m p3_clip.personalisation.train custom-diffusion --run-dir runs/both \
-        --base sd-v1-4.ckpt \\
-        --photos photos/dog photos/cat --tokens "<new1>" "<new2>" --words dog cat
+        --base sd-v1-4.ckpt --photos photos/dog photos/cat \
+        --tokens "<new1>" "<new2>" --words dog cat
 
-Textual inversion (arXiv:2208.01618) learns words. Custom Diffusion (arXiv:2212.04488) learns words
-and the key and value matrices of the cross-attention, and keeps the rest in memory by pictures that
-the base model drew itself. The same command again resumes. RUN_DIR/last and RUN_DIR/best hold what
-was learned, a few kilobytes or megabytes. The best checkpoint is the one with the largest image +
-2.5 text: the 2024 grader's sum of CLIP scores, here of pictures for prompts that no training shows;
-without a CLIP, the one with the least loss on fixed noise.
+Textual inversion (arXiv:2208.01618) learns the embedding vectors of new words. Custom Diffusion
+(arXiv:2212.04488) learns these and the key and value matrices of the cross-attention; it also
+trains on regularisation images, which the base model generates, to reduce forgetting. Running the
+same command again resumes. RUN_DIR/last and RUN_DIR/best hold what was learned, a few kilobytes or
+megabytes.
+
+The best checkpoint has the largest image score + 2.5 text score, the 2024 grader's sum of CLIP
+scores, on images generated for validation prompts. Without a CLIP, it has the lowest loss on fixed
+timesteps and noise.
 """
 
 from collections.abc import Sequence
@@ -64,8 +66,9 @@ from p3_clip.personalisation.regularisation import RegularizationImages, regular
 if TYPE_CHECKING:
     from common.clip.model import Clip
 
-HELD_OUT_PICTURES, HELD_OUT_SEED, STEPS = 4, 1, 20
-VALIDATION_ROWS = 64  # of the loss that stands in where there is no CLIP
+HELD_OUT_PICTURES, HELD_OUT_SEED = 4, 1  # images per validation prompt, and their seed
+STEPS = 20  # of sampling, for validation and regularisation images
+VALIDATION_ROWS = 64  # views in the validation loss, which is used without a CLIP
 
 
 Config = (
@@ -75,7 +78,7 @@ Config = (
 
 
 def main(config: TextualInversion | CustomDiffusion) -> None:
-    """Trains, or resumes."""
+    """Trains, or resumes the run in `config.run_dir`."""
     kind = base_kind(config.base)
     concept_data = read_concept_data(config)
     mixed = pairs_to_mix(config, concept_data)
@@ -88,7 +91,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     concepts = new_concepts(config, concept_data, model, kind)
     clip = clip_for_checkpoints(config.clip, config.training.device)
 
-    # What the base model draws, before it learns anything.
+    # The base model generates the regularisation images before any weight changes.
     regularization = RegularizationImages([], [])
     if custom:
         prompts = kind.regularization_prompts(
@@ -99,7 +102,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
             model, prompts, config.class_data_dir or config.run_dir / "class_data", sampling
         )
 
-    # The learned words become parameters of their own; every other row of the table is frozen.
+    # The vectors of the new words become separate parameters; every other row stays frozen.
     vocabulary = usual_words(model, kind)
     personalise(model, CustomDiffusionResult({}, concepts))
     embedding = model.text_encoder.get_input_embeddings()
@@ -128,8 +131,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     held_out = held_out_prompts(config, concept_data, kind)
 
     def sample_held_out() -> Tensor:
-        """Pictures uint8 [K, 3, S, S], HELD_OUT_PICTURES for each prompt, from the same noise each
-        time."""
+        """Images uint8 [K, 3, S, S], HELD_OUT_PICTURES per validation prompt, from fixed noise."""
         prompts = [
             expand(prompt.format(concept_data[k].phrase.format(concept_data[k].token)), concepts)
             for k, prompt in held_out
@@ -142,18 +144,18 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         )
 
     def validate() -> dict[str, float]:
-        """The scores of pictures for held-out prompts, and each concept's norm over that of a usual
-        word."""
-        sizes = {
+        """CLIP scores on the validation prompts, or else the loss; and each concept's `norms`."""
+        relative_norms = {
             f"norm {token}": value
             for token, value in norms(embedding.concepts(), vocabulary).items()
         }
         if clip is None:
             rows = pool.draw(VALIDATION_ROWS, torch.Generator().manual_seed(HELD_OUT_SEED))
-            return {"loss": held_out_loss(model, loss_fn, rows), **sizes}
+            return {"loss": held_out_loss(model, loss_fn, rows), **relative_norms}
         texts = [(k, prompt.format(concept_data[k].described)) for k, prompt in held_out]
         image, text = scores(clip, sample_held_out(), texts, [data.photos for data in concept_data])
-        return {"loss": -(image + TEXT_WEIGHT * text), "image": image, "text": text, **sizes}
+        loss = -(image + TEXT_WEIGHT * text)
+        return {"loss": loss, "image": image, "text": text, **relative_norms}
 
     def preview(path: Path) -> None:
         labels = [
@@ -187,7 +189,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
 
 
 # ----------------------------------------------------------------------------
-# What is to be learned.
+# Initial vectors and training data.
 
 
 def new_concepts(
@@ -196,18 +198,18 @@ def new_concepts(
     model: LatentDiffusion,
     kind: BaseKind,
 ) -> list[Concept]:
-    """The concepts with the vectors that they start from.
+    """Returns the concepts with their initial vectors.
 
-    Raises InputError if a token is a word already, or if `config.init_from` holds no words or not
-    as many vectors for one.
+    Raises InputError if a token is already a word, or if `config.init_from` holds matrices, lacks a
+    token or has another number of vectors for one.
     """
     check_tokens([data.token for data in concept_data], model.tokenizer)
     if config.init_from:
         return _learned_before(config, concept_data, model)
-    usual = kind.rare_word if isinstance(config, CustomDiffusion) else None
+    rare_word = kind.rare_word if isinstance(config, CustomDiffusion) else None
 
     def start(data: ConceptData) -> Tensor:
-        word = config.start if config.start is not None else usual or data.word
+        word = config.start if config.start is not None else rare_word or data.word
         return initial_vectors(word, config.vectors, model.text_encoder, model.tokenizer)
 
     return [Concept(data.token, start(data)) for data in concept_data]
@@ -221,7 +223,7 @@ def _learned_before(
     learned = load_learned([config.init_from], model)
     if learned.weights:
         raise InputError(
-            f"{config.init_from} holds matrices too: training starts from a result of textual"
+            f"--init-from {config.init_from} holds matrices too: it must be a result of textual"
             " inversion"
         )
     known = {concept.token: concept for concept in learned.concepts}
@@ -229,7 +231,8 @@ def _learned_before(
         found = len(known[data.token].vectors) if data.token in known else 0
         if found != config.vectors:
             raise InputError(
-                f"{config.init_from} has {found} vectors for {data.token}, not {config.vectors}"
+                f"--init-from {config.init_from} has {found} vectors for {data.token}, not"
+                f" {config.vectors}"
             )
     return [known[data.token] for data in concept_data]
 
@@ -244,8 +247,10 @@ def make_pool(
     regularization: RegularizationImages,
     base: str,
 ) -> Pool:
-    """All views, encoded, with their prompts; those of each pair in `mixed`, side by side, count as
-    one concept more."""
+    """Makes and encodes all views, and pairs them with their prompts.
+
+    The cut-mix views of each pair in `mixed` form a group of their own, drawn like a concept.
+    """
     random = torch.Generator().manual_seed(views_seed(config.training.seed))
     views: list[View] = []
     groups: list[int] = []
@@ -271,14 +276,15 @@ def make_pool(
                         f"{left.phrase.format(left.token)} next to {caption.format(right.token)}"
                     )
                     for sentence in sentences(left, kind)
+                    # A dict, so that a caption equal to the phrase occurs once.
                     for caption in {right.phrase: None, right.captions[second]: None}
                 ]
-                own = cut_mix_views(
+                both = cut_mix_views(
                     left.photos[first], right.photos[second], model.side, config.cut_mix, random
                 )
-                views += own
-                groups += [group] * len(own)
-                prompts += [[expand(prompt, concepts) for prompt in shown]] * len(own)
+                views += both
+                groups += [group] * len(both)
+                prompts += [[expand(prompt, concepts) for prompt in shown]] * len(both)
     for prompt, picture in zip(regularization.prompts, regularization.pictures, strict=True):
         views += make_views(picture, model.side, "none", 1, random)
         groups.append(-1)
@@ -299,7 +305,7 @@ def make_pool(
 def about(
     config: TextualInversion | CustomDiffusion, concept_data: Sequence[ConceptData], base: str
 ) -> dict[str, Any]:
-    """What the folder of a result says of itself."""
+    """Returns what a result's config.json records: method, base model, vectors and concepts."""
     method: Literal["textual inversion", "Custom Diffusion"] = (
         "textual inversion" if isinstance(config, TextualInversion) else "Custom Diffusion"
     )
@@ -312,17 +318,14 @@ def about(
 
 
 def clip_for_checkpoints(model: str | None, device: DeviceName) -> "Clip | None":
-    """The CLIP that compares checkpoints, or None; prints which, or why none."""
+    """Returns the CLIP that scores checkpoints, or None; prints which, or why there is none."""
     from common.clip.loading import load_judge
 
     clip, note = load_judge(model, device=device)
     print(
-        f"checkpoints are compared by {note}"
+        f"checkpoints are scored by {note}"
         if clip
-        else (
-            "no CLIP compares checkpoints, so the best is the one with the least loss on fixed"
-            f" noise: {note}"
-        )
+        else f"checkpoints are compared by their loss on fixed noise, without a CLIP: {note}"
     )
     return clip
 
@@ -333,8 +336,11 @@ def scores(
     texts: Sequence[tuple[int, str]],
     photos: Sequence[Sequence[Tensor]],
 ) -> tuple[float, float]:
-    """The mean image and text scores (100 cos, as the 2024 grader's) of pictures uint8 [K, 3, S,
-    S], HELD_OUT_PICTURES for each (number of a concept, text in known words)."""
+    """Returns the mean image and text scores (100 times the cosine, as in the 2024 grader).
+
+    `pictures` is uint8 [K, 3, S, S], HELD_OUT_PICTURES for each (index of the concept, text in
+    known words) of `texts`; `photos` are the reference photos of each concept.
+    """
     from common.clip.features import encode_pictures
 
     features = encode_pictures(clip, list(pictures)).view(len(texts), HELD_OUT_PICTURES, -1)

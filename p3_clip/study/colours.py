@@ -1,10 +1,11 @@
-"""How CLIP tells colours apart, by their distance; for runs whose class names are COLOUR SHAPE.
+"""Zero-shot accuracy by colour distance, for runs whose class names are COLOUR SHAPE.
 
     # OUT as written by p3_clip.inference and then p3_clip.evaluate
     python3 -m p3_clip.study.colours --run OUT
 
-Adds the entry "colours" to the evaluation: accuracy by the distance to the nearest other class, and
-among all colours and shapes.
+Adds the entry "colours" to OUT/evaluation.json: top-1 accuracy by the CIEDE2000 distance to the
+nearest other class, and the accuracy of a harder task, in which every CSS colour of every shape is
+a class.
 """
 
 import dataclasses
@@ -29,25 +30,25 @@ from p3_clip.evaluate import Prompts
 from p3_clip.inference import Run
 from p3_clip.model import zero_shot_classifier
 
-DISTANCES = (0.0, 5.0, 7.5, 10.0, 15.0, 1000.0)
+DISTANCES = (0.0, 5.0, 7.5, 10.0, 15.0, 1000.0)  # edges of the bins, CIEDE2000
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Classifies among all colours and shapes, by colour distance."""
+    """Measures zero-shot accuracy by colour distance, and among all colours and shapes."""
 
     run: Path
-    """Folder that p3_clip.inference wrote."""
+    """Folder written by p3_clip.inference."""
     prompts: Prompts = "single"
-    """Which prompts to report on."""
+    """Evaluate the single prompt or the ensemble."""
     cache: Path = ROOT / "outputs" / "clip_features"
-    """Folder in which image features are kept by content."""
+    """Folder of the image-feature cache, which identifies images by content."""
     result: Path | None = None
-    """The evaluation to add to; by default RUN/evaluation.json."""
+    """JSON file of p3_clip.evaluate to add to. Default: RUN/evaluation.json."""
 
 
 def main(config: Config) -> None:
-    """Measures, adds to the evaluation and prints."""
+    """Measures the accuracies, adds them to the evaluation file and prints them."""
     path = config.result or config.run / "evaluation.json"
     evaluation = read_json(path)
     found = colour_study(config, Run.load(config.run))
@@ -55,27 +56,32 @@ def main(config: Config) -> None:
     print(pd.DataFrame(found["by_distance"]).to_string(index=False))
     harder = found["open"]
     print(
-        f"among all {harder['classes']} colours and shapes: top-1 {harder['acc1']:.2%}, the shape"
-        f" {harder['kind_right']:.2%}, the shape and a colour within 5 (CIEDE2000)"
+        f"among all {harder['classes']} colours and shapes: top-1 {harder['acc1']:.2%}; correct"
+        f" shape {harder['kind_right']:.2%}; correct shape and a colour within 5 (CIEDE2000)"
         f" {harder['within_5']:.2%}"
     )
     print(pd.DataFrame(harder["by_distance"]).to_string(index=False))
 
 
 def parse_shape(name: str) -> tuple[str, str]:
-    """(colour, kind) of a class name. Raises InputError if it is not COLOUR SHAPE."""
+    """Splits a class name into (colour, kind). Raises InputError if it is not COLOUR SHAPE."""
     colour, _, kind = name.rpartition(" ")
     if colour not in CSS_COLOURS or kind not in KINDS:
         raise InputError(
-            f"the study of colours needs class names of the form COLOUR SHAPE, and {name!r} is none"
+            f"the study of colours needs class names of the form COLOUR SHAPE, not {name!r}"
         )
     return colour, kind
 
 
 def colour_study(config: Config, run: Run) -> dict[str, Any]:
-    """Accuracy by the CIEDE2000 distance to the nearest other class of the same kind, and the
-    harder task with every colour of every kind as a class, neighbours included: accuracy by
-    distance to the nearest colour, and how far off wrong colours are.
+    """Returns accuracies by colour distance, among the run's classes and among all classes.
+
+    "by_distance" is the run's top-1 accuracy by the CIEDE2000 distance from the true class to the
+    nearest other class of the same kind. "open" is the harder task in which every CSS colour of
+    every kind is a class: top-1 accuracy, fraction with the correct kind, mean CIEDE2000 between
+    the predicted and the true colour over all images, fraction with the correct kind and a colour
+    within 5, and top-1 accuracy by the distance to the nearest CSS colour. Raises InputError if
+    the run's names, settings or images are missing or of another form.
     """
     shapes = [parse_shape(name) for name in run.names]
     right = run.cosines[config.prompts].argmax(1) == run.labels
@@ -95,7 +101,7 @@ def colour_study(config: Config, run: Run) -> dict[str, Any]:
     clip, _ = load_clip(model, pretrained, device)
     files = [folder / name for name in run.files]
     if missing := [file for file in files if not file.is_file()]:
-        raise InputError(f"the image {missing[0]} of the run does not exist any more")
+        raise InputError(f"the image {missing[0]} of the run no longer exists")
     everything = [(colour, kind) for colour in NAMES for kind in KINDS]
     matrix = zero_shot_classifier(clip, [" ".join(shape) for shape in everything], templates)
     guesses = [
@@ -123,12 +129,12 @@ def colour_study(config: Config, run: Run) -> dict[str, Any]:
 
 
 def _from_root(name: str | None) -> str | None:
-    """A model or its weights as the settings show them: a name, or a path that may be relative to
-    the checkout."""
+    """Resolves a setting that is a name, or a path that may be relative to the checkout."""
     return str(ROOT / name) if name and (ROOT / name).exists() else name
 
 
 def _nearest(shape: tuple[str, str], others: Sequence[tuple[str, str]]) -> float:
+    """CIEDE2000 from a shape to the nearest other colour of its kind in `others`; inf if none."""
     colours = [
         CSS_COLOURS[colour] for colour, kind in others if kind == shape[1] and colour != shape[0]
     ]
@@ -142,10 +148,11 @@ def _nearest(shape: tuple[str, str], others: Sequence[tuple[str, str]]) -> float
 def _by_distance(
     right: Tensor, labels: Tensor, distance: Sequence[float], what: str
 ) -> list[dict[str, Any]]:
-    mine = torch.tensor(distance)[labels].clamp(max=DISTANCES[-1] - 1.0)
+    """Top-1 accuracy in each bin of DISTANCES; `distance` is per class, `right` per image."""
+    of_image = torch.tensor(distance)[labels].clamp(max=DISTANCES[-1] - 1.0)
     rows = []
     for low, high in zip(DISTANCES, DISTANCES[1:], strict=False):
-        part = right[(mine >= low) & (mine < high)]
+        part = right[(of_image >= low) & (of_image < high)]
         if len(part):
             name = f"{low:g} to {high:g}" if high < DISTANCES[-1] else f"{low:g} and more"
             rows.append(

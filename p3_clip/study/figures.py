@@ -1,10 +1,10 @@
-"""The figures of the zero-shot report, from a folder that `p3_clip.inference` wrote.
+"""Makes the figures of the zero-shot report, from a folder written by `p3_clip.inference`.
 
     python3 -m p3_clip.study.figures --run OUT --images hw2_data/clip_zeroshot/val \
         --output-dir results/figures/p3_clip
 
-Five successes and five failures as one labelled picture (examples.png), confusion.png and
-reliability.png.
+examples.png shows five correct and five wrong predictions, confusion.png the confusion matrix,
+reliability.png the reliability diagrams.
 """
 
 import dataclasses
@@ -23,25 +23,25 @@ from common.images import read_rgb, to_pil, write_png
 from p3_clip.evaluate import calibration, confusion_matrix, halves, reliability
 from p3_clip.inference import Run
 
-EACH = 5
-SIDE = 128
-COLUMN = 224
+EACH = 5  # examples in a row
+SIDE = 128  # of an example, in pixels
+COLUMN = 224  # width in pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Makes the pictures of successes and failures, of the confusions and of the calibration."""
+    """Makes the figures of a zero-shot run: examples, confusion matrix, reliability diagrams."""
 
     run: Path
-    """Folder that p3_clip.inference wrote."""
+    """Folder written by p3_clip.inference."""
     images: Path
-    """The pictures it classified."""
+    """Folder of the images that it classified."""
     output_dir: Path
-    """Folder of the figures."""
+    """Folder for the figures."""
     prompts: Literal["single", "ensemble"] = "single"
-    """Which prompts to show."""
+    """Show the single prompt or the ensemble."""
     seed: int = 0
-    """Chooses the examples."""
+    """Seed of the choice of examples."""
 
 
 def main(config: Config) -> None:
@@ -60,8 +60,11 @@ def main(config: Config) -> None:
 
 
 def examples(run: Run, images: Path, prompts: str, seed: int = 0) -> Tensor:
-    """Five successes above five failures, of different classes where possible, each with truth,
-    prediction, probability and runner-up; uint8 [3, H, W]."""
+    """Returns an image of five successes above five failures, uint8 [3, H, W].
+
+    The examples are of different classes where possible. Below each are the true class, the
+    prediction and the runner-up with their probabilities, and the name of the file.
+    """
     probabilities = run.probabilities(prompts)
     right = probabilities.argmax(1) == run.labels
     rows = {
@@ -101,7 +104,7 @@ def examples(run: Run, images: Path, prompts: str, seed: int = 0) -> Tensor:
 
 
 def _choose(labels: Tensor, keep: Tensor, seed: int) -> list[int]:
-    """Up to five indices where `keep` holds, in random order, first one of each class."""
+    """Returns up to EACH random indices where `keep` holds; each class once, then any."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
     candidates = [i for i in order if keep[i]]
     seen: set[int] = set()
@@ -110,6 +113,7 @@ def _choose(labels: Tensor, keep: Tensor, seed: int) -> list[int]:
 
 
 def _square(image: Tensor) -> Image.Image:
+    """The image fitted into a white square of SIDE pixels; a small one is enlarged."""
     picture = to_pil(image)
     small = max(picture.size) <= SIDE // 2
     picture.thumbnail((SIDE, SIDE))
@@ -131,7 +135,7 @@ def _fit(text: str, font: ImageFont.FreeTypeFont) -> str:
 
 
 def plot_confusion(run: Run, prompts: str, path: Path) -> None:
-    """The confusion matrix, rows as parts of one."""
+    """Plots the confusion matrix, each row divided by its class's number of images."""
     pyplot = _pyplot()
     matrix = confusion_matrix(run, prompts).double()
     matrix = (matrix / matrix.sum(1, keepdim=True).clamp(min=1.0)).numpy()
@@ -153,10 +157,13 @@ def plot_confusion(run: Run, prompts: str, path: Path) -> None:
 
 
 def plot_reliability(run: Run, prompts: str, path: Path) -> None:
-    """Accuracy by confidence at the model's own temperature and at one fitted to every second
-    picture."""
+    """Plots reliability diagrams at the model's logit scale and at a fitted one.
+
+    The scale is fitted to every second image; its diagram is of the others. Raises InputError if
+    the run has no images.
+    """
     if not len(run.labels):
-        raise InputError("the run has no pictures")
+        raise InputError("the run has no images")
     pyplot = _pyplot()
     cosines = run.cosines[prompts]
     numbers = calibration(cosines, run.labels, run.scale)

@@ -1,10 +1,10 @@
-"""The tables of CLIP zero-shot classification in the documents, made of results/p3_clip_*.json."""
+"""The documents' tables of CLIP zero-shot classification, made from results/p3_clip_*.json."""
 
 from common.report import Results, Tables, listing, table
 
 
 def speed(results: Results) -> str:
-    """The time of feature extraction and of whole programs."""
+    """Table of the time that feature extraction and whole programs take."""
     found = results["p3_clip_speed"]
     plain = found["seconds"]["open_clip loop"]
     rows = [

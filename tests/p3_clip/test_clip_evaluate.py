@@ -140,7 +140,7 @@ def test_colours_need_names_of_shapes(
     run.save(tmp_path / "out")
     flags = ["--run", tmp_path / "out"]
     (tmp_path / "out" / "evaluation.json").write_text("{}")
-    assert "'bicycle' is none" in refused(capsys, colours.main, colours.Config, *flags)
+    assert "not 'bicycle'" in refused(capsys, colours.main, colours.Config, *flags)
     shutil.copy(finished / "cosines.safetensors", tmp_path / "out")
     (tmp_path / "out" / "results.json").write_text("{}")
     assert "was not written by p3_clip.inference: it lacks 'settings'" in refused(
@@ -247,7 +247,7 @@ def test_the_grader_passes_and_fails(
     sentence = refused(capsys, evaluate.main, evaluate.Config, *personalised)
     assert f"{tmp_path / 'images' / 'dog' / '0'} holds 24 images; 25 are expected" in sentence
     (tmp_path / "input.json").write_text(json.dumps({"dog": {"prompt_4_clip_eval": ["A dog."]}}))
-    assert "needs src_image, a text" in refused(
+    assert "needs src_image, a string" in refused(
         capsys, evaluate.main, evaluate.Config, *personalised
     )
 

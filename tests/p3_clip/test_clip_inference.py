@@ -332,7 +332,7 @@ def test_bad_data(
     ("flags", "sentence"),
     [
         (["--template", ""], "--template: the template is empty"),
-        (["--template", "a photo"], "'a photo' must hold {} once"),
+        (["--template", "a photo"], "'a photo' must contain {} exactly once"),
         (["--ensemble", "nowhere.txt"], "the template file nowhere.txt does not exist"),
         (["--names", "nowhere.json"], "nowhere.json does not exist"),
         (["--batch-size", "0"], "--batch-size must be at least 1, not 0"),

@@ -272,15 +272,15 @@ def test_the_loss_falls(model_file: Path, tmp_path: Path) -> None:
         (["--model", "ViT-B32"], "open_clip knows no model 'ViT-B32'"),
         (
             ["--model", "resnet.json"],
-            "only CLIPs with a ViT and a causal text tower are trained here",
+            "--model must be a CLIP with a ViT and a causal text tower",
         ),
         (["--model", "torn.json"], "torn.json must hold embed_dim, vision_cfg and text_cfg"),
         (["--model", "nowhere.json"], "nowhere.json does not exist"),
-        (["--model", "wide.json"], "only square pictures are trained on here, not [32, 64]"),
+        (["--model", "wide.json"], "must take square images, but its image_size is [32, 64]"),
         (["--fill50k", "nowhere"], "the pairs of fill50k are not there"),
         (
             ["--fill50k", "nowhere", "--real-fraction", "1"],
-            "--real-fraction leaves no drawn picture in a batch",
+            "--real-fraction leaves no drawn image in a batch",
         ),
         (["--real-fraction", "1.5"], "--real-fraction must be between 0 and 1, not 1.5"),
         (["--pair-fraction", "-0.1"], "--pair-fraction must be between 0 and 1, not -0.1"),

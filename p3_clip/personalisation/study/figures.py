@@ -1,12 +1,12 @@
-"""The figures of the study of personalisation, from its pictures and results.
+"""Makes the figures of the personalisation study, from its images and results.
 
     python3 -m p3_clip.personalisation.study.figures --pictures outputs/personalisation \
         --output-dir results/figures/p3_personalisation
 
-single.png: the photos of each drawn concept, and what textual inversion and joint Custom Diffusion
-(without both, the study's last method) draw of it. place.png, beside.png and place_ring.png: two
-concepts in one picture, for each method its first successes beside its first failures, by the
-study's own judgement.
+single.png shows the photos of each drawn concept beside images of it by textual inversion and by
+joint Custom Diffusion (or, without both, by the study's last method). place.png, beside.png and
+place_ring.png show two concepts in one image: for each method, its first successes and its first
+failures, as `measure.py` judges them.
 """
 
 import dataclasses
@@ -26,21 +26,21 @@ from common.images import read_rgb, write_png
 from p3_clip.personalisation.study.measure import PAIRS
 from p3_clip.personalisation.study.sweeps import INVERSION, JOINT, JOINT_CUT_MIX, picture_paths
 
-EACH = 5
+EACH = 5  # images of each kind in a row
 WHITE = 255
 SHORT = {INVERSION: "inversion", JOINT: "Custom", JOINT_CUT_MIX: "Custom"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Makes the figures of the study of personalisation."""
+    """Makes the figures of the personalisation study."""
 
     pictures: Path = ROOT / "outputs" / "personalisation"
-    """Folder of the study's pictures."""
+    """Folder of the study's images."""
     results: Path = ROOT / "results" / "p3_personalisation.json"
-    """The study's numbers."""
+    """JSON file of the study's results."""
     output_dir: Path = ROOT / "results" / "figures" / "p3_personalisation"
-    """Folder of the figures."""
+    """Folder for the figures."""
 
 
 def main(config: Config) -> None:
@@ -62,8 +62,11 @@ def main(config: Config) -> None:
 
 
 def single_figure(folder: Path, results: dict[str, Any]) -> Tensor:
-    """A row for each drawn concept: its photos, and the first pictures of textual inversion and of
-    joint Custom Diffusion (the one with cut-mix, if there are both), or else of the last method."""
+    """Returns a figure with one row per drawn concept: its photos, and images by each method shown.
+
+    The methods shown are textual inversion and joint Custom Diffusion (with cut-mix, if both
+    results exist), or the last method if there is neither.
+    """
     methods = results["methods"]
     joint = [method for method in (JOINT, JOINT_CUT_MIX) if method in methods]
     shown = [method for method in (INVERSION, *joint[-1:]) if method in methods] or list(methods)[
@@ -91,8 +94,10 @@ def single_figure(folder: Path, results: dict[str, Any]) -> Tensor:
 
 
 def pair_figure(folder: Path, pair: str, results: dict[str, Any]) -> Tensor:
-    """A row for each method: the first pictures with both concepts in their places, and the first
-    without."""
+    """Returns a figure with one row per method: its first successes and its first failures.
+
+    A success has both concepts in their places.
+    """
     rows, labels = [], []
     for method, found in results["methods"].items():
         if pair not in found["pairs"]:
@@ -111,7 +116,7 @@ def pair_figure(folder: Path, pair: str, results: dict[str, Any]) -> Tensor:
 
 
 def _filled(pictures: Sequence[Tensor], side: int) -> list[Tensor]:
-    """EACH pictures, white ones where there are too few."""
+    """The images, with white ones appended if they are fewer than EACH."""
     blank = torch.full((3, side, side), WHITE, dtype=torch.uint8)
     return [*pictures, *[blank] * (EACH - len(pictures))]
 

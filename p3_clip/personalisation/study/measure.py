@@ -1,19 +1,20 @@
-"""What a picture shows of the drawn concepts, from its pixels: whether each is there, in its place,
-swapped or blended.
+"""Measures from pixels whether the drawn concepts are present, in place, swapped or blended.
 
-A shape counts as a ring if the background shows through a hole in it, and as angular, as a triangle
-is, if its convex hull has less area than the ellipse with the same second moments (an oval has as
-much); a colour counts as a concept's within NEAR (CIEDE2000). Two concepts are asked for in one of
-three ways:
+An object counts as a ring if the background shows through a hole in it. It counts as angular, like
+a triangle, if the area of its convex hull is below ANGULAR times that of the ellipse with the same
+second moments (for an oval the two are equal). A colour counts as a concept's within NEAR
+(CIEDE2000). Two concepts are requested in one image by three prompts, the keys of PAIRS:
 
-- PLACE, "a <new1> circle with <new2> background": wine is a colour of the circle, mauve one of the
-  background. Blended: the circle or the background has a colour between the two.
-- BESIDE, "a <new3> next to a <new1> circle": one object is angular and slate, the triangle's
-  colour, another is wine and not angular. Blended: one object has a colour between the two, or is
-  angular and wine.
-- PLACE_RING, "a <new4> with <new2> background": one object is a ring, and mauve a colour of the
-  background. Swapped: an object is mauve. Blended: the ring or the background has a colour between
-  gold, that of the photos' rings, and mauve.
+- place, "a <new1> circle with <new2> background". In place: an object is wine, and the background
+  mauve. Swapped: an object is mauve, and the background wine. Blended: an object or the background
+  has a colour between the two.
+- beside, "a <new3> next to a <new1> circle". In place: one object is angular and slate, the
+  triangle's colour, and another is wine and not angular. Swapped: one is angular and wine, and
+  another is slate and not angular. Blended: an object has a colour between the two, or is angular
+  and wine.
+- place_ring, "a <new4> with <new2> background". In place: an object is a ring, and the background
+  mauve. Swapped: an object is mauve. Blended: an object or the background has a colour between
+  mauve and gold, the colour of the rings in the photos.
 """
 
 import dataclasses
@@ -40,51 +41,56 @@ from common.metrics.segmentation import (
     separate,
 )
 
-NEAR = 10.0
-HOLLOW = 0.05  # of an object's area
-# Of the base's own pictures, 9 in 10 triangles beside a circle have 0.983 or less, 9 in 10 circles
-# 0.996 or more.
+NEAR = 10.0  # CIEDE2000 within which two colours count as equal
+HOLLOW = 0.05  # least area of a hole, as a fraction of the filled object's
+# Largest `_ellipticity` of an angular object. In images of the base model, 9 of 10 triangles beside
+# a circle have 0.983 or less, and 9 of 10 circles 0.996 or more.
 ANGULAR = 0.99
-MIN_AREA = 0.01  # of the picture
+MIN_AREA = 0.01  # least area of an object, as a fraction of the image's
 Colour = tuple[float, float, float]
+"""RGB, each in 0..255."""
 
 
 class Object(NamedTuple):
-    """One shape of a picture."""
+    """One object of an image."""
 
     colour: Colour | None
+    """Its median colour; None if it is too thin to measure."""
     hole: bool
+    """Whether the background shows through a hole in it."""
     angular: bool
+    """Whether it is angular, like a triangle."""
 
     def is_near(self, colour: Colour) -> bool:
-        """Whether it has that colour."""
+        """Whether its colour is within NEAR of `colour`."""
         return self.colour is not None and is_near(self.colour, colour)
 
 
 class Seen(NamedTuple):
-    """What a picture shows."""
+    """The objects and the background found in an image."""
 
     objects: list[Object]
     background: Colour | None
+    """Its median colour; None if there is no background."""
 
 
 class Judgement(NamedTuple):
-    """Of two concepts in one picture."""
+    """How an image shows two requested concepts; the module's docstring defines each prompt's."""
 
     first: bool
-    """The first is somewhere."""
+    """The first concept is anywhere in the image."""
     second: bool
-    """The second is somewhere."""
+    """The second concept is anywhere in the image."""
     bound: bool
-    """Each is in its place."""
+    """Each concept is in its place."""
     swapped: bool
-    """Each is in the other's."""
+    """Each concept is in the other's place."""
     blended: bool
-    """Something is a mixture of both."""
+    """Something is a mixture of both concepts."""
 
 
 def look(picture: Tensor, colours: int) -> Seen:
-    """The objects, of up to `colours` colours, and the background of a picture, uint8 [3, S, S]."""
+    """Finds the objects, of up to `colours` colours, and the background of uint8 [3, S, S]."""
     labels = segment(picture, colours)
     large = resize(picture, SIZE, "nearest")
     side = picture.shape[-1]
@@ -98,8 +104,11 @@ def look(picture: Tensor, colours: int) -> Seen:
 
 
 def colour_error(name: str, seen: Seen) -> float:
-    """CIEDE2000 between a drawn concept's colour and that of its place in a picture, 50 where
-    nothing is to be seen there."""
+    """CIEDE2000 between a drawn concept's colour and the colour found in its place.
+
+    The place is the background for mauve, else the first object; NO_OBJECT_ERROR, 50, if the image
+    shows nothing there.
+    """
     if not seen.objects:
         return NO_OBJECT_ERROR
     found = seen.background if DRAWN[name].colour == MAUVE else seen.objects[0].colour
@@ -107,7 +116,7 @@ def colour_error(name: str, seen: Seen) -> float:
 
 
 def is_present(name: str, seen: Seen) -> bool:
-    """Whether a picture shows the drawn concept in its own place."""
+    """Whether the image shows the drawn concept: mauve as the background, others as an object."""
     if name == "mauve":
         return (
             bool(seen.objects) and seen.background is not None and is_near(seen.background, MAUVE)
@@ -116,7 +125,7 @@ def is_present(name: str, seen: Seen) -> bool:
 
 
 def judge_place(seen: Seen) -> Judgement:
-    """Of wine and mauve, as object and background."""
+    """Judges an image of "place": wine as an object's colour, mauve as the background's."""
     objects, ground = _colours(seen)
     return Judgement(
         first=_shows(objects + ground, WINE),
@@ -128,7 +137,7 @@ def judge_place(seen: Seen) -> Judgement:
 
 
 def judge_beside(seen: Seen) -> Judgement:
-    """Of the triangle and a wine circle, as two objects."""
+    """Judges an image of "beside": a slate triangle and a wine circle as two objects."""
     triangle = any(_is("slate_triangle", each) for each in seen.objects)
     triangle_in_wine = any(each.angular and each.is_near(WINE) for each in seen.objects)
     circle = any(not each.angular and each.is_near(WINE) for each in seen.objects)
@@ -144,7 +153,7 @@ def judge_beside(seen: Seen) -> Judgement:
 
 
 def judge_place_ring(seen: Seen) -> Judgement:
-    """Of the ring and mauve, as object and background."""
+    """Judges an image of "place_ring": a ring as an object, mauve as the background's colour."""
     objects, ground = _colours(seen)
     ring = any(_is("ring", each) for each in seen.objects)
     return Judgement(
@@ -158,13 +167,14 @@ def judge_place_ring(seen: Seen) -> Judgement:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two concepts that are asked for in one picture."""
+    """Two concepts that are requested in one image."""
 
     names: tuple[str, str]
+    """Their keys in DRAWN."""
     prompt: str
-    """With the two concepts' placeholders as {} and {}."""
+    """The prompt, with {} and {} in the places of the two placeholders."""
     colours: int
-    """Colours of objects."""
+    """Number of object colours to look for."""
     judge: Callable[[Seen], Judgement]
 
 
@@ -176,17 +186,19 @@ PAIRS = {
 
 
 # ----------------------------------------------------------------------------
-# Parts.
+# Colours and shapes.
 
 
 def is_near(colour: Colour, other: Colour) -> bool:
-    """Whether two colours in 0..255 count as one."""
+    """Whether two colours, RGB in 0..255, differ by at most NEAR (CIEDE2000)."""
     return float(colour_difference(colour, other)) <= NEAR
 
 
 def is_between(colour: Colour, one: Colour, other: Colour) -> bool:
-    """Whether a colour is a mixture of two: near the line between them in CIELAB, in its middle
-    half."""
+    """Whether a colour is a mixture of two others, all RGB in 0..255.
+
+    It must lie within NEAR of the line between them in CIELAB, in the middle half of the line.
+    """
     at, start, end = (to_lab(rgb) for rgb in (colour, one, other))
     along = float((at - start) @ (end - start) / ((end - start) @ (end - start)))
     return (
@@ -195,7 +207,7 @@ def is_between(colour: Colour, one: Colour, other: Colour) -> bool:
 
 
 def _colours(seen: Seen) -> tuple[list[Colour], list[Colour]]:
-    """Those of the objects, and that of the background, which counts only behind an object."""
+    """Colours of the objects, and of the background, which counts only if there is an object."""
     objects = [each.colour for each in seen.objects if each.colour is not None]
     return objects, [seen.background] if seen.background is not None and seen.objects else []
 
@@ -205,6 +217,7 @@ def _shows(colours: Sequence[Colour], colour: Colour) -> bool:
 
 
 def _is(name: str, each: Object) -> bool:
+    """Whether an object shows the drawn concept `name`."""
     if name == "ring":
         return each.hole
     if name == "slate_triangle":
@@ -213,9 +226,10 @@ def _is(name: str, each: Object) -> bool:
 
 
 def _describe(picture: Tensor, part: Tensor, background: Colour | None, side: int) -> Object:
+    """Measures the object with the mask `part`, bool [SIZE, SIZE]; `side` is the model's own."""
     filled = ndimage.binary_fill_holes(part.numpy())
     area, gap = int(filled.sum()), torch.from_numpy(filled) & ~part
-    # What another object fills is no hole.
+    # A gap that another object fills is not a hole, so its colour must be the background's.
     shown = (
         median_colour(picture, inner_region(gap, side)) if int(gap.sum()) > HOLLOW * area else None
     )
@@ -226,15 +240,17 @@ def _describe(picture: Tensor, part: Tensor, background: Colour | None, side: in
 
 
 def _ellipticity(mask: NDArray[np.bool_]) -> float:
-    """The area of a mask's convex hull over that of the ellipse with the same second moments: 1 for
-    every ellipse, 0.95 for a parallelogram, 0.83 for a triangle. An affine invariant (Rosin 2003,
-    "Measuring shape: ellipticity, rectangularity, and triangularity")."""
+    """Area of a mask's convex hull divided by that of the ellipse with the same second moments.
+
+    1 for every ellipse, 0.95 for a parallelogram, 0.83 for a triangle. An affine invariant (Rosin
+    2003, "Measuring shape: ellipticity, rectangularity, and triangularity").
+    """
     (shape,) = regionprops(mask.astype(np.uint8))
     (hull,) = regionprops(shape.image_convex.astype(np.uint8))
     return float(hull.area / (np.pi / 4.0 * hull.axis_major_length * hull.axis_minor_length))
 
 
 def rates(judgements: Sequence[Judgement]) -> dict[str, float]:
-    """How often each thing is so."""
+    """Fraction of the images for which each field of `Judgement` is true."""
     values = torch.tensor(judgements, dtype=torch.float64).mean(0).tolist()
     return dict(zip(Judgement._fields, values, strict=True))

@@ -1,4 +1,4 @@
-"""The tables of learned concepts in the documents, made of results/p3_personalisation.json."""
+"""The documents' tables of learned concepts, made from results/p3_personalisation.json."""
 
 import functools
 
@@ -6,7 +6,7 @@ from common.report import Results, Tables, table
 
 
 def single(results: Results) -> str:
-    """Each concept by itself, by method."""
+    """Table of the images of single concepts, by method."""
     rows = [
         {"method": method, "concept": concept, **found}
         for method, part in results["p3_personalisation"]["methods"].items()
@@ -25,7 +25,7 @@ def single(results: Results) -> str:
 
 
 def pair(name: str, results: Results) -> str:
-    """Two concepts in one picture, by method; `name` is the pair's in the results."""
+    """Table of the images of two concepts, by method; `name` is the pair's key in the results."""
     rows = [
         {"method": method, **part["pairs"][name]}
         for method, part in results["p3_personalisation"]["methods"].items()

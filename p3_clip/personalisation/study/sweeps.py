@@ -1,13 +1,13 @@
-"""What the methods learn, in numbers from pixels: results/p3_personalisation.json.
+"""Measures what each personalisation method learned, and writes results/p3_personalisation.json.
 
     python3 -m p3_clip.personalisation.study.sweeps --inversion runs/inversion/last \
         --joint runs/joint/last --merged runs/merged
 
-Each method draws every drawn concept that it learned by itself, and two of them in one picture in
-three ways (see `measure.py`), from the same seeds; so does the untrained placeholder, a word with
-the vectors that training starts from. What is not given is left out; --inversion-cut-mix and
---joint-cut-mix name results of the same two methods that were trained on photos side by side too.
-Pictures are kept in --output-dir, so a second call goes on where the first stopped.
+Each method generates images of every drawn concept that it learned, and images of two concepts by
+three prompts (see `measure.py`), all from the same seeds. The baseline is the untrained
+placeholder, a word with the vectors that training starts from. Methods without a result are left
+out. --inversion-cut-mix and --joint-cut-mix name results that were also trained on photos side by
+side. Images are kept in --output-dir, so a second call continues where the first stopped.
 """
 
 import dataclasses
@@ -52,39 +52,39 @@ SEED = 2024
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Measures what the methods learned."""
+    """Measures what each personalisation method learned."""
 
     inversion: Path | None = None
     """Result of textual inversion."""
     inversion_cut_mix: Path | None = None
-    """The same, trained also on photos side by side (--cut-mix)."""
+    """Result of textual inversion with --cut-mix, so also on photos side by side."""
     joint: Path | None = None
-    """Result of Custom Diffusion for several concepts, trained jointly."""
+    """Result of Custom Diffusion, trained jointly on several concepts."""
     joint_cut_mix: Path | None = None
-    """The same, trained also on photos side by side (--cut-mix)."""
+    """Result of joint Custom Diffusion with --cut-mix, so also on photos side by side."""
     merged: Path | None = None
-    """Results of Custom Diffusion for single concepts, merged."""
+    """Result of p3_clip.personalisation.merge, from Custom Diffusion on single concepts."""
     base: Path = ROOT / "checkpoints" / "ldm_shapes"
-    """The small model."""
+    """Folder of the small model."""
     output_dir: Path = ROOT / "outputs" / "personalisation"
-    """Folder of the pictures."""
+    """Folder for the images."""
     result: Path = ROOT / "results" / "p3_personalisation.json"
     """JSON file to write."""
     images: int = 100
-    """Pictures for each prompt."""
+    """Images per prompt."""
     clip: str | None = None
-    """CLIP of the image and text scores: a model folder, a name of open_clip, or none; by default
-    OpenAI's ViT-B/32 if it is to be had."""
+    """CLIP of the image and text scores: a model folder, a name of open_clip, or none. Default:
+    OpenAI's ViT-B/32 if it is available."""
     steps: int = 20
-    """Steps of the solver."""
+    """Sampling steps."""
     chunk_size: int = 20
-    """Pictures in one network call."""
+    """Images per forward pass."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if present."""
 
 
 def main(config: Config) -> None:
-    """Draws, measures and writes."""
+    """Generates the images, measures them and writes the results."""
     from common.clip.loading import load_judge
 
     if config.images < 1:
@@ -97,7 +97,7 @@ def main(config: Config) -> None:
     )
     generation.check()
     device = pick_device(config.device)
-    # All are read before the first picture.
+    # All results are read first, so that a wrong path fails before any image is generated.
     tokens = {path: tokens_of(path) for path in sources(config).values() if path is not None}
     learned_by_any = [name for name in DRAWN if any(name in known for known in tokens.values())]
     clip, note = load_judge(config.clip, device=config.device)
@@ -110,13 +110,13 @@ def main(config: Config) -> None:
             else {name: f"<new{k + 1}>" for k, name in enumerate(learned_by_any)}
         )
         learned = learn(model, path, known, vectors_of(config))
-        usual = norms(learned.concepts, usual_words(model, SMALL))
+        relative_norms = norms(learned.concepts, usual_words(model, SMALL))
         personalise(model, learned)
         personalised = PersonalisedModel(
             config, model.to(device), learned.concepts, generation, method
         )
         singles = {
-            name: {**measure_single(personalised, name, token, clip), "norm": usual[token]}
+            name: {**measure_single(personalised, name, token, clip), "norm": relative_norms[token]}
             for name, token in known.items()
         }
         pairs = {
@@ -143,8 +143,10 @@ def main(config: Config) -> None:
 
 
 def sources(config: Config) -> dict[str, Path | None]:
-    """For each method, the result to load; None: vectors that training starts from. Raises
-    InputError if there is none to load."""
+    """Returns the result of each method to measure; None for the untrained placeholder.
+
+    Raises InputError if no result is given.
+    """
     results = {
         INVERSION: config.inversion,
         INVERSION_CUT_MIX: config.inversion_cut_mix,
@@ -162,10 +164,10 @@ def sources(config: Config) -> dict[str, Path | None]:
 
 
 def tokens_of(path: Path) -> dict[str, str]:
-    """The placeholder of each drawn concept that a result learned; its own words and phrases say
-    which is which.
+    """Returns the placeholder of each drawn concept that a result learned.
 
-    Raises InputError if it learned none.
+    The word and phrase in the result's config.json identify the concept. Raises InputError if it
+    learned no drawn concept.
     """
     known = {
         (entry["word"], entry["phrase"]): entry["token"]
@@ -179,8 +181,7 @@ def tokens_of(path: Path) -> dict[str, str]:
 
 
 def vectors_of(config: Config) -> int:
-    """How many vectors each concept of the first result has; the untrained placeholder gets as
-    many."""
+    """Vectors per concept of the first result, which the untrained placeholder gets too."""
     first = next(path for path in sources(config).values() if path is not None)
     return int(load_config(first, KIND).get("vectors", 1))
 
@@ -188,8 +189,10 @@ def vectors_of(config: Config) -> int:
 def learn(
     model: LatentDiffusion, path: Path | None, tokens: Mapping[str, str], vectors: int
 ) -> CustomDiffusionResult:
-    """What a result holds, or without one the words with the `vectors` vectors each that training
-    starts from."""
+    """Loads a result; without one, returns untrained concepts.
+
+    Untrained concepts have the `vectors` vectors each that training starts from.
+    """
     if path is not None:
         return load_learned([path], model)
     return CustomDiffusionResult(
@@ -205,12 +208,12 @@ def learn(
 
 
 # ----------------------------------------------------------------------------
-# Drawing and measuring.
+# Generating and measuring.
 
 
 @dataclasses.dataclass(frozen=True)
 class PersonalisedModel:
-    """A model that has learned, and where it draws."""
+    """A personalised model, and the settings by which it generates and keeps images."""
 
     config: Config
     model: LatentDiffusion
@@ -219,7 +222,7 @@ class PersonalisedModel:
     method: str
 
     def draw(self, name: str, prompt: str) -> list[Tensor]:
-        """Pictures uint8 [3, S, S] for a prompt, kept below OUT/METHOD/NAME."""
+        """Generates the images of a prompt, uint8 [3, S, S] each, kept in OUT/METHOD/NAME."""
         paths = picture_paths(self.config.output_dir, self.method, name, self.config.images)
         seeds = derive_seeds(SEED, count=self.config.images)
         words = expand(prompt, self.concepts)
@@ -231,7 +234,7 @@ class PersonalisedModel:
 
 
 def picture_paths(folder: Path, method: str, name: str, count: int) -> list[Path]:
-    """Where the pictures of a method for a single concept or a pair lie."""
+    """Returns the paths of a method's images of a single concept or a pair."""
     place = folder / method.replace(", ", "_").replace(" ", "_").lower() / name
     return [place / f"{number:03d}.png" for number in range(count)]
 
@@ -239,8 +242,12 @@ def picture_paths(folder: Path, method: str, name: str, count: int) -> list[Path
 def measure_single(
     personalised: PersonalisedModel, name: str, token: str, clip: "Clip | None"
 ) -> dict[str, Any]:
-    """One concept by itself: how often it is there, the error of its colour, its image score; and
-    the text score of a prompt that no training shows."""
+    """Measures the images of one concept.
+
+    "presence" is the fraction of images that show it, "colour_error" the mean CIEDE2000 (only of
+    concepts with a colour). With a CLIP also "image_score", against the photos, and "text_score",
+    on images of a validation prompt, both 100 times the cosine.
+    """
     drawn = DRAWN[name]
     pictures = personalised.draw(name, f"a {drawn.caption(0).format(token)}")
     seen = [look(picture, 1) for picture in pictures]
@@ -268,7 +275,7 @@ def measure_single(
 def measure_pair(
     personalised: PersonalisedModel, pair: str, tokens: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Two concepts in one picture."""
+    """Measures the images of two concepts: the rates of `Judgement`, and which images are bound."""
     asked = PAIRS[pair]
     pictures = personalised.draw(pair, asked.prompt.format(*(tokens[name] for name in asked.names)))
     judgements = [asked.judge(look(picture, asked.colours)) for picture in pictures]
@@ -281,7 +288,7 @@ def measure_pair(
 
 
 def print_method(method: str, found: Mapping[str, Any]) -> None:
-    """What a method reaches, in a few lines."""
+    """Prints the measurements of a method, one line per concept or pair."""
     print(method)
     for name, numbers in (*found["singles"].items(), *found["pairs"].items()):
         shown = {key: round(value, 3) for key, value in numbers.items() if isinstance(value, float)}

@@ -142,9 +142,9 @@ def test_the_usual_words_of_a_small_model_are_those_of_its_captions() -> None:
     ("concepts", "message"),
     [
         ([Concept("ab", torch.zeros(1, WIDTH))], "must have the form <name>"),
-        ([Concept("b</w>", torch.zeros(1, WIDTH))], "a word that the model knows already"),
-        ([Concept("b", torch.zeros(1, WIDTH))], "a word that the model knows already"),
-        ([concept(), concept()], "<new1> comes twice"),
+        ([Concept("b</w>", torch.zeros(1, WIDTH))], "a word that the model already knows"),
+        ([Concept("b", torch.zeros(1, WIDTH))], "a word that the model already knows"),
+        ([concept(), concept()], "<new1> occurs twice"),
         ([concept(width=8)], "are 8 wide, but this text encoder's are 16"),
     ],
 )

@@ -220,7 +220,7 @@ def test_stable_diffusion_without_a_trained_concept_names_the_command(
         tmp_path / "sd.safetensors",
     )
     said = refused(capsys, main, Config, *flags, "--device", "cpu")
-    assert said.startswith("no concept is trained for Stable Diffusion")
+    assert said.startswith("no learned concepts are shipped for Stable Diffusion")
     command = shlex.split(said.split("`")[1])
     assert (
         command[:2] == ["bash", "scripts/train_textual_inversion.sh"]
@@ -280,9 +280,9 @@ def changed(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("tasks", "said"),
     [
-        ([], "must map the keys of concepts to concepts"),
-        ({}, "must map the keys of concepts to concepts"),
-        ({"0": []}, "the concept '0' must map names to values"),
+        ([], "must be a JSON object that maps keys to concepts"),
+        ({}, "must be a JSON object that maps keys to concepts"),
+        ({"0": []}, "the concept '0' must be a JSON object"),
         ({"../0": TASKS["0"]}, "the concept '../0' cannot be the name of a folder"),
         *((changed(**{name: None}), f"the concept '0' needs {name}, a") for name in TASKS["0"]),
         (
@@ -290,7 +290,7 @@ def changed(**changes: Any) -> dict[str, Any]:
             "has 1 prompts, 2 texts in prompt_4_clip_eval and 2 baselines",
         ),
         (changed(prompt=[], prompt_4_clip_eval=[], baseline=[]), "has 0 prompts"),
-        (changed(prompt=["A <new1>.", 3]), "has a prompt that is no text"),
+        (changed(prompt=["A <new1>.", 3]), "has a prompt or text that is not a string"),
         (changed(baseline=[[1, 2], [1]]), "needs baselines of two numbers"),
         (changed(baseline=[[1, 2], ["1", "2"]]), "needs baselines of two numbers"),
         (changed(token_name="dog"), "the token 'dog' must have the form <name>"),
@@ -333,7 +333,7 @@ def test_files_and_flags_that_make_no_sense(
         ),
         (
             ("--concepts", world / "words", words),
-            "'red</w>' is a word that the model knows already",
+            "'red</w>' is a word that the model already knows",
         ),
         (("--concepts", tmp_path / "none.safetensors"), "does not exist"),
         (

@@ -249,7 +249,7 @@ def test_results_that_were_trained_apart_are_merged(
         capsys, merge.main, merge.Config, *foreign
     )
     twice = ("--results", runs[0], runs[0], *flags)
-    assert "<new1> comes twice" in refused(capsys, merge.main, merge.Config, *twice)
+    assert "<new1> occurs twice" in refused(capsys, merge.main, merge.Config, *twice)
 
 
 # ----------------------------------------------------------------------------
@@ -432,12 +432,12 @@ def test_training_can_start_from_learned_words(
             ("--drawn", "wine", "--tokens", "<a>", "<b>"),
             "--drawn and --tokens must name equally many",
         ),
-        (("--words", "red"), "are for --photos"),
+        (("--words", "red"), "need --photos"),
         (
             ("--tokens", "circle", "--drawn", "wine"),
-            "'circle' is a word that the model knows already",
+            "'circle' is a word that the model already knows",
         ),
-        (("--tokens", "new", "--drawn", "wine"), "'new' is a word that the model knows already"),
+        (("--tokens", "new", "--drawn", "wine"), "'new' is a word that the model already knows"),
         (("--tokens", "newword", "--drawn", "wine"), "must have the form <name>"),
         (("--drawn", "wine", "--vectors", "0"), "at least one vector, not 0"),
         (
@@ -450,7 +450,7 @@ def test_training_can_start_from_learned_words(
         ),
         (("--drawn", "wine", "--cut-mix", "-1"), "--cut-mix must be at least 0, not -1"),
         (("--drawn", "wine", "--start", ""), "the word '' to start from is empty"),
-        (("--drawn", "wine", "--held-out", "a circle"), "must hold {} once"),
+        (("--drawn", "wine", "--held-out", "a circle"), "must contain {} exactly once"),
     ],
 )
 def test_what_cannot_be_learned_is_refused_before_anything_is_written(
