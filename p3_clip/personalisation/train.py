@@ -173,7 +173,13 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         )
 
     settings = settings_of(
-        config, "photos", "base", "clip", "regular_dir", base=base, photos=photos_hash(concept_data)
+        config,
+        "photos",
+        "base",
+        "clip",
+        "class_data_dir",
+        base=base,
+        photos=photos_hash(concept_data),
     )
     fit(
         params,
