@@ -240,7 +240,7 @@ def test_guidance_acts_inside_its_interval_alone(network: ContextUNet) -> None:
     [
         ({"guidance_scale": float("nan")}, "--guidance-scale must be finite"),
         ({"guidance_scale": float("inf")}, "--guidance-scale must be finite"),
-        ({"guidance_interval": (2, 1)}, "--guidance-interval must be"),
+        ({"guidance_interval": (2, 1)}, "--guidance-interval must give"),
         ({"steps": 0}, "--steps must be between 1 and 1000, not 0"),
         ({"steps": 1001}, "--steps must be between 1 and 1000, not 1001"),
         ({"chunk_size": 0}, "--chunk-size must be at least 1"),
@@ -314,7 +314,7 @@ def test_a_third_dataset_breaks_no_checkpoint(
     monkeypatch.setattr("p1_diffusion.sampling.DATASETS", ("mnistm", "svhn", "usps"))
     network = ContextUNet.load(digit_checkpoint)
     assert torch.equal(draw(network, [("svhn", 3, 1)]), before)
-    with pytest.raises(InputError, match="was not trained on usps: it knows mnistm, svhn"):
+    with pytest.raises(InputError, match="was not trained on usps, only on mnistm, svhn"):
         draw(network, [("usps", 3, 1)])
     shapes = {name: value.shape for name, value in network.state_dict().items()}
     three = ContextUNet(dataclasses.replace(network.config, datasets=3)).state_dict()

@@ -26,7 +26,7 @@ SHARED = {field.name for field in dataclasses.fields(SamplerConfig)}
         ({"seed": -1}, "a seed must lie between"),
         ({"sampler": "ddim", "eta": NAN}, r"--eta must lie in \[0, 1\], not nan"),
         ({"sampler": "ddim", "eta": 1.5}, r"--eta must lie in \[0, 1\], not 1.5"),
-        ({"eta": 0.5}, "--eta is DDIM's: with --sampler dpmpp_2m it must be 0"),
+        ({"eta": 0.5}, "--eta applies to DDIM only: with --sampler dpmpp_2m it must be 0"),
         ({"guidance_scale": NAN}, "--guidance-scale must be finite, not nan"),
         ({"guidance_scale": -INF}, "--guidance-scale must be finite, not -inf"),
         ({"guidance_interval": (700, 150)}, "the lowest t and then the highest, not 700 and 150"),
