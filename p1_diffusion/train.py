@@ -87,8 +87,8 @@ class Config:
             {},
         ),
         "smoke": Preset(
-            "tests the installation: a tiny network for 20 steps, seconds on a CPU; its samples are"
-            " noise",
+            "tests the installation: a tiny network for 20 steps, half a minute on a CPU; expect a"
+            " held-out error of v of about 0.4",
             {
                 "model": ContextUNetConfig(
                     channels=(16, 32), blocks=(1, 1), attention=(1,), heads=2, embedding=32

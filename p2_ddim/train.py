@@ -92,8 +92,8 @@ class Config:
             },
         ),
         "smoke": Preset(
-            "tests the installation: a tiny network for 20 steps, seconds on a CPU; its samples are"
-            " noise",
+            "tests the installation: a tiny network for 20 steps, half a minute on a CPU; expect a"
+            " held-out error of v of about 0.4",
             {
                 "model": FaceUNetConfig(
                     channels=(32, 64),

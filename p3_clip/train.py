@@ -24,7 +24,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from common import cli
 from common.checkpoint import load_strict
+from common.cli import Preset
 from common.clip.loading import load_folder, save_folder
 from common.clip.model import Clip, encode_tokens
 from common.clip.weights import check_model_name
@@ -72,6 +73,21 @@ WATCHED_PER_CLASS = 10  # images of each held-out class whose accuracy is logged
 DRAWN = 64  # least side in pixels at which images are drawn, before resizing to the network's input
 
 
+TRAINING = TrainingConfig(
+    steps=2500,
+    batch_size=256,
+    lr=1e-3,
+    warmup=200,
+    weight_decay=0.05,
+    beta2=0.98,
+    ema_decay=0.998,
+    log_every=25,
+    validate_every=250,
+    preview_every=1000,
+    checkpoint_every=250,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Trains a small CLIP of coloured shapes."""
@@ -88,19 +104,23 @@ class Config:
     """Fraction of each batch that comes from fill50k, in [0, 1]; unused without --fill50k."""
     pair_fraction: float = 0.4
     """Fraction of the drawn scenes that show two shapes, in [0, 1]."""
-    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=2500,
-        batch_size=256,
-        lr=1e-3,
-        warmup=200,
-        weight_decay=0.05,
-        beta2=0.98,
-        ema_decay=0.998,
-        log_every=25,
-        validate_every=250,
-        preview_every=1000,
-        checkpoint_every=250,
-    )
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
+    PRESETS: ClassVar = {
+        "small": Preset(
+            "the defaults: one and a half hours on one CPU core; expect a top-1 accuracy of"
+            " 92 % on 50 classes that training never shows",
+            {},
+        ),
+        "smoke": Preset(
+            "tests the installation: two steps, about half a minute on a CPU;"
+            " expect 2 % of 50 held-out classes, which is chance",
+            {
+                "training": dataclasses.replace(
+                    TRAINING, steps=2, batch_size=16, warmup=1, log_every=1
+                ),
+            },
+        ),
+    }
 
 
 def main(config: Config) -> None:

@@ -16,7 +16,7 @@ folder of a transformers CLIPTextModel.
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import tyro
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common import cli
+from common.cli import Preset
 from common.colour import CSS_COLOURS, colour_difference
 from common.data.examples import describe, described_scenes
 from common.data.shapes import KINDS, Scene
@@ -41,6 +42,9 @@ Readout = tuple[Tensor, Tensor, Tensor, Tensor]
 """Scene colours, scene kinds, phrase colour and phrase region: the outputs of `Reader`."""
 
 
+TRAINING = TrainingConfig(steps=3000, batch_size=64, lr=1e-3, weight_decay=0.0, validate_every=500)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Fine-tunes the text encoder of the small latent-diffusion model on captions."""
@@ -51,9 +55,23 @@ class Config:
     """Folder of the CLIP whose text encoder is fine-tuned."""
     captions: int = 60_000
     """Number of training captions."""
-    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=3000, batch_size=64, lr=1e-3, weight_decay=0.0, validate_every=500
-    )
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
+    PRESETS: ClassVar = {
+        "small": Preset(
+            "the defaults: five minutes on two CPU cores",
+            {},
+        ),
+        "smoke": Preset(
+            "tests the installation: two steps, about half a minute on a CPU;"
+            " expect a colour error of about 40",
+            {
+                "captions": 64,
+                "training": dataclasses.replace(
+                    TRAINING, steps=2, batch_size=8, warmup=1, log_every=1
+                ),
+            },
+        ),
+    }
 
 
 class Reader(nn.Module):

@@ -11,7 +11,7 @@ in float16.
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import tyro
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from common import cli
 from common.checkpoint import state_hash
+from common.cli import Preset
 from common.data.examples import Examples, drawn_examples, real_examples
 from common.devices import make_accelerator
 from common.diffusion.process import Parameterization
@@ -59,6 +60,11 @@ PREVIEW_PROMPTS = (
 PREVIEW_COLUMNS = 4
 
 
+TRAINING = TrainingConfig(
+    steps=8000, batch_size=16, lr=4e-4, warmup=300, validate_every=1000, preview_every=1000
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Trains the U-Net of the small latent-diffusion model."""
@@ -94,9 +100,24 @@ class Config:
     of these latents contribute about equally to the loss. At 1, the weight of v prediction itself,
     pure noise contributed about five times as much as the levels at which shapes form."""
     model: UNetConfig = UNetConfig()
-    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
-        steps=8000, batch_size=16, lr=4e-4, warmup=300, validate_every=1000, preview_every=1000
-    )
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
+    PRESETS: ClassVar = {
+        "small": Preset(
+            "the defaults: about an hour on two CPU cores; the shipped weights took three such"
+            " rounds and have a mean colour error (CIEDE2000) of 3.2 on 200 prompts",
+            {},
+        ),
+        "smoke": Preset(
+            "tests the installation: two steps, about a minute on a CPU;"
+            " expect a held-out loss of about 0.4",
+            {
+                "pictures": 64,
+                "training": dataclasses.replace(
+                    TRAINING, steps=2, batch_size=4, warmup=1, log_every=1
+                ),
+            },
+        ),
+    }
 
 
 def main(config: Config) -> None:

@@ -9,6 +9,10 @@ import tyro
 
 import p1_diffusion.train
 import p2_ddim.train
+import p3_clip.train
+import p3_controlnet.base.train_autoencoder
+import p3_controlnet.base.train_text
+import p3_controlnet.base.train_unet
 import p3_controlnet.train
 from common import cli
 from common.cli import Preset
@@ -105,7 +109,11 @@ def test_a_preset_does_not_stand_in_for_what_is_required() -> None:
 TRAINERS = (
     p1_diffusion.train.Config,
     p2_ddim.train.Config,
+    p3_controlnet.base.train_autoencoder.Config,
+    p3_controlnet.base.train_text.Config,
+    p3_controlnet.base.train_unet.Config,
     p3_controlnet.train.Config,
+    p3_clip.train.Config,
     TextualInversion,
     CustomDiffusion,
 )
@@ -118,5 +126,11 @@ def test_every_trainers_presets_fit_its_settings(trainer: type) -> None:
     for name, preset in trainer.PRESETS.items():
         assert set(preset.settings) <= known and preset.what
         seen: list[object] = []
-        cli.run(seen.append, trainer, ["--preset", name, "--run-dir", "x"])
+        needed = [
+            part
+            for field in dataclasses.fields(trainer)
+            if field.default is dataclasses.MISSING  # a required flag
+            for part in (f"--{field.name.replace('_', '-')}", "x")
+        ]
+        cli.run(seen.append, trainer, ["--preset", name, *needed])
         assert all(getattr(seen[0], key) == value for key, value in preset.settings.items())
