@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 
 import tyro
 
-from common.errors import InputError
+from common.errors import InputError, Terminated
 
 Config = TypeVar("Config")
 
@@ -33,8 +33,8 @@ def run(
     `argv` None stands for the arguments of this process.
 
     Bad input (`InputError`) and failed file access (`OSError`) are printed to stderr as one
-    sentence, with exit code 2. Ctrl-C exits with 130. Any other exception is a defect of this
-    project and keeps its traceback.
+    sentence, with exit code 2. Ctrl-C exits with 130, SIGTERM with 143. Any other exception is a
+    defect of this project and keeps its traceback.
 
     `config_class` may have
 
@@ -50,6 +50,8 @@ def run(
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")
+    except Terminated:
+        raise SystemExit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
 

@@ -6,3 +6,7 @@ class InputError(Exception):
 
     Programs print the message to the user.
     """
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM was received, and what had to be saved is saved; the program exits with 143."""

@@ -156,15 +156,18 @@ def cut_metrics(path: Path, step: int) -> None:
     atomic_write(path, "".join(kept).encode())
 
 
-def tensorboard_writer(run_dir: Path) -> Any:
-    """A TensorBoard writer for the run folder.
-
-    Raises InputError if the package tensorboard is not installed.
-    """
+def check_tensorboard() -> None:
+    """Raises InputError if the package tensorboard is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        import torch.utils.tensorboard  # noqa: F401
     except ImportError:
         raise InputError(
             "--tensorboard needs the package tensorboard: pip install tensorboard"
         ) from None
+
+
+def tensorboard_writer(run_dir: Path) -> Any:
+    """A TensorBoard writer for the run folder, where the package is installed."""
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(run_dir)

@@ -22,12 +22,13 @@ from tqdm import tqdm
 
 from common.devices import make_accelerator, pick_device
 from common.ema import EMA
-from common.errors import InputError
+from common.errors import InputError, Terminated
 from common.files import make_folder
 from common.optimizers import OptimizerName, make_optimizers
 from common.run_folder import (
     RunProgress,
     append_metrics,
+    check_tensorboard,
     claim_run_folder,
     cut_metrics,
     load_state,
@@ -78,9 +79,9 @@ class TrainingConfig:
     log_every: int = 50
     """Optimiser steps between lines of metrics.jsonl."""
     validate_every: int = 1000
-    """Optimiser steps between validations."""
+    """Optimiser steps between validations; 0: none."""
     preview_every: int = 1000
-    """Optimiser steps between preview pictures."""
+    """Optimiser steps between preview pictures; 0: none."""
     checkpoint_every: int = 500
     """Optimiser steps between checkpoints."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -231,7 +232,7 @@ def fit(
             if main:
                 save_now()
                 observer.say_stopped()
-            raise KeyboardInterrupt
+            raise Terminated if interrupts.terminated else KeyboardInterrupt
     accelerator.wait_for_everyone()
 
 
@@ -298,24 +299,35 @@ def prepare_network(model: nn.Module, config: TrainingConfig) -> Callable[..., T
 
 
 def _check_config(config: TrainingConfig) -> None:
+    """Raises InputError on a number outside its range."""
     derive_seed(config.seed)
-    for name in (
-        "steps",
-        "batch_size",
-        "gradient_accumulation_steps",
-        "log_every",
-        "validate_every",
-        "preview_every",
-        "checkpoint_every",
-    ):
-        if getattr(config, name) < 1:
+    at_least = {
+        **dict.fromkeys(("steps", "batch_size", "gradient_accumulation_steps"), 1),
+        **dict.fromkeys(("log_every", "checkpoint_every"), 1),
+        **dict.fromkeys(("validate_every", "preview_every", "warmup", "lr", "weight_decay"), 0),
+    }
+    for name, bound in at_least.items():
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value >= bound):
+            raise InputError(f"{_flag(name)} must be at least {bound}, not {value}")
+    if not (math.isfinite(config.max_grad_norm) and config.max_grad_norm > 0.0):
+        raise InputError(f"--max-grad-norm must be above 0, not {config.max_grad_norm}")
+    for name in ("beta2", "ema_decay"):
+        if not 0.0 <= getattr(config, name) < 1.0:
             raise InputError(
-                f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}"
+                f"{_flag(name)} must be at least 0 and below 1, not {getattr(config, name)}"
             )
+    if config.tensorboard:
+        check_tensorboard()
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _due(step: int, every: int, steps: int) -> bool:
-    return step % every == 0 or step == steps
+    """Whether something that comes every `every` steps is due after `step`; it never is at 0."""
+    return every > 0 and (step % every == 0 or step == steps)
 
 
 def _micro_batches(config: TrainingConfig, accelerator: "Accelerator") -> list[slice]:
@@ -490,7 +502,7 @@ class _Interrupts:
     """
 
     def __init__(self) -> None:
-        self.received = False
+        self.received = self.terminated = False
         self._breaks = False
 
     def __enter__(self) -> "_Interrupts":
@@ -504,8 +516,9 @@ class _Interrupts:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _receive(self, *_: object) -> None:
+    def _receive(self, number: int, _: object) -> None:
         self.received = True
+        self.terminated = number == signal.SIGTERM
         if self._breaks:
             raise _Interrupted
 

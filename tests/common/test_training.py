@@ -21,7 +21,7 @@ from under_torchrun import LINE, line_fit
 
 from common.checkpoint import load_tensors, save_tensors
 from common.ema import EMA
-from common.errors import InputError
+from common.errors import InputError, Terminated
 from common.files import ROOT
 from common.seeds import Draws, batch_seed
 from common.training import Batch, TrainingConfig, fit, learning_rate
@@ -393,7 +393,7 @@ def test_ctrl_c_breaks_off_the_step_and_gives_the_signals_back(tmp_path: Path) -
             signal.raise_signal(signal.SIGTERM)
         return line.get_batch(step, generator)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Terminated):
         line.fit(tmp_path, get_batch=get_batch)
     assert load_tensors(tmp_path / "state.safetensors")[1]["step"] == 2  # the step was broken off
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -589,9 +589,43 @@ def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("steps", 0, "--steps must be at least 1, not 0"),
+        ("log_every", 0, "--log-every must be at least 1, not 0"),
+        ("checkpoint_every", 0, "--checkpoint-every must be at least 1, not 0"),
+        ("validate_every", -1, "--validate-every must be at least 0, not -1"),
+        ("warmup", -3, "--warmup must be at least 0, not -3"),
+        ("weight_decay", float("nan"), "--weight-decay must be at least 0, not nan"),
+        ("lr", -0.001, "--lr must be at least 0, not -0.001"),
+        ("lr", float("inf"), "--lr must be at least 0, not inf"),
+        ("max_grad_norm", 0.0, "--max-grad-norm must be above 0, not 0.0"),
+        ("beta2", 5.0, "--beta2 must be at least 0 and below 1, not 5.0"),
+        ("ema_decay", float("nan"), "--ema-decay must be at least 0 and below 1, not nan"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_written(
+    name: str, value: float, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Line().fit(tmp_path / "run", dataclasses.replace(SMALL, **{name: value}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_validations_and_previews_can_be_switched_off(tmp_path: Path) -> None:
+    line = Line()
+    config = dataclasses.replace(SMALL, validate_every=0, preview_every=0)
+    line.fit(tmp_path, config)
+    assert not (tmp_path / "samples").exists() and not (tmp_path / "best").exists()
+    assert (tmp_path / "last").exists()
+    assert "validation" not in (tmp_path / "metrics.jsonl").read_text()
+
+
 def test_tensorboard_is_asked_for_by_name_when_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(InputError, match="needs the package tensorboard"):
-        Line().fit(tmp_path, dataclasses.replace(SMALL, tensorboard=True))
+        Line().fit(tmp_path / "run", dataclasses.replace(SMALL, tensorboard=True))
+    assert not (tmp_path / "run").exists()

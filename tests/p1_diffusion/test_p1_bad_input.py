@@ -24,6 +24,7 @@ from tiny import (
 )
 
 from common import cli
+from common.errors import Terminated
 from common.files import ROOT
 from common.metrics.classifier import DigitClassifier
 from p1_diffusion import evaluate, inference, train
@@ -266,16 +267,20 @@ def test_a_full_disk_is_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path:
     assert sentence == f"{tmp_path}: No space left on device"
 
 
-def test_a_defect_keeps_its_traceback_and_ctrl_c_is_130(tmp_path: Path) -> None:
+def test_a_defect_keeps_its_traceback_ctrl_c_is_130_and_sigterm_143(tmp_path: Path) -> None:
     def defect(config: inference.Config) -> None:
         raise ZeroDivisionError
 
     def interrupt(config: inference.Config) -> None:
         raise KeyboardInterrupt
 
+    def terminate(config: inference.Config) -> None:
+        raise Terminated
+
     with pytest.raises(ZeroDivisionError):
         cli.run(defect, inference.Config, ["--output-dir", str(tmp_path)])
     assert exit_code(interrupt, inference.Config, "--output-dir", tmp_path) == 130
+    assert exit_code(terminate, inference.Config, "--output-dir", tmp_path) == 143
 
 
 # ----------------------------------------------------------------------------
