@@ -1,7 +1,9 @@
 """Reading, writing and resizing images, and conversion between uint8 and the models' ranges."""
 
 import contextlib
+import functools
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -16,7 +18,11 @@ from torch.nn import functional as F
 from common.errors import InputError
 from common.files import atomic_write
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+# Formats that Pillow does not decode by itself, but by a program beside it or not at all.
+FOREIGN_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+HIDDEN = ("thumbs.db", "desktop.ini")  # besides names that begin with a full stop
+GROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
+Ground = Literal["white", "black"]
 _UNREADABLE = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
@@ -79,9 +85,38 @@ def resize(
     return scaled if images.ndim == 4 else scaled[0]
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Image files of a folder (by SUFFIXES), sorted by name; empty if the folder does not exist."""
-    return sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in SUFFIXES)
+def image_files(folder: Path, *, report: bool = False) -> list[Path]:
+    """Image files of a folder by their suffixes, sorted by name; empty if there is no folder.
+
+    Every raster format that Pillow decodes by itself counts, in either case of its suffix. Hidden
+    files, such as macOS's `._NAME`, and folders do not. With `report`, other files are counted in a
+    warning on stderr.
+    """
+    _, suffixes = _formats()
+    files = [path for path in sorted(Path(folder).glob("*")) if not is_hidden(path)]
+    images = [path for path in files if path.suffix.lower() in suffixes]
+    left_out = [path for path in files if path not in set(images) and path.is_file()]
+    if report and left_out:
+        print(
+            f"warning: {len(left_out)} of the files in {folder} are left out, since they are no"
+            f" images by their names, such as {left_out[0].name}",
+            file=sys.stderr,
+        )
+    return images
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file browser hides the file: `.DS_Store`, `._NAME`, `Thumbs.db` and the like."""
+    return path.name.startswith(".") or path.name.lower() in HIDDEN
+
+
+@functools.cache
+def _formats() -> tuple[list[str], frozenset[str]]:
+    """Pillow's names of the formats that are read, and their suffixes in lower case."""
+    Image.init()
+    formats = [name for name in Image.OPEN if name not in FOREIGN_FORMATS]
+    known = Image.registered_extensions().items()
+    return formats, frozenset(suffix.lower() for suffix, name in known if name in formats)
 
 
 # ----------------------------------------------------------------------------
@@ -98,7 +133,7 @@ def open_image(path: Path, *, label: str = "", listed: bool = True) -> Iterator[
     PIL's. Raises InputError if the file cannot be read or decoded.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_formats()[0]) as image:
             yield image
     except _UNREADABLE as error:
         if isinstance(error, FileNotFoundError) and not listed:
@@ -108,12 +143,37 @@ def open_image(path: Path, *, label: str = "", listed: bool = True) -> Iterator[
         raise InputError(f"{label}{path} is not a readable image ({reason})") from None
 
 
-def read_rgb(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """An image file as uint8 [3, H, W].
+def viewed(image: Image.Image, ground: Ground = "white") -> Image.Image:
+    """What an image viewer shows, in mode RGB with 8 bits a channel.
+
+    The image is upright by its EXIF orientation, 16-bit values are scaled to 8 bits (Pillow's own
+    conversion cuts them off at 255), and transparent pixels show `ground`.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        largest = values.max(initial=0.0)
+        depth = (
+            1.0 if largest <= 1.0 and image.mode == "F" else 255.0 if largest <= 255.0 else 65535.0
+        )
+        if image.mode.startswith("I;16"):
+            depth = 65535.0
+        image = Image.fromarray((values / depth * 255.0).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, GROUNDS[ground]), image)
+    return image.convert("RGB")
+
+
+def read_rgb(
+    path: Path, size: tuple[int, int] | None = None, *, ground: Ground = "white"
+) -> Tensor:
+    """An image file as uint8 [3, H, W], as an image viewer shows it (`viewed`).
 
     Raises InputError if the file is missing, unreadable or not of `size` (width, height).
     """
     with open_image(path, listed=False) as image:
+        image = viewed(image, ground)
         if size is not None and image.size != size:
             raise InputError(
                 f"{path} has {image.size[0]}x{image.size[1]} pixels, but {size[0]}x{size[1]} are"
@@ -123,17 +183,16 @@ def read_rgb(path: Path, size: tuple[int, int] | None = None) -> Tensor:
 
 
 def read_photo(path: Path) -> Tensor:
-    """A photo as uint8 [3, H, W], rotated to upright by its EXIF orientation.
+    """A photo of a listed file as uint8 [3, H, W], as an image viewer shows it, on white.
 
-    `read_rgb` does not rotate, since images of a data set are used as stored. Raises InputError if
-    the file is unreadable.
+    Raises InputError, with the word photo, if the file is unreadable.
     """
     with open_image(path, label="the photo ") as image:
-        return _from_pil(ImageOps.exif_transpose(image))
+        return _from_pil(viewed(image))
 
 
 def _from_pil(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -83,7 +83,7 @@ def read_images(folder: Path) -> dict[str, Tensor]:
     """
     if not Path(folder).is_dir():
         raise InputError(f"the folder {folder} does not exist")
-    paths = image_files(folder)
+    paths = image_files(folder, report=True)
     if not paths:
         raise InputError(f"{folder} holds no image")
     images = {path.stem: read_rgb(path) for path in paths}

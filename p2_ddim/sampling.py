@@ -16,6 +16,7 @@ from common.diffusion.samplers import Callback, SamplerName, sample
 from common.diffusion.sampling import SamplerConfig, sample_in_chunks
 from common.diffusion.schedule import SPACINGS, NoiseSchedule, TimestepPairs, linear_schedule
 from common.errors import InputError
+from common.images import is_hidden
 from common.seeds import StackedRandomGenerator, derive_seed
 from p2_ddim.model import FaceNetwork
 
@@ -97,7 +98,9 @@ def read_noises(folder: Path) -> list[NamedNoise]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"the noise folder {folder} does not exist")
-    named_noises = [(path.stem, read_noise(path)) for path in sorted(folder.glob("*.pt"))]
+    named_noises = [
+        (path.stem, read_noise(path)) for path in sorted(folder.glob("*.pt")) if not is_hidden(path)
+    ]
     if not named_noises:
         raise InputError(f"{folder} holds no noise file: NAME.pt is expected")
     for name, noise in named_noises:

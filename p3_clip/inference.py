@@ -29,7 +29,7 @@ from common.clip.features import extract_features
 from common.clip.loading import ClipConfig
 from common.errors import InputError
 from common.files import ROOT, atomic_write, check_folder, make_folder, read_json, shown, write_json
-from common.images import SUFFIXES, image_files
+from common.images import image_files
 from p3_clip.model import (
     check_template,
     class_names,
@@ -199,9 +199,9 @@ def find_images(folder: Path, classes: Mapping[str, str]) -> list[tuple[Path, st
     """
     if not Path(folder).is_dir():
         raise InputError(f"the image folder {folder} does not exist")
-    files = image_files(folder)
+    files = image_files(folder, report=True)
     if not files:
-        raise InputError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
+        raise InputError(f"{folder} holds no image")
     items = []
     for file in files:
         class_id, _, image_id = file.stem.rpartition("_")

@@ -1,5 +1,6 @@
 """Control images: reading, resizing, and the seed of the image drawn from one."""
 
+import sys
 import zlib
 from pathlib import Path
 
@@ -9,18 +10,23 @@ from common.errors import InputError
 from common.images import read_rgb, resize
 from common.seeds import derive_seed
 
+FAINTEST_LINE = 32  # grey levels between an outline and its ground
+
 
 def read_hint(path: Path) -> Tensor:
-    """Reads a control image as uint8 [3, S, S]; greyscale images become RGB.
+    """Reads a control image as uint8 [3, S, S]; transparent pixels become black.
 
-    Raises InputError if the file is missing or not a square image.
+    An image of one colour, which can hold no outline, gets a warning on stderr. Raises InputError
+    if the file is missing or not a square image.
     """
-    hint = read_rgb(path)
+    hint = read_rgb(path, ground="black")
     if hint.shape[1] != hint.shape[2]:
         raise InputError(
             f"the control image {path} has {hint.shape[2]}x{hint.shape[1]} pixels,"
             " but must be square"
         )
+    if int(hint.max()) - int(hint.min()) < FAINTEST_LINE:
+        print(f"warning: the control image {path} has one colour and no outline", file=sys.stderr)
     return hint
 
 

@@ -16,7 +16,7 @@ from common.checkpoint import load_tensors, save_tensors
 from common.clip.model import Clip
 from common.errors import InputError
 from common.files import make_folder
-from common.images import open_image, to_pil
+from common.images import open_image, to_pil, viewed
 
 AHEAD = 2  # batches that are read and preprocessed while one is computed
 CHUNK = 16  # pictures per job of a thread
@@ -113,7 +113,7 @@ def _submit(
 def read_pixels(clip: Clip, file: Path) -> Tensor:
     """One preprocessed picture, float32 [3, S, S]. Raises InputError if it cannot be read."""
     with open_image(file) as image:
-        return clip.preprocess(image)
+        return clip.preprocess(viewed(image))
 
 
 @torch.no_grad()

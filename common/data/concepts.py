@@ -43,7 +43,7 @@ def read_photos(folder: Path) -> list[Tensor]:
     They are rotated to upright by their EXIF orientation. Raises InputError if there is none, or if
     one cannot be read.
     """
-    files = image_files(folder)
+    files = image_files(folder, report=True)
     if not files:
         raise InputError(
             f"the concept folder {folder} holds no photo: .jpg or .png files are expected"

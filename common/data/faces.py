@@ -44,7 +44,7 @@ def load_faces(root: Path, split: Split = "train") -> Faces:
             " (.jpg or .png) of one size there; `bash scripts/get_dataset.sh` downloads the rest"
             " of the face folder, but no photos"
         )
-    names = [path.name for path in image_files(folder)]
+    names = [path.name for path in image_files(folder, report=split == "train")]
     if split != "all":
         names = [name for name in names if is_held_out(DATASET, name) == (split == "held_out")]
     if not names:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from common.errors import InputError
 from common.files import ROOT, atomic_write, make_folder, read_json, write_json
 from common.grid import GAP, MARGIN, TEXT_SIZE, labelled_grid
 from common.images import (
+    image_files,
     open_image,
     read_note,
     read_photo,
@@ -234,14 +236,6 @@ def test_unreadable_and_wrong_size_images_are_named(tmp_path: Path) -> None:
         read_rgb(tmp_path)
 
 
-def test_a_photo_is_turned_upright_and_a_picture_of_a_data_set_is_not(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # Orientation: turn by 90 degrees
-    Image.new("RGB", (4, 5), "white").save(tmp_path / "a.jpg", exif=exif)
-    assert read_photo(tmp_path / "a.jpg").shape == (3, 4, 5)
-    assert read_rgb(tmp_path / "a.jpg").shape == (3, 5, 4)
-
-
 @pytest.mark.parametrize("listed", [True, False])
 def test_what_a_bad_file_is_called(tmp_path: Path, listed: bool) -> None:
     (tmp_path / "a.png").write_text("text")
@@ -365,3 +359,73 @@ def test_labels_that_do_not_fit_the_grid_are_refused() -> None:
         labelled_grid(colours(4), columns=2, row_labels=["a", "b", "c"])
     with pytest.raises(ValueError, match="0 row and 1 column labels"):
         labelled_grid(colours(4), columns=2, column_labels=["a"])
+
+
+# ----------------------------------------------------------------------------
+# Files as people have them.
+
+
+def test_16_bit_images_are_scaled_to_8_bits(tmp_path: Path) -> None:
+    grey = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(grey * 257).save(tmp_path / "sixteen.png")
+    Image.fromarray(grey.astype(np.uint8)).save(tmp_path / "eight.png")
+    Image.fromarray(grey.astype(np.int32) * 257).save(tmp_path / "integers.tif")
+    Image.fromarray((grey / 255.0).astype(np.float32)).save(tmp_path / "floats.tif")
+    eight = read_rgb(tmp_path / "eight.png")
+    for name in ("sixteen.png", "integers.tif", "floats.tif"):
+        assert torch.equal(read_rgb(tmp_path / name), eight)
+
+
+def test_transparent_pixels_show_the_ground(tmp_path: Path) -> None:
+    """Whatever colour is hidden below them, in every mode that has transparency."""
+    image = Image.new("RGBA", (4, 4), (9, 99, 199, 0))
+    image.putpixel((1, 1), (200, 10, 10, 255))
+    image.save(tmp_path / "rgba.png")
+    grey = Image.new("LA", (4, 4), (77, 0))
+    grey.save(tmp_path / "la.png")
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 50, 60, 70])
+    palette.save(tmp_path / "palette.png", transparency=1)
+    for name in ("rgba.png", "la.png", "palette.png"):
+        assert read_rgb(tmp_path / name)[:, 0, 0].tolist() == [255] * 3
+        assert read_rgb(tmp_path / name, ground="black")[:, 0, 0].tolist() == [0] * 3
+    assert read_rgb(tmp_path / "rgba.png")[:, 1, 1].tolist() == [200, 10, 10]
+
+
+def test_every_image_is_upright(tmp_path: Path) -> None:
+    image, exif = Image.new("RGB", (4, 2), (0, 0, 0)), Image.Exif()
+    exif[0x0112] = 6  # Orientation: turn by 90 degrees
+    for name in ("a.png", "a.jpg"):
+        image.save(tmp_path / name, exif=exif)
+        assert read_rgb(tmp_path / name).shape == read_photo(tmp_path / name).shape == (3, 4, 2)
+        assert read_rgb(tmp_path / name, (2, 4)).shape == (3, 4, 2)
+
+
+def test_a_folder_gives_every_raster_format_and_says_what_it_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = Image.new("RGB", (4, 4), (10, 200, 30))
+    names = ["A.PNG", "b.JPG", "c.jfif", "d.webp", "e.Bmp", "f.tif", "g.gif"]
+    formats = {".jfif": "JPEG", ".tif": "TIFF"}
+    for name in names:
+        suffix = Path(name).suffix.lower()
+        image.save(tmp_path / name, format=formats.get(suffix))
+        assert (read_rgb(tmp_path / name)[:, 0, 0] - torch.tensor([10, 200, 30])).abs().max() <= 4
+    for name in ("._A.PNG", ".DS_Store", "Thumbs.db", "notes.txt", "drawing.eps", "page.pdf"):
+        (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
+    (tmp_path / "folder").mkdir()
+    assert [path.name for path in image_files(tmp_path)] == names
+    assert capsys.readouterr().err == ""
+    image_files(tmp_path, report=True)
+    said = capsys.readouterr().err
+    assert f"warning: 3 of the files in {tmp_path} are left out" in said and "drawing.eps" in said
+
+
+@pytest.mark.parametrize("name", ["a.eps", "a.png"])
+def test_postscript_is_never_run(name: str, tmp_path: Path) -> None:
+    """Pillow would hand it to Ghostscript, whatever the file is called."""
+    (tmp_path / name).write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    )
+    with pytest.raises(InputError, match="is not a readable image"):
+        read_rgb(tmp_path / name)

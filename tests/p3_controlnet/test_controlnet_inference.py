@@ -21,7 +21,7 @@ from common.files import ROOT
 from common.images import read_rgb, write_png
 from common.latent.model import LatentDiffusion
 from p3_controlnet import inference, loading
-from p3_controlnet.hints import resize_hint
+from p3_controlnet.hints import read_hint, resize_hint
 from p3_controlnet.inference import Config, main
 from p3_controlnet.loading import ModelConfig, find_base, load_model
 
@@ -496,3 +496,21 @@ def test_stable_diffusion_without_a_control_is_drawn_by_the_small_model(
         used == [(path, tmp_path / "controlnet_sd14"), (path, world / "control")]
         and not capsys.readouterr().out
     )
+
+
+def test_a_control_image_without_an_outline_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """White, black, or an outline that transparency hides; what is transparent becomes black."""
+    for name, colour in (("white.png", 255), ("black.png", 0)):
+        Image.new("RGB", (16, 16), (colour,) * 3).save(tmp_path / name)
+    hidden = Image.new("RGBA", (16, 16), (255, 255, 255, 0))
+    hidden.save(tmp_path / "hidden.png")
+    for name in ("white.png", "black.png", "hidden.png"):
+        hint = read_hint(tmp_path / name)
+        assert "has one colour and no outline" in capsys.readouterr().err
+    assert int(hint.max()) == 0
+    hidden.putpixel((3, 3), (255, 255, 255, 255))
+    hidden.save(tmp_path / "hidden.png")
+    assert int(read_hint(tmp_path / "hidden.png").max()) == 255
+    assert capsys.readouterr().err == ""
