@@ -1,5 +1,7 @@
 """The training loss of a latent-diffusion model, with or without ControlNet, on cached latents."""
 
+from typing import Any
+
 from torch import Tensor
 
 from common.diffusion.guidance import drop_context
@@ -17,24 +19,25 @@ def latent_loss(
     draws: Draws,
     *,
     cond_drop_prob: float,
-    min_snr_gamma: float | None,
-    snr_offset: float,
+    **options: Any,
 ) -> Tensor:
     """The diffusion loss of a batch from `LatentCache.take`, a scalar.
 
     With probability `cond_drop_prob`, the text features of an example are replaced by `null`
-    [L, D], those of the empty prompt. The hint, if the batch has one, is always kept. The other
-    arguments are those of `common.diffusion.loss.diffusion_loss`.
+    [L, D], those of the empty prompt. The hint, if the batch has one, is always kept. `options` are
+    keyword arguments of `common.diffusion.loss.diffusion_loss`.
     """
     context = drop_context(batch["context"].float(), null.float(), cond_drop_prob, draws)
+    textless = "hint" in batch and model.controlnet.control_text == "empty"
     hint = to_hint(batch["hint"]).expand(-1, 3, -1, -1) if "hint" in batch else None
     return diffusion_loss(
         model.apply_model,
         model.schedule,
         batch["latent"].float(),
-        LatentCondition(context, hint),
+        LatentCondition(
+            context, hint, control_context=null.float().expand_as(context) if textless else None
+        ),
         draws,
         parameterization=model.parameterization,
-        min_snr_gamma=min_snr_gamma,
-        snr_offset=snr_offset,
+        **options,
     )

@@ -9,7 +9,7 @@ writes, are those of diffusers' `ControlNetModel`.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from common.checkpoint import load_strict, load_tensors, save_tensors
 from common.errors import InputError
 from common.files import make_folder, read_json, write_json
+from common.latent.control import ControlText
 from common.latent.stable_diffusion.naming import CONFIG_FILE, CONTROL_CLASS, WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ class ControlNet(nn.Module):
     channels of the hint encoder (default: Stable Diffusion's). From each entry to the next, the
     hint's height and width are divided by the matching entry of `hint_strides` (default: 2 each,
     the only value that diffusers supports). The product of the strides must be the number of pixels
-    per latent along each side, 8 for Stable Diffusion.
+    per latent along each side, 8 for Stable Diffusion. `control_text` states the text that the
+    network is trained with: "full", the picture's prompt, or "empty", the empty prompt always. A
+    ControlNet without text learns where things are and leaves to the base model what they are.
 
     The weights are randomly initialised, those of the zero convolutions with zeros. Use `from_unet`
     to start a training and `load` to read a trained network. Raises InputError if the configuration
@@ -94,8 +97,11 @@ class ControlNet(nn.Module):
         unet_config: Mapping[str, Any],
         hint_channels: Sequence[int] = SD_HINT_CHANNELS,
         hint_strides: Sequence[int] | None = None,
+        control_text: ControlText = "full",
     ) -> None:
         super().__init__()
+        if control_text not in get_args(ControlText):
+            raise InputError(f"control_text must be full or empty, not {control_text!r}")
         hint_strides = tuple(hint_strides or (2,) * (len(hint_channels) - 1))
         if len(hint_channels) < 2 or len(hint_strides) != len(hint_channels) - 1:
             raise InputError(
@@ -103,6 +109,7 @@ class ControlNet(nn.Module):
                 f" the channels are {list(hint_channels)} and the strides {list(hint_strides)}"
             )
         self.hint_channels, self.hint_strides = tuple(hint_channels), hint_strides
+        self.control_text = control_text
         self.gradient_checkpointing = False
 
         encoder = _new_encoder(unet_config)
@@ -125,13 +132,14 @@ class ControlNet(nn.Module):
         unet: "UNet2DConditionModel",
         hint_channels: Sequence[int] = SD_HINT_CHANNELS,
         hint_strides: Sequence[int] | None = None,
+        control_text: ControlText = "full",
     ) -> "ControlNet":
         """A ControlNet whose encoder is a trainable copy of the U-Net's, on the U-Net's device.
 
         See Section 3.1 of the paper.
         """
         with unet.device:
-            control = cls(unet.config, hint_channels, hint_strides)
+            control = cls(unet.config, hint_channels, hint_strides, control_text)
         for part in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
             getattr(control, part).load_state_dict(getattr(unet, part).state_dict())
         return control
@@ -188,9 +196,14 @@ class ControlNet(nn.Module):
     def config(self) -> dict[str, Any]:
         """The configuration, with the keys of a diffusers ControlNet.
 
-        The additional key `hint_strides` is present only if a stride is not 2.
+        The additional keys `hint_strides` and `control_text` are present only if a stride is not 2
+        or the text is not "full".
         """
-        own = {} if set(self.hint_strides) == {2} else {"hint_strides": list(self.hint_strides)}
+        own: dict[str, Any] = {}
+        if set(self.hint_strides) != {2}:
+            own["hint_strides"] = list(self.hint_strides)
+        if self.control_text != "full":
+            own["control_text"] = self.control_text
         return {
             "_class_name": CONTROL_CLASS,
             **{k: list(v) if isinstance(v, tuple) else v for k, v in self.encoder_config.items()},
@@ -211,7 +224,9 @@ class ControlNet(nn.Module):
             raise InputError(f"the configuration's _class_name is {name}, not {CONTROL_CLASS}")
         try:
             channels = config.get("conditioning_embedding_out_channels", SD_HINT_CHANNELS)
-            return cls(config, channels, config.get("hint_strides"))
+            return cls(
+                config, channels, config.get("hint_strides"), config.get("control_text", "full")
+            )
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"the configuration does not describe a {CONTROL_CLASS} ({error})"

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from common.colour import NAMES
 from common.data.fill50k import Part, load_fill50k
-from common.data.layouts import render_control
-from common.data.shapes import KINDS, Scene, draw_circle, draw_scene, render
+from common.data.layouts import draw_layout, render_control
+from common.data.shapes import KINDS, NUMBER_WORDS, Scene, draw_circle, draw_scene, render
 from common.images import resize
 from common.seeds import derive_seed
 
@@ -26,13 +26,23 @@ WORDINGS = (
 )
 """Caption templates, drawn uniformly; the first three are fill50k's own. The last two do not
 mention the background."""
+COUNTED_WORDINGS = (
+    "{counted} with {background} background",
+    "a photo of {counted} on a {background} background",
+    "{counted}",
+)
+"""Caption templates that count shapes of one kind and one colour: "two red circles"."""
 VOCABULARY = (
     *NAMES,
     *KINDS,
+    *(f"{kind}s" for kind in KINDS),
+    *NUMBER_WORDS.values(),
     *(wording.format(objects="next to", background="") for wording in WORDINGS),
 )
 """All words of the captions."""
-SMALLEST = 0.16  # least radius of drawn shapes, as a fraction of the side: 2.5 of 16 latents
+PAIRS = ("two", "touching", "cut")  # the layouts of two circles in two colours
+# Least radii of drawn shapes, as fractions of the side; a latent is 1/16 of it.
+SMALLEST, SMALLEST_CIRCLE = 0.14, 0.085
 FINER = 4  # control images are drawn at this multiple of the size, then area-averaged
 
 
@@ -64,33 +74,56 @@ def described_scenes(
     count: int,
     seed: int,
     *,
-    pair_fraction: float = 0.7,
+    several_fraction: float = 0.65,
+    three_fraction: float = 0.3,
+    twin_fraction: float = 0.5,
     shared_fraction: float = 0.2,
-    twin_fraction: float = 0.4,
-    circle_fraction: float = 0.15,
+    circle_fraction: float = 0.4,
 ) -> Iterator[tuple[Scene, str]]:
     """`count` scenes, each with a caption template for `describe`.
 
-    Scene k depends on (seed, k) only. The fraction `pair_fraction` shows two shapes; of these,
-    `shared_fraction` have one colour for both and `twin_fraction` are two circles. The fraction
-    `circle_fraction` of all scenes shows one circle like fill50k's, and the rest one shape of any
-    kind. Captions name pairs from left to right, as those of `common.data.layouts`: without an
-    order a model of this size could not tell which of two blobs in the noise is the red one.
+    Scene k depends on (seed, k) only. The fraction `several_fraction` shows two shapes or, in
+    `three_fraction` of these, three. In `twin_fraction` of these scenes all shapes are circles, as
+    in `circle_scene`; in `shared_fraction` all have one colour, and if they are of one kind as
+    well, every second caption counts them. Of the scenes of one shape, the fraction
+    `circle_fraction` shows a circle like fill50k's. Captions name shapes from left to right, as
+    those of `common.data.layouts`: without an order a model of this size could not tell which of
+    two blobs in the noise is the red one.
     """
     for k in range(count):
         random = np.random.default_rng(derive_seed(seed, k))
-        lot = random.random()
-        if pair_fraction <= lot < pair_fraction + circle_fraction:
-            scene = draw_circle(random)
+        several = random.random() < several_fraction
+        number = 2 + (random.random() < three_fraction) if several else 1
+        wordings = WORDINGS
+        if random.random() < (twin_fraction if several else circle_fraction):
+            scene = circle_scene(random, number)
         else:
-            pair = lot < pair_fraction
-            kinds = ("circle",) if pair and random.random() < twin_fraction else KINDS
-            scene = draw_scene(
-                random, count=1 + pair, kinds=kinds, smallest=SMALLEST, left_to_right=True
-            )
-            if lot < pair_fraction * shared_fraction:
-                scene = in_one_colour(scene)
-        yield scene, WORDINGS[random.integers(len(WORDINGS))]
+            scene = draw_scene(random, count=number, smallest=SMALLEST, left_to_right=True)
+        if several and random.random() < shared_fraction:
+            scene = in_one_colour(scene)
+            if scene.counted and random.random() < 0.5:
+                wordings = COUNTED_WORDINGS
+        yield scene, wordings[random.integers(len(wordings))]
+
+
+def circle_scene(random: np.random.Generator, number: int) -> Scene:
+    """A scene of `number` circles: one like fill50k's, or two or three small ones in any colours.
+
+    Of the latter, every third is laid out as in `common.data.layouts`: apart from each other,
+    touching, or cut by the border, in clearly different colours.
+    """
+    if number == 1:
+        return draw_circle(random)
+    if random.random() < 1 / 3:
+        return draw_layout("three" if number == 3 else random.choice(PAIRS), random)
+    return draw_scene(
+        random,
+        count=number,
+        kinds=("circle",),
+        smallest=SMALLEST_CIRCLE,
+        largest=0.28 if number == 2 else 0.2,
+        left_to_right=True,
+    )
 
 
 def drawn_examples(count: int, size: int, seed: int, **parts: float) -> Examples:
@@ -145,8 +178,11 @@ def in_one_colour(scene: Scene) -> Scene:
 
 
 def describe(scene: Scene, wording: str) -> str:
-    """The caption of a scene by a template of WORDINGS."""
-    return wording.format(objects=scene.objects, background=scene.background)
+    """The caption of a scene by a template of WORDINGS or, if it can be counted, COUNTED_WORDINGS.
+    """
+    return wording.format(
+        objects=scene.objects, counted=scene.counted, background=scene.background
+    )
 
 
 def _counted(scenes: Iterable[Any], count: int) -> Iterable[Any]:

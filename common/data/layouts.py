@@ -17,17 +17,19 @@ from numpy.random import Generator
 from torch import Tensor
 
 from common.colour import CSS_COLOURS, NAMES, colour_difference
-from common.data.shapes import OUTLINE, VISIBLE, Scene, Shape, render_mask
+from common.data.shapes import NUMBER_WORDS, OUTLINE, VISIBLE, Scene, Shape, render_mask
 from common.errors import InputError
 from common.files import atomic_write, make_folder
 from common.images import write_png
 
-LayoutKind = Literal["two", "two_shared", "three", "touching", "cut"]
+LayoutKind = Literal["two", "two_shared", "three", "touching", "cut", "one_wide", "two_wide"]
 KINDS: tuple[LayoutKind, ...] = get_args(LayoutKind)
+STREAMS = {**{kind: k for k, kind in enumerate(KINDS)}, "canvas": 5, "one_wide": 6, "two_wide": 7}
+"""Numbers in the seeds of the scenes, so that each kind has random numbers of its own."""
 LAYOUT_SEED, LAYOUT_COUNT = 2025, 10
 SIZE = 512
 GAP = 0.04  # least gap between circles, and to the border, as a fraction of the side
-NUMBERS = {"two": 2, "three": 3}
+NUMBERS = {word: number for number, word in NUMBER_WORDS.items()}
 Disc = tuple[float, float, float]  # x, y, radius, as fractions of the side
 
 
@@ -41,6 +43,7 @@ def make_layouts(
     - three: three colours
     - touching: two circles in two colours whose edges meet in one point
     - cut: two circles, the second cut by the border, with its centre inside
+    - one_wide, two_wide: one and two circles, small or large: radii of 0.09 to 0.27
 
     All colours of a scene, the background's included, differ by at least 10 in CIEDE2000 (VISIBLE).
     A scene depends only on the seed, its kind and its index.
@@ -48,16 +51,20 @@ def make_layouts(
     scenes = []
     for index in range(count):
         drawn = "two" if kind == "two_shared" else kind
-        random = np.random.default_rng([seed, KINDS.index(drawn), index])
-        places = sorted(_draw_places(drawn, random))
-        background, *colours = _draw_colours(len(places) + 1, random)
-        if kind == "two_shared":
-            colours = colours[:1] * len(places)
-        shapes = [
-            Shape("circle", colour, *place) for colour, place in zip(colours, places, strict=True)
-        ]
-        scenes.append(Scene(background, tuple(shapes)))
+        scenes.append(draw_layout(kind, np.random.default_rng([seed, STREAMS[drawn], index])))
     return tuple(scenes)
+
+
+def draw_layout(kind: LayoutKind, random: Generator) -> Scene:
+    """A random scene of a layout, see `make_layouts`."""
+    places = sorted(_draw_places("two" if kind == "two_shared" else kind, random))
+    background, *colours = _draw_colours(len(places) + 1, random)
+    if kind == "two_shared":
+        colours = colours[:1] * len(places)
+    shapes = [
+        Shape("circle", colour, *place) for colour, place in zip(colours, places, strict=True)
+    ]
+    return Scene(background, tuple(shapes))
 
 
 def make_canvas(circles: int, parts: int, seed: int = LAYOUT_SEED) -> Scene:
@@ -65,7 +72,7 @@ def make_canvas(circles: int, parts: int, seed: int = LAYOUT_SEED) -> Scene:
 
     Each circle is smaller than half a picture.
     """
-    random = np.random.default_rng([seed, len(KINDS), circles, parts])
+    random = np.random.default_rng([seed, STREAMS["canvas"], circles, parts])
     places: list[Disc] = []
     while len(places) < circles:
         radius = random.uniform(0.2, 0.4) / parts
@@ -140,13 +147,8 @@ def caption(scene: Scene, wording: Wording = "each") -> str:
         return scene.caption
     if len({shape.colour for shape in scene.shapes}) != 1:
         raise ValueError(f"the wording {wording} is for scenes of one colour")
-    colour = scene.shapes[0].colour
-    number = next((word for word, count in NUMBERS.items() if count == len(scene.shapes)), None)
-    what = (
-        f"{colour} circle"
-        if wording == "single" or number is None
-        else f"{number} {colour} circles"
-    )
+    single = f"{scene.shapes[0].colour} circle"
+    what = single if wording == "single" else scene.counted or single
     return f"{what} with {scene.background} background"
 
 
@@ -203,9 +205,10 @@ def write_layouts(folder: Path, scenes: Sequence[Scene], wording: Wording = "eac
 
 def _draw_places(kind: LayoutKind, random: Generator) -> list[Disc]:
     """Random circles of a layout, redrawn until they fit the picture and keep their gaps."""
-    count = 3 if kind == "three" else 2
+    count = {"three": 3, "one_wide": 1}.get(kind, 2)
+    low, high = (0.09, 0.27) if kind.endswith("wide") else (0.12, 0.17 if count == 3 else 0.22)
     while True:
-        radii = random.uniform(0.12, 0.17 if kind == "three" else 0.22, size=count).tolist()
+        radii = random.uniform(low, high, size=count).tolist()
         places = [(*random.uniform(r + GAP, 1.0 - r - GAP, size=2).tolist(), r) for r in radii]
         if kind == "touching":
             places[1] = _moved_to_touch(places[0], radii[1], random.uniform(0.0, 2.0 * math.pi))
@@ -222,7 +225,7 @@ def _draw_places(kind: LayoutKind, random: Generator) -> list[Disc]:
             for *centre, r in places[: 1 if kind == "cut" else None]
             for at in centre
         )
-        if whole and (kind == "touching" or min(gaps) >= GAP):
+        if whole and (kind == "touching" or min(gaps, default=GAP) >= GAP):
             return places
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from common.colour import CSS_COLOURS, NAMES, colour_difference
 
 KINDS = ("circle", "square", "triangle", "star")
+NUMBER_WORDS = {2: "two", 3: "three"}
 SUPERSAMPLING = 4
 OUTLINE = 5 / 512  # fill50k draws outlines of 5 pixels in 512
 HELD_OUT_SEED, HELD_OUT_COUNT, HELD_OUT_DISTANCE = 2024, 50, 5.0
@@ -52,6 +53,14 @@ class Scene:
     def objects(self) -> str:
         """The shapes in words: "red circle", "red circle next to lime star"."""
         return " next to ".join(f"{shape.colour} {shape.kind}" for shape in self.shapes)
+
+    @property
+    def counted(self) -> str | None:
+        """Two or three shapes of one kind and one colour in words: "two red circles"; else None."""
+        if len({(shape.colour, shape.kind) for shape in self.shapes}) != 1:
+            return None
+        number, shape = NUMBER_WORDS.get(len(self.shapes)), self.shapes[0]
+        return number and f"{number} {shape.colour} {shape.kind}s"
 
     @property
     def caption(self) -> str:
@@ -114,15 +123,18 @@ def draw_scene(
     cut_off: bool = True,
     first: tuple[str, str] | None = None,
     smallest: float = 0.1,
+    largest: float | None = None,
     left_to_right: bool = False,
 ) -> Scene:
     """A random scene of `count` shapes that do not touch; shapes and background differ in colour.
 
     No shape has a (colour, kind) of `forbidden`. With `cut_off` a single shape may cross the
     border, like half of fill50k's circles. `first` fixes the (colour, kind) of the first shape.
-    `smallest` is the least radius, as a fraction of the side. With `left_to_right` the shapes are
+    Radii are `smallest` to `largest`, as fractions of the side; by default up to 0.4 for one shape
+    and 0.24 for several. With `left_to_right` the shapes are
     ordered by their centres, which are at least CLEARLY_LEFT apart horizontally.
     """
+    largest = largest or (0.4 if count == 1 else 0.24)
     while True:
         colours = random.choice(NAMES, size=count + 1, replace=False).tolist()
         names = random.choice(sorted(kinds), size=count).tolist()
@@ -135,7 +147,7 @@ def draw_scene(
             continue
         places = []
         for _ in range(count):
-            radius = random.uniform(smallest, 0.4 if count == 1 else 0.24)
+            radius = random.uniform(smallest, largest)
             margin = 0.25 if cut_off and count == 1 else min(radius + 0.02, 0.5)
             places.append((*random.uniform(margin, 1.0 - margin, size=2), radius))
         if left_to_right:
@@ -178,10 +190,15 @@ def render(scene: Scene, size: int) -> Tensor:
 
 def render_mask(shape: Shape, size: int) -> Tensor:
     """The pixels of the shape, bool [size, size], as if nothing covered it."""
+    return render_coverage(shape, size) > 127
+
+
+def render_coverage(shape: Shape, size: int) -> Tensor:
+    """How much of each pixel the shape covers, uint8 [size, size]: 0 for nothing, 255 for all."""
     side = size * SUPERSAMPLING
     image = Image.new("L", (side, side), 0)
     _paint(ImageDraw.Draw(image), shape, side, fill=255)
-    return torch.from_numpy(np.array(image.reduce(SUPERSAMPLING))) > 127
+    return torch.from_numpy(np.array(image.reduce(SUPERSAMPLING)))
 
 
 def _paint(pen: ImageDraw.ImageDraw, shape: Shape, side: int, **style: object) -> None:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+from typing import Literal
 
 from common.diffusion.schedule import TimestepPairs
 from common.errors import InputError
+
+ControlText = Literal["full", "empty"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +21,9 @@ class ControlConfig:
     """Fraction of the sampling steps, in [0, 1], at which control begins."""
     control_end: float = 1.0
     """Fraction of the sampling steps, in [0, 1], at which control ends."""
+    control_text: ControlText | None = None
+    """Text that the ControlNet reads: the full prompt or the empty one; by default that with which
+    it was trained, which its config.json names, else full. The base model reads the full prompt."""
     guess_mode: bool = False
     """Guess mode of the ControlNet authors: control acts on the conditional half only, and is
     weaker in the outer layers."""

@@ -130,7 +130,8 @@ def _conditions(
 ) -> tuple[LatentCondition, LatentCondition]:
     """The conditions of these requests and of the empty prompt, with the same control image.
 
-    In guess mode the empty prompt has no control.
+    In guess mode the empty prompt has no control. A ControlNet that reads no text gets the empty
+    prompt in both.
     """
     context = model.encode_text([request.prompt for request in requests])
     null = model.encode_text([""]).expand_as(context)
@@ -138,7 +139,9 @@ def _conditions(
         return LatentCondition(context), LatentCondition(null)
     hint = to_hint(torch.stack([request.hint for request in requests]).to(device))
     scales = residual_scales(control, model.controlnet.num_residuals)
-    controlled = LatentCondition(context, hint, scales)
-    return controlled, LatentCondition(null) if control.guess_mode else LatentCondition(
-        null, hint, scales
-    )
+    text = control.control_text or model.controlnet.control_text
+    read = null if text == "empty" else None
+    controlled = LatentCondition(context, hint, scales, read)
+    if control.guess_mode:
+        return controlled, LatentCondition(null)
+    return controlled, LatentCondition(null, hint, scales, read)

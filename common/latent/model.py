@@ -43,6 +43,8 @@ class LatentCondition:
     control."""
     control_scales: tuple[float, ...] | None = None
     """Factor of each control residual, the middle block's last; None is 1 for each."""
+    control_context: Tensor | None = None
+    """Text features [N, L, D] that the ControlNet reads; None is `context`."""
     controlled: int | None = None
     """Number of images, from the first on, that the hint applies to; None is all. Set by `stack`.
     """
@@ -57,12 +59,22 @@ class LatentCondition:
         if other.hint is None:
             controlled = None if self.hint is None else len(self.hint)
             return dataclasses.replace(self, context=context, controlled=controlled)
-        if self.hint is None or self.control_scales != other.control_scales:
+        if (
+            self.hint is None
+            or self.control_scales != other.control_scales
+            or (self.control_context is None) != (other.control_context is None)
+        ):
             raise ValueError(
                 "if the second condition has a hint, the first needs one with the same control"
-                " scales"
+                " scales and kind of control context"
             )
-        return dataclasses.replace(self, context=context, hint=torch.cat([self.hint, other.hint]))
+        read = (self.control_context, other.control_context)
+        return dataclasses.replace(
+            self,
+            context=context,
+            hint=torch.cat([self.hint, other.hint]),
+            control_context=None if self.control_context is None else torch.cat(read),
+        )
 
     def without_control(self) -> "LatentCondition":
         """This condition without its hint."""
@@ -278,8 +290,9 @@ class LatentDiffusion(nn.Module):
             raise InputError("a control image was given, but the model has no ControlNet")
         n = len(x_t) if cond.controlled is None else cond.controlled
         dtype = next(self.controlnet.parameters()).dtype
+        context = cond.context if cond.control_context is None else cond.control_context
         residuals = self.controlnet(
-            x_t[:n].to(dtype), cond.hint.to(dtype), t[:n], cond.context[:n].to(dtype)
+            x_t[:n].to(dtype), cond.hint.to(dtype), t[:n], context[:n].to(dtype)
         )
         if cond.control_scales is not None:
             if len(cond.control_scales) != len(residuals):

@@ -1,7 +1,8 @@
 """The small latent-diffusion model, of a size that a CPU can train.
 
-Pictures are 64x64, latents 16x16 with 4 channels. The networks are of the same classes as Stable
-Diffusion's, except for the autoencoder. The text encoder is that of the project's small CLIP, tuned
+Pictures are 128x128, latents 16x16 with 8 channels: a latent spans 8x8 pixels, as Stable
+Diffusion's does. The networks are of the same classes as Stable Diffusion's, except for the
+autoencoder. The text encoder is that of the project's small CLIP, tuned
 on captions alone (`p3_controlnet.base.train_text`). The model is stored as a diffusers folder, so
 the code that loads, controls and personalises Stable Diffusion also serves this model.
 """
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderDC, UNet2DConditionModel
 
 KIND = "small_diffusion"
-SIDE = 64
+SIDE = 128
 DEFAULT_GUIDANCE_SCALE = 2.0
 LATENT_STATISTICS = ("latent_mean", "latent_std")
 PREDICTION_TYPES: dict[Parameterization, str] = {
@@ -43,13 +44,13 @@ class AutoencoderConfig:
     It folds 2x2 pixels into channels, so its highest resolution is half of the pictures' side.
     """
 
-    channels: tuple[int, ...] = (64, 128)
-    """Channels at 32x32 and 16x16."""
-    encoder_layers: tuple[int, ...] = (1, 1)
+    channels: tuple[int, ...] = (32, 64, 128)
+    """Channels at 64x64, 32x32 and 16x16."""
+    encoder_layers: tuple[int, ...] = (1, 1, 1)
     """Residual blocks of the encoder at each resolution."""
-    decoder_layers: tuple[int, ...] = (2, 1)
+    decoder_layers: tuple[int, ...] = (2, 1, 1)
     """Residual blocks of the decoder at each resolution."""
-    latent_channels: int = 4
+    latent_channels: int = 8
     """Channels of the latents."""
 
 
@@ -69,7 +70,7 @@ class UNetConfig:
 
 
 def build_autoencoder(config: AutoencoderConfig) -> "AutoencoderDC":
-    """A new autoencoder; with two resolutions the latents have a quarter of the pictures' side.
+    """A new autoencoder; with three resolutions the latents have an eighth of the pictures' side.
 
     It is the deep-compression autoencoder (Chen et al. 2024, arXiv:2410.10733), not Stable
     Diffusion's. The group normalisation of the latter takes its statistics over the whole picture,

@@ -35,7 +35,7 @@ from common.seeds import Draws, random_indices
 from common.training import Batch, TrainingConfig, fit, settings_of
 
 VALIDATION_SEED, VALIDATION_CAPTIONS = 1, 500
-REGIONS = 3  # the background, the first shape, the second
+REGIONS = 4  # the background and up to three shapes
 WHAT = ("nothing", "background", *KINDS)  # kinds of a region; "nothing": not in the caption
 WORD_WEIGHT = 0.0125  # of the cross-entropies, relative to the squared colour errors
 Readout = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -87,9 +87,9 @@ class Reader(nn.Module):
     def forward(self, states: Tensor) -> Readout:
         """The four readouts of `states` [N, L, D], at each position.
 
-        In this order: the colours [N, L, 3, 3] of the scene's three regions, RGB in [-1, 1]; the
-        logits [N, L, 3, 6] of the regions' kinds in WHAT; the colour [N, L, 3] that the phrase at
-        this position names; the logits [N, L, 3] of the region that the phrase names.
+        In this order: the colours [N, L, 4, 3] of the scene's regions, RGB in [-1, 1]; the logits
+        [N, L, 4, 6] of the regions' kinds in WHAT; the colour [N, L, 3] that the phrase at this
+        position names; the logits [N, L, 4] of the region that the phrase names.
         """
         return (
             self.scene_colours(states).unflatten(-1, (REGIONS, 3)),
@@ -114,11 +114,9 @@ def main(config: Config) -> None:
         ids = tokenizer(
             captions, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
-        nouns = tokenizer(["background", *KINDS], add_special_tokens=False).input_ids
-        return {
-            "ids": ids,
-            **targets(ids, [scene for scene, _ in pairs], [noun[-1] for noun in nouns]),
-        }
+        nouns = ["background", *KINDS, *(f"{kind}s" for kind in KINDS)]
+        tokens = [noun[-1] for noun in tokenizer(nouns, add_special_tokens=False).input_ids]
+        return {"ids": ids, **targets(ids, [scene for scene, _ in pairs], tokens)}
 
     captions = read(config.captions, config.training.seed)
     held_out = read(VALIDATION_CAPTIONS, VALIDATION_SEED + config.training.seed)
@@ -157,22 +155,27 @@ def main(config: Config) -> None:
 def targets(ids: Tensor, scenes: list[Scene], nouns: list[int]) -> Batch:
     """The targets of the readouts, for captions `ids` long [N, L] of these scenes.
 
-    `nouns` are the ids of the last token of "background" and of each of KINDS.
+    `nouns` are the ids of the last token of "background" and of each of KINDS, singular and plural.
 
-    - "colours" [N, 3, 3]: the RGB colour in [-1, 1] of each region.
-    - "kinds" long [N, 3]: the index in WHAT of each region's kind.
-    - "phrase" long [N, L]: the region that a phrase names, at the phrase's noun and at the token
-      before it, the last of the colour's name; -1 at all other positions.
+    - "colours" [N, 4, 3]: the RGB colour in [-1, 1] of each region.
+    - "kinds" long [N, 4]: the index in WHAT of each region's kind.
+    - "phrase" long [N, L]: the region that a phrase names (the first one, if it counts several), at
+      the phrase's noun and at the token before it, the last of the colour's name; -1 at all other
+      positions.
     """
     colours = torch.zeros(len(scenes), REGIONS, 3)
     kinds = torch.zeros(len(scenes), REGIONS, dtype=torch.long)
     phrase = torch.full_like(ids, -1)
     for k, (scene, row) in enumerate(zip(scenes, ids.tolist(), strict=True)):
-        shapes = [place for place, token in enumerate(row) if token in nouns[1:]]
-        ends = {region: place for region, place in enumerate(shapes, 1)}
+        ends = [place for place, token in enumerate(row) if token in nouns[1:]]
+        # A phrase that counts shapes is the only one; it names them all.
+        regions = [
+            (region, ends[min(region, len(ends)) - 1])
+            for region in range(len(scene.shapes), 0, -1)
+        ]
         if nouns[0] in row:
-            ends[0] = row.index(nouns[0])
-        for region, place in ends.items():
+            regions.append((0, row.index(nouns[0])))
+        for region, place in regions:
             colour = scene.shapes[region - 1].colour if region else scene.background
             colours[k, region] = torch.tensor(CSS_COLOURS[colour]) / 127.5 - 1.0
             kinds[k, region] = (

@@ -11,7 +11,7 @@ in float16.
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import tyro
@@ -22,6 +22,7 @@ from common.checkpoint import state_hash
 from common.cli import Preset
 from common.data.examples import Examples, drawn_examples, real_examples
 from common.devices import make_accelerator
+from common.diffusion.loss import LossWeight, LossWeighting, TimestepDistribution
 from common.diffusion.process import Parameterization
 from common.diffusion.schedule import make_schedule
 from common.errors import InputError
@@ -61,7 +62,14 @@ PREVIEW_COLUMNS = 4
 
 
 TRAINING = TrainingConfig(
-    steps=8000, batch_size=16, lr=4e-4, warmup=300, validate_every=1000, preview_every=1000
+    steps=16_000,
+    batch_size=64,
+    optimizer="muon",
+    lr=5e-3,
+    lr_schedule="constant",
+    ema_decay=0.9995,
+    validate_every=1000,
+    preview_every=1000,
 )
 
 
@@ -93,12 +101,12 @@ class Config:
     channelwise: bool = True
     """Normalise each channel of the latents by its own mean and standard deviation, instead of
     dividing all channels by one number as Stable Diffusion does."""
-    min_snr_gamma: float | None = 5.0
-    """Gamma of the loss weight min(SNR + snr_offset, gamma) on the x0 error; None for no weight."""
-    snr_offset: float = 0.1
-    """Offset in that weight; 0 is min-SNR as published (arXiv:2303.09556). At 0.1 all noise levels
-    of these latents contribute about equally to the loss. At 1, the weight of v prediction itself,
-    pure noise contributed about five times as much as the levels at which shapes form."""
+    loss_weight: LossWeight = "learned"
+    """Loss weight of the noise levels. learned: by a learned log-variance; min_snr: min(SNR + 1, 5)
+    on the x0 error (min(SNR, 5) with eps prediction); none: the plain error of the U-Net's output.
+    """
+    timesteps: TimestepDistribution = "logit_normal"
+    """Distribution of the timesteps t in training."""
     model: UNetConfig = UNetConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {
@@ -124,16 +132,19 @@ def main(config: Config) -> None:
     """Trains from the start, or resumes the run in `config.run_dir`."""
     if config.pictures < 1:
         raise InputError(f"--pictures must be at least 1, not {config.pictures}")
-    if config.parameterization == "eps" and (config.zero_terminal or config.snr_offset):
+    if config.parameterization == "eps" and config.zero_terminal:
         raise InputError(
-            "eps prediction needs --no-zero-terminal and --snr-offset 0: at SNR 0, in pure noise,"
-            " x0 cannot be computed from eps"
+            "eps prediction needs --no-zero-terminal: at SNR 0, in pure noise, x0 cannot be"
+            " computed from eps"
         )
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
     torch.manual_seed(config.training.seed)
     model = new_model(config).to(accelerator.device)
     model.choose_attention(config.training.mixed_precision)
     network = model.unet.requires_grad_(True).train()
+    weighting = LossWeighting(config.loss_weight, config.parameterization, config.timesteps).to(
+        accelerator.device
+    )
     frozen = state_hash(torch.nn.ModuleList([model.autoencoder, model.text_encoder]))
 
     def examples() -> Examples:
@@ -161,12 +172,16 @@ def main(config: Config) -> None:
     def get_batch(step: int, generator: torch.Generator) -> Batch:
         return cache.take(random_indices(len(cache), config.training.batch_size, generator))
 
-    def loss_of(batch: Batch, draws: Draws, cond_drop_prob: float) -> Tensor:
-        weight = {"min_snr_gamma": config.min_snr_gamma, "snr_offset": config.snr_offset}
-        return latent_loss(model, batch, cache.null, draws, cond_drop_prob=cond_drop_prob, **weight)
+    def loss_of(batch: Batch, draws: Draws, cond_drop_prob: float, **options: Any) -> Tensor:
+        return latent_loss(
+            model, batch, cache.null, draws, cond_drop_prob=cond_drop_prob, **options
+        )
 
     def validate() -> dict[str, float]:
-        """Mean loss on held-out drawn images, with the same t and noise always, captions kept."""
+        """Unweighted error of the U-Net's output on held-out drawn images, captions kept.
+
+        The images, t and their noise are the same each time.
+        """
         images = held_out.take(torch.arange(len(held_out)))
         return {
             "loss": held_out_loss(network, lambda batch, draws: loss_of(batch, draws, 0.0), images)
@@ -190,8 +205,11 @@ def main(config: Config) -> None:
         )
 
     fit(
-        dict(network.named_parameters()),
-        lambda batch, draws: loss_of(batch, draws, config.cond_drop_prob),
+        {
+            **dict(network.named_parameters()),
+            **{f"weighting.{name}": p for name, p in weighting.named_parameters()},
+        },
+        lambda batch, draws: loss_of(batch, draws, config.cond_drop_prob, **weighting.options),
         get_batch,
         config.training,
         config.run_dir,

@@ -6,6 +6,7 @@ from common.data.layouts import parse_caption
 
 IOU_BAR = 0.9  # least IoU of each circle
 COLOUR_BAR = 8.0  # highest colour error (CIEDE2000) of each circle and of the background
+OWN_COLOUR = 10.0  # highest CIEDE2000 at which a shape has its own colour and not another's
 
 
 def failures(line: dict[str, Any]) -> list[str]:

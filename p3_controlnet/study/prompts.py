@@ -1,7 +1,7 @@
-"""Study of the base model: colour errors of images drawn from prompts, without ControlNet."""
+"""Study of the base model: shapes and colours of images from prompts, without ControlNet."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -22,8 +22,10 @@ from common.metrics.segmentation import (
     segment,
     separate,
 )
+from common.metrics.shapes import recognise
 from common.seeds import derive_seeds
 from p3_controlnet.evaluate import assign_colours
+from p3_controlnet.study.failures import OWN_COLOUR
 
 PROMPT_SEED, PROMPT_COUNT = 2025, 200
 SMALLEST_OBJECT = 0.005  # fraction of the image; a star of the smallest radius covers twice that
@@ -59,17 +61,19 @@ def _prompt_scene(random: np.random.Generator, colour: str, shapes: int) -> Scen
 def measure_base(
     model: LatentDiffusion, scenes: Sequence[Scene], generation: GenerationConfig
 ) -> dict[str, Any]:
-    """Draws the scenes' captions and measures the colours, see `measure_colours`.
+    """Draws the scenes' captions and measures the images, see `measure_scene`.
 
     Returns means over all regions (objects and backgrounds), means over objects and over
     backgrounds, counts of missing objects and of images without any, the seconds of drawing, and
-    the five worst images.
+    the five worst images. "shape_right" is the fraction of the prompts with one shape whose image
+    shows that shape; "bound" is the fraction of the prompts with several shapes whose image shows
+    each of them in its own colour, within OWN_COLOUR; both are None without such prompts.
     """
     started = time.monotonic()
     pictures = draw_prompts(model, [scene.caption for scene in scenes], generation)
     seconds = time.monotonic() - started
     lines = [
-        measure_colours(picture, scene, model.side)
+        measure_scene(picture, scene, model.side)
         for picture, scene in zip(pictures, scenes, strict=True)
     ]
     parts = {
@@ -97,6 +101,14 @@ def measure_base(
             all(region["nearest"] is None for region in line["objects"]) for line in lines
         ),
         "missing_objects": sum(region["nearest"] is None for region in parts["objects"]),
+        "shape_right": _mean(
+            line["objects"][0]["shape_right"] for line in lines if len(line["objects"]) == 1
+        ),
+        "bound": _mean(
+            all(each["shape_right"] and each["error"] <= OWN_COLOUR for each in line["objects"])
+            for line in lines
+            if len(line["objects"]) > 1
+        ),
         "seconds": seconds,
         "worst": worst[:5],
     }
@@ -114,15 +126,18 @@ def draw_prompts(
     return torch.cat([pictures for _, pictures in draw(model, jobs, generation, SIZE)])
 
 
-def measure_colours(picture: Tensor, scene: Scene, resolution: int) -> dict[str, Any]:
-    """Compares the colours in one image uint8 [3, 512, 512] with those that its caption names.
+def measure_scene(picture: Tensor, scene: Scene, resolution: int) -> dict[str, Any]:
+    """Compares the shapes and colours in one image uint8 [3, 512, 512] with those of its caption.
 
     The colour of an object or of the background is the median over its pixels at least 4 pixels of
     the model's resolution inside its edge. The objects are found from the image alone
     (`common.metrics.segmentation.segment`) and assigned to the named colours so that the errors are
-    lowest. A missing object has the error 50; in an image without any, so has the background.
+    lowest. Each is then compared with the shape of the assigned colour ("drawn" is the kind that
+    fits best, "fit" its IoU, see `common.metrics.shapes`). A missing object has the error 50; in an
+    image without any, so has the background.
     """
     names = [shape.colour for shape in scene.shapes]
+    kinds = {shape.colour: shape.kind for shape in scene.shapes}
     labels = segment(picture, len(set(names)))
     found = [
         part
@@ -131,13 +146,31 @@ def measure_colours(picture: Tensor, scene: Scene, resolution: int) -> dict[str,
         for part in separate(labels == label, SMALLEST_OBJECT)
     ]
     found = sorted(found, key=lambda part: -int(part.sum()))[: len(names)]
-    measured = [median_colour(picture, inner_region(part, resolution)) for part in found]
-    objects = assign_colours(measured + [None] * (len(names) - len(found)), names)
+    absent = [None] * (len(names) - len(found))
+    measured = [median_colour(picture, inner_region(part, resolution)) for part in found] + absent
+    fits = [recognise(part) for part in found] + absent
+    objects = []
+    for (name, score), fit in zip(assign_colours(measured, names), fits, strict=True):
+        objects.append(
+            {
+                "asked": name,
+                "shape": kinds[name],
+                "drawn": fit and fit.kind,
+                "fit": fit.iou if fit else 0.0,
+                "shape_right": fit is not None and fit.shows(kinds[name]),
+                **score._asdict(),
+            }
+        )
     ground = median_colour(picture, inner_region(labels == 0, resolution)) if found else None
     return {
         "prompt": scene.caption,
-        "objects": [{"asked": name, **score._asdict()} for name, score in objects],
+        "objects": objects,
         "background": [
             {"asked": scene.background, **judge_colour(ground, scene.background)._asdict()}
         ],
     }
+
+
+def _mean(values: Iterable[bool]) -> float | None:
+    values = list(values)
+    return fmean(values) if values else None

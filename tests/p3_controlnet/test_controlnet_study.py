@@ -23,7 +23,7 @@ from p3_controlnet.loading import ModelConfig, load_model
 from p3_controlnet.study import canvas, prompts
 from p3_controlnet.study import sweeps as study
 from p3_controlnet.study.failures import failures
-from p3_controlnet.study.prompts import measure_colours, prompt_scenes
+from p3_controlnet.study.prompts import measure_scene, prompt_scenes
 from p3_controlnet.study.sweeps import main
 from p3_controlnet.study.tasks import draw_tasks, layout_tasks, measure_tasks, real_tasks
 
@@ -105,19 +105,20 @@ def shown(scene: Scene) -> Tensor:
     "scene", [PAIR, Scene("gold", (Shape("triangle", "navy", 0.5, 0.4, 0.3),)), *prompt_scenes(3)]
 )
 def test_the_right_picture_has_the_right_colours(scene: Scene) -> None:
-    line = measure_colours(shown(scene), scene, 64)
+    line = measure_scene(shown(scene), scene, 64)
     regions = line["objects"] + line["background"]
     assert {region["asked"] for region in line["objects"]} == {
         shape.colour for shape in scene.shapes
     }
     assert all(region["nearest"] == region["asked"] for region in regions)
     assert all(region["error"] < 0.5 and region["right"] for region in regions)
+    assert all(each["shape_right"] for each in line["objects"])
 
 
 def test_wrong_colours_and_missing_objects_show() -> None:
-    flat = measure_colours(shown(Scene("teal", ())), PAIR, 64)
+    flat = measure_scene(shown(Scene("teal", ())), PAIR, 64)
     assert [region["error"] for region in flat["objects"] + flat["background"]] == [50.0] * 3
-    lone = measure_colours(shown(Scene("teal", PAIR.shapes[1:])), PAIR, 64)
+    lone = measure_scene(shown(Scene("teal", PAIR.shapes[1:])), PAIR, 64)
     assert {region["asked"]: region["error"] == 50.0 for region in lone["objects"]} == {
         "peru": True,
         "old lace": False,
@@ -125,7 +126,7 @@ def test_wrong_colours_and_missing_objects_show() -> None:
     assert (
         sum(region["right"] for region in lone["objects"]) == 1 and lone["background"][0]["right"]
     )
-    other = measure_colours(shown(Scene("navy", PAIR.shapes)), PAIR, 64)
+    other = measure_scene(shown(Scene("navy", PAIR.shapes)), PAIR, 64)
     assert other["background"][0]["nearest"] == "navy" and other["background"][0]["error"] > 20.0
     assert all(region["right"] for region in other["objects"])
 
