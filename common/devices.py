@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["fp32", "fp16", "bf16"]
+DTYPES = {
+    "fp32": torch.float32,
+    "no": torch.float32,  # of --mixed-precision
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 
 
 class Process(NamedTuple):
@@ -62,6 +69,14 @@ def has_room(device: torch.device, tensors: Iterable[Tensor]) -> bool:
     if device.type != "cuda":
         return True
     return sum(tensor.nbytes for tensor in tensors) <= torch.cuda.mem_get_info(device)[0] / 4
+
+
+def gpu_memory() -> float:
+    """Memory of this process's CUDA device in GiB; 0 if there is none."""
+    if not torch.cuda.is_available():
+        return 0.0
+    device = this_process().local_rank or 0
+    return torch.cuda.get_device_properties(device).total_memory / 2**30
 
 
 def make_accelerator(device: DeviceName, mixed_precision: str = "no") -> "Accelerator":

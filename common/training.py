@@ -281,7 +281,7 @@ def settings_of(config: Any, *left_out: str, **more: Any) -> dict[str, Any]:
     """A trainer's own settings for `fit`: the fields of its dataclass `config`, and `more`.
 
     The fields `training`, `run_dir` and `left_out` are omitted; `left_out` are paths of data, which
-    may move.
+    may move, and what does not change the trained weights.
     """
     values = dataclasses.asdict(config)
     return {
