@@ -58,7 +58,7 @@ class AutoencoderConfig:
 class UNetConfig:
     """Sizes of the U-Net."""
 
-    channels: tuple[int, ...] = (64, 128, 192)
+    channels: tuple[int, ...] = (64, 128, 128)
     """Channels at 16x16, 8x8 and 4x4."""
     layers: int = 1
     """Residual blocks per resolution, each with self- and cross-attention; the decoder has one

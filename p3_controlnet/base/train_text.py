@@ -170,8 +170,7 @@ def targets(ids: Tensor, scenes: list[Scene], nouns: list[int]) -> Batch:
         ends = [place for place, token in enumerate(row) if token in nouns[1:]]
         # A phrase that counts shapes is the only one; it names them all.
         regions = [
-            (region, ends[min(region, len(ends)) - 1])
-            for region in range(len(scene.shapes), 0, -1)
+            (region, ends[min(region, len(ends)) - 1]) for region in range(len(scene.shapes), 0, -1)
         ]
         if nouns[0] in row:
             regions.append((0, row.index(nouns[0])))
