@@ -180,6 +180,9 @@ class _Steps:
         self.optimizers = [accelerator.prepare(optimizer) for optimizer, _ in made]
         self.ema = EMA(self.params, training.ema_decay, training.ema)
         self.micro_batches = micro_batches_of(training, accelerator)
+        self.weighting = LossWeighting(
+            config.loss_weight, model.parameterization, config.timesteps
+        ).to(accelerator.device)
 
     def gradients(self) -> float:
         """Adds the gradients of the batch; returns its loss."""
@@ -187,7 +190,6 @@ class _Steps:
         draws = BatchDraws(
             noise_seed(training.seed, self.count), training.batch_size, self.null.device
         )
-        plain = self.model.parameterization == "eps"
         total = 0.0
         for part in self.micro_batches:
             with self.accelerator.autocast():
@@ -197,8 +199,7 @@ class _Steps:
                     self.null,
                     draws.part(part),
                     cond_drop_prob=self.config.cond_drop_prob,
-                    min_snr_gamma=None if plain else self.config.min_snr_gamma,
-                    snr_offset=0.0 if plain else self.config.snr_offset,
+                    **self.weighting.options,
                 )
             if loss.requires_grad:  # else all parameters lack a gradient, which is reported
                 self.accelerator.backward(loss / len(self.micro_batches))

@@ -51,6 +51,7 @@ from p3_controlnet.model import SD_HINT_CHANNELS, ControlNet
 
 VALIDATION_SEED = 1
 PREVIEW_EXAMPLES = 12  # at most
+HINT_CHANNELS = (8, 16, 32, 64)  # of small models
 DRAWN_PAIRS = 20_000  # by default, for the small model
 CONVERGED = 0.5  # validation IoU that counts as sudden convergence
 TRAINING = TrainingConfig(
@@ -115,9 +116,9 @@ class Config:
     """Text that the ControlNet reads: the full prompt, as in the paper, or the empty one. Without
     text it learns where things are and leaves their colours to the base model, which reads the full
     prompt in either case."""
-    hint_channels: tuple[int, ...] = (8, 16, 32, 64)
+    hint_channels: tuple[int, ...] | None = None
     """Channels of the hint encoder. From each entry to the next, the hint's sides are halved.
-    Stable Diffusion's own are 16 32 96 256."""
+    Stable Diffusion's own are 16 32 96 256; None is 8 16 32 64, as many as the base needs."""
     cond_drop_prob: float = 0.3
     """Probability that a caption is replaced by the empty prompt, so that ControlNet learns to use
     the hint without text (Section 3.3 of the paper)."""
@@ -327,10 +328,11 @@ def new_control(config: Config, model: LatentDiffusion) -> ControlNet:
     Raises InputError if its hint encoder does not bring a hint to the size of the base's latents.
     """
     unet, start = model.unet, config.init_from
+    channels = config.hint_channels or HINT_CHANNELS[: model.downscale.bit_length()]
     control = (
         load_controlnet(start, unet)
         if start
-        else ControlNet.from_unet(unet, config.hint_channels, control_text=config.control_text)
+        else ControlNet.from_unet(unet, channels, control_text=config.control_text)
     )
     if control.downscale != model.downscale:
         raise InputError(

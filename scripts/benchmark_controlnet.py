@@ -348,8 +348,7 @@ def own_step(
         if recipe.channels_last:
             batch["latent"] = batch["latent"].contiguous(memory_format=torch.channels_last)
         null = torch.zeros_like(batch["context"][0])
-        weight = {"min_snr_gamma": None, "snr_offset": 0.0}
-        latent_loss(model, batch, null, generators, cond_drop_prob=0.3, **weight).backward()
+        latent_loss(model, batch, null, generators, cond_drop_prob=0.3).backward()
         nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

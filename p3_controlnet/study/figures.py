@@ -36,7 +36,6 @@ from common.grid import labelled_grid
 from common.images import resize, write_png
 from common.latent.generate import ControlledGenerationConfig
 from common.latent.model import LatentDiffusion
-from common.latent.small import SIDE
 from common.metrics.segmentation import NO_OBJECT_ERROR
 from p3_controlnet.evaluate import read_output
 from p3_controlnet.hints import resize_hint
@@ -80,9 +79,9 @@ class Config:
     images: Path | None = None
     """Folder of images that `p3_controlnet.inference` drew for these pairs; by default the pairs
     are drawn here."""
-    resolution: int = SIDE
-    """Side, in pixels, of the images that the model draws before they are enlarged to 512; it
-    decides where the figure of failures measures colours (see `p3_controlnet.evaluate`)."""
+    resolution: int | None = None
+    """Side, in pixels, of the images before they were enlarged to 512; it decides where the figure
+    of failures measures colours (see `p3_controlnet.evaluate`). By default that of the model."""
     rows: int = FIRST
     """Number of pairs in the figure of circles."""
     only: tuple[Figure, ...] = FIGURES
@@ -181,7 +180,8 @@ def circles(inputs: FigureInputs) -> Tensor:
 
 def failures_figure(inputs: FigureInputs) -> Tensor:
     """The images with the highest `badness` and below them those with the lowest, with verdicts."""
-    lines = measure_tasks(inputs.tasks, inputs.pictures, inputs.config.resolution)
+    resolution = inputs.config.resolution or inputs.model.side
+    lines = measure_tasks(inputs.tasks, inputs.pictures, resolution)
     order = sorted(range(len(lines)), key=lambda k: badness(lines[k]))
     shown = max(1, min(WORST, len(order) // 2))
     chosen = [*reversed(order[-shown:]), *order[:shown]]

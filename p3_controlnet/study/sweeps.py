@@ -36,6 +36,7 @@ from common.diffusion.schedule import SPACINGS
 from common.errors import InputError
 from common.files import ROOT, shown, write_json
 from common.images import resize, to_model_range, to_uint8
+from common.latent.control import ControlText
 from common.latent.generate import ControlledGenerationConfig, with_default_guidance
 from common.latent.load import load_base
 from common.latent.model import LatentDiffusion
@@ -45,7 +46,7 @@ from common.study import measured_rows
 from p3_controlnet.evaluate import means
 from p3_controlnet.loading import SHIPPED_BASE, SHIPPED_CONTROL, ModelConfig, load_model
 from p3_controlnet.study.canvas import CANVAS_SEEDS, measure_canvas
-from p3_controlnet.study.failures import failures
+from p3_controlnet.study.failures import OWN_COLOUR, failures
 from p3_controlnet.study.prompts import PROMPT_COUNT, measure_base, prompt_scenes
 from p3_controlnet.study.tasks import Task, draw_tasks, layout_tasks, measure_tasks, real_tasks
 
@@ -76,6 +77,8 @@ SETS: tuple[tuple[LayoutKind, Wording], ...] = (
     ("three", "each"),
     ("touching", "each"),
     ("cut", "each"),
+    ("one_wide", "each"),
+    ("two_wide", "each"),
 )
 SEEDS = (0, 1)
 STRIDES = (0.5, 1.0, None)  # as fractions of a patch's side; None draws the whole canvas at once
@@ -102,6 +105,8 @@ class Config:
     """Measure only the default sampling, in the studies base and circles."""
     steps: int = ControlledGenerationConfig().steps
     """Number of solver steps, except where the study varies it."""
+    control_text: ControlText | None = None
+    """Text that the ControlNet reads; by default that with which it was trained."""
     device: DeviceName = "auto"
     """Device to compute on; auto is CUDA if present, else MPS, else the CPU."""
 
@@ -110,7 +115,7 @@ def main(config: Config) -> None:
     """Runs the study and writes its result file, keeping the rows that are already there."""
     if config.count is not None and config.count < 1:
         raise InputError(f"--count must be at least 1, not {config.count}")
-    default = ControlledGenerationConfig(steps=config.steps)
+    default = ControlledGenerationConfig(steps=config.steps, control_text=config.control_text)
     default.check()
     if config.study in ("autoencoder", "circles") and config.fill50k is None:
         raise InputError(
@@ -174,7 +179,9 @@ def two_circles_study(
             scenes = make_layouts(kind, len(tasks)) if wording == "each" else ()
             plan.append((key, functools.partial(measure_several, model, tasks, generation, scenes)))
     measured_rows(
-        *_file(config), plan, ("kind", "wording", "iou", "iou_each", "circle_error", "failed")
+        *_file(config),
+        plan,
+        ("kind", "wording", "bound", "iou", "iou_each", "circle_error", "failed"),
     )
 
 
@@ -275,6 +282,7 @@ def measure_several(
 ) -> dict[str, Any]:
     """Draws tasks of several circles; returns mean measures, failures and the lines of all images.
 
+    "bound" is the fraction of images with each circle in its own colour (within OWN_COLOUR),
     "iou_each" is the mean IoU over single circles, "iou_worst" the lowest, "failed" the number of
     images with a failure. If the tasks' `scenes` are given, "uncontrolled_circle_error" is the
     colour error of the circles in images from the same captions without ControlNet; the circles may
@@ -285,7 +293,9 @@ def measure_several(
         line["failures"] = failures(line)
     each = [value for line in lines for value in line["iou_circles"]]
     failed = sum(bool(line["failures"]) for line in lines)
-    found = {**means(lines), "iou_each": fmean(each), "iou_worst": min(each), "failed": failed}
+    bound = fmean(max(line["circle_errors"]) <= OWN_COLOUR for line in lines)
+    found = {**means(lines), "bound": bound, "iou_each": fmean(each), "iou_worst": min(each)}
+    found["failed"] = failed
     if scenes:
         found["uncontrolled_circle_error"] = measure_base(model, scenes, generation)[
             "objects_error"
