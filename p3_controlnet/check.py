@@ -18,7 +18,7 @@ from torch import Tensor
 from common.data.examples import drawn_circles
 from common.data.fill50k import load_fill50k
 from common.devices import DTYPES
-from common.diffusion.loss import diffusion_loss
+from common.diffusion.loss import LossWeighting, diffusion_loss
 from common.ema import EMA
 from common.images import resize, to_hint, to_model_range
 from common.latent.model import LatentCondition, LatentDiffusion

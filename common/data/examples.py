@@ -315,5 +315,5 @@ def in_one_colour(scene: Scene) -> Scene:
 
 
 def describe(scene: Scene, wording: str) -> str:
-    """The caption of a scene by a template of WORDINGS or, if it can be counted, COUNTED_WORDINGS."""
+    """The caption of a scene by a template of WORDINGS or COUNTED_WORDINGS."""
     return wording.format(objects=scene.objects, counted=scene.counted, background=scene.background)
