@@ -100,17 +100,17 @@ def build_autoencoder(config: AutoencoderConfig) -> "AutoencoderDC":
 
 
 def build_unet(
-    config: UNetConfig, autoencoder: "AutoencoderDC", context_width: int
+    config: UNetConfig, autoencoder: "AutoencoderDC", context_width: int, side: int = SIDE
 ) -> "UNet2DConditionModel":
-    """A new U-Net for the latents of `autoencoder`, conditioned on text features.
+    """A new U-Net for the latents that `autoencoder` makes of pictures of side `side`.
 
-    The text features are [N, L, context_width].
+    It is conditioned on text features [N, L, context_width].
     """
     from diffusers import UNet2DConditionModel
 
     levels = len(config.channels)
     return UNet2DConditionModel(
-        sample_size=SIDE // downscale_of(autoencoder),
+        sample_size=side // downscale_of(autoencoder),
         in_channels=autoencoder.config.latent_channels,
         out_channels=autoencoder.config.latent_channels,
         down_block_types=("CrossAttnDownBlock2D",) * levels,

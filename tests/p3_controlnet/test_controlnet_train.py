@@ -13,7 +13,6 @@ from tiny_pairs import write_pairs
 
 from common.checkpoint import load_tensors, state_hash
 from common.data.examples import drawn_circles
-from common.diffusion.schedule import make_schedule
 from common.files import read_json
 from common.latent.generate import ControlledGenerationConfig
 from common.latent.load import kind_of, load_base
@@ -140,32 +139,28 @@ def test_checkpointing_gives_the_same_and_a_trained_control_can_be_a_start(
     assert all(torch.equal(one[name], again[name]) for name in one)
 
 
-@pytest.mark.parametrize(
-    ("parameterization", "expected"), [("v", (5.0, 0.1)), ("eps", (None, 0.0))]
-)
-def test_the_loss_is_weighted_as_the_bases_was(
-    parameterization: str,
-    expected: tuple[float | None, float],
-    base: Path,
-    tmp_path: Path,
-    monkeypatch: Any,
+def test_a_control_without_text_reads_the_empty_prompt_and_says_so(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stable Diffusion predicts eps and was trained on the plain loss."""
-    seen = []
+    read = []
+    forward = ControlNet.forward
 
-    def spy(model: Any, *arguments: Any, **options: Any) -> torch.Tensor:
-        seen.append((options["min_snr_gamma"], options["snr_offset"]))
-        return sum(parameter.sum() for parameter in model.controlnet.parameters())
+    def spy(self: ControlNet, x_t: Any, hint: Any, t: Any, context: torch.Tensor) -> Any:
+        read.append(context.detach().clone())
+        return forward(self, x_t, hint, t, context)
 
-    def load(path: Path) -> Any:
-        model = load_base(path)
-        model.parameterization = parameterization
-        model.schedule = make_schedule("scaled_linear")
-        return model
-
-    monkeypatch.setattr(train, "latent_loss", spy)
-    monkeypatch.setattr(train, "load_base", load)
-    assert run(tmp_path / "run", base, "--steps", 1) == 0 and seen == [expected]
+    monkeypatch.setattr(ControlNet, "forward", spy)
+    null = load_base(base).encode_text([""])[0]
+    once = ("--steps", 1, "--validate-every", 0, "--preview-every", 0)
+    for text, flags in (("empty", ()), ("full", ("--control-text", "full"))):
+        read.clear()
+        assert run(tmp_path / text, base, *once, "--cond-drop-prob", 0, *flags) == 0
+        same = [torch.allclose(row, null, atol=2e-3) for row in read[0]]
+        assert same == [text == "empty"] * len(same)
+        config = read_json(tmp_path / text / "last" / "config.json")
+        assert config.get("control_text", "full") == text
+        control = load_controlnet(tmp_path / text / "last", load_base(base).unet)
+        assert control.control_text == text
 
 
 def test_the_convergence_is_the_first_step_at_half_the_iou(tmp_path: Path) -> None:

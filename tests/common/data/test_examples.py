@@ -40,47 +40,68 @@ def test_an_example_depends_on_the_seed_and_its_own_number() -> None:
         assert few.captions != other.captions
 
 
-def test_drawn_scenes_have_one_or_two_shapes_in_every_wording() -> None:
+def test_drawn_scenes_have_one_to_three_shapes_in_every_wording() -> None:
     captions = drawn_examples(80, 16, 0).captions
-    pairs = sum("next to" in caption for caption in captions)
-    assert 44 <= pairs <= 68  # 70 % of 80, give or take 3 deviations
+    several = sum("next to" in caption or "s " in caption + " " for caption in captions)
+    assert 39 <= several <= 65  # 65 % of 80, give or take 3 deviations
     assert any("background" not in caption for caption in captions)
-    for start in ("a photo of a ", "a "):
-        assert any(caption.startswith(start) for caption in captions)
+    for start in ("a photo of a ", "a ", "two "):
+        assert any(caption.startswith(start) for caption in drawn_examples(300, 8, 0).captions)
     for kind in ("circle", "square", "triangle", "star"):
         assert any(kind in caption for caption in captions)
-    assert not any(
-        "next to" in caption for caption in drawn_examples(20, 16, 0, pair_fraction=0.0).captions
-    )
+    alone = drawn_examples(20, 16, 0, several_fraction=0.0).captions
+    assert not any("next to" in caption for caption in alone)
     assert drawn_examples(2, 16, 0).hints is None
 
 
-def test_some_pairs_share_a_colour() -> None:
+def scenes_of(count: int = 240, **fractions: float) -> list[Scene]:
+    return [scene for scene, _ in described_scenes(count, 0, several_fraction=1.0, **fractions)]
+
+
+def test_some_scenes_share_a_colour_and_some_of_these_are_counted() -> None:
     """Two circles of one colour are asked for later, and a base that never saw such a scene would
     not draw them."""
 
-    def shared(**parts: float) -> int:
-        captions = drawn_examples(120, 8, 0, pair_fraction=1.0, **parts).captions
-        objects = [
-            re.sub("^(a photo of )?a |( with | on a ).*", "", caption).split(" next to ")
-            for caption in captions
-        ]
-        return sum(len({shape.rpartition(" ")[0] for shape in shapes}) == 1 for shapes in objects)
+    def shared(**fractions: float) -> int:
+        scenes = scenes_of(120, **fractions)
+        return sum(len({shape.colour for shape in scene.shapes}) == 1 for scene in scenes)
 
     assert 11 <= shared() <= 37  # a fifth of 120, give or take 3 deviations
     assert shared(shared_fraction=0.0) == 0
+    counted = drawn_examples(
+        60, 8, 0, several_fraction=1.0, twin_fraction=1.0, shared_fraction=1.0
+    ).captions
+    named = [re.search(r"\b(two|three) .* circles\b", caption) for caption in counted]
+    assert 18 <= sum(map(bool, named)) <= 42  # half of 60, give or take 3 deviations
+    assert all(
+        "circle next to" in text for text, name in zip(counted, named, strict=True) if not name
+    )
 
 
-def test_some_pairs_are_two_circles() -> None:
-    def twins(**parts: float) -> int:
-        scenes = [scene for scene, _ in described_scenes(240, 0, pair_fraction=1.0, **parts)]
-        return sum({shape.kind for shape in scene.shapes} == {"circle"} for scene in scenes)
+def test_some_scenes_are_circles_alone_and_some_have_three_shapes() -> None:
+    def circles(**fractions: float) -> int:
+        return sum({s.kind for s in scene.shapes} == {"circle"} for scene in scenes_of(**fractions))
 
-    assert (
-        82 <= twins() <= 128
-    )  # 40 % of 240 and a sixteenth of the rest, give or take 3 deviations
-    assert twins(twin_fraction=0.0) <= 27
-    assert twins(twin_fraction=1.0) == 240
+    assert 97 <= circles() <= 150  # half of 240 and a few more, give or take 3 deviations
+    assert circles(twin_fraction=0.0) <= 27
+    assert circles(twin_fraction=1.0) == 240
+    assert {len(scene.shapes) for scene in scenes_of(60)} == {2, 3}
+    assert {len(scene.shapes) for scene in scenes_of(60, three_fraction=0.0)} == {2}
+
+
+def test_shapes_of_a_scene_are_named_from_left_to_right() -> None:
+    for scene in scenes_of(60):
+        places = [shape.x for shape in scene.shapes]
+        assert places == sorted(places)
+
+
+def test_pairs_of_several_circles_have_their_outlines() -> None:
+    data = DrawnCircles(40, 32, 0, several_fraction=0.5)
+    several = [k for k, caption in enumerate(data.captions) if "next to" in caption]
+    assert 10 <= len(several) <= 30  # half of 40, give or take 3 deviations
+    alone = DrawnCircles(40, 32, 0)
+    assert not any("next to" in caption for caption in alone.captions)
+    assert all(data[k].hint.max() > 0 for k in several)
 
 
 def test_drawn_circles_lie_as_the_real_ones_do() -> None:

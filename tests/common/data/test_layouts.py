@@ -37,7 +37,7 @@ def test_layouts_are_fixed_by_their_seed(kind: str) -> None:
     assert len(scenes) == 10 == len(set(scenes)) and scenes == make_layouts(kind)
     assert scenes[:3] == make_layouts(kind, count=3) and scenes != make_layouts(kind, seed=1)
     for scene in scenes:
-        assert len(scene.shapes) == (3 if kind == "three" else 2)
+        assert len(scene.shapes) == {"three": 3, "one_wide": 1}.get(kind, 2)
         assert list(scene.shapes) == sorted(scene.shapes, key=lambda shape: shape.x)
         colours = {scene.background, *(shape.colour for shape in scene.shapes)}
         assert len(colours) == (2 if kind == "two_shared" else len(scene.shapes) + 1)
