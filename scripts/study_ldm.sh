@@ -17,6 +17,6 @@ train() { # NAME FLAGS...
 }
 train usual "$@"
 train plain_schedule --no-zero-terminal "$@"
-train plain_schedule_eps --no-zero-terminal --parameterization eps --snr-offset 0 "$@"
+train plain_schedule_eps --no-zero-terminal --parameterization eps "$@"
 train one_factor --no-channelwise "$@"
 "$PYTHON" -m scripts.make_report

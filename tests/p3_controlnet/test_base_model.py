@@ -242,13 +242,13 @@ def test_a_new_autoencoder_keeps_a_flat_colour_apart_from_the_rest_of_the_pictur
     """What a position becomes depends on its neighbourhood alone, not on statistics of the whole
     picture."""
     autoencoder = seeded(build_autoencoder, AutoencoderConfig())
-    flat = torch.full((1, 3, 64, 64), 0.3)
+    flat = torch.full((1, 3, 128, 128), 0.3)
     other = flat.clone()
-    other[..., 40:] = -0.9
+    other[..., 96:] = -0.9
     with torch.no_grad():
         a, b = (autoencoder.decode(autoencoder.encode(x).latent).sample for x in (flat, other))
     assert torch.allclose(a[..., :8], b[..., :8], atol=1e-6) and not torch.allclose(
-        a[..., 40:], b[..., 40:], atol=1e-2
+        a[..., 96:], b[..., 96:], atol=1e-2
     )
 
 
@@ -393,11 +393,13 @@ def test_what_captions_say_at_which_positions() -> None:
     tokenizer = clip_tokenizer(32)
     star = Shape("star", "light slate gray", 0.3, 0.3, 0.2)
     circle = Shape("circle", "red", 0.7, 0.7, 0.2)
-    scenes = [Scene("blue", (star, circle)), Scene("teal", (circle,))]
-    captions = [scenes[0].caption, "a photo of a red circle"]
+    twins = Scene("teal", (circle, circle))
+    scenes = [Scene("blue", (star, circle)), Scene("teal", (circle,)), twins]
+    captions = [scenes[0].caption, "a photo of a red circle", twins.counted]
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    nouns = tokenizer(["background", *KINDS], add_special_tokens=False).input_ids
-    batch = {"ids": ids, **train_text.targets(ids, scenes, [noun[-1] for noun in nouns])}
+    nouns = ["background", *KINDS, *(f"{kind}s" for kind in KINDS)]
+    tokens = [noun[-1] for noun in tokenizer(nouns, add_special_tokens=False).input_ids]
+    batch = {"ids": ids, **train_text.targets(ids, scenes, tokens)}
     words = [
         [word.removesuffix("</w>") for word in tokenizer.convert_ids_to_tokens(row)] for row in ids
     ]
@@ -413,10 +415,11 @@ def test_what_captions_say_at_which_positions() -> None:
         ("blue", 0),
         ("background", 0),
     }
-    assert named[1] == {("red", 1), ("circle", 1)}
+    assert named[1] == {("red", 1), ("circle", 1)} and named[2] == {("red", 1), ("circles", 1)}
     assert [[train_text.WHAT[kind] for kind in row] for row in batch["kinds"]] == [
-        ["background", "star", "circle"],
-        ["nothing", "circle", "nothing"],
+        ["background", "star", "circle", "nothing"],
+        ["nothing", "circle", "nothing", "nothing"],
+        ["nothing", "circle", "circle", "nothing"],
     ]
     assert torch.allclose(batch["colours"][0, 2], torch.tensor([1.0, -1.0, -1.0]))
 
@@ -427,7 +430,7 @@ def test_what_captions_say_at_which_positions() -> None:
     own = colours.gather(2, regions[..., None, None].expand(-1, -1, 1, 3))[:, :, 0]
     logits = [
         100.0 * F.one_hot(values, count).float()
-        for values, count in ((kinds, len(train_text.WHAT)), (regions, 3))
+        for values, count in ((kinds, len(train_text.WHAT)), (regions, train_text.REGIONS))
     ]
     end = tokenizer.eos_token_id
     right = (colours, logits[0], own, logits[1])
@@ -451,7 +454,7 @@ def test_trainings_that_make_no_sense(folder: Path, tmp_path: Path, capsys: Any)
         (("--pictures", 0), "--pictures must be at least 1, not 0"),
         (
             ("--parameterization", "eps"),
-            "eps prediction needs --no-zero-terminal and --snr-offset 0",
+            "eps prediction needs --no-zero-terminal",
         ),
         (("--autoencoder", tmp_path), "config.json does not exist"),
         (
@@ -507,7 +510,10 @@ def test_the_loss_is_the_weighted_one_and_hides_captions_but_not_hints(
         return torch.zeros_like(x_t)
 
     spy = types.SimpleNamespace(
-        apply_model=apply_model, schedule=model.schedule, parameterization="v"
+        apply_model=apply_model,
+        schedule=model.schedule,
+        parameterization="v",
+        controlnet=types.SimpleNamespace(control_text="full"),
     )
 
     def loss(part: dict[str, torch.Tensor], cond_drop_prob: float, gamma: float | None) -> float:
