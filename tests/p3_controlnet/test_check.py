@@ -47,7 +47,7 @@ def test_a_sound_training_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "differs from the base model's by 0" in said["PASS before training"]
     assert "hints lie in [0.000, 0." in said["PASS hints lie"]
     assert "0 frozen weights have a gradient" in said["PASS 0 frozen"]
-    assert "3000 steps take" in said["PASS a step"]
+    assert f"{train.TRAINING.steps} steps take" in said["PASS a step"]
 
 
 def test_a_base_that_knows_nothing_fails(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
