@@ -62,14 +62,9 @@ SMOKE_STEPS = {"steps": 2, "batch_size": 2, "warmup": 1, "log_every": 1}
 SMOKE = {"views": 2, "drawn": ("wine",), "training": dataclasses.replace(WORDS, **SMOKE_STEPS)}
 
 
-def _on_gpu(
-    training: TrainingConfig, device_batch_size: int, gradient_checkpointing: bool
-) -> dict[str, Any]:
+def _on_gpu(training: TrainingConfig, device_batch_size: int) -> dict[str, Any]:
     """The settings of the presets sd14 that depend on the GPU's memory; the results do not."""
-    return {
-        "gradient_checkpointing": gradient_checkpointing,
-        "training": dataclasses.replace(training, device_batch_size=device_batch_size),
-    }
+    return {"training": dataclasses.replace(training, device_batch_size=device_batch_size)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +138,9 @@ class TextualInversion(_Common):
             " here on the real weights",
             {"base": tyro.MISSING},
             by_memory={
-                24: _on_gpu(SD14_WORDS, 8, False),
-                16: _on_gpu(SD14_WORDS, 4, False),
-                12: _on_gpu(SD14_WORDS, 4, True),
+                24: _on_gpu(SD14_WORDS, 4),
+                16: _on_gpu(SD14_WORDS, 2),
+                12: _on_gpu(SD14_WORDS, 1),
             },
         ),
         "smoke": Preset(
@@ -184,9 +179,9 @@ class CustomDiffusion(_Common):
             " already; more steps copy the photos; never run here on the real weights",
             {"base": tyro.MISSING, "held_out_pictures": 1},
             by_memory={
-                24: _on_gpu(SD14_MATRICES, 8, False),
-                16: _on_gpu(SD14_MATRICES, 4, False),
-                12: _on_gpu(SD14_MATRICES, 4, True),
+                24: _on_gpu(SD14_MATRICES, 4),
+                16: _on_gpu(SD14_MATRICES, 2),
+                12: _on_gpu(SD14_MATRICES, 1),
             },
         ),
         "smoke": Preset(

@@ -1,12 +1,13 @@
 """The self-test of the training's wiring: what it prints on a sound model, and each defect that it
 finds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tiny import exit_code
 from tiny_base import tiny_base
 
@@ -26,6 +27,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     save_model(folder, tiny_base(), zero_terminal=True)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def other_precisions() -> Iterator[None]:
+    """accelerate allows one precision in a process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 def lines(
