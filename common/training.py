@@ -146,7 +146,8 @@ def fit(
     - `get_batch(step, generator)` returns the global batch of a step, a dict of tensors [N, ...] on
       any device. It must depend on its arguments only. The generator is on the training device and
       seeded by the step. A tensor "index", if present, names the images in the error about a
-      non-finite loss.
+      non-finite loss. A value may also be an object of which only slices are tensors, so that a
+      process reads only its own. If it raises InputError, the state is saved first.
     - `loss_fn(batch, draws)` returns the mean loss, a scalar, of the slice of the batch that this
       process and micro-batch gets, on the training device. `draws` gives the random numbers of that
       slice.
@@ -242,9 +243,14 @@ def fit(
                 stop = losses.read(interrupts.received)
             if stop or progress.step == config.steps:
                 break
-            with contextlib.suppress(_Interrupted):
-                take_step(progress.step)
-                observer.bar.update()
+            try:
+                with contextlib.suppress(_Interrupted):
+                    take_step(progress.step)
+                    observer.bar.update()
+            except InputError:  # the data of the step cannot be read; nothing has changed yet
+                if main:
+                    save_now()
+                raise
         if stop:
             if main:
                 save_now()

@@ -10,7 +10,9 @@ ControlNet folders; they hold the ControlNet's weights only.
 """
 
 import dataclasses
+import functools
 import json
+import operator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -21,14 +23,14 @@ from torch import Tensor
 from common import cli
 from common.cli import Preset
 from common.colour import colour_difference
-from common.data.examples import Examples, drawn_circles, real_examples
-from common.devices import DTYPES, make_accelerator, this_process
+from common.data.examples import DrawnCircles, ExampleDataset, RealPairs, drawn_circles
+from common.devices import DTYPES, check_memory, make_accelerator, this_process
 from common.errors import InputError
 from common.files import ROOT
 from common.grid import labelled_grid
 from common.images import resize, to_uint8, write_png
 from common.latent.generate import ControlledGenerationConfig, Request, generate
-from common.latent.load import base_hash, load_base
+from common.latent.load import base_hash, kind_of, load_base
 from common.latent.model import LatentDiffusion
 from common.metrics.segmentation import (
     NO_OBJECT_ERROR,
@@ -37,16 +39,17 @@ from common.metrics.segmentation import (
     median_colour,
     object_mask,
 )
-from common.seeds import Draws, derive_seeds, random_indices
+from common.seeds import Draws, derive_seeds
 from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_controlnet.check import run_checks
 from p3_controlnet.formats import load_controlnet
-from p3_controlnet.latent_cache import LatentCache, make_latent_cache
+from p3_controlnet.latent_cache import CachedBatches, LatentCache
 from p3_controlnet.loss import latent_loss
 from p3_controlnet.model import SD_HINT_CHANNELS, ControlNet
 
 VALIDATION_SEED = 1
 PREVIEW_EXAMPLES = 12  # at most
+DRAWN_PAIRS = 20_000  # by default, for the small model
 CONVERGED = 0.5  # validation IoU that counts as sudden convergence
 TRAINING = TrainingConfig(
     steps=3000,
@@ -98,8 +101,9 @@ class Config:
     """ControlNet file or folder to start from, instead of a copy of the base's encoder."""
     size: int | None = None
     """Side of the training images, in pixels; None is the base's own, 64 or 512."""
-    pictures: int = 20_000
-    """Number of drawn pairs of circle and outline."""
+    pictures: int | None = None
+    """Number of drawn pairs of circle and outline; None is 20,000 for the small model and 0 for
+    Stable Diffusion, which is trained on --fill50k."""
     hint_channels: tuple[int, ...] = (8, 16, 32)
     """Channels of the hint encoder. From each entry to the next, the hint's sides are halved.
     Stable Diffusion needs four entries; its own are 16 32 96 256."""
@@ -167,12 +171,9 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains from the start, or resumes the run in `config.run_dir`."""
-    if config.pictures < 0 or config.pictures == 0 and not config.fill50k:
-        raise InputError("--pictures must be at least 1, or --fill50k must be given")
-    if config.validation_pictures < 1:
-        raise InputError(
-            f"--validation-pictures must be at least 1, not {config.validation_pictures}"
-        )
+    pictures, count = drawn_pictures(config), config.validation_pictures
+    if count < 1:
+        raise InputError(f"--validation-pictures must be at least 1, not {count}")
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
     torch.manual_seed(config.training.seed)
     model = load_base(config.base).to(accelerator.device)
@@ -190,35 +191,17 @@ def main(config: Config) -> None:
         raise SystemExit(run_checks(config, model, accelerator, size))
     frozen = base_hash(model)
 
-    def examples() -> Examples:
-        parts = (
-            [drawn_circles(config.pictures, size, config.training.seed)] if config.pictures else []
-        )
-        if config.fill50k:
-            parts.append(real_examples(config.fill50k, size))
-        return parts[0] + parts[1] if len(parts) == 2 else parts[0]
-
-    made_from = {
-        "pictures": config.pictures,
-        "seed": config.training.seed,
-        "fill50k": bool(config.fill50k),
-        "size": size,
-        "base": frozen,
-    }
-    with accelerator.main_process_first():
-        cache = LatentCache.cached(
-            config.run_dir / "latent_cache.safetensors",
-            made_from,
-            lambda: make_latent_cache(model, examples()),
-        )
-    cache = cache.resident(accelerator.device)
+    check_memory(control.parameters())
+    cache = LatentCache.cached(
+        config.run_dir / "latent_cache",
+        model,
+        training_pairs(config, pictures, size),
+        {"base": frozen},
+    )
+    null = cache.null.to(accelerator.device)
     model.cast(DTYPES[config.training.mixed_precision])
-    count = config.validation_pictures
     held_out = drawn_circles(count, size, config.training.seed + VALIDATION_SEED)
     validated: list[Tensor] = []  # pictures of the last validation, until the weights change
-
-    def get_batch(step: int, generator: torch.Generator) -> Batch:
-        return cache.take(random_indices(len(cache), config.training.batch_size, generator))
 
     def loss_fn(batch: Batch, draws: Draws) -> Tensor:
         validated.clear()
@@ -226,7 +209,7 @@ def main(config: Config) -> None:
         return latent_loss(
             model,
             batch,
-            cache.null,
+            null,
             draws,
             cond_drop_prob=config.cond_drop_prob,
             min_snr_gamma=None if plain else config.min_snr_gamma,
@@ -285,7 +268,7 @@ def main(config: Config) -> None:
     fit(
         dict(control.named_parameters()),
         loss_fn,
-        get_batch,
+        CachedBatches(cache, config.training.batch_size, config.training.seed),
         config.training,
         config.run_dir,
         settings=settings_of(
@@ -293,6 +276,7 @@ def main(config: Config) -> None:
             "check",
             "validation_pictures",
             fill50k=bool(config.fill50k),
+            pictures=pictures,
             size=size,
             hint_channels=control.hint_channels,
             base=frozen,
@@ -305,6 +289,23 @@ def main(config: Config) -> None:
         step = convergence(config.run_dir / "metrics.jsonl")
         found = f"reached {CONVERGED} at step {step}" if step else f"never reached {CONVERGED}"
         print(f"sudden convergence: the IoU {found}")
+
+
+def drawn_pictures(config: Config) -> int:
+    """The number of drawn pairs; raises InputError if there would be no pairs at all."""
+    pictures = config.pictures
+    if pictures is None:
+        pictures = DRAWN_PAIRS if kind_of(config.base) == "small" else 0
+    if pictures < 0 or pictures == 0 and not config.fill50k:
+        raise InputError("--pictures must be at least 1, or --fill50k must be given")
+    return pictures
+
+
+def training_pairs(config: Config, pictures: int, size: int) -> ExampleDataset:
+    """The drawn pairs, if any, then those of fill50k, if given."""
+    drawn = [DrawnCircles(pictures, size, config.training.seed)] if pictures else []
+    real = [RealPairs(config.fill50k, size)] if config.fill50k else []
+    return functools.reduce(operator.add, [*drawn, *real])
 
 
 def new_control(config: Config, model: LatentDiffusion) -> ControlNet:
