@@ -114,10 +114,10 @@ def main(config: Config) -> None:
     about = {
         "command": "python3 -m scripts.benchmark_gpu",
         "card": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
         "rehearsal": config.rehearse,
     }
-    print(f"{about['card']}, PyTorch {about['torch']}")
+    print(f"{about['card']}, CUDA {about['cuda']}")
     for number, row in enumerate(rows):
         if time.monotonic() - began > config.seconds:
             print(f"no time was left for: {'; '.join(left.name for left in rows[number:])}")
@@ -191,7 +191,7 @@ def sentence(found: dict[str, Any]) -> str:
 
 
 def write_row(path: Path, about: dict[str, Any], found: dict[str, Any]) -> None:
-    """Puts the row into the file; rows of another card or version are dropped."""
+    """Puts the row into the file; rows of another card or CUDA are dropped."""
     before = read_json(path) if path.exists() else {}
     same = all(before.get(key) == value for key, value in about.items())
     rows = [row for row in before["rows"] if row["name"] != found["name"]] if same else []
