@@ -330,8 +330,7 @@ def own_step(
     control = model.controlnet.train()
     model.unet.requires_grad_(not recipe.frozen_base)
     if recipe.bf16:
-        for network in (model.autoencoder, model.text_encoder, model.unet):
-            network.to(torch.bfloat16)
+        model.cast(torch.bfloat16)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if recipe.gradient_checkpointing:

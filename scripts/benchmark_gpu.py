@@ -131,14 +131,14 @@ def main(config: Config) -> None:
 def measure(row: Row, device: torch.device, config: Config) -> dict[str, Any]:
     """Seconds of a step, images per second and peak memory; or "error", if the memory is full."""
     found: dict[str, Any] = {"name": row.name, "images": row.images}
-    try:
+    seconds: list[float] = []
+    with contextlib.suppress(torch.OutOfMemoryError):
         seconds, peak = time_steps(row, device, config)
-    except torch.OutOfMemoryError:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if not seconds:
         return found | {"error": "out of memory"}
-    finally:
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
     median = statistics.median(seconds)
     return found | {
         "seconds": median,
@@ -324,29 +324,25 @@ def networks_of(device: torch.device, rehearse: bool) -> Networks:
 def draw_pictures(
     device: torch.device, rehearse: bool, code: str, batch: int, dtype: torch.dtype
 ) -> Step:
-    """Draws `batch` pictures with a ControlNet, all networks in `dtype`."""
+    """Draws `batch` pictures with a ControlNet, in `dtype`."""
     networks = networks_of(device, rehearse)
-    for network in networks[:3]:
-        network.eval().requires_grad_(False)
     steps = 2 if rehearse else SAMPLING_STEPS
     make = own_drawing if code == OWN else diffusers_drawing
     return make(networks, batch, steps, dtype)
 
 
 def own_drawing(networks: Networks, batch: int, steps: int, dtype: torch.dtype) -> Step:
-    """`common.latent.generate`, in one chunk."""
+    """`common.latent.generate` in one chunk; the autoencoder stays in float32, as in programs."""
     unet, autoencoder, text_encoder, channels = networks
-    control = ControlNet.from_unet(unet, channels).to(unet.device).eval()
     model = LatentDiffusion(
         autoencoder,
         text_encoder,
         clip_tokenizer(77),
         unet,
         make_schedule("scaled_linear"),
-        controlnet=control,
+        controlnet=ControlNet.from_unet(unet, channels).eval().requires_grad_(False),
     )
-    for network in (autoencoder, text_encoder, unet, control):
-        network.to(dtype)
+    model.to(unet.device).cast(dtype)
     hint = torch.zeros(3, model.side, model.side, dtype=torch.uint8)
     requests = [Request(PROMPT, seed, hint) for seed in range(batch)]
     config = ControlledGenerationConfig(steps=steps, chunk_size=batch)

@@ -1,7 +1,7 @@
 """Every problem on CUDA against the CPU: training steps, samplers, resuming and drawing.
 
     # on a machine with a CUDA device, under two minutes
-    python3 -m pytest -m cuda -n 0
+    python3 -m pytest -m cuda
 
 Trainers and drawing programs run as a user runs them. A training on CUDA draws other numbers than
 one on the CPU, so both get the CPU's: its batches, timesteps, noise and dropped conditions. TF32 is
