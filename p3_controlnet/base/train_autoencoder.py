@@ -36,9 +36,11 @@ PREVIEW_IMAGES = 16
 
 
 TRAINING = TrainingConfig(
-    steps=4000,
-    batch_size=8,
-    lr=2e-3,
+    steps=5000,
+    batch_size=16,
+    optimizer="muon",
+    lr=5e-3,
+    lr_schedule="constant",
     warmup=200,
     weight_decay=0.0,
     validate_every=500,
