@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.checkpoint import cached_tensors
 from common.data.examples import Examples
 from common.devices import has_room
 from common.images import to_model_range
 from common.latent.model import LatentDiffusion
+from common.progress import Progress
 from common.training import Batch
 
 CHUNK = 64  # images or captions encoded at a time
@@ -107,4 +107,4 @@ def make_latent_cache(model: LatentDiffusion, examples: Examples) -> LatentCache
 
 
 def _shown(parts: Iterable[Any], what: str) -> Iterable[Any]:
-    return tqdm(parts, desc=what, unit="chunk", dynamic_ncols=True)
+    return Progress(parts, desc=what, unit="chunks")

@@ -15,13 +15,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common import cli
 from common.data.shapes import held_out_classes, held_out_scene, render
 from common.errors import InputError
 from common.files import ROOT, make_folder, write_json
 from common.images import write_png
+from common.progress import Progress
 from common.seeds import derive_seed
 
 
@@ -58,7 +58,7 @@ def main(config: Config) -> None:
     staging = make_folder(target.parent) / f".{target.name}.{os.getpid()}.partial"
     try:
         make_folder(staging / "val")
-        for c in tqdm(range(len(classes)), unit="class", dynamic_ncols=True):
+        for c in Progress(range(len(classes)), desc="drawing", unit="classes"):
             for n in range(config.count):
                 scene = held_out_scene(c, np.random.default_rng(derive_seed(config.seed, c, n)))
                 write_png(staging / "val" / f"{c}_{n:03d}.png", render(scene, config.size))

