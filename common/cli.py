@@ -3,14 +3,21 @@
 import contextlib
 import dataclasses
 import inspect
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import tyro
 
+from common.config import check_fields
+from common.devices import this_process
 from common.errors import InputError, Terminated
+from common.files import claimed
+from common.memory import out_of_memory
+from common.progress import close_all
 
 Config = TypeVar("Config")
 
@@ -32,9 +39,14 @@ def run(
 
     `argv` None stands for the arguments of this process.
 
-    Bad input (`InputError`) and failed file access (`OSError`) are printed to stderr as one
-    sentence, with exit code 2. Ctrl-C exits with 130, SIGTERM with 143. Any other exception is a
-    defect of this project and keeps its traceback.
+    Bad input (`InputError`), failed file access (`OSError`) and exhausted memory are printed to
+    stderr as one sentence, with exit code 2. Ctrl-C exits with 130, SIGTERM with 143, a closed pipe
+    (as of `| head`) with 141. Any other exception is a defect of this project and keeps its
+    traceback.
+
+    Fields are checked against their bounds (`common.config`). The folder in a field `run_dir` or
+    `output_dir` is made, and no other program run in this way may write there meanwhile
+    (`common.files.claimed`).
 
     `config_class` may have
 
@@ -44,16 +56,41 @@ def run(
       on the command line override the preset's values.
     """
     try:
-        program(_parse(config_class, list(sys.argv[1:] if argv is None else argv)))
+        try:
+            config = _parse(config_class, list(sys.argv[1:] if argv is None else argv))
+            check_fields(config)
+            with _claimed_folder(config):
+                program(config)
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         _fail(str(error))
+    except BrokenPipeError:
+        # Python would flush once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        _fail(
+            "there is not enough memory: use a smaller --chunk-size, batch size, model or picture"
+            f" size ({error})"
+        )
     except Terminated:
         raise SystemExit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _claimed_folder(config: Any) -> contextlib.AbstractContextManager[None]:
+    """The claim on the folder that the program writes to; empty if it has none."""
+    for name in ("run_dir", "output_dir"):
+        if isinstance(folder := getattr(config, name, None), Path):
+            return claimed(folder, lock=this_process().rank == 0)
+    return contextlib.nullcontext()
 
 
 def _parse(config_class: type[Config], arguments: list[str]) -> Config:
@@ -82,7 +119,11 @@ def _parse(config_class: type[Config], arguments: list[str]) -> Config:
         if name
         else "Flags override the values of a preset."
     )
-    description = f"{config_class.__doc__}\n\nPresets, by --preset NAME:\n\n{listed}\n\n{chosen}"
+    about = config_class.__doc__ or ""  # python -OO drops it
+    # Under python -OO a dataclass has its signature for a docstring.
+    about = config_class.__doc__ or ""
+    about = "" if about.startswith(f"{config_class.__name__}(") else about
+    description = f"{about}\n\nPresets, by --preset NAME:\n\n{listed}\n\n{chosen}"
     return tyro.cli(
         config_class, args=arguments, prog=prog, default=default, description=description
     )
@@ -129,5 +170,6 @@ def _take_preset(arguments: list[str], known: list[str]) -> tuple[str | None, li
 
 
 def _fail(sentence: str) -> None:
+    close_all()
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
     raise SystemExit(2)

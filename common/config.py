@@ -6,13 +6,14 @@ check serves command lines and configurations that are read from files.
 
 import contextlib
 import dataclasses
-import math
+import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from common.errors import InputError
+from common.files import read_json
 
 Config = TypeVar("Config")
 
@@ -46,10 +47,19 @@ class Bounds:
 Count = Annotated[int, Bounds(at_least=1)]
 Size = Annotated[int, Bounds(at_least=1, at_most=65536)]
 """A width, a side or a number of entries inside a network."""
+Index = Annotated[int, Bounds(at_least=0, at_most=65536)]
 Depth = Annotated[int, Bounds(at_least=1, at_most=256)]
 """A number of layers, heads or groups inside a network."""
+Side = Annotated[int, Bounds(at_least=1, at_most=8192)]
+"""The side of a picture in pixels."""
+Pictures = Annotated[int, Bounds(at_least=1, at_most=10**7)]
+"""A number of pictures, captions or pairs to make."""
+Seed = Annotated[int, Bounds(at_least=0, at_most=2**32 - 1)]
+Scale = Annotated[float, Bounds(at_least=-1000, at_most=1000)]
+"""A factor of guidance or control."""
 Probability = Annotated[float, Bounds(at_least=0, at_most=1)]
 Fraction = Annotated[float, Bounds(at_least=0, below=1)]
+NonNegative = Annotated[float, Bounds(at_least=0)]
 Positive = Annotated[float, Bounds(above=0)]
 
 
@@ -80,12 +90,28 @@ def check_entries(values: Mapping[str, Any], hints: Mapping[str, Any], path: Pat
             check_value(values[name], hint, f"{path}: {name}")
 
 
+def read_entries(path: Path, hints: Mapping[str, Any], *, required: bool = False) -> dict[str, Any]:
+    """The JSON object in a file, after `check_entries`.
+
+    With `required` every entry of `hints` must be there. Raises InputError that names the file.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a JSON object, not {_shown(values)}")
+    if required and (missing := sorted(hints.keys() - values.keys())):
+        raise InputError(f"{path}: {missing[0]} is missing")
+    check_entries(values, hints, path)
+    return values
+
+
 def check_fields(config: Any, prefix: str = "--") -> None:
     """Raises InputError that names the flag if a field of the dataclass is outside its bounds.
 
     The fields of a dataclass inside are flags named OUTER.INNER, or INNER alone where its
     annotation says so (`tyro.conf.arg(name="")`).
     """
+    if not dataclasses.is_dataclass(config):
+        return
     for name, hint in _hints(type(config)).items():
         value = getattr(config, name)
         flag = prefix + name.replace("_", "-")
@@ -137,7 +163,7 @@ def _problem(value: Any, hint: Any) -> str | None:
         return next((f"a list of values {p}" for x, a in each if (p := _problem(x, a))), None)
     if hint is float:
         ok = isinstance(value, int | float) and not isinstance(value, bool)
-        return None if ok and math.isfinite(value) else "a finite number"
+        return None if ok and abs(value) <= sys.float_info.max else "a finite number"
     if hint is int:
         return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
     if hint in (None, type(None)):
@@ -161,7 +187,10 @@ def _to_tuples(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except ValueError:  # Python shows no number of more than 4300 digits
+        return "such a long number"
     return f"{text[:60]}..." if len(text) > 60 else text
 
 
@@ -174,8 +203,10 @@ def describing(path: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except InputError:
-        raise
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(f"{path} does not describe {what} ({error})") from None
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{path} does not describe {what} ({reason})") from None

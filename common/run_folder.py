@@ -207,10 +207,14 @@ def _check_tensors(
 
 def append_metrics(path: Path, step: int, line: dict[str, Any], writer: Any) -> None:
     """Appends a line to metrics.jsonl, flushed to disk, and to the TensorBoard writer if given."""
-    with open(path, "a") as file:
-        file.write(json.dumps({"step": step, **line}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps({"step": step, **line}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # a full disk does not name the file
+        error.filename = error.filename or str(path)
+        raise
     if writer:
         for name, value in line.items():
             writer.add_scalar(name, value, step)

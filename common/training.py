@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from common.config import Bounds, Count, Fraction, Positive, check_fields
+from common.config import Bounds, Count, Fraction, NonNegative, Positive, check_fields
 from common.devices import make_accelerator, pick_device
 from common.ema import EMA
 from common.errors import InputError, Terminated
@@ -62,14 +62,14 @@ class TrainingConfig:
     """Micro-batches per optimiser step and process; more of them need less memory."""
     optimizer: OptimizerName = "adamw"
     """AdamW for all weights, or Muon for the matrices of hidden layers and AdamW for the rest."""
-    lr: Annotated[float, Bounds(at_least=0)] = 1e-3
+    lr: NonNegative = 1e-3
     """Peak learning rate."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: a cosine down to 0, or constant with a linear decay to 0
     over the last fifth of the steps."""
     warmup: Annotated[int, Bounds(at_least=0)] = 200
     """Optimiser steps over which the learning rate rises linearly from 0."""
-    weight_decay: Annotated[float, Bounds(at_least=0)] = 0.01
+    weight_decay: NonNegative = 0.01
     """Decoupled weight decay."""
     beta2: Fraction = 0.99
     """Decay rate of AdamW's second moment."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from common import cli
+from common.config import Pictures, Seed, Side
 from common.data.shapes import held_out_classes, held_out_scene, render
 from common.errors import InputError
 from common.files import ROOT, make_folder, write_json
@@ -31,11 +32,11 @@ class Config:
 
     output_dir: Path = ROOT / "hw2_data" / "clip_shapes_test"
     """Output folder of val/ and id2label.json; must be missing or empty."""
-    count: int = 50
+    count: Pictures = 50
     """Number of images of each class."""
-    size: int = 64
+    size: Side = 64
     """Height and width of the images in pixels."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of positions, sizes and backgrounds."""
 
 
@@ -44,11 +45,6 @@ def main(config: Config) -> None:
 
     An interrupted run therefore leaves no incomplete set.
     """
-    for name in ("count", "size"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name} must be at least 1, not {getattr(config, name)}")
-    if config.seed < 0:
-        raise InputError(f"--seed must not be negative, not {config.seed}")
     target = config.output_dir
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
