@@ -24,6 +24,7 @@ from common.config import describing, from_json
 from common.errors import InputError
 from common.files import atomic_write, make_folder, read_json, write_json
 
+LARGE = 50_000_000  # weights; less than this many take little memory, whatever a file claims
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -169,6 +170,15 @@ def state_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def tensors_hash(*tensors: Tensor) -> str:
+    """A hash of tensors: dtypes, shapes and values, on any device; identifies training data."""
+    digest = hashlib.blake2b(digest_size=16)
+    for value in tensors:
+        digest.update(f"{value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def save_model(
     folder: Path,
     model: nn.Module,
@@ -238,8 +248,8 @@ def build_network(make: Callable[[], Model], config: Path, what: str, weights: P
     with describing(config, what):
         with torch.device("meta"):
             count = sum(value.numel() for value in make().state_dict().values())
-        # A weight takes at least one byte.
-        if weights.is_file() and count > weights.stat().st_size:
+        # A weight takes at least one byte. Small networks are built anyway, for a better message.
+        if weights.is_file() and count > max(weights.stat().st_size, LARGE):
             raise InputError(
                 f"{config} describes {what} of {count:,} weights, but {weights} has fewer"
             )

@@ -6,6 +6,7 @@ import inspect
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -42,7 +43,7 @@ def run(
     Bad input (`InputError`), failed file access (`OSError`) and exhausted memory are printed to
     stderr as one sentence, with exit code 2. Ctrl-C exits with 130, SIGTERM with 143, a closed pipe
     (as of `| head`) with 141. Any other exception is a defect of this project and keeps its
-    traceback.
+    traceback, with exit code 70; 1 is left to grades below the bar.
 
     Fields are checked against their bounds (`common.config`). The folder in a field `run_dir` or
     `output_dir` is made, and no other program run in this way may write there meanwhile
@@ -72,17 +73,18 @@ def run(
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        _fail(
-            "there is not enough memory: use a smaller --chunk-size, batch size, model or picture"
-            f" size ({error})"
-        )
     except Terminated:
         raise SystemExit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+    except Exception as error:
+        if out_of_memory(error):
+            _fail(
+                "there is not enough memory: use a smaller --chunk-size, batch size, model or"
+                f" picture size ({error})"
+            )
+        traceback.print_exc()
+        raise SystemExit(os.EX_SOFTWARE) from None
 
 
 def _claimed_folder(config: Any) -> contextlib.AbstractContextManager[None]:

@@ -72,9 +72,9 @@ def from_json(config_class: type[Config], values: Any, path: Path) -> Config:
     if not isinstance(values, Mapping):
         raise InputError(f"{path} must hold a JSON object, not {_shown(values)}")
     hints = _hints(config_class)
-    for name in hints.keys() - values.keys():
+    for name in sorted(hints.keys() - values.keys()):
         raise InputError(f"{path}: {name} is missing")
-    for name in values.keys() - hints.keys():
+    for name in sorted(values.keys() - hints.keys()):
         raise InputError(f"{path}: {name} is unknown")
     check_entries(values, hints, path)
     return config_class(**{name: _to_tuples(value) for name, value in values.items()})

@@ -149,7 +149,8 @@ def fit(
     - `settings` are saved with `config` in the run folder. A run is resumed only with equal
       settings, except for those that cannot change the result (`run_folder.CHANGEABLE`) and
       `steps`: a changed length is allowed, and the learning rate follows the new schedule.
-    - `next_command` is printed at the end: the command that uses the weights.
+    - `next_command`, a command that uses the weights, is printed at the end; the word LAST stands
+      for their folder.
 
     The run folder gets `config.json`, `metrics.jsonl`, `state.safetensors`, `last/`, `best/` and
     `samples/`. Raises InputError if the loss is not finite, if the device is not present, or if the
@@ -248,7 +249,9 @@ def fit(
             raise Terminated if interrupts.terminated else KeyboardInterrupt
     accelerator.wait_for_everyone()
     if main and save:
-        print(f"the weights are in {run_dir / 'last'}{f'; {next_command}' if next_command else ''}")
+        print(f"the weights are in {run_dir / 'last'}")
+        if next_command:
+            print(f"next: {next_command.replace('LAST', str(run_dir / 'last'))}")
 
 
 def _backward(

@@ -16,6 +16,7 @@ import torch
 import tyro
 
 from common import cli
+from common.checkpoint import tensors_hash
 from common.cli import Preset
 from common.config import Bounds, Probability
 from common.data.digits import DATASETS, NUM_DIGITS, BalancedDraw, Digits, load_digits
@@ -201,10 +202,13 @@ def main(config: Config) -> None:
         get_batch,
         config.training,
         config.run_dir,
-        settings=settings_of(config, "data"),
+        settings=settings_of(
+            config, "data", data_hash=tensors_hash(data.images, data.digits, data.datasets)
+        ),
         save=model.save,
         validate=validate,
         preview=preview,
+        next_command="bash hw2_1.sh OUT --checkpoint LAST",
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import load_pickle
-from common.config import Bounds, Count, check_fields
+from common.config import Bounds, check_fields
 from common.diffusion.process import Denoise, denoiser
 from common.diffusion.samplers import Callback, SamplerName, sample
 from common.diffusion.sampling import ChunkSize, SamplerConfig, sample_in_chunks
@@ -35,7 +35,7 @@ class SamplingConfig(SamplerConfig):
 
     sampler: SamplerName = "ddim"
     """Sampler (solver of the reverse process)."""
-    steps: Count = 50
+    steps: int = 50
     """Number of sampling steps. A step is one network evaluation; with heun it is two, or one if it
     ends at an alpha-bar of 1."""
     spacing: Literal["leading", "trailing", "linspace", "homework"] = "homework"

@@ -217,6 +217,7 @@ def main(config: Config) -> None:
         ),
         validate=validate,
         preview=preview,
+        next_command="bash scripts/inference_clip.sh IMAGES LABELS OUT --model LAST",
     )
 
 

@@ -252,6 +252,7 @@ def main(config: Config) -> None:
         save=control.save,
         validate=validate,
         preview=preview,
+        next_command=f"bash hw2_3.sh prompt.json SOURCES OUT LAST --base {config.base}",
     )
     if this_process().rank == 0:
         step = convergence(config.run_dir / "metrics.jsonl")

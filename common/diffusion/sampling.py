@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self, TypeVar
 import torch
 from torch import Tensor
 
-from common.config import Bounds, Count, Probability, Scale, Seed, check_fields
+from common.config import Bounds, Probability, Scale, Seed, check_fields
 from common.diffusion.samplers import SAMPLERS, Callback, SamplerName
 from common.errors import InputError
 from common.memory import out_of_memory
@@ -25,7 +25,7 @@ class SamplerConfig:
 
     sampler: SamplerName = "dpmpp_2m"
     """Sampling method."""
-    steps: Count = 20
+    steps: int = 20
     """Sampling steps. Each is one network evaluation; Heun takes two."""
     spacing: Literal["leading", "trailing", "linspace", "homework"] = "trailing"
     """Timesteps that the steps visit (common/diffusion/schedule.py)."""

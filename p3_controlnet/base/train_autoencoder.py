@@ -15,6 +15,7 @@ import tyro
 from torch import Tensor
 
 from common import cli
+from common.checkpoint import tensors_hash
 from common.cli import Preset
 from common.config import NonNegative, Pictures
 from common.data.examples import drawn_examples, real_examples
@@ -141,10 +142,11 @@ def main(config: Config) -> None:
         get_batch,
         config.training,
         config.run_dir,
-        settings=settings_of(config, fill50k=bool(config.fill50k)),
+        settings=settings_of(config, fill50k=bool(config.fill50k), data_hash=tensors_hash(images)),
         save=lambda folder: save_network(folder, model, torch.float16),
         validate=validate,
         preview=preview,
+        next_command="bash scripts/train_ldm.sh unet --autoencoder LAST",
     )
 
 

@@ -149,6 +149,7 @@ def main(config: Config) -> None:
         settings=settings_of(config, "clip"),
         save=lambda folder: save_text_encoder(folder, tower),
         validate=validate,
+        next_command="bash scripts/train_ldm.sh unet --text-encoder LAST",
     )
 
 

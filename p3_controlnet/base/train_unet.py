@@ -200,6 +200,7 @@ def main(config: Config) -> None:
         save=lambda folder: save_model(folder, model, config.zero_terminal),
         validate=validate,
         preview=preview,
+        next_command="bash scripts/train_controlnet.sh --base LAST",
     )
 
 

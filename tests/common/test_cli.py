@@ -244,12 +244,14 @@ def test_exhausted_memory_is_one_sentence(
     )
 
 
-def test_a_defect_keeps_its_traceback(tmp_path: Path) -> None:
+def test_a_defect_keeps_its_traceback_and_is_no_grade(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fails(config: Writer) -> None:
         raise RuntimeError("shape mismatch")
 
-    with pytest.raises(RuntimeError, match="shape mismatch"):
-        cli.run(fails, Writer, ["--output-dir", str(tmp_path)])
+    assert exit_code(fails, Writer, "--output-dir", tmp_path) == os.EX_SOFTWARE
+    assert "Traceback" in (said := capsys.readouterr().err) and "shape mismatch" in said
 
 
 def test_help_into_a_closed_pipe_is_silent() -> None:
