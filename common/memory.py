@@ -1,9 +1,8 @@
-"""Memory: what is free, and errors that say that it does not suffice."""
-
-from pathlib import Path
+"""Memory that does not suffice: said before it is taken, where its size is known, or after."""
 
 import torch
 
+from common.devices import available_memory
 from common.errors import InputError
 
 
@@ -14,22 +13,10 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def free_memory(device: torch.device | str = "cpu") -> int | None:
-    """Bytes that can be allocated on the device; None if the system does not say."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAv"))
-    except (OSError, StopIteration, ValueError):
-        return None
-
-
-def require_memory(size: int, what: str, device: torch.device | str = "cpu") -> None:
-    """Raises InputError if `what` needs more bytes than are free on the device."""
-    free = free_memory(device)
-    if free is not None and size > free:
+def require_memory(size: int, what: str) -> None:
+    """Raises InputError if `what`, of `size` bytes, is more than the CPU's memory can take."""
+    if size > (available := available_memory()):
         raise InputError(
-            f"{what} needs {size / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} GiB are"
-            " free"
+            f"{what} needs {size / 1e9:.1f} GB of memory, but {available / 1e9:.1f} GB are"
+            " available"
         )

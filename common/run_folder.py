@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from common.config import Bounds, from_json
 from common.ema import EMA
 from common.errors import InputError
 from common.files import atomic_write, make_folder, read_json, write_json
-from common.optimizers import NamedOptimizer
+from common.optimizers import STATES_8BIT, NamedOptimizer
 
 CHANGEABLE = ("steps", "log_every", "preview_every", "checkpoint_every", "tensorboard", "device")
 """Settings that may change when a run is resumed: all but `steps` cannot change the result, except
@@ -47,11 +47,14 @@ class RunProgress:
     """Last step with a line in metrics.jsonl; 0 if there is none."""
 
 
-def claim_run_folder(run_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def claim_run_folder(
+    run_dir: Path, settings: dict[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Writes config.json into a new run folder, or compares an existing one with `settings`.
 
-    Returns the settings of the run so far, as JSON. Raises InputError if a setting that is not
-    CHANGEABLE differs, or if files of the run are missing.
+    A setting that config.json lacks, because the program got it later, has its value in `defaults`;
+    if that has none, it is not compared. Returns the settings of the run so far, as JSON. Raises
+    InputError if a setting that is not CHANGEABLE differs, or if files of the run are missing.
     """
     path = make_folder(run_dir) / CONFIG
     found = [name for name in (STATE, METRICS, "last", "best") if (run_dir / name).exists()]
@@ -70,7 +73,7 @@ def claim_run_folder(run_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
     before = read_json(path)
     if not isinstance(before, dict):
         raise InputError(f"{path} does not hold the settings of a run: {ADVICE}")
-    _compare(before, settings, path)
+    _compare({**_as_json(defaults or {}), **before}, settings, path)
     return before
 
 
@@ -119,10 +122,11 @@ def save_state(
     The settings are stored too, so that the file of another run is recognised.
     """
     tensors = {f"param/{name}": param for name, param in params.items()}
-    tensors |= {f"ema/{name}": ema.average[name] for name in params}
+    tensors |= {f"ema/{name}": value for name, value in ema.average.items()}
     for optimizer, own in optimizers:
         for name, param in own.items():
-            tensors |= {f"{key}/{name}": value for key, value in optimizer.state[param].items()}
+            for key, value in optimizer.state[param].items():
+                tensors[f"{key}/{name}"] = torch.as_tensor(value)
     values = dataclasses.asdict(progress)
     # JSON has no infinity, so `best` of a run without validation is stored as null.
     values["best"] = None if math.isinf(progress.best) else progress.best
@@ -146,26 +150,35 @@ def load_state(
         return RunProgress()
     tensors, values = load_tensors(path)
     progress = _progress(values, settings, path)
-    targets: dict[str, Tensor] = {}
-    for name, param in params.items():
-        targets |= {f"param/{name}": param.detach(), f"ema/{name}": ema.average[name]}
-    moments: dict[str, Tensor] = {}
-    for optimizer, own in optimizers:
-        for name, param in own.items():
-            for key in ("exp_avg", "exp_avg_sq", "step", "momentum_buffer"):
-                # A parameter that never got a gradient has no optimiser state.
-                if f"{key}/{name}" in tensors:
-                    # The fused step works on raw memory, so moments need their parameter's memory
-                    # format (channels_last or not).
-                    moment = (
-                        torch.empty((), device=param.device)
-                        if key == "step"
-                        else torch.empty_like(param.detach())
-                    )
-                    moments[f"{key}/{name}"] = optimizer.state[param][key] = moment
-    _check_tensors(tensors, {**targets, **moments}, path)
-    for name, target in {**targets, **moments}.items():
+    targets = {f"param/{name}": param.detach() for name, param in params.items()}
+    targets |= {f"ema/{name}": average for name, average in ema.average.items()}
+    moments = {
+        f"{key}/{name}": (optimizer, key, param)
+        for optimizer, own in optimizers
+        for name, param in own.items()
+        for key in ("exp_avg", "exp_avg_sq", "momentum_buffer", "step", *STATES_8BIT)
+        # A parameter that never got a gradient has no optimiser state.
+        if f"{key}/{name}" in tensors
+    }
+    shapes = {name: target.shape for name, target in targets.items()}
+    for name, (_, key, param) in moments.items():
+        shapes[name] = (
+            () if key == "step" else tensors[name].shape if key in STATES_8BIT else param.shape
+        )
+    _check_tensors(tensors, shapes, path)
+    for name, target in targets.items():
         target.copy_(tensors[name])
+    for name, (optimizer, key, param) in moments.items():
+        value: Tensor | int = tensors[name]
+        if key == "step" and not value.is_floating_point():
+            value = int(value)  # bitsandbytes counts in Python
+        elif value.shape == param.shape:
+            # The fused step works on raw memory, so moments need their parameter's memory format
+            # (channels_last or not).
+            value = torch.empty_like(param.detach(), dtype=value.dtype).copy_(value)
+        else:
+            value = value.to(param.device)
+        optimizer.state[param][key] = value
     ema.updates = progress.ema_updates
     return progress
 
@@ -187,19 +200,23 @@ def _progress(values: Any, settings: Mapping[str, Any], path: Path) -> RunProgre
 
 
 def _check_tensors(
-    tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor], path: Path
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], path: Path
 ) -> None:
-    """Raises InputError if names or shapes differ, or a value is not a finite float."""
-    strange = sorted(tensors.keys() ^ targets.keys())
+    """Raises InputError if names or shapes differ, or if a value is not finite.
+
+    Parameters, averages and moments are floats; the counts and tables of 8-bit moments may not be.
+    """
+    strange = sorted(tensors.keys() ^ shapes.keys())
     if strange:
-        what = "has no" if strange[0] in targets else "has an unknown"
+        what = "has no" if strange[0] in shapes else "has an unknown"
         raise InputError(f"{path} is not the state of this run: it {what} tensor {strange[0]}")
-    for name, target in targets.items():
+    for name, shape in shapes.items():
         value = tensors[name]
-        if value.shape != target.shape or not value.is_floating_point():
+        floats = not name.startswith(("step/", *(f"{key}/" for key in STATES_8BIT)))
+        if value.shape != tuple(shape) or floats and not value.is_floating_point():
             raise InputError(
                 f"{path} is not the state of this run: {name} is {list(value.shape)} of"
-                f" {value.dtype}, not {list(target.shape)} of {target.dtype}"
+                f" {value.dtype}, but floats {list(shape)} are expected"
             )
         if not bool(value.isfinite().all()):
             raise InputError(f"{path} is damaged: {name} is not finite: {ADVICE}")
