@@ -150,7 +150,8 @@ def _problem(value: Any, hint: Any) -> str | None:
         return None if value in arguments else f"one of {', '.join(map(str, arguments))}"
     if origin in (Union, types.UnionType):
         problems = [_problem(value, argument) for argument in arguments]
-        return None if None in problems else " or ".join(dict.fromkeys(filter(None, problems)))
+        wanted = [problem for problem in problems if problem != "null"]
+        return None if None in problems else " or ".join(dict.fromkeys(map(str, wanted)))
     if origin in (tuple, list, Sequence):
         if not isinstance(value, list | tuple):
             return "a list"

@@ -11,7 +11,7 @@ from tiny import contents, exit_code, refused
 
 from common.errors import InputError
 from common.images import to_uint8
-from p1_diffusion.inference import Config, main, prepare_output
+from p1_diffusion.inference import Config, main, pick_classes, prepare_output
 from p1_diffusion.model import ContextUNet
 from p1_diffusion.sampling import ImageKey, SamplingConfig, sample_digits, translate_guide_w
 
@@ -322,3 +322,7 @@ def test_a_third_dataset_breaks_no_checkpoint(
         "dataset.weight",
         "class_embedding.weight",
     }
+
+
+def test_a_class_given_twice_counts_once() -> None:
+    assert pick_classes("2025", ["svhn/7", "mnistm/0", "svhn/7"]) == [("svhn", 7), ("mnistm", 0)]
