@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from common.attention import attend
 from common.checkpoint import load_model, load_pickle, load_strict, load_tensors, save_model
-from common.config import Bounds, Depth, Fraction, Index, Size
+from common.config import Bounds, Depth, Fraction, Index, Size, describing, read_entries
 from common.diffusion.process import Parameterization
 from common.embedding import SinusoidalEmbedding
 from common.errors import InputError
 from common.files import ROOT, read_json, shown
+from common.latent.network_config import NETWORK
 
 FACES = ROOT / "checkpoints" / "p2_faces"
 """Model folder of the face model that this project trained, for 64x64 images."""
@@ -368,12 +369,11 @@ class DiffusersUNet(nn.Module):
                 f"{folder} holds a diffusers model, which needs the package diffusers: install it"
                 " with python3 -m pip install diffusers"
             ) from None
-        try:
+        read_entries(folder / "config.json", NETWORK)
+        with describing(folder, "a complete diffusers model"):
             self.unet, found = UNet2DModel.from_pretrained(
                 folder, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"{folder} is not a complete diffusers model ({error})") from None
         strange = found["missing_keys"] + found["unexpected_keys"] + found["mismatched_keys"]
         if strange:
             raise InputError(

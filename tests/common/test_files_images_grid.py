@@ -436,8 +436,8 @@ def test_postscript_is_never_run(name: str, tmp_path: Path) -> None:
     ("names", "sentence"),
     [
         (["a.png", "a.png/b.png"], "a.png cannot be both a file and the folder of"),
-        (["x" * 240 + ".png"], "is too long: it has 244 bytes"),
-        (["\u4e2d" * 80 + ".png"], "is too long: it has 244 bytes"),
+        (["x" * 250 + ".png"], "is too long: it has 254 bytes"),
+        (["\u4e2d" * 83 + ".png"], "is too long: it has 253 bytes"),
         (["folder.png"], "folder.png is a folder"),
         (["file.png/b.png"], "file.png is a regular file"),
     ],

@@ -307,7 +307,7 @@ def test_patches_draw_a_larger_canvas(world: Path, quickly: None, tmp_path: Path
         ([{**LINE, "prompt": "red \ud800 circle"}], "line 1: 'prompt' is missing or is not text"),
         ([LINE, {**LINE, "target": "1.png", "source": "9.png"}], "line 2: "),
         ([{**LINE, "target": "a.jpg"}], "a.jpg must end in .png, since PNG files are written"),
-        ([{**LINE, "target": "x" * 230 + ".png"}], "is too long"),
+        ([{**LINE, "target": "x" * 250 + ".png"}], "is too long"),
         (
             [{**LINE, "target": "a.png"}, {**LINE, "target": "a.png/b.png"}],
             "cannot be both a file and the folder of",
