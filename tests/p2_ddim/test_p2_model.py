@@ -337,5 +337,5 @@ def test_a_diffusers_folder_whose_weights_do_not_fit_is_refused(tmp_path: Path) 
     with pytest.raises(InputError, match="conv_in.bias"):
         load_network(tmp_path)
     weights.unlink()
-    with pytest.raises(InputError, match="not a complete diffusers model"):
+    with pytest.raises(InputError, match="does not describe a complete diffusers model"):
         load_network(tmp_path)
