@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common import cli
 from common.clip.loading import load_judge
@@ -44,6 +43,7 @@ from common.metrics.segmentation import (
     median_colour,
     object_mask,
 )
+from common.progress import Progress
 
 if TYPE_CHECKING:
     from common.clip.model import Clip
@@ -107,7 +107,7 @@ def main(config: Config) -> None:
     segmenter = load_sam2(config.sam2) if config.sam2 else centre_mask
     lines = []
     for pair, scene, picture in zip(
-        pairs, scenes, tqdm(pictures, unit="image", dynamic_ncols=True), strict=True
+        pairs, scenes, Progress(pictures, desc="grading", unit="images"), strict=True
     ):
         line: dict[str, Any] = {"target": pair.target.name, "prompt": pair.prompt}
         if picture is not None:

@@ -137,6 +137,9 @@ def _read_table(root: Path, dataset: str) -> pd.DataFrame:
         if label not in {str(d) for d in range(NUM_DIGITS)}:
             raise InputError(f"{row}: the label must be one of 0..9, not {label!r}")
     table["label"] = table["label"].astype(int)
+    labels = table.groupby("image_name")["label"].nunique()
+    if (twice := labels[labels > 1]).size:
+        raise InputError(f"{path} lists the image {twice.index[0]} with two labels")
     return table.sort_values("image_name", kind="stable")
 
 

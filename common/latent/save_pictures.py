@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from common.checkpoint import state_hash
 from common.devices import this_process
 from common.diffusion.process import Network
-from common.files import make_folder
+from common.errors import InputError
+from common.files import check_targets, make_folder
 from common.images import read_note, resize, to_uint8, write_png
 from common.latent.generate import GenerationConfig, Request, generate, with_default_guidance
 from common.latent.model import LatentDiffusion
+from common.memory import require_memory
 
 NOTE = "made with"
 """Name of the PNG text entry that identifies how a picture was made."""
@@ -47,8 +49,13 @@ def draw_missing(
     made for the same request by the same networks with the same settings; `settings` are those that
     `config` does not hold. Prints how many pictures were kept, and warns of prompts that are too
     long for the text encoder. `latent_side` and `network` are passed to `generate`, `staging` to
-    `write_png`.
+    `write_png`. Raises InputError, before anything is drawn, if a file cannot be written or the
+    pictures do not fit into memory.
     """
+    check_targets(picture.path for picture in pictures)
+    if other := next((x.path for x in pictures if x.path.suffix.lower() != ".png"), None):
+        raise InputError(f"the target {other} must end in .png, since PNG files are written")
+    require_memory(size**2 * 3 * (config.chunk_size + 8), f"a chunk of {size}x{size} pictures")
     rank, processes, _ = this_process()
     for prompt in (
         too_long(model, {picture.request.prompt for picture in pictures}) if rank == 0 else ()
@@ -75,7 +82,7 @@ def draw_missing(
     chunks = draw(
         model,
         requests,
-        config,
+        config.for_job(len(pictures)),
         size,
         latent_side=latent_side,
         network=network,

@@ -180,7 +180,12 @@ def test_the_scripts_pass_their_flags_on(tmp_path: Path) -> None:
         "--seed",
         "1",
     ]
-    assert said("scripts/train_ldm.sh", "--seed", "1") == first + second + third
+    assert said("scripts/train_ldm.sh", "--seed", "1") == [
+        *second,
+        *("--seed", "1"),
+        *first,
+        *third,
+    ]
     assert said("scripts/train_ldm.sh", "autoencoder", "--seed", "1") == first
     assert said("scripts/train_ldm.sh", "text", "--steps", "3") == [*second, "--steps", "3"]
     assert said("scripts/train_ldm.sh", "unet", "--seed", "1") == third
@@ -302,6 +307,12 @@ def test_patches_draw_a_larger_canvas(world: Path, quickly: None, tmp_path: Path
         ([{**LINE, "target": "a\0.png"}], "line 1: 'target' is missing or is not text"),
         ([{**LINE, "prompt": "red \ud800 circle"}], "line 1: 'prompt' is missing or is not text"),
         ([LINE, {**LINE, "target": "1.png", "source": "9.png"}], "line 2: "),
+        ([{**LINE, "target": "a.jpg"}], "a.jpg must end in .png, since PNG files are written"),
+        ([{**LINE, "target": "x" * 250 + ".png"}], "is too long"),
+        (
+            [{**LINE, "target": "a.png"}, {**LINE, "target": "a.png/b.png"}],
+            "cannot be both a file and the folder of",
+        ),
         ([""], "prompt.json is empty"),
         (["[1, 2]"], "line 1 must be an object with source, target, prompt"),
     ],
@@ -348,14 +359,14 @@ def test_a_bad_hint_is_named_before_anything_is_drawn(
     ("flags", "said"),
     [
         (("--steps", 0), "--steps must be between 1 and 1000, not 0"),
-        (("--chunk-size", 0), "--chunk-size must be at least 1, not 0"),
+        (("--chunk-size", 0), "--chunk-size must be between 1 and 4096, not 0"),
         (
             ("--control-start", 0.8, "--control-end", 0.2),
             "--control-start and --control-end must be fractions",
         ),
         (("--control-scales", 1, 2), "--control-scales needs 1 number, or"),
-        (("--seed", -1), "a seed must lie between"),
-        (("--size", 0), "--size must be at least 1, not 0"),
+        (("--seed", -1), "--seed must be between"),
+        (("--size", 0), "--size must be between 1 and 8192, not 0"),
         (("--patch-stride", 0), "--patch-stride must be between 1 and"),
         (("--patch-stride", 99), "the side of a patch, not 99"),
     ],

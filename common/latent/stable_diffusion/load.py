@@ -41,6 +41,7 @@ from common.library_versions import (
     text_prefix,
     without_positions,
 )
+from common.progress import Progress
 
 
 def load_stable_diffusion(
@@ -63,7 +64,8 @@ def load_stable_diffusion(
         )
     parts = _parts_of_folder(path, configs) if path.is_dir() else _parts_of_file(path, configs, ema)
     unet, vae, text_encoder = networks = empty_networks(configs)
-    for network, part in zip(networks, parts, strict=True):
+    pairs = list(zip(networks, parts, strict=True))
+    for network, part in Progress(pairs, desc=f"loading {path.name}", unit="networks"):
         fill(network, part, dtype)
     std = 1.0 / vae.config.scaling_factor
     return LatentDiffusion(
