@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
-from common.checkpoint import load_tensors, save_tensors
+from common.checkpoint import open_tensors, save_tensors
 from common.ema import EMA
 from common.errors import InputError
 from common.files import atomic_write, make_folder, read_json, write_json
@@ -102,24 +102,25 @@ def load_state(
     """
     if not path.exists():
         return RunProgress()
-    tensors, values = load_tensors(path)
-    with torch.no_grad():
+    # One tensor at a time: all together are as large as what they are copied into.
+    with open_tensors(path) as (read, names, values), torch.no_grad():
+        there = set(names)
         for name, param in params.items():
-            param.copy_(tensors[f"param/{name}"])
-            ema.average[name].copy_(tensors[f"ema/{name}"])
-    for optimizer, own in optimizers:
-        for name, param in own.items():
-            for key in ("exp_avg", "exp_avg_sq", "step", "momentum_buffer"):
-                # A parameter that never got a gradient has no optimiser state.
-                if (value := tensors.get(f"{key}/{name}")) is not None:
-                    # The fused step works on raw memory, so moments need their parameter's memory
-                    # format (channels_last or not).
-                    moment = (
-                        torch.empty((), device=param.device)
-                        if key == "step"
-                        else torch.empty_like(param.detach())
-                    )
-                    optimizer.state[param][key] = moment.copy_(value)
+            param.copy_(read(f"param/{name}"))
+            ema.average[name].copy_(read(f"ema/{name}"))
+        for optimizer, own in optimizers:
+            for name, param in own.items():
+                for key in ("exp_avg", "exp_avg_sq", "step", "momentum_buffer"):
+                    # A parameter that never got a gradient has no optimiser state.
+                    if f"{key}/{name}" in there:
+                        # The fused step works on raw memory, so moments need their parameter's
+                        # memory format (channels_last or not).
+                        moment = (
+                            torch.empty((), device=param.device)
+                            if key == "step"
+                            else torch.empty_like(param.detach())
+                        )
+                        optimizer.state[param][key] = moment.copy_(read(f"{key}/{name}"))
     progress = RunProgress(
         **(values | {"best": math.inf if values["best"] is None else values["best"]})
     )
