@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["fp32", "fp16", "bf16"]
+DTYPES = {
+    "fp32": torch.float32,
+    "no": torch.float32,  # of --mixed-precision
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 
 
 class Process(NamedTuple):
@@ -87,6 +94,14 @@ def check_memory(params: Iterable[Tensor]) -> None:
             f"training needs about {needed / 1e9:.1f} GB more memory, but {available / 1e9:.1f} GB"
             " are available"
         )
+
+
+def gpu_memory() -> float:
+    """Memory of this process's CUDA device in GiB; 0 if there is none."""
+    if not torch.cuda.is_available():
+        return 0.0
+    device = this_process().local_rank or 0
+    return torch.cuda.get_device_properties(device).total_memory / 2**30
 
 
 def make_accelerator(device: DeviceName, mixed_precision: str = "no") -> "Accelerator":

@@ -33,6 +33,8 @@ FEW = (
         4,
         "--pictures",
         10,
+        "--validation-pictures",
+        2,
         "--batch-size",
         4,
         "--warmup",
@@ -58,9 +60,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer pictures to look at."""
-    monkeypatch.setattr(train, "VALIDATION_EXAMPLES", 2)
-    monkeypatch.setattr(train, "PREVIEW_EXAMPLES", 2)
+    """Fewer steps for the pictures to look at."""
     monkeypatch.setattr(
         train,
         "ControlledGenerationConfig",
