@@ -146,6 +146,7 @@ def main(config: Config) -> None:
             "anonymous_gb": memory.total / 1e9,
             "anonymous_largest_gb": memory.largest / 1e9,
             "anonymous_at_first_gb": at_first / 1e9,
+            "peak_rss_gb": 1024 * kilobytes(os.getpid(), "status", "VmHWM") / 1e9,
             "step_seconds": config.seconds,
             "batch_size": config.batch_size,
             "steps": config.steps,
