@@ -40,7 +40,10 @@ def save_tensors(
     text = {"json": json.dumps(metadata)} if metadata is not None else None
     try:
         with replacing(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
             save_file(tensors, temporary, text)
+            temporary.chmod(mode)  # the library's own is for the owner alone
     except SafetensorError as error:
         raise InputError(f"{path} could not be written ({error})") from None
 
