@@ -105,7 +105,7 @@ def test_controlnet_is_killed_resumes_to_the_bit_and_works_in_diffusers(
             tokenizer=model.tokenizer,
             unet=model.unet,
             controlnet=ControlNetModel.from_pretrained(last),
-            scheduler=DDIMScheduler(),
+            scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

@@ -93,7 +93,7 @@ def test_what_is_learned_works_in_diffusers(
             text_encoder=model.text_encoder,
             tokenizer=model.tokenizer,
             unet=model.unet,
-            scheduler=DDIMScheduler(),
+            scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
