@@ -1,5 +1,5 @@
 """Training at the full size of Stable Diffusion v1.4, with random weights: `pytest -m full`. Takes
-minutes, 16 GB of memory and 18 GB of disk: 2 for the base, 6 for the state of a run and as much
+minutes, 16 GB of memory and 13 GB of disk: 2 for the base, 4 for the state of a run and as much
 while it is replaced, and the trained files."""
 
 import gc
