@@ -6,23 +6,24 @@ through PyTorch's restricted unpickler, which refuses code, and of TorchScript a
 tensors are read.
 """
 
+import contextlib
 import hashlib
 import json
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from common.config import describing, from_json
 from common.errors import InputError
-from common.files import atomic_write, make_folder, read_json, write_json
+from common.files import make_folder, read_json, replacing, write_json
 
 LARGE = 50_000_000  # weights; less than this many take little memory, whatever a file claims
 Model = TypeVar("Model", bound=nn.Module)
@@ -31,11 +32,37 @@ Model = TypeVar("Model", bound=nn.Module)
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes named tensors, and JSON metadata if given, to one safetensors file, atomically."""
+    """Writes named tensors, and JSON metadata if given, to one safetensors file, atomically.
+
+    Tensors that are contiguous and on the CPU are not copied. Raises InputError if the file cannot
+    be written, for example on a full disk.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    atomic_write(
-        path, serialize(tensors, {"json": json.dumps(metadata)} if metadata is not None else None)
-    )
+    text = {"json": json.dumps(metadata)} if metadata is not None else None
+    try:
+        with replacing(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            save_file(tensors, temporary, text)
+            temporary.chmod(mode)  # the library's own is for the owner alone
+    except SafetensorError as error:
+        raise InputError(f"{path} could not be written ({error})") from None
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[tuple[Callable[[str], Tensor], list[str], Any]]:
+    """A function that reads one tensor of a file of `save_tensors`, their names, and the metadata.
+
+    Raises InputError as `load_tensors` does.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"the file {path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get("json")
+            yield file.get_tensor, list(file.keys()), json.loads(metadata) if metadata else None
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a complete safetensors file ({error})") from None
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -43,15 +70,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 
     Raises InputError if the file is missing, truncated or not safetensors.
     """
-    if not Path(path).is_file():
-        raise InputError(f"the file {path} does not exist")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get("json")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads(metadata) if metadata else None
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a complete safetensors file ({error})") from None
+    with open_tensors(path) as (read, names, metadata):
+        return {name: read(name) for name in names}, metadata
 
 
 def cached_tensors(

@@ -101,11 +101,10 @@ def available_memory() -> int:
 def check_memory(params: Iterable[Tensor]) -> None:
     """Raises InputError if training these parameters needs more memory than there is.
 
-    On a CPU that is the memory of the gradients, two moments and the moving average, and of the
-    checkpoint (parameters, average, two moments) while it is written. On a GPU the former are in
-    its own memory, and the checkpoint passes through the host's as tensors and as bytes.
+    On a CPU that is the memory of the gradients, two moments and the moving average. On a GPU these
+    are in its own memory, and as much of the host's holds the checkpoint while it is written.
     """
-    needed = 8 * sum(4 * param.numel() for param in params)
+    needed = 4 * sum(4 * param.numel() for param in params)
     available = available_memory()
     if needed > available:
         raise InputError(

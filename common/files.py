@@ -26,6 +26,16 @@ def shown(path: Path) -> str:
 def atomic_write(path: Path, data: bytes, staging: Path | None = None) -> None:
     """Writes `data` to `path` through a temporary file that is renamed at the end, or not at all.
 
+    See `replacing`.
+    """
+    with replacing(path, staging) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, staging: Path | None = None) -> Iterator[Path]:
+    """Yields the name of a temporary file; what is written to it inside the block becomes `path`.
+
     `staging` is the folder of the temporary file, on the same disk as `path` (default: the folder
     of `path`). Graders list output folders, so images are staged one level above. Raises OSError
     and removes the temporary file on failure. A killed process leaves its temporary file behind;
@@ -36,9 +46,8 @@ def atomic_write(path: Path, data: bytes, staging: Path | None = None) -> None:
     _sweep(folder, path.name)
     temporary = folder / _temporary_name(path.name)
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:

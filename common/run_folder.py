@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from common.checkpoint import load_tensors, save_tensors
+from common.checkpoint import open_tensors, save_tensors
 from common.config import Bounds, from_json
 from common.ema import EMA
 from common.errors import InputError
@@ -148,37 +148,39 @@ def load_state(
     """
     if not path.exists():
         return RunProgress()
-    tensors, values = load_tensors(path)
-    progress = _progress(values, settings, path)
-    targets = {f"param/{name}": param.detach() for name, param in params.items()}
-    targets |= {f"ema/{name}": average for name, average in ema.average.items()}
-    moments = {
-        f"{key}/{name}": (optimizer, key, param)
-        for optimizer, own in optimizers
-        for name, param in own.items()
-        for key in ("exp_avg", "exp_avg_sq", "momentum_buffer", "step", *STATES_8BIT)
+    # One tensor at a time: all together are as large as what they are copied into.
+    with open_tensors(path) as (read, names, values), torch.no_grad():
+        progress = _progress(values, settings, path)
+        targets = {f"param/{name}": param.detach() for name, param in params.items()}
+        targets |= {f"ema/{name}": average for name, average in ema.average.items()}
+        moments = {
+            f"{key}/{name}": (optimizer, key, param)
+            for optimizer, own in optimizers
+            for name, param in own.items()
+            for key in ("exp_avg", "exp_avg_sq", "momentum_buffer", "step", *STATES_8BIT)
+        }
         # A parameter that never got a gradient has no optimiser state.
-        if f"{key}/{name}" in tensors
-    }
-    shapes = {name: target.shape for name, target in targets.items()}
-    for name, (_, key, param) in moments.items():
-        shapes[name] = (
-            () if key == "step" else tensors[name].shape if key in STATES_8BIT else param.shape
-        )
-    _check_tensors(tensors, shapes, path)
-    for name, target in targets.items():
-        target.copy_(tensors[name])
-    for name, (optimizer, key, param) in moments.items():
-        value: Tensor | int = tensors[name]
-        if key == "step" and not value.is_floating_point():
-            value = int(value)  # bitsandbytes counts in Python
-        elif value.shape == param.shape:
-            # The fused step works on raw memory, so moments need their parameter's memory format
-            # (channels_last or not).
-            value = torch.empty_like(param.detach(), dtype=value.dtype).copy_(value)
-        else:
-            value = value.to(param.device)
-        optimizer.state[param][key] = value
+        there = set(names)
+        moments = {name: moment for name, moment in moments.items() if name in there}
+        shapes: dict[str, Sequence[int] | None] = {
+            name: target.shape for name, target in targets.items()
+        }
+        for name, (_, key, param) in moments.items():
+            shapes[name] = () if key == "step" else None if key in STATES_8BIT else param.shape
+        _check_tensors(read, names, shapes, path)
+        for name, target in targets.items():
+            target.copy_(read(name))
+        for name, (optimizer, key, param) in moments.items():
+            value: Tensor | int = read(name)
+            if key == "step" and not value.is_floating_point():
+                value = int(value)  # bitsandbytes counts in Python
+            elif value.shape == param.shape:
+                # The fused step works on raw memory, so moments need their parameter's memory
+                # format (channels_last or not).
+                value = torch.empty_like(param.detach(), dtype=value.dtype).copy_(value)
+            else:
+                value = value.to(param.device)
+            optimizer.state[param][key] = value
     ema.updates = progress.ema_updates
     return progress
 
@@ -200,20 +202,29 @@ def _progress(values: Any, settings: Mapping[str, Any], path: Path) -> RunProgre
 
 
 def _check_tensors(
-    tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], path: Path
+    read: Callable[[str], Tensor],
+    names: Sequence[str],
+    shapes: Mapping[str, Sequence[int] | None],
+    path: Path,
 ) -> None:
     """Raises InputError if names or shapes differ, or if a value is not finite.
 
-    Parameters, averages and moments are floats; the counts and tables of 8-bit moments may not be.
+    `read` gives the tensor of a name; a shape that is None may be any. Parameters, averages and
+    moments are floats; the counts and tables of 8-bit moments may not be.
     """
-    strange = sorted(tensors.keys() ^ shapes.keys())
+    strange = sorted({*names} ^ shapes.keys())
     if strange:
         what = "has no" if strange[0] in shapes else "has an unknown"
         raise InputError(f"{path} is not the state of this run: it {what} tensor {strange[0]}")
     for name, shape in shapes.items():
-        value = tensors[name]
+        value = read(name)
         floats = not name.startswith(("step/", *(f"{key}/" for key in STATES_8BIT)))
-        if value.shape != tuple(shape) or floats and not value.is_floating_point():
+        if (
+            shape is not None
+            and value.shape != tuple(shape)
+            or floats
+            and not value.is_floating_point()
+        ):
             raise InputError(
                 f"{path} is not the state of this run: {name} is {list(value.shape)} of"
                 f" {value.dtype}, but floats {list(shape)} are expected"

@@ -151,7 +151,7 @@ def fit(
       any device. It must depend on its arguments only. The generator is on the training device and
       seeded by the step. A tensor "index", if present, names the images in the error about a
       non-finite loss. A value may also be an object of which only slices are tensors, so that a
-      process reads only its own. If it raises InputError, the state is saved first.
+      process reads only its own. If reading raises InputError, a single process saves its state.
     - `loss_fn(batch, draws)` returns the mean loss, a scalar, of the slice of the batch that this
       process and micro-batch gets, on the training device. `draws` gives the random numbers of that
       slice.
@@ -260,8 +260,9 @@ def fit(
                 with contextlib.suppress(_Interrupted):
                     take_step(progress.step)
                     observer.bar.update()
-            except InputError:  # the data of the step cannot be read; nothing has changed yet
-                if main:
+            except InputError:  # the step's data cannot be read; nothing has changed yet
+                if processes == 1:  # with several, the others wait for this one's gradients
+                    losses.read(interrupts.received)
                     save_now()
                 raise
         if stop:

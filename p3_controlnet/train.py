@@ -5,8 +5,8 @@
         --base sd-v1-4.ckpt --fill50k hw2_data/fill50k
 
 Running the same command again resumes. Images and captions are encoded once, before the first step,
-so a step computes the U-Net and the ControlNet only. RUN_DIR/last and RUN_DIR/best are diffusers
-ControlNet folders; they hold the ControlNet's weights only.
+into mapped files, so a step computes the U-Net and the ControlNet only. RUN_DIR/last and
+RUN_DIR/best are diffusers ControlNet folders; they hold the ControlNet's weights only.
 """
 
 import dataclasses

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from tiny import Malice
 from torch import nn
@@ -20,6 +21,7 @@ from common.checkpoint import (
     load_strict,
     load_tensors,
     load_weights,
+    open_tensors,
     save_model,
     save_tensors,
     tensor_names,
@@ -256,3 +258,17 @@ def test_a_stub_stands_in_for_a_class_that_a_known_file_names(
     assert torch.equal(content["state_dict"]["w"], torch.ones(2))
     with pytest.raises(InputError, match="refused"):  # the permission was for that call alone
         load_pickle(tmp_path / "sd.ckpt")
+
+
+def test_written_tensors_are_the_librarys_bytes_and_readable_as_other_files_are(
+    tmp_path: Path,
+) -> None:
+    tensors = {"b": torch.randn(3, 4).half(), "a": torch.zeros((), dtype=torch.long)}
+    save_tensors(tmp_path / "a.safetensors", tensors, {"step": 1})
+    expected = safetensors.torch.save(tensors, {"json": json.dumps({"step": 1})})
+    assert (tmp_path / "a.safetensors").read_bytes() == expected
+    (tmp_path / "other").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+    with open_tensors(tmp_path / "a.safetensors") as (read, names, metadata):
+        assert sorted(names) == ["a", "b"] and metadata == {"step": 1}
+        assert torch.equal(read("b"), tensors["b"])

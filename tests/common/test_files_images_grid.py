@@ -237,6 +237,18 @@ def test_unreadable_and_wrong_size_images_are_named(tmp_path: Path) -> None:
         read_rgb(tmp_path)
 
 
+def test_a_picture_of_another_size_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("it was decoded")
+
+    write_png(tmp_path / "a.png", torch.zeros(3, 6, 8, dtype=torch.uint8))
+    monkeypatch.setattr("common.images.viewed", refuse)
+    with pytest.raises(InputError, match=r"a\.png has 8x6 pixels, but 4x4 are expected"):
+        read_rgb(tmp_path / "a.png", (4, 4))
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_what_a_bad_file_is_called(tmp_path: Path, listed: bool) -> None:
     (tmp_path / "a.png").write_text("text")

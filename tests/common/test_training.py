@@ -617,6 +617,17 @@ def test_a_non_finite_loss_between_two_readings_is_named_and_never_saved(tmp_pat
     assert load_tensors(tmp_path / "state.safetensors")[1]["step"] == 10
 
 
+def test_data_that_cannot_be_read_stops_with_the_state_saved(tmp_path: Path) -> None:
+    """Between two checkpoints; the same command goes on with the same numbers."""
+    config = dataclasses.replace(LINE, checkpoint_every=20, steps=6)
+    line_fit(tmp_path / "whole", config)
+    with pytest.raises(InputError, match="line 4 of the data"):
+        line_fit(tmp_path / "halves", config, unreadable_at=3)
+    assert load_tensors(tmp_path / "halves" / "state.safetensors")[1]["step"] == 3
+    line_fit(tmp_path / "halves", config)
+    assert contents(tmp_path / "halves") == contents(tmp_path / "whole")
+
+
 def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) -> None:
     """At learning rate 0 the trained network is the one it started from, whatever the model flags
     say."""
