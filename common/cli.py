@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import inspect
+import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +45,7 @@ def run(
     - `PRESETS`, a class variable that maps each name of `--preset NAME` to a `Preset`. Other flags
       on the command line override the preset's values.
     """
+    _use_utf8(restart=argv is None)
     try:
         program(_parse(config_class, list(sys.argv[1:] if argv is None else argv)))
     except InputError as error:
@@ -54,6 +57,19 @@ def run(
         raise SystemExit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _use_utf8(restart: bool) -> None:
+    """Makes file names UTF-8 in any locale, and prints what a terminal's encoding lacks as escapes.
+
+    The encoding of file names is fixed when Python starts. Where a locale such as C has set another
+    one and Python's UTF-8 mode is off, `restart` replaces this process by the same in UTF-8 mode.
+    """
+    if restart and sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _parse(config_class: type[Config], arguments: list[str]) -> Config:

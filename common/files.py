@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.text_files import parse_json, read_text
 
 ROOT = Path(__file__).resolve().parent.parent
 """The project's root folder."""
@@ -91,10 +92,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises InputError if it is missing or is not JSON."""
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
+    """The content of a JSON file. Raises InputError if it is missing or is not JSON, with the line.
+
+    See `parse_json`.
+    """
+    return parse_json(read_text(path), str(path))

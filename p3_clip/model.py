@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from common.clip.model import Clip
 from common.errors import InputError
+from common.text_files import read_text, text_lines
 
 DATA = Path(__file__).resolve().parent / "data"
 
@@ -87,15 +88,9 @@ def read_templates(path: Path) -> list[str]:
     Raises InputError if the file is missing, is not text or holds no template, or, with the number
     of the line, if a line is empty or not a template.
     """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except FileNotFoundError:
-        raise InputError(f"the template file {path} does not exist") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file") from None
     templates = [
         check_template(line, f"{path}, line {number}")
-        for number, line in enumerate(lines, 1)
+        for number, line in text_lines(read_text(path))
         if not line.startswith("#")
     ]
     if not templates:

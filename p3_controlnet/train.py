@@ -10,7 +10,6 @@ ControlNet folders; they hold the ControlNet's weights only.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -38,6 +37,7 @@ from common.metrics.segmentation import (
     object_mask,
 )
 from common.seeds import Draws, derive_seeds, random_indices
+from common.text_files import read_records
 from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_controlnet.formats import load_controlnet
 from p3_controlnet.latent_cache import LatentCache, make_latent_cache
@@ -302,7 +302,7 @@ def convergence(metrics: Path) -> int | None:
 
     `metrics` is the path of the file.
     """
-    for line in map(json.loads, metrics.read_text().splitlines()):
+    for _, line in read_records(metrics):
         if line.get("validation_iou", 0.0) >= CONVERGED:
             return line["step"]
     return None

@@ -34,7 +34,7 @@ from common.clip.weights import (
 )
 from common.devices import DeviceName, pick_device
 from common.errors import InputError
-from common.files import ROOT, make_folder, read_json, shown, write_json
+from common.files import ROOT, atomic_write, make_folder, read_json, shown, write_json
 
 SHIPPED = ROOT / "checkpoints" / "clip_shapes"
 DEFAULT_MODEL, DEFAULT_TAG = "ViT-B-32-quickgelu", "openai"
@@ -300,4 +300,4 @@ def save_folder(
     quick_gelu = bool(model_cfg.get("quick_gelu", False))
     write_json(folder / "fingerprint.json", fingerprint(folder.name, embedding, quick_gelu))
     if templates is not None:
-        (folder / "templates.txt").write_text(templates)
+        atomic_write(folder / "templates.txt", templates.encode())

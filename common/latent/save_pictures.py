@@ -4,9 +4,9 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from common.latent.model import LatentDiffusion
 
 NOTE = "made with"
 """Name of the PNG text entry that identifies how a picture was made."""
+TOGETHER = 1000  # prompts that are tokenized at a time
+Value = TypeVar("Value")
+Item = TypeVar("Item")
 
 
 class Picture(NamedTuple):
@@ -28,6 +31,24 @@ class Picture(NamedTuple):
 
     path: Path
     request: Request
+
+
+class Mapped(Sequence[Item]):
+    """The sequence of `function(value)` for the values; each is made when it is used, and not kept.
+
+    A job of many pictures takes memory for those in work only.
+    """
+
+    def __init__(self, function: Callable[[Value], Item], values: Sequence[Value]) -> None:
+        self.function, self.values = function, values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Mapped(self.function, self.values[index])
+        return self.function(self.values[index])
 
 
 def draw_missing(
@@ -50,31 +71,30 @@ def draw_missing(
     `write_png`.
     """
     rank, processes, _ = this_process()
-    for prompt in (
-        too_long(model, {picture.request.prompt for picture in pictures}) if rank == 0 else ()
-    ):
+    made_with = _made_with(model, config, {"size": size, **(settings or {})})
+    mine = range(len(pictures))[rank::processes]  # does not depend on which files exist
+    prompts: set[str] = set()
+    folders: set[Path] = set()
+    todo: list[int] = []
+    for i, picture in enumerate(pictures):
+        prompts.add(picture.request.prompt)
+        if i in mine and not _is_kept(picture, made_with):
+            todo.append(i)
+            folders.add(picture.path.parent)
+    missing = Mapped(pictures.__getitem__, todo)
+    for prompt in too_long(model, prompts) if rank == 0 else ():
         print(
             "warning: the prompt is cut to the text encoder's"
             f" {model.tokenizer.model_max_length} tokens: {prompt!r}",
             file=sys.stderr,
         )
-    # The split does not depend on which files exist.
-    mine = pictures[rank::processes]
-    made_with = _made_with(model, config, {"size": size, **(settings or {})})
-    notes = [_note(made_with, picture.request) for picture in mine]
-    missing = [
-        (picture, note)
-        for picture, note in zip(mine, notes, strict=True)
-        if read_note(picture.path, NOTE) != note
-    ]
     if kept := len(mine) - len(missing):
         print(f"{kept} of {len(pictures)} pictures are there already")
-    for path in {picture.path.parent for picture, _ in missing}:
-        make_folder(path)
-    requests = [picture.request for picture, _ in missing]
+    for folder in folders:
+        make_folder(folder)
     chunks = draw(
         model,
-        requests,
+        Mapped(lambda picture: picture.request, missing),
         config,
         size,
         latent_side=latent_side,
@@ -83,15 +103,29 @@ def draw_missing(
     )
     for indices, images in chunks:
         for i, image in zip(indices, images, strict=True):
-            picture, note = missing[i]
-            write_png(picture.path, image, staging, (NOTE, note))
+            path, request = missing[i]
+            write_png(path, image, staging, (NOTE, _note(made_with, request)))
+
+
+def _is_kept(picture: Picture, made_with: str) -> bool:
+    """Whether the file is complete and was made for this request with these settings."""
+    return picture.path.is_file() and read_note(picture.path, NOTE) == _note(
+        made_with, picture.request
+    )
 
 
 def too_long(model: LatentDiffusion, prompts: Collection[str]) -> list[str]:
     """The prompts that `LatentDiffusion.tokenize` truncates, sorted."""
     tokenizer = model.tokenizer
     room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-    return sorted(prompt for prompt in prompts if len(tokenizer.tokenize(prompt)) > room)
+    # A token has at least one letter, so short prompts need no tokenizer.
+    long = sorted(prompt for prompt in prompts if len(prompt) > room or not prompt.isascii())
+    found = []
+    for start in range(0, len(long), TOGETHER):
+        part = long[start : start + TOGETHER]
+        ids = tokenizer(part, add_special_tokens=False, verbose=False).input_ids
+        found += [prompt for prompt, own in zip(part, ids, strict=True) if len(own) > room]
+    return found
 
 
 def draw(
@@ -135,6 +169,6 @@ def _note(made_with: str, request: Request) -> str:
     digest = hashlib.blake2b(
         json.dumps([made_with, request.prompt, request.seed]).encode(), digest_size=16
     )
-    if request.hint is not None:
-        digest.update(request.hint.numpy().tobytes())
+    if (hint := request.read_hint()) is not None:
+        digest.update(hint.numpy().tobytes())
     return digest.hexdigest()
