@@ -23,18 +23,19 @@ from common.clip.fingerprint import (
 from common.clip.formats import open_clip_config
 from common.clip.model import Clip, encode_tokens
 from common.clip.weights import (
+    FOLDER_NAMES,
     find_weights,
     fitted,
     hub_files,
     preprocessing,
+    read_clip_weights,
     read_state,
-    read_weights,
     tag_entry,
-    weight_files,
 )
 from common.devices import DeviceName, pick_device
 from common.errors import InputError
 from common.files import ROOT, atomic_write, make_folder, read_json, shown, write_json
+from common.weights import followed, weights_file
 
 SHIPPED = ROOT / "checkpoints" / "clip_shapes"
 DEFAULT_MODEL, DEFAULT_TAG = "ViT-B-32-quickgelu", "openai"
@@ -95,6 +96,7 @@ def load_clip(
             raise InputError(
                 f"{name} is a model folder with its own weights: leave out --pretrained"
             )
+        name = str(followed(Path(name)))
         return load_folder(Path(name), target), f"The model in {shown(Path(name))}."
     pretrained = pretrained or DEFAULT_TAG
     clip, remark = _load_named(name, pretrained, find_weights(name, pretrained), target)
@@ -132,7 +134,8 @@ def _load_named(
     import open_clip
 
     tag = None if Path(pretrained) == weights else pretrained
-    state, from_openai = read_weights(weights)
+    weights = followed(weights)
+    state, from_openai = read_clip_weights(weights)
     given, agreed = _given_preprocessing(weights) if weights.is_dir() else {}, True
     if not given and not from_openai:  # OpenAI's is open_clip's default
         given, agreed = preprocessing(name, tag)
@@ -193,9 +196,7 @@ def load_folder(folder: Path, device: torch.device) -> Clip:
         raise InputError(
             f"{folder}/open_clip_config.json does not describe a model of open_clip ({error})"
         ) from None
-    weights = next(
-        (path for path in weight_files(folder) if path.is_file()), folder / "model.safetensors"
-    )
+    weights = weights_file(folder, FOLDER_NAMES)
     load_strict(network, fitted(network, read_state(weights)), weights)
     clip = _ready(network, tokenize, shown(folder), "in the folder", device, folder)
     if (folder / "fingerprint.json").is_file():

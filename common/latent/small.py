@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import load_config, load_strict, load_tensors, save_tensors
+from common.checkpoint import load_config, load_strict, save_tensors
 from common.diffusion.process import Parameterization
 from common.diffusion.schedule import make_schedule
 from common.errors import InputError
@@ -21,6 +21,7 @@ from common.files import make_folder, read_json, write_json
 from common.latent.model import LatentDiffusion, downscale_of
 from common.latent.stable_diffusion.naming import CONFIG_FILE, SCHEDULER_FILE, WEIGHTS_FILE
 from common.latent.text_encoder import load_text_encoder, save_text_encoder
+from common.weights import followed, read_folder
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC, UNet2DConditionModel
@@ -165,7 +166,7 @@ def load_model(folder: Path) -> LatentDiffusion:
     """
     from diffusers import AutoencoderDC, UNet2DConditionModel
 
-    folder = Path(folder)
+    folder = followed(folder)
     config = load_config(folder, KIND)
     scheduler = read_json(folder / "scheduler" / SCHEDULER_FILE)
     try:
@@ -234,8 +235,7 @@ def load_network(folder: Path, kind: type[nn.Module]) -> Any:
         raise InputError(
             f"{folder}/config.json does not describe a {kind.__name__} ({error})"
         ) from None
-    state = load_tensors(Path(folder) / WEIGHTS_FILE)[0]
-    load_strict(network, {key: value.float() for key, value in state.items()}, folder)
+    load_strict(network, *read_folder(Path(folder)))
     return network.eval()
 
 

@@ -14,12 +14,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import load_strict, load_tensors, save_tensors
+from common.checkpoint import load_strict, save_tensors
 from common.clip.formats import to_transformers, transformers_config
 from common.clip.loading import load_folder
 from common.errors import InputError
 from common.files import make_folder, read_json, write_json
-from common.library_versions import TEXT_PREFIX, new_text_model, new_tokenizer, text_prefix
+from common.library_versions import (
+    TEXT_PREFIX,
+    new_text_model,
+    new_tokenizer,
+    text_prefix,
+    without_positions,
+)
+from common.weights import read_folder
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -79,8 +86,8 @@ def load_text_encoder(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
         model = new_text_model(config)
     except ValueError as error:
         raise InputError(f"{path} does not describe a CLIPTextModel ({error})") from None
-    weights = Path(folder) / WEIGHTS
-    _fill(model, {name: value.float() for name, value in load_tensors(weights)[0].items()}, weights)
+    state, weights = read_folder(Path(folder))
+    _fill(model, without_positions(state), weights)
     return clip_tokenizer(model.config.max_position_embeddings), model
 
 

@@ -251,7 +251,7 @@ def test_a_stub_stands_in_for_a_class_that_a_known_file_names(
     class Stub:
         pass
 
-    content = load_pickle(tmp_path / "sd.ckpt", stubs=[(Stub, name)])
+    content = load_pickle(tmp_path / "sd.ckpt", stubs={name: Stub})
     assert content["callbacks"] == {Stub: {"best": 1}}
     assert torch.equal(content["state_dict"]["w"], torch.ones(2))
     with pytest.raises(InputError, match="refused"):  # the permission was for that call alone
