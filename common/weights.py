@@ -72,7 +72,7 @@ def weight_names(path: Path) -> list[str]:
     """The names that `read_weights` gives; the values are not read if the format allows that."""
     path = Path(path)
     if path.name.endswith(".json"):
-        return list(unwrapped(_weight_map(path))[0])
+        return list(unwrapped(dict.fromkeys(_weight_map(path)))[0])
     if is_safetensors(path):
         return list(unwrapped(dict.fromkeys(tensor_names(path)))[0])
     return list(unwrapped(_content(path, lazy=True))[0])
@@ -108,33 +108,41 @@ def unwrapped(content: Any) -> tuple[dict[str, Any], list[str]]:
     The weights are empty if there are none. Values may be None where only names are of interest.
     """
     taken_off: list[str] = []
-    while isinstance(content, Mapping):
-        # Some code keeps "ema" as an object without weights: such entries are passed over.
-        name = next(
-            (
-                name
-                for name in (*AVERAGED, *CONTAINERS)
-                if isinstance(content.get(name), Mapping) and unwrapped(content[name])[0]
-            ),
-            None,
-        )
-        if name is None:
-            break
+    while (name := _inner(content)) is not None:
         taken_off.append(f"{name!r}")
         content = content[name]
-    if not isinstance(content, Mapping):
-        return {}, taken_off
-    # Averages come with counters, and some code with settings; a network's weights are tensors.
-    state = {
+    state = _named(content)
+    names = _without_wrappers(state)
+    words = sorted({old.removesuffix(new) for old, new in names.items()} - {""})
+    return {new: state[old] for old, new in names.items()}, [*taken_off, *words]
+
+
+def _named(content: Any) -> dict[str, Any]:
+    """The named tensors of a mapping; numbers and settings beside them are no weights."""
+    return {
         name: value
-        for name, value in content.items()
+        for name, value in (content.items() if isinstance(content, Mapping) else ())
         if isinstance(name, str) and (value is None or isinstance(value, Tensor))
     }
-    if any(isinstance(value, Mapping) for value in content.values()) or not state:
-        return {}, taken_off
-    names = _without_wrappers(state)
-    words = sorted({WRAPPER.match(old)[0] for old in names if WRAPPER.match(old)})
-    return {new: state[old] for old, new in names.items()}, [*taken_off, *words]
+
+
+def _inner(content: Any) -> str | None:
+    """The name of the entry of a training checkpoint that holds the weights; None if none does.
+
+    It may have an unknown name if it is the only one besides the optimiser's.
+    """
+    if not isinstance(content, Mapping):
+        return None
+    holding = [
+        name
+        for name, value in content.items()
+        if isinstance(name, str) and "optim" not in name and "sched" not in name
+        if isinstance(value, Mapping) and unwrapped(value)[0]
+    ]
+    known = [name for name in (*AVERAGED, *CONTAINERS) if name in holding]
+    if not known and len(holding) == 1 and not _named(content):
+        known = holding
+    return known[0] if known else None
 
 
 def _without_wrappers(names: Iterable[str]) -> dict[str, str]:
@@ -204,7 +212,8 @@ def read_folder(folder: Path, names: Iterable[str] = FILE_NAMES) -> tuple[State,
     return read_weights(path), path
 
 
-def _weight_map(index: Path) -> dict[str, None]:
+def _weight_map(index: Path) -> dict[str, str]:
+    """{name of a weight: file name of its shard}."""
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not all(
