@@ -51,8 +51,8 @@ def text_lines(text: str) -> Iterator[tuple[int, str]]:
         start = end + 1
 
 
-def read_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yields (place for messages, value) for each value of a list in a JSON file.
+def read_records(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yields (number of the line, value) for each value of a list in a JSON file.
 
     The list has one value on each line (JSON Lines; empty lines are left out) or is one array.
     Raises InputError as `read_text` and `parse_json` do.
@@ -69,7 +69,7 @@ def read_records(path: Path) -> Iterator[tuple[str, Any]]:
                 " between them, or one array of objects, is expected"
             )
         if words:
-            yield f"{path}, line {number}", parse_json(line, str(path), number)
+            yield number, parse_json(line, str(path), number)
 
 
 # ----------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def parse_json(text: str, source: str, first_line: int = 1) -> Any:
     return value
 
 
-def _array_items(text: str, source: str) -> Iterator[tuple[str, Any]]:
+def _array_items(text: str, source: str) -> Iterator[tuple[int, Any]]:
     """`read_records` of an array; one value at a time is in memory."""
     at = _after_space(text, text.index("[") + 1)
     line, counted = 1, 0
@@ -101,7 +101,7 @@ def _array_items(text: str, source: str) -> Iterator[tuple[str, Any]]:
     while more:
         line, counted = line + text.count("\n", counted, at), at
         value, at = _value_at(text, at, source)
-        yield f"{source}, line {line}", value
+        yield line, value
         at = _after_space(text, at)
         if more := text.startswith(",", at):
             at = _after_space(text, at + 1)

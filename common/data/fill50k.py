@@ -4,7 +4,7 @@ The files are `fill50k/{training,testing}/{source,target}/*.png` and `prompt.jso
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,8 @@ class Pair:
     """Path of the target picture, the circle."""
     prompt: str
     """Caption of the target picture."""
+    line: int = field(default=0, compare=False)
+    """Number of the line, from 1."""
 
     @property
     def source(self) -> Path:
@@ -91,22 +93,23 @@ def read_prompts(
     kept.
     """
     pairs: list[Pair] = []
-    seen: dict[str, str] = {}
-    for where, value in read_records(path):
+    seen: dict[str, int] = {}
+    for number, value in read_records(path):
+        where = f"{path}, line {number}"
         source, target, prompt = _fields(value, where)
         pair = Pair(
             _below(sources, source, "source", where),
             _below(targets, target, "target" if targets_exist else "", where),
             prompt,
+            number,
         )
         for file in (pair.source_path, pair.target_path)[: 2 if targets_exist else 1]:
             if not os.path.isfile(file):
                 raise InputError(f"{where}: {file} does not exist")
-        if (before := seen.setdefault(pair.target_path, where)) != where:
-            raise InputError(
-                f"{where}: the target {target!r} is that of {before.removeprefix(f'{path}, ')} as"
-                " well"
-            )
+        if pair.target_path in seen:
+            before = seen[pair.target_path]
+            raise InputError(f"{where}: the target {target!r} is that of line {before} as well")
+        seen[pair.target_path] = number
         pairs.append(pair)
     if not pairs:
         raise InputError(f"{path} is empty")
