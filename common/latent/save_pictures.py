@@ -1,8 +1,10 @@
 """Generates pictures into files, split among processes; finished pictures are kept on a rerun."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,14 +16,13 @@ from torch import Tensor, nn
 from common.checkpoint import state_hash
 from common.devices import this_process
 from common.diffusion.process import Network
-from common.files import make_folder
+from common.files import check_folder, make_folder
 from common.images import read_note, resize, to_uint8, write_png
 from common.latent.generate import GenerationConfig, Request, generate, with_default_guidance
 from common.latent.model import LatentDiffusion
 
 NOTE = "made with"
 """Name of the PNG text entry that identifies how a picture was made."""
-TOGETHER = 1000  # prompts that are tokenized at a time
 Value = TypeVar("Value")
 Item = TypeVar("Item")
 
@@ -74,13 +75,13 @@ def draw_missing(
     made_with = _made_with(model, config, {"size": size, **(settings or {})})
     mine = range(len(pictures))[rank::processes]  # does not depend on which files exist
     prompts: set[str] = set()
-    folders: set[Path] = set()
+    folders: set[str] = set()
     todo: list[int] = []
     for i, picture in enumerate(pictures):
         prompts.add(picture.request.prompt)
         if i in mine and not _is_kept(picture, made_with):
             todo.append(i)
-            folders.add(picture.path.parent)
+            folders.add(os.path.dirname(picture.path))
     missing = Mapped(pictures.__getitem__, todo)
     for prompt in too_long(model, prompts) if rank == 0 else ():
         print(
@@ -91,7 +92,7 @@ def draw_missing(
     if kept := len(mine) - len(missing):
         print(f"{kept} of {len(pictures)} pictures are there already")
     for folder in folders:
-        make_folder(folder)
+        check_folder(Path(folder))
     chunks = draw(
         model,
         Mapped(lambda picture: picture.request, missing),
@@ -104,12 +105,13 @@ def draw_missing(
     for indices, images in chunks:
         for i, image in zip(indices, images, strict=True):
             path, request = missing[i]
+            make_folder(path.parent)
             write_png(path, image, staging, (NOTE, _note(made_with, request)))
 
 
 def _is_kept(picture: Picture, made_with: str) -> bool:
     """Whether the file is complete and was made for this request with these settings."""
-    return picture.path.is_file() and read_note(picture.path, NOTE) == _note(
+    return os.path.isfile(picture.path) and read_note(picture.path, NOTE) == _note(
         made_with, picture.request
     )
 
@@ -118,14 +120,18 @@ def too_long(model: LatentDiffusion, prompts: Collection[str]) -> list[str]:
     """The prompts that `LatentDiffusion.tokenize` truncates, sorted."""
     tokenizer = model.tokenizer
     room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-    # A token has at least one letter, so short prompts need no tokenizer.
-    long = sorted(prompt for prompt in prompts if len(prompt) > room or not prompt.isascii())
-    found = []
-    for start in range(0, len(long), TOGETHER):
-        part = long[start : start + TOGETHER]
-        ids = tokenizer(part, add_special_tokens=False, verbose=False).input_ids
-        found += [prompt for prompt, own in zip(part, ids, strict=True) if len(own) > room]
-    return found
+
+    # Counting whole prompts is slow, and their words repeat. A token has at least one letter, and
+    # no token but a placeholder holds a space, so the sum over the words is never too small.
+    @functools.lru_cache(maxsize=10_000)
+    def most_tokens(word: str) -> int:
+        return len(tokenizer.tokenize(word) if word.isalpha() or not word.isascii() else word)
+
+    return sorted(
+        prompt
+        for prompt in prompts
+        if sum(map(most_tokens, prompt.split())) > room and len(tokenizer.tokenize(prompt)) > room
+    )
 
 
 def draw(
