@@ -211,7 +211,7 @@ def not_weights(path: Path, otherwise: str) -> InputError:
                 kinds = ["a zip archive of other files, not a PyTorch file: unpack it first"]
     elif start[257:262] == b"ustar":
         kinds = ["a tar archive: unpack it first"]
-    elif not kinds and start.isascii() and b"\0" not in start:
+    elif not kinds and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
         first = " ".join(start.decode().split())[:60]
         kinds = [f"a text file that begins with {first!r}, not weights: download it again"]
     return InputError(f"{path} is {kinds[0]}" if kinds else f"{path} {otherwise}")

@@ -71,7 +71,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: int, read: Callable) 
     save_tensors(path, {"a": torch.ones(100)})
     assert tensor_names(path) == ["a"]
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"cut\.safetensors is not a complete safetensors file"):
+    with pytest.raises(InputError, match=r"cut\.safetensors is (not a complete safetens|empty)"):
         read(path)
 
 

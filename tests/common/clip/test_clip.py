@@ -486,8 +486,7 @@ def test_a_tokenizer_on_the_hub_is_looked_for_in_the_cache_and_then_named(
     offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    (tmp_path / "w.pt").touch()
-    torch.save({}, tmp_path / "w.pt")
+    torch.save({"w": torch.ones(1)}, tmp_path / "w.pt")
     started = time.monotonic()
     with pytest.raises(
         InputError,

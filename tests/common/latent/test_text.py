@@ -109,5 +109,5 @@ def test_a_folder_without_a_text_encoder_is_refused(clip_world: Path, tmp_path: 
         load_text_encoder(tmp_path)
     load_text_tower(clip_world / "model")[1].save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"model\.safetensors does not exist"):
+    with pytest.raises(InputError, match="holds no weights"):
         load_text_encoder(tmp_path)
