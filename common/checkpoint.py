@@ -6,7 +6,6 @@ through PyTorch's restricted unpickler, which refuses code, and of TorchScript a
 tensors are read.
 """
 
-import dataclasses
 import hashlib
 import json
 import pickle
@@ -22,10 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from common.config import describing, from_json
 from common.errors import InputError
 from common.files import atomic_write, make_folder, read_json, write_json
 from common.text_files import parse_json
 
+LARGE = 50_000_000  # weights; less than this many take little memory, whatever a file claims
 Model = TypeVar("Model", bound=nn.Module)
 
 INERT = (
@@ -282,6 +283,15 @@ def state_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def tensors_hash(*tensors: Tensor) -> str:
+    """A hash of tensors: dtypes, shapes and values, on any device; identifies training data."""
+    digest = hashlib.blake2b(digest_size=16)
+    for value in tensors:
+        digest.update(f"{value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def save_model(
     folder: Path,
     model: nn.Module,
@@ -324,24 +334,40 @@ def load_model(
 ) -> Model:
     """The model of a folder, `model_class(config_class(**config))`, in evaluation mode.
 
-    Its memory format is channels_last. `config_class` is a dataclass; fields whose default is a
-    tuple are converted back to tuples, since JSON has none. Raises InputError if the folder holds
-    no such model.
+    Its memory format is channels_last. `config_class` is a dataclass, which states the types and
+    bounds of the values. Its class variable ADDED, if there is one, holds the values of fields that
+    folders of earlier versions lack. Raises InputError if the folder holds no such model.
     """
-    values = load_config(folder, kind)
-    tuples = [
-        field.name for field in dataclasses.fields(config_class) if isinstance(field.default, tuple)
-    ]
-    try:
-        model = model_class(
-            config_class(**{**values, **{name: tuple(values[name]) for name in tuples}})
-        )
-    except (TypeError, KeyError, ValueError, RuntimeError, InputError) as error:
-        raise InputError(
-            f"{folder}/config.json does not describe a network of this project ({error})"
-        ) from None
+    path = Path(folder) / "config.json"
+    added: Mapping[str, Any] = getattr(config_class, "ADDED", {})
+    config = from_json(config_class, {**added, **load_config(folder, kind)}, path)
+    model = build_network(
+        lambda: model_class(config),
+        path,
+        "a network of this project",
+        Path(folder) / "model.safetensors",
+    )
     load_weights(folder, model)
     return model.eval().to(memory_format=torch.channels_last)
+
+
+def build_network(make: Callable[[], Model], config: Path, what: str, weights: Path) -> Model:
+    """The network that `make` builds from the configuration in the file `config`.
+
+    It is first built without memory, so that sizes far beyond the file `weights` are refused before
+    memory is taken. `what` names the network in the message. Raises InputError if that file is
+    missing, or if no network can be built.
+    """
+    with describing(config, what):
+        with torch.device("meta"):
+            count = sum(value.numel() for value in make().state_dict().values())
+        # A weight takes at least one byte. Small networks are built anyway, for a better message.
+        is_index = weights.suffix == ".json"  # of shards
+        if weights.is_file() and not is_index and count > max(weights.stat().st_size, LARGE):
+            raise not_weights(
+                weights, f"has fewer weights than {what} of {count:,}, which {config} describes"
+            )
+        return make()
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:

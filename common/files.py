@@ -1,9 +1,13 @@
 """Atomic writing of files (a reader never sees an incomplete one), folders and JSON."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import re
+import tempfile
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +35,23 @@ def atomic_write(path: Path, data: bytes, staging: Path | None = None) -> None:
     path = Path(path)
     folder = staging or path.parent
     _sweep(folder, path.name)
-    temporary = folder / f".{path.name}.{os.uname().nodename}.{os.getpid()}.partial"
+    temporary = folder / _temporary_name(path.name)
     try:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # such as a full disk
+            error.filename = str(path)
         raise
+
+
+def _temporary_name(name: str) -> str:
+    return f".{name}.{os.uname().nodename}.{os.getpid()}.partial"
 
 
 def _sweep(folder: Path, name: str) -> None:
@@ -83,6 +93,74 @@ def check_folder(path: Path) -> None:
     for ancestor in (path, *path.parents):
         if ancestor.exists() and not ancestor.is_dir():
             raise InputError(f"cannot make the folder {path}: {ancestor} is a regular file")
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, *, lock: bool = True) -> Iterator[None]:
+    """Inside the block the folder exists, can be written to, and is locked against other jobs.
+
+    The lock is held on the folder itself: it leaves no file behind and ends with the process. File
+    systems without locks are used without one. Of a job with several processes, the main one locks;
+    the others pass `lock` False. Raises InputError if another job holds the lock, and OSError if
+    the folder cannot be written to. Folders that were made here and are still empty after an error
+    are removed.
+    """
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    descriptor = None
+    try:
+        descriptor = os.open(make_folder(folder), os.O_RDONLY)
+        if lock:
+            _lock(descriptor, folder)
+        with tempfile.TemporaryFile(dir=folder):  # without a name where the system can do so
+            pass
+        yield
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"another job is writing to {folder}: wait until it has ended, or choose another folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+            raise
+
+
+def check_targets(paths: Collection[str]) -> None:
+    """Raises InputError if one of these files cannot be written beside the others.
+
+    A name may be too long for the file system (files are written to a temporary name first, which
+    is longer), an existing folder may have it, or another of the files may be needed as a folder.
+    """
+    longest = 255 - len(os.fsencode(_temporary_name("")))
+    folders: dict[str, str] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        if len(os.fsencode(name)) > longest:
+            raise InputError(
+                f"the file name {name} is too long: it has {len(os.fsencode(name))} bytes, but at"
+                f" most {longest} are possible"
+            )
+        if os.path.isdir(path):
+            raise InputError(f"{path} is a folder, but a file is to be written there")
+        folders.setdefault(folder, path)
+    known = set(paths)
+    for folder, path in folders.items():
+        for parent in (Path(folder), *Path(folder).parents):
+            if str(parent) in known:
+                raise InputError(f"{parent} cannot be both a file and the folder of {path}")
+        check_folder(Path(folder))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -85,7 +85,12 @@ def main(config: Config) -> None:
     _print(result)
     if config.result:
         write_json(config.result, result)
-    if result["mean_accuracy"] < BASELINES["strong"]:
+    passes = result["mean_accuracy"] >= BASELINES["strong"]
+    print(
+        f"{'PASS' if passes else 'FAIL'}: mean accuracy {result['mean_accuracy']:.2%} (the strong"
+        f" baseline is {BASELINES['strong']:.0%})"
+    )
+    if not passes:
         raise SystemExit(1)
 
 

@@ -7,14 +7,15 @@ The default configuration has exactly the keys and shapes of the homework's `UNe
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.attention import attend
-from common.checkpoint import load_model, load_strict, save_model
+from common.checkpoint import build_network, load_model, load_strict, save_model
+from common.config import Bounds, Depth, Fraction, Index, Size
 from common.diffusion.process import Parameterization
 from common.embedding import SinusoidalEmbedding
 from common.errors import InputError
@@ -23,8 +24,8 @@ from common.weights import (
     followed,
     has_old_attention,
     old_attention_names,
-    read_folder,
     read_weights,
+    weights_file,
 )
 
 FACES = ROOT / "checkpoints" / "p2_faces"
@@ -52,27 +53,28 @@ class FaceUNetConfig:
     The defaults are those of the homework's `UNet.pt`.
     """
 
-    channels: tuple[int, ...] = (128, 128, 256, 256, 512, 512)
+    channels: tuple[Size, ...] = (128, 128, 256, 256, 512, 512)
     """Channels at each resolution, finest first; each resolution halves height and width."""
-    blocks: int = 2
+    blocks: Depth = 2
     """Residual blocks at each resolution of the encoder; the decoder has one more at each."""
-    attention: tuple[int, ...] = (4,)
+    attention: tuple[Index, ...] = (4,)
     """Indices of the resolutions with self-attention; 0 is the finest. The bottleneck always has
     it."""
-    heads: int = 1
+    heads: Depth = 1
     """Attention heads."""
-    embedding: int = 512
+    embedding: Size = 512
     """Width of the time embedding."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Dropout probability inside the residual blocks."""
-    patch: int = 1
+    patch: Annotated[int, Bounds(at_least=1, at_most=64)] = 1
     """Patch side p in pixels: a pixel-unshuffle by p before the first layer and a pixel-shuffle by
     p at the end; 1 is none."""
-    refine: int = 0
+    refine: Index = 0
     """Channels of a final residual block at full resolution, which removes the grain that patches
     cause; 0 is no such block."""
     parameterization: Parameterization = "eps"
     """What the network predicts: eps, x0 or v."""
+    ADDED: ClassVar = {"refine": 0}
 
 
 class FaceUNet(nn.Module):
@@ -85,6 +87,7 @@ class FaceUNet(nn.Module):
 
     def __init__(self, config: FaceUNetConfig) -> None:
         super().__init__()
+        _check(config)
         self.config = config
         self.parameterization = config.parameterization
         self.side_multiple = config.patch * 2 ** (len(config.channels) - 1)
@@ -186,6 +189,22 @@ class FaceUNet(nn.Module):
         for name, part in zip(names, parts, strict=True):
             self.add_module(name, part)
         return names
+
+
+def _check(config: FaceUNetConfig) -> None:
+    """Raises InputError if no network can be built with this configuration."""
+    channels, refine = config.channels, config.refine
+    if not 1 <= len(channels) <= 10 or any(count % GROUPS for count in channels):
+        raise InputError(
+            f"channels must be multiples of {GROUPS} for 1 to 10 resolutions, not {channels}"
+        )
+    if any(level >= len(channels) for level in config.attention):
+        raise InputError(f"attention {config.attention} names a resolution that {channels} lacks")
+    attending = [channels[-1], *(channels[level] for level in config.attention)]
+    if any(count % config.heads for count in attending):
+        raise InputError(f"{config.heads} heads do not divide the channels {attending}")
+    if refine % max(refine // 16, 1):
+        raise InputError(f"refine must be a multiple of its groups, {refine // 16}, not {refine}")
 
 
 def run_part(part: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
@@ -351,15 +370,13 @@ class DiffusersUNet(nn.Module):
                 f"{folder} holds a diffusers model, which needs the package diffusers: install it"
                 " with python3 -m pip install diffusers"
             ) from None
-        try:
-            self.unet = UNet2DModel.from_config(read_json(folder / "config.json"))
-        except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-            raise InputError(
-                f"{folder}/config.json does not describe a UNet2DModel ({error})"
-            ) from None
-        state, source = read_folder(folder)
+        config, weights = folder / "config.json", weights_file(folder)
+        self.unet = build_network(
+            lambda: UNet2DModel.from_config(read_json(config)), config, "a UNet2DModel", weights
+        )
+        state = read_weights(weights)
         names = old_attention_names(self.unet.state_dict()) if has_old_attention(state) else None
-        load_strict(self.unet, state, source, names)
+        load_strict(self.unet, state, weights, names)
         self.side_multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
         self.eval().to(memory_format=torch.channels_last)
 

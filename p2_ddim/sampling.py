@@ -5,16 +5,17 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from common.checkpoint import load_pickle
+from common.config import Bounds, check_fields
 from common.devices import DTYPES, Precision
 from common.diffusion.process import Denoise, denoiser
 from common.diffusion.samplers import Callback, SamplerName, sample
-from common.diffusion.sampling import SamplerConfig, sample_in_chunks
+from common.diffusion.sampling import ChunkSize, SamplerConfig, sample_in_chunks
 from common.diffusion.schedule import SPACINGS, NoiseSchedule, TimestepPairs, linear_schedule
 from common.errors import InputError
 from common.images import is_hidden
@@ -40,13 +41,13 @@ class SamplingConfig(SamplerConfig):
     spacing: Literal["leading", "trailing", "linspace", "homework"] = "homework"
     """Choice of the timesteps. With 50 steps: homework 981, ..., 21, 1; leading 980, ..., 20, 0;
     trailing 999, ..., 39, 19; linspace 50 rounded values from 999 to 0."""
-    chunk_size: int = 1
+    chunk_size: ChunkSize = 1
     """Images per network call. Runs on one device with one chunk size write identical files."""
     clip_x0: bool = True
     """Clamp the predicted x0 to [-1, 1] at each step; eps is not recomputed from it."""
     last_abar: Literal["first", "one"] = "first"
     """Alpha-bar after the last step: first is alphas_cumprod[0] (0.9999), one is 1."""
-    table_length: int = 1000
+    table_length: Annotated[int, Bounds(at_least=2, at_most=10**6)] = 1000
     """Number of betas in the noise schedule, linear from 0.0001 to 0.02."""
     table_offset: int = 0
     """Offset k of the noise schedule: the network receives t where the sampler uses
@@ -57,8 +58,7 @@ class SamplingConfig(SamplerConfig):
 
     def check(self, num_timesteps: int | None = None) -> None:
         """Raises InputError if a setting is out of range."""
-        if self.table_length < 2:
-            raise InputError(f"--table-length must be at least 2, not {self.table_length}")
+        check_fields(self)
         super().check(num_timesteps or self.table_length)
         t = [t for t, _ in plan(self)[1]]
         if min(t) < 0 or max(t) >= self.table_length or min(t) - self.table_offset < 0:

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common import cli
 from common.clip.loading import load_judge
@@ -44,6 +43,7 @@ from common.metrics.segmentation import (
     median_colour,
     object_mask,
 )
+from common.progress import Progress
 
 if TYPE_CHECKING:
     from common.clip.model import Clip
@@ -104,7 +104,7 @@ def main(config: Config) -> None:
     lines: list[dict[str, Any]] = []
     dropped: dict[str, str] = {}
     ungraded: dict[str, str] = {}
-    for pair in tqdm(pairs, unit="image", dynamic_ncols=True):
+    for pair in Progress(pairs, desc="grading", unit="images"):
         name = pair.target.relative_to(config.targets)
         line: dict[str, Any] = {"target": pair.target.name, "prompt": pair.prompt}
         picture, target = None, pair.read_target()

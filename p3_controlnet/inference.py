@@ -20,9 +20,9 @@ import tyro
 from torch import Tensor
 
 from common import cli
+from common.config import Side, Size
 from common.data.fill50k import SIZE, Pair, read_prompts
 from common.devices import pick_device, this_process
-from common.errors import InputError
 from common.latent.control import residual_scales
 from common.latent.generate import ControlledGenerationConfig, Request
 from common.latent.model import LatentDiffusion
@@ -44,9 +44,9 @@ class Config:
     output_dir: Path
     """Folder for the drawn images, which `target` names."""
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig()
-    size: int = SIZE
+    size: Side = SIZE
     """Side of the written images, in pixels."""
-    patch_stride: int | None = None
+    patch_stride: Size | None = None
     """Stride, in latents, of overlapping patches of the model's own size. With it, a --size above
     512 is drawn on a larger canvas; by default every image is drawn at the model's own size and
     then resized."""
@@ -104,10 +104,8 @@ def canvas(model: LatentDiffusion, config: Config) -> int:
     """Side of the images that the model draws, in pixels, before they are resized to `size`.
 
     It is the model's own side, or, with a patch stride and a `size` above 512, `size` / 512 times
-    that, rounded down to whole latents. Raises InputError if `size` is below 1.
+    that, rounded down to whole latents.
     """
-    if config.size < 1:
-        raise InputError(f"--size must be at least 1, not {config.size}")
     if config.patch_stride is None or config.size <= SIZE:
         return model.side
     return model.latent_side * config.size // SIZE * model.downscale

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from common.array_files import ArrayWriter, is_complete, map_arrays, read_ahead
 from common.data.examples import ExampleDataset
@@ -31,6 +30,7 @@ from common.devices import this_process, usable_cores
 from common.errors import InputError, raises_terminated
 from common.images import to_model_range
 from common.latent.model import LatentDiffusion
+from common.progress import Progress
 from common.seeds import batch_seed, random_indices
 from common.training import Batch
 
@@ -273,7 +273,7 @@ def _check_disk(folder: Path, needed: int, there: int, count: int) -> None:
     )
     if needed - there > free:
         raise InputError(sentence)
-    tqdm.write(sentence)
+    Progress.write(sentence)
 
 
 def _shown_bytes(count: float) -> str:
@@ -323,7 +323,7 @@ class _Progress:
     """A progress bar over what is encoded, with a commit of the writer every few seconds."""
 
     def __init__(self, total: int, done: int, what: str, unit: str, writer: ArrayWriter) -> None:
-        self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True)
+        self._bar = Progress(desc=what, unit=unit, total=total, initial=done)
         self._writer, self._committed = writer, time.monotonic()
 
     def __enter__(self) -> Callable[[int], None]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from common import cli
 from common.cli import Preset
 from common.colour import colour_difference
+from common.config import Bounds, NonNegative, Positive, Probability, Side, Size
 from common.data.examples import DrawnCircles, ExampleDataset, RealPairs, drawn_circles
 from common.devices import DTYPES, check_memory, make_accelerator, this_process
 from common.errors import InputError
@@ -99,22 +100,22 @@ class Config:
     ones; None for drawn pairs only."""
     init_from: Path | None = None
     """ControlNet file or folder to start from, instead of a copy of the base's encoder."""
-    size: int | None = None
+    size: Side | None = None
     """Side of the training images, in pixels; None is the base's own, 64 or 512."""
-    pictures: int | None = None
+    pictures: Annotated[int | None, Bounds(at_least=0, at_most=10**7)] = None
     """Number of drawn pairs of circle and outline; None is 20,000 for the small model and 0 for
     Stable Diffusion, which is trained on --fill50k."""
-    hint_channels: tuple[int, ...] = (8, 16, 32)
+    hint_channels: tuple[Size, ...] = (8, 16, 32)
     """Channels of the hint encoder. From each entry to the next, the hint's sides are halved.
     Stable Diffusion needs four entries; its own are 16 32 96 256."""
-    cond_drop_prob: float = 0.3
+    cond_drop_prob: Probability = 0.3
     """Probability that a caption is replaced by the empty prompt, so that ControlNet learns to use
     the hint without text (Section 3.3 of the paper)."""
-    min_snr_gamma: float | None = 5.0
+    min_snr_gamma: Positive | None = 5.0
     """Gamma of the loss weight min(SNR + snr_offset, gamma) on the x0 error; None for no weight. A
     base with eps prediction, such as Stable Diffusion, is always trained without, as in the
     paper."""
-    snr_offset: float = 0.1
+    snr_offset: NonNegative = 0.1
     """Offset in that weight; 0 is min-SNR as published (arXiv:2303.09556). The small base model was
     trained with the default."""
     gradient_checkpointing: bool = False
@@ -282,6 +283,7 @@ def main(config: Config) -> None:
         save=control.save,
         validate=validate,
         preview=preview,
+        next_command=f"bash hw2_3.sh prompt.json SOURCES OUT LAST --base {config.base}",
     )
     if this_process().rank == 0:
         step = convergence(config.run_dir / "metrics.jsonl")

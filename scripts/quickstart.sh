@@ -3,8 +3,8 @@
 # quickstart.sh [JOB|all] [OUT]. Defaults: p1 and outputs/.
 # A job has a name in `jobs`, its weights in `weights_of`, and a function `run_NAME`.
 set -euo pipefail
+PYTHON="made below" source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 jobs=(p1 p2 clip controlnet personalisation)
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 weights_of() {  # the folders in checkpoints/ that the job needs
   case "$1" in
@@ -19,7 +19,7 @@ weights_of() {  # the folders in checkpoints/ that the job needs
 missing_of() {  # the first of these folders that is missing; empty if none is
   local folder
   for folder in $(weights_of "$1"); do
-    if [ ! -d "$here/checkpoints/$folder" ]; then echo "$folder"; return; fi
+    if [ ! -d "$ROOT/checkpoints/$folder" ]; then echo "$folder"; return; fi
   done
 }
 
@@ -108,7 +108,7 @@ else
     exit 2
   fi
 fi
-source "$here/scripts/environment.sh"
+source "$ROOT/scripts/environment.sh"
 out="${2:-$ROOT/outputs}"
 
 for job in "${asked[@]}"; do

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.checkpoint import load_strict, save_tensors
+from common.checkpoint import build_network, load_strict, save_tensors
+from common.clip.config import IMAGES, MODEL, TOWER, TRANSFORMERS_IMAGES, TRANSFORMERS_TOWER
 from common.clip.fingerprint import (
     FINGERPRINT_TEXT,
     check_activation,
@@ -32,9 +33,10 @@ from common.clip.weights import (
     read_state,
     tag_entry,
 )
+from common.config import check_entries, describing, read_entries
 from common.devices import DeviceName, pick_device
 from common.errors import InputError
-from common.files import ROOT, atomic_write, make_folder, read_json, shown, write_json
+from common.files import ROOT, atomic_write, make_folder, shown, write_json
 from common.weights import followed, weights_file
 
 SHIPPED = ROOT / "checkpoints" / "clip_shapes"
@@ -186,16 +188,17 @@ def load_folder(folder: Path, device: torch.device) -> Clip:
         return clip
     import open_clip
 
-    content = read_json(folder / "open_clip_config.json")
-    if not isinstance(content, dict) or not isinstance(content.get("model_cfg"), dict):
-        raise InputError(f"{folder}/open_clip_config.json has no model_cfg")
-    try:
+    path = folder / "open_clip_config.json"
+    content = read_entries(path, {"model_cfg": dict, "preprocess_cfg": dict})
+    if "model_cfg" not in content:
+        raise InputError(f"{path} has no model_cfg")
+    check_entries(content["model_cfg"], MODEL, path)
+    for tower in ("vision_cfg", "text_cfg"):
+        check_entries(content["model_cfg"].get(tower, {}), TOWER, path)
+    check_entries(content.get("preprocess_cfg", {}), IMAGES, path)
+    with describing(path, "a model of open_clip"):
         network = _quietly(open_clip.create_model, f"local-dir:{folder}", load_weights=False)
         tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
-    except (TypeError, KeyError, ValueError, RuntimeError, AssertionError, OSError) as error:
-        raise InputError(
-            f"{folder}/open_clip_config.json does not describe a model of open_clip ({error})"
-        ) from None
     weights = weights_file(folder, FOLDER_NAMES)
     load_strict(network, fitted(network, read_state(weights)), weights)
     clip = _ready(network, tokenize, shown(folder), "in the folder", device, folder)
@@ -210,7 +213,14 @@ def _from_transformers_folder(folder: Path) -> tuple[nn.Module, Callable[[list[s
     import open_clip
     from open_clip.model import set_model_preprocess_cfg
 
-    network = open_clip.CLIP(**open_clip_config(_transformers_json(folder))).eval()
+    path = folder / "config.json"
+    config = _transformers_json(folder)
+    for tower in ("text_config", "vision_config"):
+        check_entries(config.get(tower) or {}, TRANSFORMERS_TOWER, path)
+    weights = weights_file(folder, FOLDER_NAMES)
+    network = build_network(
+        lambda: open_clip.CLIP(**open_clip_config(config)), path, "a CLIPModel", weights
+    ).eval()
     load_strict(network, read_state(folder), folder)
     preprocess = dataclasses.asdict(
         open_clip.transform.PreprocessCfg(size=network.visual.image_size)
@@ -220,8 +230,10 @@ def _from_transformers_folder(folder: Path) -> tuple[nn.Module, Callable[[list[s
 
 
 def _transformers_json(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or config.get("model_type") != "clip":
+    config = read_entries(
+        folder / "config.json", {"text_config": dict | None, "vision_config": dict | None}
+    )
+    if config.get("model_type") != "clip":
         raise InputError(f"{folder}/config.json does not describe a CLIPModel")
     return config
 
@@ -229,7 +241,7 @@ def _transformers_json(folder: Path) -> dict[str, Any]:
 def _given_preprocessing(folder: Path) -> dict[str, Any]:
     """The mean and std that a transformers folder states for images; empty if it states none."""
     path = folder / "preprocessor_config.json"
-    given = read_json(path) if path.is_file() else {}
+    given = read_entries(path, TRANSFORMERS_IMAGES) if path.is_file() else {}
     return {key: tuple(given[f"image_{key}"]) for key in ("mean", "std") if f"image_{key}" in given}
 
 

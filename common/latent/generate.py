@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from common.config import Scale
 from common.diffusion.process import Network, denoiser
 from common.diffusion.samplers import Callback, sample
 from common.diffusion.sampling import GuidedSamplerConfig, sample_in_chunks
@@ -20,7 +21,7 @@ from common.seeds import StackedRandomGenerator
 class GenerationConfig(GuidedSamplerConfig):
     """Sampling settings; a picture depends on these, its prompt and its seed."""
 
-    guidance_scale: float | None = None
+    guidance_scale: Scale | None = None
     """Scale of classifier-free guidance, uncond + scale (cond - uncond); 1 is no guidance. By
     default the base model's own `default_guidance_scale`: 7.5 for Stable Diffusion, 2 for the small
     model."""

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from common.checkpoint import state_hash
 from common.devices import this_process
 from common.diffusion.process import Network
-from common.files import check_folder, make_folder
+from common.errors import InputError
+from common.files import check_targets, make_folder
 from common.images import read_note, resize, to_uint8, write_png
 from common.latent.generate import GenerationConfig, Request, generate, with_default_guidance
 from common.latent.model import LatentDiffusion
+from common.memory import require_memory
 
 NOTE = "made with"
 """Name of the PNG text entry that identifies how a picture was made."""
@@ -69,19 +71,26 @@ def draw_missing(
     made for the same request by the same networks with the same settings; `settings` are those that
     `config` does not hold. Prints how many pictures were kept, and warns of prompts that are too
     long for the text encoder. `latent_side` and `network` are passed to `generate`, `staging` to
-    `write_png`.
+    `write_png`. Raises InputError, before anything is drawn, if a file cannot be written or the
+    pictures do not fit into memory.
     """
+    require_memory(size**2 * 3 * (config.chunk_size + 8), f"a chunk of {size}x{size} pictures")
     rank, processes, _ = this_process()
     made_with = _made_with(model, config, {"size": size, **(settings or {})})
     mine = range(len(pictures))[rank::processes]  # does not depend on which files exist
     prompts: set[str] = set()
-    folders: set[str] = set()
+    paths: list[str] = []
     todo: list[int] = []
     for i, picture in enumerate(pictures):
         prompts.add(picture.request.prompt)
+        paths.append(os.fspath(picture.path))
+        if not paths[-1].lower().endswith(".png"):
+            raise InputError(
+                f"the target {picture.path} must end in .png, since PNG files are written"
+            )
         if i in mine and not _is_kept(picture, made_with):
             todo.append(i)
-            folders.add(os.path.dirname(picture.path))
+    check_targets(paths)
     missing = Mapped(pictures.__getitem__, todo)
     for prompt in too_long(model, prompts) if rank == 0 else ():
         print(
@@ -91,12 +100,10 @@ def draw_missing(
         )
     if kept := len(mine) - len(missing):
         print(f"{kept} of {len(pictures)} pictures are there already")
-    for folder in folders:
-        check_folder(Path(folder))
     chunks = draw(
         model,
         Mapped(lambda picture: picture.request, missing),
-        config,
+        config.for_job(len(pictures)),
         size,
         latent_side=latent_side,
         network=network,

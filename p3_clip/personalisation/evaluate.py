@@ -96,7 +96,12 @@ def grade(config: Personalised) -> None:
                 "rows": rows,
             },
         )
-    if not all(row["passed"] for row in rows):
+    passed = sum(row["passed"] for row in rows)
+    print(
+        f"{'PASS' if passed == len(rows) else 'FAIL'}: {passed} of {len(rows)} prompts reach both"
+        " baselines"
+    )
+    if passed < len(rows):
         raise SystemExit(1)
 
 

@@ -21,6 +21,7 @@ from typing import Annotated
 import tyro
 
 from common import cli
+from common.config import Pictures, Side
 from common.devices import DTYPES, DeviceName, Precision, pick_device, this_process
 from common.errors import InputError
 from common.files import ROOT
@@ -53,9 +54,9 @@ class Config:
     concepts: tuple[str, ...] = ()
     """Folders or files of learned concepts; FILE=<word> calls the only word of a file <word>.
     Default: the shipped ones."""
-    count: int = COUNT
+    count: Pictures = COUNT
     """Images per prompt."""
-    size: int = SIZE
+    size: Side = SIZE
     """Width and height of the written images, in pixels."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if present."""
@@ -69,10 +70,6 @@ class Config:
 
 def main(config: Config) -> None:
     """Generates and writes the images; each process generates a share of them."""
-    if config.count < 1 or config.size < 1:
-        raise InputError(
-            f"--count and --size must be at least 1, not {config.count} and {config.size}"
-        )
     tasks = read_tasks(config.prompts)
     kind = checked_kind(config.checkpoint)
     config.generation.check()

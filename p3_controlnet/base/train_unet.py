@@ -20,6 +20,7 @@ from torch import Tensor
 from common import cli
 from common.checkpoint import state_hash
 from common.cli import Preset
+from common.config import NonNegative, Pictures, Positive, Probability
 from common.data.examples import DrawnScenes, ExampleDataset, RealPairs, drawn_examples
 from common.devices import make_accelerator
 from common.diffusion.process import Parameterization
@@ -81,9 +82,9 @@ class Config:
     ones; None for drawn images only."""
     init_from: Path | None = None
     """Folder of a U-Net to start from (unet/ in a model's folder), instead of random weights."""
-    pictures: int = 60_000
+    pictures: Pictures = 60_000
     """Number of drawn training images."""
-    cond_drop_prob: float = 0.1
+    cond_drop_prob: Probability = 0.1
     """Probability that a caption is replaced by the empty prompt; classifier-free guidance needs
     some."""
     parameterization: Parameterization = "v"
@@ -93,9 +94,9 @@ class Config:
     channelwise: bool = True
     """Normalise each channel of the latents by its own mean and standard deviation, instead of
     dividing all channels by one number as Stable Diffusion does."""
-    min_snr_gamma: float | None = 5.0
+    min_snr_gamma: Positive | None = 5.0
     """Gamma of the loss weight min(SNR + snr_offset, gamma) on the x0 error; None for no weight."""
-    snr_offset: float = 0.1
+    snr_offset: NonNegative = 0.1
     """Offset in that weight; 0 is min-SNR as published (arXiv:2303.09556). At 0.1 all noise levels
     of these latents contribute about equally to the loss. At 1, the weight of v prediction itself,
     pure noise contributed about five times as much as the levels at which shapes form."""
@@ -122,8 +123,6 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains from the start, or resumes the run in `config.run_dir`."""
-    if config.pictures < 1:
-        raise InputError(f"--pictures must be at least 1, not {config.pictures}")
     if config.parameterization == "eps" and (config.zero_terminal or config.snr_offset):
         raise InputError(
             "eps prediction needs --no-zero-terminal and --snr-offset 0: at SNR 0, in pure noise,"
@@ -190,6 +189,7 @@ def main(config: Config) -> None:
         save=lambda folder: save_model(folder, model, config.zero_terminal),
         validate=validate,
         preview=preview,
+        next_command="bash scripts/train_controlnet.sh --base LAST",
     )
 
 

@@ -238,12 +238,12 @@ def test_guidance_acts_inside_its_interval_alone(network: ContextUNet) -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"guidance_scale": float("nan")}, "--guidance-scale must be finite"),
-        ({"guidance_scale": float("inf")}, "--guidance-scale must be finite"),
+        ({"guidance_scale": float("nan")}, "--guidance-scale must be a finite number"),
+        ({"guidance_scale": float("inf")}, "--guidance-scale must be a finite number"),
         ({"guidance_interval": (2, 1)}, "--guidance-interval must give"),
         ({"steps": 0}, "--steps must be between 1 and 1000, not 0"),
         ({"steps": 1001}, "--steps must be between 1 and 1000, not 1001"),
-        ({"chunk_size": 0}, "--chunk-size must be at least 1"),
+        ({"chunk_size": 0}, "--chunk-size must be between 1 and 4096"),
         ({"eta": 1.5}, r"--eta must lie in \[0, 1\]"),
         ({"guidance_rescale": float("nan")}, "--guidance-rescale must lie in"),
     ],

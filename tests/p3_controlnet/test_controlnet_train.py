@@ -198,7 +198,7 @@ def test_trainings_that_make_no_sense(
 ) -> None:
     for flags, sentence in (
         (("--pictures", 0), "--pictures must be at least 1, or --fill50k must be given"),
-        (("--pictures", -1), "--pictures must be at least 1, or --fill50k must be given"),
+        (("--pictures", -1), "--pictures must be between 0 and 10000000, not -1"),
         (("--size", 66), "--size must be a multiple of 4, the pixels per latent, not 66"),
         (("--hint-channels", 4, 8), "divide the hint's sides by 2, but one latent spans 4 pixels"),
         (("--base", base / "unet"), "is no base model"),

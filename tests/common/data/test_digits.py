@@ -368,7 +368,10 @@ def test_sample_data_runs_as_a_module_and_refuses_in_one_sentence(tmp_path: Path
         "0",
     ]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "error: --count must be at least 1, not 0\n"
+    assert (
+        done.returncode == 2
+        and done.stderr == "error: --count must be between 1 and 10000000, not 0\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -240,8 +240,8 @@ def test_a_prompt_that_is_cut_is_named(model: LatentDiffusion) -> None:
     ("values", "sentence"),
     [
         ({"steps": 0}, "--steps must be between 1 and 1000, not 0"),
-        ({"chunk_size": 0}, "--chunk-size must be at least 1"),
-        ({"guidance_scale": float("nan")}, "--guidance-scale must be finite"),
+        ({"chunk_size": 0}, "--chunk-size must be between 1 and 4096"),
+        ({"guidance_scale": float("nan")}, "--guidance-scale must be a finite number"),
         ({"control_scales": ()}, "--control-scales must be finite"),
         ({"control_scales": (1.0, float("inf"))}, "--control-scales must be finite"),
         ({"eta": 2.0}, r"--eta must lie in \[0, 1\]"),
@@ -255,7 +255,7 @@ def test_a_prompt_that_is_cut_is_named(model: LatentDiffusion) -> None:
             "--control-start and --control-end must be fractions",
         ),
         ({"control_end": 1.5}, "--control-start and --control-end must be fractions"),
-        ({"seed": -1}, "a seed must lie between 0"),
+        ({"seed": -1}, "--seed must be between 0"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(values: dict[str, Any], sentence: str) -> None:
