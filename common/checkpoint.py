@@ -372,5 +372,7 @@ def build_network(make: Callable[[], Model], config: Path, what: str, weights: P
 
 def load_weights(folder: Path, model: nn.Module) -> None:
     """Loads `model.safetensors` of a model folder; all keys and shapes must fit."""
+    from common.weights import read_weights  # which imports this file
+
     path = Path(folder) / "model.safetensors"
-    load_strict(model, load_tensors(path)[0], path)
+    load_strict(model, read_weights(path), path)

@@ -41,8 +41,8 @@ def class_names(classes: Mapping[str, str], overrides: Any) -> tuple[list[str], 
     """Returns the words used for each class, and how many of them differ from the labels' names.
 
     `classes` maps class ids to names, in which underscores become spaces. `overrides` maps a class
-    id or name to the words to use instead. Raises InputError if `overrides` is not such a mapping,
-    names an unknown class or gives two classes the same words.
+    id or name to the words to use instead. Raises InputError if `overrides` is not such a mapping
+    or names an unknown class, or if two classes have the same words then.
     """
     if not isinstance(overrides, dict) or not all(
         isinstance(words, str) and words for words in overrides.values()
@@ -59,9 +59,17 @@ def class_names(classes: Mapping[str, str], overrides: Any) -> tuple[list[str], 
     for class_id, name in classes.items():
         keys = [key for key in (class_id, name, spaced(name)) if key in overrides]
         names.append(overrides[keys[0]] if keys else spaced(name))
-    if len(set(names)) < len(names):
-        double = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"the class-name overrides give two classes the same name, {double!r}")
+    seen: dict[str, str] = {}
+    for class_id, name in zip(classes, names, strict=True):
+        if (other := seen.setdefault(name, class_id)) != class_id:
+            if {class_id, classes[class_id]} & overrides.keys():
+                raise InputError(
+                    f"the class-name overrides give two classes the same name, {name!r}"
+                )
+            raise InputError(
+                f"the classes {other} and {class_id} have the same name, {name!r}: tell them apart"
+                " by their ids with --names"
+            )
     return names, sum(new != old for new, old in zip(names, classes.values(), strict=True))
 
 

@@ -234,6 +234,8 @@ def test_the_classifier_is_normalise_mean_normalise_and_follows_the_class_list(c
 def test_names_and_templates() -> None:
     classes = {"0": "pine_tree", "1": "mouse", "2": "bus"}
     assert class_names(classes, {}) == (["pine tree", "mouse", "bus"], 1)
+    cranes = {"134": "crane", "517": "crane"}
+    assert class_names(cranes, {"517": "construction crane"})[0] == ["crane", "construction crane"]
     assert class_names(classes, {"1": "mouse animal", "pine tree": "a pine"}) == (
         ["a pine", "mouse animal", "bus"],
         2,
