@@ -341,7 +341,7 @@ def test_a_bad_hint_is_named_when_its_turn_comes_and_a_missing_one_before(
     for k, reason in enumerate(("2.png has 512x300 pixels, but must be square", "2.png is not a")):
         out = tmp_path / f"out{k}"
         assert reason in refused(capsys, main, Config, *arguments(world, data, out))
-        assert contents(out).keys() == {"0.png", "1.png"}  # the first chunk
+        assert contents(out).keys() == {"target/0.png", "target/1.png"}  # the first chunk
         path.write_bytes(b"no image")
     path.unlink()
     said = sentence(capsys, world, data, tmp_path / "out")
