@@ -76,17 +76,19 @@ def from_json(config_class: type[Config], values: Any, path: Path) -> Config:
         raise InputError(f"{path}: {name} is missing")
     for name in sorted(values.keys() - hints.keys()):
         raise InputError(f"{path}: {name} is unknown")
-    check_entries(values, hints, path)
+    for name, hint in hints.items():
+        check_value(values[name], hint, f"{path}: {name}")
     return config_class(**{name: _to_tuples(value) for name, value in values.items()})
 
 
 def check_entries(values: Mapping[str, Any], hints: Mapping[str, Any], path: Path) -> None:
-    """Checks the entries of a JSON object for which `hints` has a type; absent ones are skipped.
+    """Checks the entries of a JSON object for which `hints` has a type.
 
-    Raises InputError that names the file `path` and the key.
+    Absent ones are skipped, and null, which stands for a library's own default. Raises InputError
+    that names the file `path` and the key.
     """
     for name, hint in hints.items():
-        if name in values:
+        if values.get(name) is not None:
             check_value(values[name], hint, f"{path}: {name}")
 
 
@@ -98,7 +100,8 @@ def read_entries(path: Path, hints: Mapping[str, Any], *, required: bool = False
     values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold a JSON object, not {_shown(values)}")
-    if required and (missing := sorted(hints.keys() - values.keys())):
+    missing = [name for name in hints if values.get(name) is None]
+    if required and missing:
         raise InputError(f"{path}: {missing[0]} is missing")
     check_entries(values, hints, path)
     return values
@@ -150,7 +153,8 @@ def _problem(value: Any, hint: Any) -> str | None:
         return None if value in arguments else f"one of {', '.join(map(str, arguments))}"
     if origin in (Union, types.UnionType):
         problems = [_problem(value, argument) for argument in arguments]
-        return None if None in problems else " or ".join(dict.fromkeys(filter(None, problems)))
+        wanted = [problem for problem in problems if problem != "null"]
+        return None if None in problems else " or ".join(dict.fromkeys(map(str, wanted)))
     if origin in (tuple, list, Sequence):
         if not isinstance(value, list | tuple):
             return "a list"

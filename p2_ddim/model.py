@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from common.attention import attend
 from common.checkpoint import build_network, load_model, load_strict, save_model
-from common.config import Bounds, Depth, Fraction, Index, Size
+from common.config import Bounds, Depth, Fraction, Index, Size, read_entries
 from common.diffusion.process import Parameterization
 from common.embedding import SinusoidalEmbedding
 from common.errors import InputError
 from common.files import ROOT, read_json, shown
+from common.latent.network_config import NETWORK
 from common.weights import (
     followed,
     has_old_attention,
@@ -370,9 +371,10 @@ class DiffusersUNet(nn.Module):
                 f"{folder} holds a diffusers model, which needs the package diffusers: install it"
                 " with python3 -m pip install diffusers"
             ) from None
-        config, weights = folder / "config.json", weights_file(folder)
+        path, weights = folder / "config.json", weights_file(folder)
+        config = read_entries(path, NETWORK)
         self.unet = build_network(
-            lambda: UNet2DModel.from_config(read_json(config)), config, "a UNet2DModel", weights
+            lambda: UNet2DModel.from_config(dict(config)), path, "a UNet2DModel", weights
         )
         state = read_weights(weights)
         names = old_attention_names(self.unet.state_dict()) if has_old_attention(state) else None

@@ -289,7 +289,7 @@ def _encode_texts(
         index = np.array([number[caption] for caption in captions])
         writer.append(captions=index, contexts=context)
     done = writer.rows("contexts") - 1
-    with _Progress(len(texts), done, "encoding captions", "caption", writer) as progress:
+    with _Progress(len(texts), done, "encoding captions", "captions", writer) as progress:
         for start in range(done, len(texts), CAPTIONS):
             contexts = model.encode_text(texts[start : start + CAPTIONS])
             writer.append(contexts=contexts.half().cpu().numpy())
@@ -303,7 +303,7 @@ def _encode_images(model: LatentDiffusion, data: ExampleDataset, writer: ArrayWr
     starts = range(done, len(data), max(PIXELS // data.size**2, 1))
     hint_end = writer.rows("hints")
     with (
-        _Progress(len(data), done, "encoding images", "image", writer) as progress,
+        _Progress(len(data), done, "encoding images", "images", writer) as progress,
         contextlib.closing(_decoded(data, starts, model)) as batches,
     ):
         for batch in batches:

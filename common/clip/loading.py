@@ -230,9 +230,7 @@ def _from_transformers_folder(folder: Path) -> tuple[nn.Module, Callable[[list[s
 
 
 def _transformers_json(folder: Path) -> dict[str, Any]:
-    config = read_entries(
-        folder / "config.json", {"text_config": dict | None, "vision_config": dict | None}
-    )
+    config = read_entries(folder / "config.json", {"text_config": dict, "vision_config": dict})
     if config.get("model_type") != "clip":
         raise InputError(f"{folder}/config.json does not describe a CLIPModel")
     return config

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 from common.config import Bounds, Depth, Fraction, Positive, Size
 
 _Sizes = Size | tuple[Size, ...]
+_Side = Annotated[int, Bounds(at_least=1, at_most=1024)]
 _Layers = Annotated[int, Bounds(at_least=0, at_most=256)]
 
 NETWORK: dict[str, Any] = {
-    "sample_size": Annotated[int, Bounds(at_least=1, at_most=1024)],
+    "sample_size": _Side | tuple[_Side, _Side],
     "in_channels": Size,
     "out_channels": Size,
     "conditioning_channels": Size,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint import build_network, load_config, load_strict, save_tensors
-from common.config import Positive, check_value, read_entries
+from common.config import Positive, check_entries, check_value, read_entries
 from common.diffusion.process import Parameterization
 from common.diffusion.schedule import make_schedule
 from common.errors import InputError
@@ -232,9 +232,10 @@ def load_network(folder: Path, kind: type[nn.Module]) -> Any:
     Raises InputError if the folder holds something else.
     """
     path = Path(folder) / CONFIG_FILE
-    config = read_entries(path, NETWORK)
+    config = read_entries(path, {})
     if (name := config.get("_class_name")) != kind.__name__:
         raise InputError(f"{folder} holds a {name}, but {kind.__name__} is expected")
+    check_entries(config, NETWORK, path)
     weights = weights_file(Path(folder))
     network = build_network(
         lambda: kind.from_config(dict(config)), path, f"a {kind.__name__}", weights

@@ -18,7 +18,7 @@ from common.checkpoint import build_network, load_strict, save_tensors
 from common.clip.config import TRANSFORMERS_TOWER
 from common.clip.formats import to_transformers, transformers_config
 from common.clip.loading import load_folder
-from common.config import read_entries
+from common.config import check_entries, read_entries
 from common.errors import InputError
 from common.files import make_folder, write_json
 from common.library_versions import (
@@ -81,9 +81,10 @@ def load_text_encoder(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
     something else.
     """
     path = Path(folder) / "config.json"
-    config = read_entries(path, TRANSFORMERS_TOWER)
+    config = read_entries(path, {})
     if config.get("model_type") != "clip_text_model":
         raise InputError(f"{path} does not describe a CLIPTextModel")
+    check_entries(config, TRANSFORMERS_TOWER, path)
     weights = weights_file(Path(folder))
     model = build_network(lambda: new_text_model(config), path, "a CLIPTextModel", weights)
     _fill(model, without_positions(read_weights(weights)), weights)

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -558,7 +559,7 @@ def test_a_run_of_before_a_setting_existed_resumes(tmp_path: Path) -> None:
     before = json.loads(path.read_text())
     del before["ema"], before["tf32"]
     path.write_text(json.dumps(before))
-    with pytest.raises(InputError, match="holds a run with ema = device, not none"):
+    with pytest.raises(InputError, match="is of a run with ema = device, not none"):
         Line().fit(tmp_path, dataclasses.replace(SMALL, ema="none"))
     Line().fit(tmp_path, SMALL)
 
@@ -678,3 +679,22 @@ def test_tensorboard_is_asked_for_by_name_when_missing(
     with pytest.raises(InputError, match="needs the package tensorboard"):
         Line().fit(tmp_path / "run", dataclasses.replace(SMALL, tensorboard=True))
     assert not (tmp_path / "run").exists()
+
+
+def test_other_data_of_the_same_shape_is_noticed(
+    digits_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = shutil.copytree(digits_root, tmp_path / "data"), tmp_path / "run"
+    arguments = tiny_arguments(data, run, steps=1)
+    assert exit_code(train.main, train.Config, *arguments) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2:] == [
+        f"the weights are in {run / 'last'}",
+        f"next: bash hw2_1.sh OUT --checkpoint {run / 'last'}",
+    ]
+    before = contents(run)
+    table = data / "svhn" / "train.csv"
+    header, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([header, *(f"{line[:-1]}{9 - int(line[-1])}" for line in lines)]))
+    sentence = refused(capsys, train.main, train.Config, *tiny_arguments(data, run, steps=2))
+    assert "is of a run with data_hash = " in sentence and contents(run) == before

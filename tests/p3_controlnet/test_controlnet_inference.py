@@ -306,6 +306,12 @@ def test_patches_draw_a_larger_canvas(world: Path, quickly: None, tmp_path: Path
         ([{**LINE, "target": "a\0.png"}], "line 1 is not valid JSON: NUL and half a surrogate"),
         ([{**LINE, "prompt": "red \ud800 circle"}], "line 1 is not valid JSON: NUL and half a"),
         ([LINE, {**LINE, "target": "1.png", "source": "9.png"}], "line 2: "),
+        ([{**LINE, "target": "a.jpg"}], "a.jpg must end in .png, since PNG files are written"),
+        ([{**LINE, "target": "x" * 250 + ".png"}], "is too long"),
+        (
+            [{**LINE, "target": "a.png"}, {**LINE, "target": "a.png/b.png"}],
+            "cannot be both a file and the folder of",
+        ),
         ([""], "prompt.json is empty"),
         (["[1, 2]"], "line 1 must be an object with source, target, prompt"),
     ],

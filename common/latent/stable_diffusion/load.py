@@ -40,6 +40,7 @@ from common.library_versions import (
     text_prefix,
     without_positions,
 )
+from common.progress import Progress
 from common.weights import (
     followed,
     has_old_attention,
@@ -86,7 +87,8 @@ def load_stable_diffusion(
         )
     parts = _parts_of_folder(path, configs) if path.is_dir() else _parts_of_file(path, configs, ema)
     unet, vae, text_encoder = networks = empty_networks(configs)
-    for network, part in zip(networks, parts, strict=True):
+    pairs = list(zip(networks, parts, strict=True))
+    for network, part in Progress(pairs, desc=f"loading {path.name}", unit="networks"):
         fill(network, part, dtype)
     std = 1.0 / vae.config.scaling_factor
     return LatentDiffusion(

@@ -173,6 +173,16 @@ def test_a_missing_folder_names_the_commands_that_bring_it(tmp_path: Path) -> No
         assert command in message and (ROOT / file).is_file()
 
 
+def test_an_image_with_two_labels_is_refused(digits_copy: Path) -> None:
+    table = digits_copy / "svhn" / "train.csv"
+    name, label = table.read_text().splitlines()[1].split(",")
+    table.write_text(table.read_text() + f"{name},{label}\n")
+    load_digits(digits_copy)
+    table.write_text(table.read_text() + f"{name},{(int(label) + 1) % 10}\n")
+    with pytest.raises(InputError, match=f"{table} lists the image {name} with two labels"):
+        load_digits(digits_copy)
+
+
 def test_a_missing_image_names_the_row_of_the_table(digits_copy: Path) -> None:
     table = digits_copy / "svhn" / "train.csv"
     _replace_row(table, 8, "99999.png,3")
