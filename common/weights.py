@@ -190,9 +190,10 @@ def weights_file(folder: Path, names: Iterable[str] = FILE_NAMES) -> Path:
     for candidate in _candidates(folder, tuple(names)):
         if candidate.is_file():
             return candidate
-    listed = " nor ".join(f"{name}.safetensors" for name in names)
+    listed = ", ".join(names)
     raise InputError(
-        f"the folder {folder} holds no weights: neither {listed}, .bin or their shards"
+        f"the folder {folder} holds no weights: one of {listed}, with the ending .safetensors or"
+        " .bin, or its shards are expected"
     )
 
 
