@@ -164,7 +164,9 @@ def _problem(value: Any, hint: Any) -> str | None:
             each = zip(value, arguments, strict=True)
         else:
             each = ((entry, arguments[0]) for entry in value)
-        return next((f"a list of values {p}" for x, a in each if (p := _problem(x, a))), None)
+        return next(
+            (f"a list of which each value is {p}" for x, a in each if (p := _problem(x, a))), None
+        )
     if hint is float:
         ok = isinstance(value, int | float) and not isinstance(value, bool)
         return None if ok and abs(value) <= sys.float_info.max else "a finite number"

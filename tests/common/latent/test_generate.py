@@ -243,7 +243,7 @@ def test_a_prompt_that_is_cut_is_named(model: LatentDiffusion) -> None:
         ({"chunk_size": 0}, "--chunk-size must be between 1 and 4096"),
         ({"guidance_scale": float("nan")}, "--guidance-scale must be a finite number"),
         ({"control_scales": ()}, "--control-scales must be finite"),
-        ({"control_scales": (1.0, float("inf"))}, "--control-scales must be finite"),
+        ({"control_scales": (1.0, float("inf"))}, "--control-scales must be a list of which each"),
         ({"eta": 2.0}, "--eta must be between 0 and 1"),
         ({"guidance_rescale": -0.5}, "--guidance-rescale must be between 0 and 1"),
         (
