@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Problem 3, called by the grader.
 # Four arguments before the flags, edition 2025: samples an image for each line of prompt.json from
-# its control image in SOURCE_DIR. CKPT is a file or folder of Stable Diffusion v1.4, a ControlNet
-# (its base model is then $SD_BASE), or the folder of the small model.
+# its control image in SOURCE_DIR. CKPT is a file or folder of Stable Diffusion v1.4 (its ControlNet
+# is then $CONTROLNET or checkpoints/controlnet_sd14), a ControlNet (its base model is then
+# $SD_BASE), or the folder of the small model.
 # Three arguments, edition 2024: samples 25 images of learned concepts for each prompt of input.json
 # with the base model SD_CKPT.
 set -euo pipefail

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from p3_controlnet.train import Config
 
 STEPS = 3  # until every parameter has a gradient; as many again are timed
-MOST_LOSS = 0.5  # of the loss of a network that predicts 0; a trained base model has 0.1 to 0.3
+MOST_LOSS = 0.5  # of the loss of a network that predicts 0; trained base models have less
 MOST_MEMORY = 0.95  # fraction of the device's memory
 
 
@@ -50,8 +50,9 @@ def run_checks(
 ) -> int:
     """Prints a line PASS or FAIL for each check; returns the exit code, 0 or 1.
 
-    `model` has a ControlNet as it is before the first step; its base's weights are cast to the
-    precision of training. `size` is the side of the training images, in pixels.
+    `model` has a ControlNet as it is before the first step. `size` is the side of the training
+    images, in pixels. The model is changed: its frozen weights are cast to the precision of
+    training, and the ControlNet takes a few steps.
     """
     torch.set_float32_matmul_precision("high" if config.training.tf32 else "highest")
     passed = True

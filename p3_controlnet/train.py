@@ -79,7 +79,13 @@ SD14 = TrainingConfig(
 
 
 def _on_gpu(device_batch_size: int, gradient_checkpointing: bool) -> dict[str, Any]:
-    """The settings of the preset sd14 that depend on the GPU's memory; the results do not."""
+    """The settings of the preset sd14 that depend on the GPU's memory; the results do not.
+
+    Estimates for 512x512 pixels, in GiB: trained weights, their gradients and moments 5.4; U-Net
+    and text encoder in bf16 1.8, autoencoder 0.3, autocast's copies of the trained weights 0.7;
+    activations 1.1 an image, with checkpointing 0.5; CUDA and its workspaces 1. Together 13.6 for
+    4 images, 11.4 for 2, 9.7 for 1 with checkpointing.
+    """
     return {
         "gradient_checkpointing": gradient_checkpointing,
         "training": dataclasses.replace(SD14, device_batch_size=device_batch_size),
@@ -137,14 +143,16 @@ class Config:
             " (--memory, by default what the GPU has; older ones than NVIDIA's Ampere need"
             " --mixed-precision fp16). As in the paper (arXiv:2302.05543) and diffusers' recipe:"
             " learning rate 1e-5, AdamW, half of the captions empty, 4 images per step, no"
-            " moving average, the frozen networks in bf16; only the images computed at once (4,"
-            " 2 or 1) depend on the memory. Costs about 13 TFLOP a step: 20,000 steps take 2 to"
-            " 4 hours on a card that sustains 20 to 40 TFLOP/s, 4.4 GB on disk for the state and"
-            " 1.5 GB for each of best/ and last/. Validations and previews take 3 % of the time"
-            " (8 pictures of 48 TFLOP every 1,000 steps). Expect pictures that ignore the"
-            " outline until a sudden convergence, reported at 3,000 to 7,000 steps, and clean"
-            " circles by 20,000; never run here on the real weights. --check tests the wiring"
-            " first",
+            " moving average, frozen networks in bf16, attention by"
+            " scaled_dot_product_attention. The memory sets only how the 4 images are computed:"
+            " all at once for 24 GB (14 GiB are estimated), 2 for 16 GB (11.5), 1 with gradient"
+            " checkpointing for 12 GB (9.7; --optimizer adamw8bit leaves 2 more). Costs 9 TFLOP"
+            " a step, 12 with checkpointing: 20,000 steps take 1.5 to 3.5 hours on a card that"
+            " sustains 40 to 20 TFLOP/s; 4.4 GB of disk for the state, 1.5 GB for each of best/"
+            " and last/. Validations and previews take 3 to 4 % of the time (8 pictures of 46"
+            " TFLOP every 1,000 steps). Expect pictures that ignore the outline until a sudden"
+            " convergence at about step 6,000 (Figure 4 of the paper); never run here on the"
+            " real weights. --check tests the wiring first",
             {
                 "base": tyro.MISSING,
                 "hint_channels": SD_HINT_CHANNELS,
@@ -153,7 +161,7 @@ class Config:
                 "min_snr_gamma": None,
                 "validation_pictures": 8,
             },
-            by_memory={24: _on_gpu(4, True), 16: _on_gpu(2, True), 12: _on_gpu(1, True)},
+            by_memory={24: _on_gpu(4, False), 16: _on_gpu(2, False), 12: _on_gpu(1, True)},
         ),
         "smoke": Preset(
             "checks the installation: two steps on 64 drawn pairs with the small model, under one"

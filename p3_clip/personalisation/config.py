@@ -62,14 +62,14 @@ SMOKE_STEPS = {"steps": 2, "batch_size": 2, "warmup": 1, "log_every": 1}
 SMOKE = {"views": 2, "drawn": ("wine",), "training": dataclasses.replace(WORDS, **SMOKE_STEPS)}
 
 
-def _on_gpu(
-    training: TrainingConfig, device_batch_size: int, gradient_checkpointing: bool
-) -> dict[str, Any]:
-    """The settings of the presets sd14 that depend on the GPU's memory; the results do not."""
-    return {
-        "gradient_checkpointing": gradient_checkpointing,
-        "training": dataclasses.replace(training, device_batch_size=device_batch_size),
-    }
+def _on_gpu(training: TrainingConfig, device_batch_size: int) -> dict[str, Any]:
+    """The settings of the presets sd14 that depend on the GPU's memory; the results do not.
+
+    Estimates for 512x512 pixels, in GiB: U-Net and text encoder in bf16 1.8, autoencoder 0.3, the
+    matrices of Custom Diffusion with their moments 0.3, the CLIP of the scores 0.6, activations 0.9
+    an image, CUDA and its workspaces 1. Together 11 for 8 images, 8 for 4, 6 for 2.
+    """
+    return {"training": dataclasses.replace(training, device_batch_size=device_batch_size)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,16 +136,16 @@ class TextualInversion(_Common):
             " --mixed-precision fp16). As in the paper (arXiv:2208.01618): 5,000 steps, 8 images"
             " per step (2 GPUs of 4 there), one vector, AdamW at its base learning rate 5e-3,"
             " which the paper multiplies by the batch for LDM's text encoder; CLIP's embeddings"
-            " are too small for that. Costs about 15 TFLOP a step, 1 hour on a card that"
-            " sustains 20 TFLOP/s; validations and previews take 2 % for one concept (8 pictures"
-            " of 35 TFLOP every 1,000 steps) and 2 % more for each further one. Expect the"
-            " concept's kind and colours by step 1,000, its details by 3,000 to 5,000; never run"
-            " here on the real weights",
+            " are too small for that. Costs 13 TFLOP a step, 1 hour on a card that sustains 20"
+            " TFLOP/s; validations and previews take 2 % for one concept (8 pictures of 35 TFLOP"
+            " every 1,000 steps) and 2 % more for each further one. Expect the paper's results"
+            " at the last step, cruder ones from step 1,000 on; never run here on the real"
+            " weights",
             {"base": tyro.MISSING},
             by_memory={
-                24: _on_gpu(SD14_WORDS, 8, False),
-                16: _on_gpu(SD14_WORDS, 4, False),
-                12: _on_gpu(SD14_WORDS, 4, True),
+                24: _on_gpu(SD14_WORDS, 8),
+                16: _on_gpu(SD14_WORDS, 4),
+                12: _on_gpu(SD14_WORDS, 2),
             },
         ),
         "smoke": Preset(
@@ -178,15 +178,15 @@ class CustomDiffusion(_Common):
             " --mixed-precision fp16). As in the paper (arXiv:2212.04488): 8 images per step,"
             " learning rate 8e-5, 500 steps (for two concepts; --steps 250 for one), 200 class"
             " images, of 0.4 to 1.4 times the size; the base model draws the class images. Costs"
-            " about 15 TFLOP a step and 35 a class image: 12 minutes on a card that sustains 20"
+            " 13 TFLOP a step and 35 a class image: 11 minutes on a card that sustains 20"
             " TFLOP/s, half of them for the class images; validations and previews take 2 % for"
-            " each concept (2 pictures at steps 250 and 500). Expect the concept at step 250"
-            " already; more steps copy the photos; never run here on the real weights",
+            " each concept (2 pictures at steps 250 and 500). Expect one concept at step 250, as"
+            " in the paper; never run here on the real weights",
             {"base": tyro.MISSING, "held_out_pictures": 1},
             by_memory={
-                24: _on_gpu(SD14_MATRICES, 8, False),
-                16: _on_gpu(SD14_MATRICES, 4, False),
-                12: _on_gpu(SD14_MATRICES, 4, True),
+                24: _on_gpu(SD14_MATRICES, 8),
+                16: _on_gpu(SD14_MATRICES, 4),
+                12: _on_gpu(SD14_MATRICES, 2),
             },
         ),
         "smoke": Preset(

@@ -154,6 +154,8 @@ def training_command(config: Config, tasks: Sequence[Task]) -> str:
     command = [
         "bash",
         "scripts/train_textual_inversion.sh",
+        "--preset",
+        "sd14",
         "--base",
         str(config.checkpoint),
         "--photos",

@@ -196,7 +196,7 @@ def test_the_memory_of_a_gpu_changes_no_result(trainer: type) -> None:
         for settings in sizes.values()
     ]
     assert training[0] == training[1] == training[2]
-    assert all(set(more) == {"training", "gradient_checkpointing"} for more in sizes.values())
+    assert all(set(more) <= {"training", "gradient_checkpointing"} for more in sizes.values())
 
 
 # ----------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from tiny_base import save_small_models
 from tiny_pairs import write_pairs
 
 from common.checkpoint import save_tensors
+from common.devices import DTYPES
 from common.errors import InputError
 from common.files import ROOT, write_json
 from common.images import read_rgb, write_png
@@ -543,22 +544,24 @@ def test_stable_diffusion_without_a_control_is_drawn_by_the_small_model(
         load_model(ModelConfig(path))
 
 
-def test_bf16_draws_what_float32_draws(world: Path, data: Path, tmp_path: Path) -> None:
-    """The networks' weights and activations have 8 bits of mantissa, so pictures differ by a few
-    grey levels; the autoencoder and the sampler's arithmetic stay in float32."""
-    model = load_model(ModelConfig(world / "control", world / "base", precision="bf16"))
-    halved = {name: part.dtype for name, part in model.named_parameters()}
-    assert {halved[name] for name in halved if name.startswith("autoencoder")} == {torch.float32}
-    assert {halved[name] for name in halved if not name.startswith("autoencoder")} == {
-        torch.bfloat16
-    }
-    for precision in ("fp32", "bf16"):
-        flags = arguments(world, data, tmp_path / precision, "--precision", precision)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_draws_what_float32_draws(
+    precision: str, world: Path, data: Path, tmp_path: Path
+) -> None:
+    """bf16's weights and activations have 8 bits of mantissa and fp16's 11, so pictures differ by a
+    few grey levels; the autoencoder and the sampler's arithmetic stay in float32."""
+    model = load_model(ModelConfig(world / "control", world / "base", precision=precision))
+    dtypes = {name: part.dtype for name, part in model.named_parameters()}
+    autoencoder = {dtypes[name] for name in dtypes if name.startswith("autoencoder")}
+    others = {dtypes[name] for name in dtypes if not name.startswith("autoencoder")}
+    assert autoencoder == {torch.float32} and others == {DTYPES[precision]}
+    for chosen in ("fp32", precision):
+        flags = arguments(world, data, tmp_path / chosen, "--precision", chosen)
         assert exit_code(main, Config, *flags) == 0
     for file in sorted((tmp_path / "fp32").rglob("*.png")):
         one = read_rgb(file).float()
-        other = read_rgb(tmp_path / "bf16" / file.relative_to(tmp_path / "fp32")).float()
-        assert 0.0 < (one - other).abs().mean() < 3.0 and one.std() > 5.0
+        other = read_rgb(tmp_path / precision / file.relative_to(tmp_path / "fp32")).float()
+        assert (one - other).abs().mean() < 3.0 and one.std() > 5.0
 
 
 def test_a_control_image_without_an_outline_is_warned_of(

@@ -140,6 +140,30 @@ def test_checkpointing_gives_the_same_and_a_trained_control_can_be_a_start(
     assert all(torch.equal(one[name], again[name]) for name in one)
 
 
+def test_a_preview_shows_the_pictures_of_the_validation(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At step 4 both are due, and the pictures are drawn once; at step 3 a preview alone is."""
+    seen: list[tuple[str, list[str]]] = []
+    original, grid = train.generate, train.labelled_grid
+
+    def generate(*arguments: Any, **options: Any) -> Any:
+        seen.append(("drawn", []))
+        return original(*arguments, **options)
+
+    def labelled(*arguments: Any, **options: Any) -> torch.Tensor:
+        seen.append((options["title"], options["row_labels"]))
+        return grid(*arguments, **options)
+
+    monkeypatch.setattr(train, "generate", generate)
+    monkeypatch.setattr(train, "labelled_grid", labelled)
+    assert run(tmp_path / "run", base, "--validate-every", 2, "--preview-every", 1) == 0
+    titles = [title for title, _ in seen]
+    assert titles == [word for step in (1, 2, 3, 4) for word in ("drawn", f"step {step}")]
+    prompts = drawn_circles(2, 64, train.VALIDATION_SEED).captions
+    assert all(labels == ["\n".join(prompts)] for title, labels in seen if title != "drawn")
+
+
 @pytest.mark.parametrize(
     ("parameterization", "expected"), [("v", (5.0, 0.1)), ("eps", (None, 0.0))]
 )

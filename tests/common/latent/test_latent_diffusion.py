@@ -97,6 +97,66 @@ def test_decoding_undoes_the_normalisation(stats: dict) -> None:
     torch.testing.assert_close(decoded, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_autoencoder_stays_in_float32(dtype: torch.dtype) -> None:
+    """Also under autocast. With activations beyond fp16's 65504, fp16 would give no picture."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.autoencoder.decoder.conv_in.weight *= 1e6
+    latents = model.encode(images())
+    expected = model.decode(latents)
+    model.cast(dtype)
+    assert model.unet.dtype == model.text_encoder.dtype == dtype
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(model.encode(images()), latents)
+        assert torch.equal(model.decode(latents), expected) and bool(expected.isfinite().all())
+    with torch.no_grad():
+        half = model.autoencoder.half().decode(latents.half() * model.latent_std.half()).sample
+    assert not bool(half.isfinite().all())
+
+
+def test_what_is_trained_is_not_cast() -> None:
+    """The step of a trained ControlNet over a frozen U-Net in bf16, near that in float32."""
+    model = controlled_model().train()
+    (x_t, t), cond = inputs(), condition()
+    model.apply_model(x_t, t, cond).square().mean().backward()
+    name = "controlnet.conv_in.weight"
+    exact = dict(model.named_parameters())[name].grad.clone()
+    model.zero_grad()
+    model.cast(torch.bfloat16)
+    assert model.unet.dtype == torch.bfloat16
+    assert next(model.controlnet.parameters()).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        model.apply_model(x_t, t, cond).square().mean().backward()
+    found = dict(model.named_parameters())[name].grad
+    assert (found - exact).norm() < 0.1 * exact.norm()
+
+
+def test_large_images_are_decoded_one_by_one(
+    plain: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = plain.encode(images(3))
+    together = plain.decode(latents)
+    calls = calls_of(plain.autoencoder.decoder, monkeypatch)
+    monkeypatch.setattr("common.latent.model.LARGE", 128 * 128)
+    torch.testing.assert_close(plain.decode(latents), together, rtol=0, atol=1e-5)
+    assert [len(z) for z, *_ in calls] == [1, 1, 1]
+
+
+def test_checkpointing_without_a_control_computes_the_same_gradient() -> None:
+    """It then covers the whole U-Net, through which the gradient of a learned word runs."""
+    found = []
+    for enabled in (False, True):
+        model = tiny_model()
+        model.enable_gradient_checkpointing(enabled)
+        (x_t, t), context = inputs(), condition().context.requires_grad_(True)
+        model.apply_model(x_t, t, LatentCondition(context)).square().mean().backward()
+        found.append(context.grad)
+        blocks = [*model.unet.down_blocks, model.unet.mid_block, *model.unet.up_blocks]
+        assert all(block.gradient_checkpointing == enabled for block in blocks)
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_a_drawn_latent_follows_the_posterior_and_its_own_seed(plain: LatentDiffusion) -> None:
     with torch.no_grad():
         posterior = plain.autoencoder.encode(images()).latent_dist

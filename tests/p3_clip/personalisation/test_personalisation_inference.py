@@ -227,6 +227,7 @@ def test_stable_diffusion_without_a_trained_concept_names_the_command(
         and (ROOT / command[1]).is_file()
     )
     assert command[2:] == [
+        *("--preset", "sd14"),
         *(
             "--base",
             str(tmp_path / "sd.safetensors"),

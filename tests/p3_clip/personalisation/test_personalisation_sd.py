@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from sd_tiny import random_networks, save_published, tiny_configs
 from tiny import contents, exit_code
 from tiny_concepts import FEW, make_world, quick
@@ -77,7 +78,9 @@ def test_words_of_any_form_are_drawn(
     )
 
 
-def draw(world: Path, folder: Path, name: str, *concepts: Path) -> dict[str, bytes]:
+def draw(
+    world: Path, folder: Path, name: str, *concepts: Path, precision: str = "fp32"
+) -> dict[str, bytes]:
     task = {
         "src_image": "dog",
         "token_name": "<new1>",
@@ -94,6 +97,7 @@ def draw(world: Path, folder: Path, name: str, *concepts: Path) -> dict[str, byt
         world / "sd.ckpt",
     )
     flags = ("--count", 2, "--size", 32, "--steps", 2, "--chunk-size", 2, "--device", "cpu")
+    flags += ("--precision", precision)
     assert exit_code(inference.main, inference.Config, *where, *flags, "--concepts", *concepts) == 0
     return contents(folder / name)
 
@@ -111,3 +115,26 @@ def test_custom_diffusion_adds_a_rare_word_before_the_class(world: Path, tmp_pat
     assert all(0.0 < (concept.vectors - start).abs().max() < 0.01 for concept in learned.concepts)
     assert learned.weights and len(draw(world, tmp_path, "out", result)) == 2
     assert all(torch.isfinite(value).all() for value in learned.weights.values())
+
+
+@pytest.mark.parametrize("method", ["textual-inversion", "custom-diffusion"])
+def test_frozen_weights_in_bf16(
+    method: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is trained stays in float32, and both kinds of result are drawn in bf16."""
+    seen: list[LatentDiffusion] = []
+    monkeypatch.setattr(train, "load_base", lambda path: seen.append(load(world)) or seen[-1])
+    AcceleratorState._reset_state(True)  # accelerate allows one precision in a process
+    flags = ("--gradient-checkpointing", "--mixed-precision", "bf16", "--device-batch-size", 2)
+    custom = ("--num-class-images", 2, "--views", 2) if method == "custom-diffusion" else ()
+    result = learn(world, method, tmp_path / "run", *flags, *custom)
+    AcceleratorState._reset_state(True)
+    trained = {
+        part.dtype for part in seen[0].parameters() if part.requires_grad and part.grad is None
+    }
+    frozen = {part.dtype for part in seen[0].unet.parameters() if not part.requires_grad}
+    assert trained == {torch.float32} and frozen == {torch.bfloat16}
+    learned = load_learned([result], load(world))
+    assert bool(learned.weights) == (method == "custom-diffusion")
+    assert all(torch.isfinite(concept.vectors).all() for concept in learned.concepts)
+    assert len(draw(world, tmp_path, "out", result, precision="bf16")) == 2
