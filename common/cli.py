@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
+import io
 import os
 import signal
 import sys
@@ -61,6 +62,7 @@ def run(
       values for several sizes of GPU; without it, the largest that the GPU has is taken, and the
       smallest where there is no CUDA device.
     """
+    _use_utf8(restart=argv is None)
     try:
         try:
             config = _parse(config_class, list(sys.argv[1:] if argv is None else argv))
@@ -98,6 +100,19 @@ def _claimed_folder(config: Any) -> contextlib.AbstractContextManager[None]:
         if isinstance(folder := getattr(config, name, None), Path):
             return claimed(folder, lock=this_process().rank == 0)
     return contextlib.nullcontext()
+
+
+def _use_utf8(restart: bool) -> None:
+    """Makes file names UTF-8 in any locale, and prints what a terminal's encoding lacks as escapes.
+
+    The encoding of file names is fixed when Python starts. Where a locale such as C has set another
+    one and Python's UTF-8 mode is off, `restart` replaces this process by the same in UTF-8 mode.
+    """
+    if restart and sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _parse(config_class: type[Config], arguments: list[str]) -> Config:

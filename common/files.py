@@ -7,11 +7,12 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.text_files import parse_json, read_text
 
 ROOT = Path(__file__).resolve().parent.parent
 """The project's root folder."""
@@ -145,27 +146,30 @@ def _lock(descriptor: int, folder: Path) -> None:
             raise
 
 
-def check_targets(paths: Iterable[Path]) -> None:
+def check_targets(paths: Collection[str]) -> None:
     """Raises InputError if one of these files cannot be written beside the others.
 
     A name may be too long for the file system (files are written to a temporary name first, which
     is longer), an existing folder may have it, or another of the files may be needed as a folder.
     """
-    paths = list(paths)
-    known = set(paths)
     longest = 255 - len(os.fsencode(_temporary_name("")))
+    folders: dict[str, str] = {}
     for path in paths:
-        if len(os.fsencode(path.name)) > longest:
+        folder, name = os.path.split(path)
+        if len(os.fsencode(name)) > longest:
             raise InputError(
-                f"the file name {path.name} is too long: it has {len(os.fsencode(path.name))}"
-                f" bytes, but at most {longest} are possible"
+                f"the file name {name} is too long: it has {len(os.fsencode(name))} bytes, but at"
+                f" most {longest} are possible"
             )
-        if folder := next((parent for parent in path.parents if parent in known), None):
-            raise InputError(f"{folder} cannot be both a file and the folder of {path}")
-        if path.is_dir():
+        if os.path.isdir(path):
             raise InputError(f"{path} is a folder, but a file is to be written there")
-    for folder in {path.parent for path in paths}:
-        check_folder(folder)
+        folders.setdefault(folder, path)
+    known = set(paths)
+    for folder, path in folders.items():
+        for parent in (Path(folder), *Path(folder).parents):
+            if str(parent) in known:
+                raise InputError(f"{parent} cannot be both a file and the folder of {path}")
+        check_folder(Path(folder))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -175,10 +179,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises InputError if it is missing or is not JSON."""
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
+    """The content of a JSON file. Raises InputError if it is missing or is not JSON, with the line.
+
+    See `parse_json`.
+    """
+    return parse_json(read_text(path), str(path))

@@ -33,6 +33,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.files import read_json
+from common.text_files import read_text
 
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
@@ -290,7 +291,7 @@ def fill(path: Path, results: Results, tables: Tables) -> tuple[str, list[str], 
 
     Each entry of the two lists is "LINE: a sentence". A slot that cannot be filled keeps its text.
     """
-    text = path.read_text()
+    text = read_text(path)
     wrong: list[str] = []
     stale: list[str] = []
 

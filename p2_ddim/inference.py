@@ -54,7 +54,7 @@ def main(config: Config) -> None:
     network = load_network(config.checkpoint).to(device)
     check_side(network, named_noises[0][1], config.noises)
     make_folder(config.output_dir)
-    check_targets(config.output_dir / f"{name}.png" for name, _ in named_noises)
+    check_targets([str(config.output_dir / f"{name}.png") for name, _ in named_noises])
     sampling = config.sampling.for_job(len(named_noises))
     for part, x0 in sample_faces(network, named_noises, sampling, device, share=(rank, processes)):
         images = minmax_to_uint8(x0) if config.stretch else to_uint8(x0)

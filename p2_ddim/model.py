@@ -14,13 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.attention import attend
-from common.checkpoint import load_model, load_pickle, load_strict, load_tensors, save_model
-from common.config import Bounds, Depth, Fraction, Index, Size, describing, read_entries
+from common.checkpoint import build_network, load_model, load_strict, save_model
+from common.config import Bounds, Depth, Fraction, Index, Size, read_entries
 from common.diffusion.process import Parameterization
 from common.embedding import SinusoidalEmbedding
 from common.errors import InputError
 from common.files import ROOT, read_json, shown
 from common.latent.network_config import NETWORK
+from common.weights import (
+    followed,
+    has_old_attention,
+    old_attention_names,
+    read_weights,
+    weights_file,
+)
 
 FACES = ROOT / "checkpoints" / "p2_faces"
 """Model folder of the face model that this project trained, for 64x64 images."""
@@ -295,15 +302,14 @@ def load_network(path: Path) -> FaceNetwork:
     of this project, or the folder of a diffusers `UNet2DModel` or of a pipeline that contains one.
     Raises InputError if it is none of these, or if its weights do not fit.
     """
-    path = Path(path)
+    path = followed(path)
     if path == FACES and not path.exists():
         raise InputError(
             f"{shown(path)} is missing; it is part of the repository: restore it with git, or give"
             " another --checkpoint, such as the homework's UNet.pt"
         )
     if not path.is_dir():
-        state = load_tensors(path)[0] if path.suffix == ".safetensors" else load_pickle(path)
-        return from_state_dict(state, path)
+        return from_state_dict(read_weights(path), path)
     if (path / "model_index.json").is_file():
         path = path / "unet"
     config = read_json(path / "config.json")
@@ -312,15 +318,11 @@ def load_network(path: Path) -> FaceNetwork:
     return fold_upsampling(FaceUNet.load(path))
 
 
-def from_state_dict(state: object, source: Path) -> FaceUNet:
+def from_state_dict(state: Mapping[str, Tensor], source: Path) -> FaceUNet:
     """Builds the homework's network, in evaluation mode, with the weights of a state dict.
 
     Raises InputError that names keys and shapes that do not fit.
     """
-    if not isinstance(state, Mapping) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise InputError(f"{source} holds no state dict: a dict from names to tensors is expected")
     model = FaceUNet(FaceUNetConfig())
     load_strict(model, state, source)
     return fold_upsampling(model.eval().to(memory_format=torch.channels_last))
@@ -369,17 +371,14 @@ class DiffusersUNet(nn.Module):
                 f"{folder} holds a diffusers model, which needs the package diffusers: install it"
                 " with python3 -m pip install diffusers"
             ) from None
-        read_entries(folder / "config.json", NETWORK)
-        with describing(folder, "a complete diffusers model"):
-            self.unet, found = UNet2DModel.from_pretrained(
-                folder, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
-            )
-        strange = found["missing_keys"] + found["unexpected_keys"] + found["mismatched_keys"]
-        if strange:
-            raise InputError(
-                f"the weights in {folder} do not fit its config.json: {len(strange)} keys, such as"
-                f" {strange[0]}"
-            )
+        path, weights = folder / "config.json", weights_file(folder)
+        config = read_entries(path, NETWORK)
+        self.unet = build_network(
+            lambda: UNet2DModel.from_config(dict(config)), path, "a UNet2DModel", weights
+        )
+        state = read_weights(weights)
+        names = old_attention_names(self.unet.state_dict()) if has_old_attention(state) else None
+        load_strict(self.unet, state, weights, names)
         self.side_multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
         self.eval().to(memory_format=torch.channels_last)
 

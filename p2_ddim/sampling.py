@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -99,11 +99,18 @@ def read_noises(folder: Path) -> list[NamedNoise]:
     if not folder.is_dir():
         raise InputError(f"the noise folder {folder} does not exist")
     named_noises = [
-        (path.stem, read_noise(path)) for path in sorted(folder.glob("*.pt")) if not is_hidden(path)
+        (path.stem, read_noise(path))
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in (".pt", ".pth") and not is_hidden(path)
     ]
     if not named_noises:
-        raise InputError(f"{folder} holds no noise file: NAME.pt is expected")
+        below = next(folder.glob("*/*.pt"), None)
+        hint = f"; {below.parent} holds some" if below else ""
+        raise InputError(f"{folder} holds no noise file: NAME.pt is expected{hint}")
+    names = [name for name, _ in named_noises]
     for name, noise in named_noises:
+        if names.count(name) > 1:
+            raise InputError(f"{folder} holds two noises of the name {name}")
         if noise.shape != named_noises[0][1].shape:
             raise InputError(
                 f"{folder / name}.pt is {_size(noise)}, but {named_noises[0][0]}.pt is"
@@ -118,8 +125,15 @@ def read_noise(path: Path) -> Tensor:
     Raises InputError if the file does not hold one finite float tensor [1, 3, H, W] or [3, H, W].
     """
     noise = load_pickle(path)
+    if isinstance(noise, Mapping) and len(noise) > 1:
+        raise InputError(f"{path} holds {len(noise)} entries, such as weights, not one noise")
+    if isinstance(noise, Mapping | list | tuple) and len(noise) == 1:
+        noise = next(iter(noise.values() if isinstance(noise, Mapping) else noise))
     if not isinstance(noise, Tensor):
-        raise InputError(f"{path} holds no tensor")
+        raise InputError(
+            f"{path} holds no tensor: save a noise with torch.save, and one of numpy after"
+            " torch.from_numpy"
+        )
     shape = list(noise.shape)
     if len(shape) == 4 and shape[0] == 1:
         noise = noise[0]

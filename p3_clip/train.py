@@ -49,6 +49,7 @@ from common.grid import labelled_grid
 from common.images import resize, to_model_range, write_png
 from common.progress import Progress
 from common.seeds import Draws, batch_seed, derive_seed
+from common.text_files import read_text
 from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_clip.model import DATA, read_templates, zero_shot_classifier
 
@@ -213,7 +214,7 @@ def main(config: Config) -> None:
         config.run_dir,
         settings=settings_of(config, fill50k=bool(config.fill50k), model=model_cfg),
         save=lambda folder: save_folder(
-            folder, whole_state(network), model_cfg, TEMPLATES.read_text()
+            folder, whole_state(network), model_cfg, read_text(TEMPLATES)
         ),
         validate=validate,
         preview=preview,

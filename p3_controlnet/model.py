@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from common.checkpoint import build_network, load_strict, load_tensors, save_tensors
+from common.checkpoint import build_network, load_strict, save_tensors
 from common.config import read_entries
 from common.errors import InputError
 from common.files import make_folder, write_json
 from common.latent.network_config import NETWORK
 from common.latent.stable_diffusion.naming import CONFIG_FILE, CONTROL_CLASS, WEIGHTS_FILE
+from common.weights import read_weights
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -231,7 +232,7 @@ class ControlNet(nn.Module):
         control = build_network(
             lambda: cls.from_config(config), path, f"a {CONTROL_CLASS}", weights
         )
-        load_strict(control, load_tensors(weights)[0], weights)
+        load_strict(control, read_weights(weights), weights)
         return control.eval()
 
     def _run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:

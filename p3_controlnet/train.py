@@ -11,7 +11,6 @@ RUN_DIR/best are diffusers ControlNet folders; they hold the ControlNet's weight
 
 import dataclasses
 import functools
-import json
 import operator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -41,6 +40,7 @@ from common.metrics.segmentation import (
     object_mask,
 )
 from common.seeds import Draws, derive_seeds
+from common.text_files import read_records
 from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_controlnet.check import run_checks
 from p3_controlnet.formats import load_controlnet
@@ -360,7 +360,7 @@ def convergence(metrics: Path) -> int | None:
 
     `metrics` is the path of the file.
     """
-    for line in map(json.loads, metrics.read_text().splitlines()):
+    for _, line in read_records(metrics):
         if line.get("validation_iou", 0.0) >= CONVERGED:
             return line["step"]
     return None

@@ -24,19 +24,20 @@ from common.clip.fingerprint import (
 from common.clip.formats import open_clip_config
 from common.clip.model import Clip, encode_tokens
 from common.clip.weights import (
+    FOLDER_NAMES,
     find_weights,
     fitted,
     hub_files,
     preprocessing,
+    read_clip_weights,
     read_state,
-    read_weights,
     tag_entry,
-    weight_files,
 )
 from common.config import check_entries, describing, read_entries
 from common.devices import DeviceName, pick_device
 from common.errors import InputError
-from common.files import ROOT, make_folder, shown, write_json
+from common.files import ROOT, atomic_write, make_folder, shown, write_json
+from common.weights import followed, weights_file
 
 SHIPPED = ROOT / "checkpoints" / "clip_shapes"
 DEFAULT_MODEL, DEFAULT_TAG = "ViT-B-32-quickgelu", "openai"
@@ -97,6 +98,7 @@ def load_clip(
             raise InputError(
                 f"{name} is a model folder with its own weights: leave out --pretrained"
             )
+        name = str(followed(Path(name)))
         return load_folder(Path(name), target), f"The model in {shown(Path(name))}."
     pretrained = pretrained or DEFAULT_TAG
     clip, remark = _load_named(name, pretrained, find_weights(name, pretrained), target)
@@ -134,7 +136,8 @@ def _load_named(
     import open_clip
 
     tag = None if Path(pretrained) == weights else pretrained
-    state, from_openai = read_weights(weights)
+    weights = followed(weights)
+    state, from_openai = read_clip_weights(weights)
     given, agreed = _given_preprocessing(weights) if weights.is_dir() else {}, True
     if not given and not from_openai:  # OpenAI's is open_clip's default
         given, agreed = preprocessing(name, tag)
@@ -196,9 +199,7 @@ def load_folder(folder: Path, device: torch.device) -> Clip:
     with describing(path, "a model of open_clip"):
         network = _quietly(open_clip.create_model, f"local-dir:{folder}", load_weights=False)
         tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
-    weights = next(
-        (path for path in weight_files(folder) if path.is_file()), folder / "model.safetensors"
-    )
+    weights = weights_file(folder, FOLDER_NAMES)
     load_strict(network, fitted(network, read_state(weights)), weights)
     clip = _ready(network, tokenize, shown(folder), "in the folder", device, folder)
     if (folder / "fingerprint.json").is_file():
@@ -216,7 +217,7 @@ def _from_transformers_folder(folder: Path) -> tuple[nn.Module, Callable[[list[s
     config = _transformers_json(folder)
     for tower in ("text_config", "vision_config"):
         check_entries(config.get(tower) or {}, TRANSFORMERS_TOWER, path)
-    weights = next((file for file in weight_files(folder) if file.is_file()), path)
+    weights = weights_file(folder, FOLDER_NAMES)
     network = build_network(
         lambda: open_clip.CLIP(**open_clip_config(config)), path, "a CLIPModel", weights
     ).eval()
@@ -310,4 +311,4 @@ def save_folder(
     quick_gelu = bool(model_cfg.get("quick_gelu", False))
     write_json(folder / "fingerprint.json", fingerprint(folder.name, embedding, quick_gelu))
     if templates is not None:
-        (folder / "templates.txt").write_text(templates)
+        atomic_write(folder / "templates.txt", templates.encode())

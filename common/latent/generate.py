@@ -1,7 +1,7 @@
 """Generating pictures from prompts with a latent-diffusion model and optional control images."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -37,15 +37,20 @@ class ControlledGenerationConfig(ControlConfig, GenerationConfig):
         self.check_control()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Request:
     """The prompt, seed and control image of one picture to generate."""
 
     prompt: str
     seed: int
     """Seed of the picture's noise (`common.seeds.derive_seed`)."""
-    hint: Tensor | None = None
-    """Control image, uint8 [3, H, W]; in one call either all requests have one or none has."""
+    hint: Tensor | Callable[[], Tensor] | None = None
+    """Control image, uint8 [3, H, W], or a function that reads it, which is called when the
+    picture's turn comes; in one call either all requests have one or none has."""
+
+    def read_hint(self) -> Tensor | None:
+        """The control image, uint8 [3, H, W], or None."""
+        return self.hint() if callable(self.hint) else self.hint
 
 
 def with_default_guidance(config: GenerationConfig, model: LatentDiffusion) -> GenerationConfig:
@@ -137,7 +142,7 @@ def _conditions(
     null = model.encode_text([""]).expand_as(context)
     if requests[0].hint is None:
         return LatentCondition(context), LatentCondition(null)
-    hint = to_hint(torch.stack([request.hint for request in requests]).to(device))
+    hint = to_hint(torch.stack([request.read_hint() for request in requests]).to(device))
     scales = residual_scales(control, model.controlnet.num_residuals)
     controlled = LatentCondition(context, hint, scales)
     return controlled, LatentCondition(null) if control.guess_mode else LatentCondition(

@@ -1,12 +1,14 @@
 """Generates pictures into files, split among processes; finished pictures are kept on a rerun."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,8 @@ from common.memory import require_memory
 
 NOTE = "made with"
 """Name of the PNG text entry that identifies how a picture was made."""
+Value = TypeVar("Value")
+Item = TypeVar("Item")
 
 
 class Picture(NamedTuple):
@@ -30,6 +34,24 @@ class Picture(NamedTuple):
 
     path: Path
     request: Request
+
+
+class Mapped(Sequence[Item]):
+    """The sequence of `function(value)` for the values; each is made when it is used, and not kept.
+
+    A job of many pictures takes memory for those in work only.
+    """
+
+    def __init__(self, function: Callable[[Value], Item], values: Sequence[Value]) -> None:
+        self.function, self.values = function, values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Mapped(self.function, self.values[index])
+        return self.function(self.values[index])
 
 
 def draw_missing(
@@ -52,36 +74,35 @@ def draw_missing(
     `write_png`. Raises InputError, before anything is drawn, if a file cannot be written or the
     pictures do not fit into memory.
     """
-    check_targets(picture.path for picture in pictures)
-    if other := next((x.path for x in pictures if x.path.suffix.lower() != ".png"), None):
-        raise InputError(f"the target {other} must end in .png, since PNG files are written")
     require_memory(size**2 * 3 * (config.chunk_size + 8), f"a chunk of {size}x{size} pictures")
     rank, processes, _ = this_process()
-    for prompt in (
-        too_long(model, {picture.request.prompt for picture in pictures}) if rank == 0 else ()
-    ):
+    made_with = _made_with(model, config, {"size": size, **(settings or {})})
+    mine = range(len(pictures))[rank::processes]  # does not depend on which files exist
+    prompts: set[str] = set()
+    paths: list[str] = []
+    todo: list[int] = []
+    for i, picture in enumerate(pictures):
+        prompts.add(picture.request.prompt)
+        paths.append(os.fspath(picture.path))
+        if not paths[-1].lower().endswith(".png"):
+            raise InputError(
+                f"the target {picture.path} must end in .png, since PNG files are written"
+            )
+        if i in mine and not _is_kept(picture, made_with):
+            todo.append(i)
+    check_targets(paths)
+    missing = Mapped(pictures.__getitem__, todo)
+    for prompt in too_long(model, prompts) if rank == 0 else ():
         print(
             "warning: the prompt is cut to the text encoder's"
             f" {model.tokenizer.model_max_length} tokens: {prompt!r}",
             file=sys.stderr,
         )
-    # The split does not depend on which files exist.
-    mine = pictures[rank::processes]
-    made_with = _made_with(model, config, {"size": size, **(settings or {})})
-    notes = [_note(made_with, picture.request) for picture in mine]
-    missing = [
-        (picture, note)
-        for picture, note in zip(mine, notes, strict=True)
-        if read_note(picture.path, NOTE) != note
-    ]
     if kept := len(mine) - len(missing):
         print(f"{kept} of {len(pictures)} pictures are there already")
-    for path in {picture.path.parent for picture, _ in missing}:
-        make_folder(path)
-    requests = [picture.request for picture, _ in missing]
     chunks = draw(
         model,
-        requests,
+        Mapped(lambda picture: picture.request, missing),
         config.for_job(len(pictures)),
         size,
         latent_side=latent_side,
@@ -90,15 +111,34 @@ def draw_missing(
     )
     for indices, images in chunks:
         for i, image in zip(indices, images, strict=True):
-            picture, note = missing[i]
-            write_png(picture.path, image, staging, (NOTE, note))
+            path, request = missing[i]
+            make_folder(path.parent)
+            write_png(path, image, staging, (NOTE, _note(made_with, request)))
+
+
+def _is_kept(picture: Picture, made_with: str) -> bool:
+    """Whether the file is complete and was made for this request with these settings."""
+    return os.path.isfile(picture.path) and read_note(picture.path, NOTE) == _note(
+        made_with, picture.request
+    )
 
 
 def too_long(model: LatentDiffusion, prompts: Collection[str]) -> list[str]:
     """The prompts that `LatentDiffusion.tokenize` truncates, sorted."""
     tokenizer = model.tokenizer
     room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-    return sorted(prompt for prompt in prompts if len(tokenizer.tokenize(prompt)) > room)
+
+    # Counting whole prompts is slow, and their words repeat. A token has at least one letter, and
+    # no token but a placeholder holds a space, so the sum over the words is never too small.
+    @functools.lru_cache(maxsize=10_000)
+    def most_tokens(word: str) -> int:
+        return len(tokenizer.tokenize(word) if word.isalpha() or not word.isascii() else word)
+
+    return sorted(
+        prompt
+        for prompt in prompts
+        if sum(map(most_tokens, prompt.split())) > room and len(tokenizer.tokenize(prompt)) > room
+    )
 
 
 def draw(
@@ -142,6 +182,6 @@ def _note(made_with: str, request: Request) -> str:
     digest = hashlib.blake2b(
         json.dumps([made_with, request.prompt, request.seed]).encode(), digest_size=16
     )
-    if request.hint is not None:
-        digest.update(request.hint.numpy().tobytes())
+    if (hint := request.read_hint()) is not None:
+        digest.update(hint.numpy().tobytes())
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import build_network, load_config, load_strict, load_tensors, save_tensors
+from common.checkpoint import build_network, load_config, load_strict, save_tensors
 from common.config import Positive, check_entries, check_value, read_entries
 from common.diffusion.process import Parameterization
 from common.diffusion.schedule import make_schedule
@@ -23,6 +23,7 @@ from common.latent.model import LatentDiffusion, downscale_of
 from common.latent.network_config import NETWORK, SCHEDULER
 from common.latent.stable_diffusion.naming import CONFIG_FILE, SCHEDULER_FILE, WEIGHTS_FILE
 from common.latent.text_encoder import load_text_encoder, save_text_encoder
+from common.weights import followed, read_weights, weights_file
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC, UNet2DConditionModel
@@ -167,7 +168,7 @@ def load_model(folder: Path) -> LatentDiffusion:
     """
     from diffusers import AutoencoderDC, UNet2DConditionModel
 
-    folder = Path(folder)
+    folder = followed(folder)
     config = load_config(folder, KIND)
     path = folder / "scheduler" / SCHEDULER_FILE
     scheduler = read_entries(path, SCHEDULER, required=True)
@@ -230,16 +231,16 @@ def load_network(folder: Path, kind: type[nn.Module]) -> Any:
 
     Raises InputError if the folder holds something else.
     """
-    path, weights = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
+    path = Path(folder) / CONFIG_FILE
     config = read_entries(path, {})
     if (name := config.get("_class_name")) != kind.__name__:
         raise InputError(f"{folder} holds a {name}, but {kind.__name__} is expected")
     check_entries(config, NETWORK, path)
+    weights = weights_file(Path(folder))
     network = build_network(
         lambda: kind.from_config(dict(config)), path, f"a {kind.__name__}", weights
     )
-    state = load_tensors(weights)[0]
-    load_strict(network, {key: value.float() for key, value in state.items()}, folder)
+    load_strict(network, read_weights(weights), weights)
     return network.eval()
 
 

@@ -51,8 +51,9 @@ class Config:
     """Folder for the images."""
     checkpoint: Path = SHIPPED_BASE
     """Stable Diffusion v1.4 file or folder, or the folder of the small model."""
-    concepts: tuple[Path, ...] = ()
-    """Folders or files of learned concepts. Default: the shipped ones."""
+    concepts: tuple[str, ...] = ()
+    """Folders or files of learned concepts; FILE=<word> calls the only word of a file <word>.
+    Default: the shipped ones."""
     count: Pictures = COUNT
     """Images per prompt."""
     size: Side = SIZE
@@ -107,7 +108,7 @@ def checked_kind(checkpoint: Path) -> BaseKind:
     return SMALL if kind == "small" else STABLE_DIFFUSION
 
 
-def find_concepts(config: Config, tasks: Sequence[Task], kind: BaseKind) -> Sequence[Path]:
+def find_concepts(config: Config, tasks: Sequence[Task], kind: BaseKind) -> Sequence[Path | str]:
     """Returns the folders or files of learned concepts: --concepts, or the shipped ones.
 
     Raises InputError if there are none; for Stable Diffusion it gives the command that trains them.

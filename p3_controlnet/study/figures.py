@@ -150,13 +150,7 @@ class FigureInputs:
         """
         if self._pictures is None:
             if self.config.images:
-                found, dropped = read_output(
-                    self.config.images, [Path(task.name) for task in self.tasks]
-                )
-                if dropped:
-                    raise InputError(
-                        f"{self.config.images} lacks an image: {next(iter(dropped.values()))}"
-                    )
+                found = [read_output(self.config.images, Path(task.name)) for task in self.tasks]
                 self._pictures = torch.stack(found)
             else:
                 self._pictures = draw_tasks(self.model, self.tasks, self.generation)

@@ -154,7 +154,9 @@ def test_json_comes_back_and_bad_json_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "none.json")
     for content in (b"{", b"", b"\xff\xfe"):
         (tmp_path / "bad.json").write_bytes(content)
-        with pytest.raises(InputError, match=r"bad\.json is not valid JSON"):
+        with pytest.raises(
+            InputError, match=r"bad\.json(, line 1 is not valid JSON| is text in U)"
+        ):
             read_json(tmp_path / "bad.json")
 
 

@@ -241,7 +241,7 @@ def test_an_image_of_the_wrong_size_names_file_and_row(digits_copy: Path) -> Non
     [
         (b"", "is not a readable CSV file"),
         (b'image_name,label\n"00000.png,1\n', "is not a readable CSV file"),
-        (b"\xff\xfe\x00bad", "is not a readable CSV file"),
+        (b"\xff\xfe\x00bad", "is text in UTF-16: save it as UTF-8"),
         (b"name,digit\n00000.png,1\n", "must have the header image_name,label, not name,digit"),
         (b"image_name\n00000.png\n", "must have the header image_name,label, not image_name"),
         (b"image_name,label\n00000.png\n", "row 2: the label must be one of 0..9"),

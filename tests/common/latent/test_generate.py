@@ -20,7 +20,7 @@ from common.latent.generate import (
     with_default_guidance,
 )
 from common.latent.model import LatentCondition, LatentDiffusion
-from common.latent.save_pictures import too_long
+from common.latent.save_pictures import Mapped, too_long
 from p3_controlnet.patches import patched, pyramid, starts
 
 QUICK = ControlledGenerationConfig(steps=3, chunk_size=2, guidance_scale=2.0)
@@ -69,6 +69,27 @@ def test_a_picture_depends_on_its_own_request_bit_for_bit(
     assert together.shape == (3, 3, 128, 128) and together.dtype == torch.float32
     for order in ([2, 1, 0], [1]):
         assert torch.equal(pictures(model, [wanted[k] for k in order], config), together[order])
+
+
+def test_a_hint_is_read_when_its_turn_comes(model: LatentDiffusion) -> None:
+    """And the picture is that of the hint itself."""
+    wanted, read = requests(3), []
+
+    def reading(k: int) -> Tensor:
+        read.append(k)
+        return wanted[k].hint
+
+    lazy = Mapped(
+        lambda k: dataclasses.replace(wanted[k], hint=lambda: reading(k)), range(len(wanted))
+    )
+    chunks = generate(model, lazy, QUICK, show_progress=False)
+    first = next(chunks)
+    assert read == [0, 1]  # the first chunk
+    rest = next(chunks)
+    assert set(read) == {0, 1, 2}
+    together = torch.cat([first[1], rest[1]])
+    assert torch.equal(together, pictures(model, wanted))
+    assert len(lazy[1:]) == 2 and lazy[1:][0].prompt == wanted[1].prompt
 
 
 def test_chunk_sizes_agree_but_for_rounding(model: LatentDiffusion) -> None:

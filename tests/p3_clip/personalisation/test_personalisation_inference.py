@@ -325,7 +325,7 @@ def test_files_and_flags_that_make_no_sense(
     save_concepts(
         wide, [Concept("<new1>", torch.ones(1, 768)), Concept("<new2>", torch.ones(1, 768))]
     )
-    save_concepts(words, [Concept("red</w>", torch.ones(1, 16))])
+    save_concepts(words, [Concept("<|endoftext|>", torch.ones(1, 16))])
     (tmp_path / "text").write_text("hello")
     for flags, said in (
         (
@@ -334,7 +334,7 @@ def test_files_and_flags_that_make_no_sense(
         ),
         (
             ("--concepts", world / "words", words),
-            "'red</w>' is a word that the model already knows",
+            "'<|endoftext|>' is a word that the model already knows",
         ),
         (("--concepts", tmp_path / "none.safetensors"), "does not exist"),
         (
