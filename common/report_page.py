@@ -169,9 +169,8 @@ class _Renderer(RendererHTML):
         else:
             files = self.sources.files_of_slots(part.content for part in cells)
         self._table, self._source = None, self.sources.source(files) if files else Markup()
-        sortable = not any(part.type == "image" for part in cells)
-        kind = ' class="sortable"' if sortable else ""
-        return f'<figure class="table"><div class="scroll"><table{kind}>\n'
+        kind = "pictures" if any(part.type == "image" for part in cells) else "sortable"
+        return f'<figure class="table"><div class="scroll"><table class="{kind}">\n'
 
     def table_close(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         """The end of a table and the line that says where its numbers come from."""

@@ -234,7 +234,7 @@ def page_content(folder: Path, result: dict[str, Any], pictures: list[Picture]) 
     ]
     parts = result["datasets"]
     for dataset, part in parts.items():
-        name = f"accuracy on {dataset}, by the classifier {part['judge']}"
+        name = f"accuracy, {dataset} (classifier: {part['judge']})"
         measures.append(Measure(name, f"{part['accuracy']:.2%}"))
     measures += [
         Measure(f"{key.replace('_', ' ')}, {dataset}", f"{value:.3f}")

@@ -214,9 +214,10 @@ def digit_reverse(model: ContextUNet) -> Frames:
 # Problem 2: faces from the noises of scripts/make_noise.py.
 
 
-def face_noises(count: int) -> list[p2.NamedNoise]:
+def face_noises(count: int, side: int = 64) -> list[p2.NamedNoise]:
     """The first noises that `scripts.make_noise` writes."""
-    draws = [StackedRandomGenerator([derive_seed(0, n)]).randn(3, 64, 64)[0] for n in range(count)]
+    seeds = [derive_seed(0, number) for number in range(count)]
+    draws = [StackedRandomGenerator([seed]).randn(3, side, side)[0] for seed in seeds]
     return [(f"{n:02d}", noise) for n, noise in enumerate(draws)]
 
 
@@ -252,10 +253,12 @@ def face_eta(
 
 
 def face_interpolation(
-    network: FaceNetwork, alphas: Sequence[float] = tuple(i / 20 for i in range(21))
+    network: FaceNetwork,
+    alphas: Sequence[float] = tuple(i / 20 for i in range(21)),
+    side: int = 64,
 ) -> Frames:
     """Three pairs of noises, interpolated by slerp and by lerp."""
-    noises, default = face_noises(FACES_SHOWN), p2.SamplingConfig()
+    noises, default = face_noises(FACES_SHOWN, side), p2.SamplingConfig()
     pairs = list(zip(noises[::2], noises[1::2], strict=True))
     frames = []
     for alpha in alphas:
