@@ -29,6 +29,8 @@ PICTURE: dict[str, Any] = {
     "buttons": ["download", "fullscreen"],
 }
 """Options of `gr.Image` for results, which are shown without loss."""
+GRID: dict[str, Any] = {**PICTURE, "show_label": False}
+"""The same for grids, which have labels of their own."""
 
 # One thread for all networks: each thread would start OpenMP threads of its own.
 _worker = ThreadPoolExecutor(1, "network")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.data.digits import DATASETS, NUM_DIGITS
-from common.demo import PICTURE, QUEUED, Steps, errors_in_the_page, shown, whole
+from common.demo import GRID, QUEUED, Steps, errors_in_the_page, shown, whole
 from common.diffusion.samplers import SAMPLERS
 from common.diffusion.schedule import make_schedule
 from common.errors import InputError
@@ -76,7 +76,7 @@ def tab(model: ContextUNet) -> None:
                 )
                 seed = gr.Number(default.seed, precision=0, label="Seed")
         with gr.Column(scale=2, min_width=320):
-            picture = gr.Image(shown(drawn(first)), label="Digits", **PICTURE)
+            picture = gr.Image(shown(drawn(first)), label="Digits", **GRID)
             done = gr.Slider(0, default.steps, default.steps, step=1, label="Look back: steps done")
     film = gr.State(first, time_to_live=600)
     inputs = [digit, dataset, scale, other, low, high, steps, sampler, seed]

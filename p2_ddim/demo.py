@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.demo import PICTURE, QUEUED, Steps, errors_in_the_page, shown, whole
+from common.demo import GRID, QUEUED, Steps, errors_in_the_page, shown, whole
 from common.diffusion.interpolation import lerp, slerp
 from common.errors import InputError
 from common.grid import labelled_grid
@@ -67,8 +67,8 @@ def tab(network: FaceNetwork, side: int, device: torch.device) -> None:
                     default.seed, precision=0, label="Seed of the noise at eta above 0"
                 )
         with gr.Column(scale=2, min_width=320):
-            face_picture = gr.Image(label="From noise to a face", **PICTURE)
-            between_picture = gr.Image(label="Between two noises", **PICTURE)
+            face_picture = gr.Image(label="From noise to a face", **GRID)
+            between_picture = gr.Image(label="Between two noises", **GRID)
 
     def face(
         number: float, upload: str | None, eta: float, steps: float, seed: float

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -45,10 +46,12 @@ def tab(model: LatentDiffusion, folder: Path) -> None:
     """
     default = with_default_guidance(ControlledGenerationConfig(), model)
     examples = write_examples(folder)
+    blank = folder / "blank.png"
+    write_png(blank, torch.zeros(3, SIZE, SIZE, dtype=torch.uint8))
     gr.Markdown(
         "**Draw circles** with the mouse or a finger, or pick an example below, and name their"
-        " colours. Lines drawn by hand are straightened to the nearest circles first: the network"
-        " has seen perfect ones only."
+        " colours; the bin empties the canvas. Lines drawn by hand are first straightened to the"
+        " nearest circles, since the network has seen perfect ones only."
     )
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
@@ -128,6 +131,8 @@ def tab(model: LatentDiffusion, folder: Path) -> None:
             measured = measures(run.result, circles, prompt, model.side)
             return shown(run.result), shown(outline), measured
 
+    # The editor's own empty canvas is white, as is the brush.
+    drawing.clear(lambda: editor_value(blank), None, drawing, api_visibility="private", queue=False)
     button.click(
         controlled,
         [drawing, prompt, scale, start, end, guidance, steps, seed],
