@@ -99,6 +99,6 @@ def shown(picture: Tensor) -> NDArray[np.uint8]:
 
 def whole(value: float | None, name: str) -> int:
     """The value of a number field as an integer; InputError with its name if it holds none."""
-    if value is None or value != int(value):
+    if value is None or not float(value).is_integer():
         raise InputError(f"{name} must be a whole number")
     return int(value)

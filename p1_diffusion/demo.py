@@ -5,8 +5,7 @@ settings. The chunk is the number of pictures shown, so they agree within one gr
 """
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import gradio as gr
 import numpy as np
@@ -38,17 +37,8 @@ def tab(model: ContextUNet) -> None:
     default = SamplingConfig()
     datasets = DATASETS[: model.config.datasets]
     last_t = make_schedule(model.config.schedule).num_timesteps - 1
-    *_, first = sample(
-        model,
-        EVERY,
-        datasets[0],
-        default.guidance_scale,
-        1.0,
-        *default.guidance_interval,
-        default.steps,
-        default.sampler,
-        default.seed,
-    )
+    scales = (default.guidance_scale, 1.0)
+    *_, first = sample(model, keys_of(datasets[0], EVERY), scales, default)
     gr.Markdown(
         "Ten digits grow out of noise, twice from the **same noise** with two scales of"
         " classifier-free guidance. `x_t` is what the sampler holds, `x0` the clean picture that"
@@ -59,7 +49,7 @@ def tab(model: ContextUNet) -> None:
             digit = gr.Radio([EVERY, *map(str, range(NUM_DIGITS))], value=EVERY, label="Digit")
             dataset = gr.Radio(list(datasets), value=datasets[0], label="Style of the dataset")
             scale = gr.Slider(0, 15, default.guidance_scale, step=0.5, label="Guidance scale")
-            other = gr.Slider(0, 15, 1.0, step=0.5, label="Guidance scale for comparison")
+            other = gr.Slider(0, 15, scales[1], step=0.5, label="Guidance scale for comparison")
             button = gr.Button("Sample", variant="primary")
             with gr.Accordion("Sampler and guidance interval", open=False):
                 sampler = gr.Dropdown(
@@ -81,13 +71,33 @@ def tab(model: ContextUNet) -> None:
     film = gr.State(first, time_to_live=600)
     inputs = [digit, dataset, scale, other, low, high, steps, sampler, seed]
 
-    def grow(*settings: Any) -> Iterator[tuple[NDArray[np.uint8], Film]]:
+    def grow(
+        digit: str,
+        dataset: str,
+        guidance_scale: float,
+        other_scale: float,
+        lowest_t: float,
+        highest_t: float,
+        steps: float,
+        sampler: str,
+        seed: float,
+    ) -> Iterator[tuple[NDArray[np.uint8], Film]]:
         """Ten digits at two guidance scales, from the same noise, as one picture.
 
         Rows: x_t and the predicted x0 of each scale; at the end, the digits and the last x0.
         """
         with errors_in_the_page():
-            for film in sample(model, *settings):
+            config = SamplingConfig(
+                sampler=sampler,
+                steps=whole(steps, "steps"),
+                seed=whole(seed, "the seed"),
+                guidance_interval=(
+                    whole(lowest_t, "the lowest t"),
+                    whole(highest_t, "the highest t"),
+                ),
+            )
+            keys = keys_of(dataset, digit)
+            for film in sample(model, keys, (guidance_scale, other_scale), config):
                 yield shown(drawn(film)), film
 
     button.click(grow, inputs, [picture, film], api_name="digits", **QUEUED).success(
@@ -117,34 +127,17 @@ def tab(model: ContextUNet) -> None:
 
 
 def sample(
-    model: ContextUNet,
-    digit: str,
-    dataset: str,
-    scale: float,
-    other: float,
-    low: float,
-    high: float,
-    steps: float,
-    sampler: str,
-    seed: float,
+    model: ContextUNet, keys: list[ImageKey], scales: Sequence[float], config: SamplingConfig
 ) -> Iterator[Film]:
-    """Yields the film, which grows by one step each time: first at `scale`, then at `other`.
+    """Yields the film of the keys' pictures, longer by one step each time: one scale after another.
 
     Raises InputError if a setting is out of range.
     """
-    config = SamplingConfig(
-        sampler=sampler,
-        steps=whole(steps, "steps"),
-        seed=whole(seed, "the seed"),
-        guidance_interval=(whole(low, "the lowest t"), whole(high, "the highest t")),
-        chunk_size=PICTURES,
-    )
-    keys = keys_of(dataset, digit)
     film: Film = {}
-    for guidance_scale in (scale, other):
-        settings = dataclasses.replace(config, guidance_scale=guidance_scale)
+    for scale in scales:
+        settings = dataclasses.replace(config, guidance_scale=scale, chunk_size=len(keys))
         settings.check(make_schedule(model.config.schedule).num_timesteps)
-        seen = film.setdefault(guidance_scale, [])
+        seen = film.setdefault(scale, [])
         if seen:  # both scales are equal
             continue
         run = Steps(
@@ -156,7 +149,7 @@ def sample(
             title = f"{i} of {config.steps} steps done, t = {t}"
             seen.append((title, to_uint8(torch.cat([x_t, x0]))))
             yield film
-        title = f"{dataset}, {SAMPLERS[sampler].label}, {config.steps} steps"
+        title = f"{SAMPLERS[config.sampler].label}, {config.steps} steps"
         seen.append((title, torch.cat([run.result, seen[-1][1][PICTURES:]])))
         yield film
 
