@@ -5,6 +5,7 @@ Each problem has a `demo.py` with a function `tab`, which `scripts/demo.py` call
 """
 
 import contextlib
+import html
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -86,10 +87,15 @@ def errors_in_the_page() -> Iterator[None]:
 
 
 def in_the_page(sentence: str) -> str:
-    """A program's error sentence for a page: flags by their words, files by their names alone."""
+    """A program's error sentence for a page: flags by their words, files by their names alone.
+
+    Characters that HTML would read, such as those around <new1>, are escaped.
+    """
     sentence = re.sub(r"--([a-z][a-z0-9-]*)", lambda flag: flag[1].replace("-", " "), sentence)
     sentence = " ".join(re.sub(r"/(?:[^/\s]+/)+(?=[^/\s])", "", sentence).split())
-    return f"{sentence[:1].upper()}{sentence[1:]}."
+    if sentence.split(" ")[0].isalpha():
+        sentence = sentence[0].upper() + sentence[1:]
+    return f"{html.escape(sentence, quote=False)}."
 
 
 def shown(picture: Tensor) -> NDArray[np.uint8]:

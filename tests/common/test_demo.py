@@ -54,7 +54,11 @@ def test_a_defect_is_not_hidden() -> None:
 
 def test_paths_of_the_server_are_not_shown() -> None:
     sentence = "/tmp/demo_x/ab12/evil.pt was refused: see docs/demo.md"
-    assert in_the_page(sentence) == "Evil.pt was refused: see docs/demo.md."
+    assert in_the_page(sentence) == "evil.pt was refused: see docs/demo.md."
+
+
+def test_a_word_in_angle_brackets_is_shown() -> None:
+    assert in_the_page("no <new9> & <b>") == "No &lt;new9&gt; &amp; &lt;b&gt;."
 
 
 @pytest.mark.parametrize("value", [None, 0.5, float("nan"), float("inf")])
