@@ -17,7 +17,8 @@ import torch
 from common import cli
 from common.errors import InputError
 from common.files import atomic_write, make_folder
-from common.seeds import StackedRandomGenerator, derive_seed
+from common.seeds import derive_seed
+from p2_ddim.sampling import numbered_noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +41,12 @@ def main(config: Config) -> None:
         raise InputError(
             f"--count and --side must be at least 1, not {config.count} and {config.side}"
         )
-    seeds = [derive_seed(config.seed, number) for number in range(config.count)]
+    derive_seed(config.seed)  # refuses a bad seed before the folder is made
     folder = make_folder(config.output_dir)
-    for number, seed in enumerate(seeds):
-        noise = StackedRandomGenerator([seed]).randn(3, config.side, config.side)
+    for number in range(config.count):
+        noise = numbered_noise(number, config.side, config.seed)
         buffer = io.BytesIO()
-        torch.save(noise, buffer)
+        torch.save(noise[None], buffer)
         atomic_write(folder / f"{number:02d}.pt", buffer.getvalue())
     print(f"{config.count} noises in {folder}")
 
