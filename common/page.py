@@ -157,7 +157,7 @@ def write_pdf(page: Path, pdf: Path) -> None:
             f"a PDF needs Chromium (apt-get install chromium) or Chrome on the PATH; {page} can"
             " also be printed from any browser"
         )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         printed = Path(folder) / "page.pdf"
         command = [browser, *FLAGS, f"--user-data-dir={folder}/profile"]
         command += [f"--print-to-pdf={printed}", page.resolve().as_uri()]

@@ -45,6 +45,18 @@ def report_page(
     )
 
 
+class _Recorded:
+    """Results that note which files are read."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self.names: list[str] = []
+
+    def __getitem__(self, name: str) -> Any:
+        self.names.append(name)
+        return self.results[name]
+
+
 class _Sources:
     """Where a document's figures, sliders and tables come from."""
 
@@ -60,15 +72,9 @@ class _Sources:
 
     def files_of_table(self, name: str) -> list[str]:
         """The names of the results' files that a table of `TABLES` is made from."""
-        read: list[str] = []
-
-        class Recorded:
-            def __getitem__(_, file: str) -> Any:
-                read.append(file)
-                return self.results[file]
-
-        self.tables[name](Recorded())
-        return read
+        recorded = _Recorded(self.results)
+        self.tables[name](recorded)
+        return recorded.names
 
     def files_of_slots(self, comments: Iterable[str]) -> list[str]:
         """The names of the results' files that the number slots among these comments use."""

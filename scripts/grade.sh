@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Grades an output folder as the course does, with the evaluate program of its problem. The exit
-# code is 0 for a pass, 1 for a fail, and 2 if the folder cannot be graded.
+# code is 0 for a pass, 1 for a fail, and 2 if the folder cannot be graded. With --html PAGE what was
+# graded is also written as a page, the worst pictures first.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 1 ]; then

@@ -42,7 +42,7 @@ COMMANDS = {
     "p2_features": "bash scripts/study_p2.sh",
     "p3_clip_shapes": "bash scripts/study_clip.sh",
     "p3_clip_shapes_evaluation": "bash scripts/study_clip.sh",
-    "p3_clip_speed": "python3 -m scripts.benchmark_clip",
+    "p3_clip_speed": "bash scripts/study_clip.sh",
     "p3_controlnet_evaluation": "bash scripts/study_controlnet.sh",
     "p3_controlnet_speed": "python3 -m scripts.benchmark_controlnet",
 }
