@@ -16,9 +16,9 @@ from urllib.request import urlopen
 
 import pytest
 import torch
-from conftest import PHONE, Visit
 from tiny import Malice, environment
 from torch import Tensor
+from web_page import PHONE, Visit
 
 from common.data.digits import SIZE
 from common.data.layouts import caption, make_layouts, write_layouts
