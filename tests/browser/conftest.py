@@ -1,30 +1,13 @@
 """A real browser for the tests of pages: Debian's Chromium, driven headless by playwright."""
 
-import dataclasses
-import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import pytest
-
-from common.files import ROOT, make_folder
+from web_page import CHROMIUM, DESKTOP, FLAGS, Visit
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
-
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-SCREENSHOTS = ROOT / "outputs" / "browser"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-DESKTOP, PHONE = (1280, 900), (390, 844)
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="module")
@@ -39,32 +22,6 @@ def browser() -> "Iterator[Browser]":
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
         yield browser
         browser.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class Visit:
-    """A page and all that happened in it."""
-
-    page: "Page"
-    errors: list[str]
-    """Errors in the console and exceptions of scripts."""
-    requests: list[str]
-    """Addresses of all requests, web sockets included."""
-
-    def left_the_loopback(self) -> list[str]:
-        """The requests to other computers."""
-        inside = ("data", "blob", "file", "about")
-        return [
-            url
-            for url in self.requests
-            if (parts := urlsplit(url)).scheme not in inside and parts.hostname not in LOOPBACK
-        ]
-
-    def screenshot(self, name: str) -> Path:
-        """Writes the whole page to outputs/browser/NAME.png."""
-        path = make_folder(SCREENSHOTS) / f"{re.sub(r'[^a-z0-9_]+', '_', name.lower())}.png"
-        self.page.screenshot(path=path, full_page=True)
-        return path
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from urllib.request import urlopen
 
 import pytest
 import torch
-from conftest import PHONE, Visit
 from tiny import Malice, environment
 from torch import Tensor
+from web_page import PHONE, Visit
 
 from common.data.digits import SIZE
 from common.data.layouts import caption, make_layouts, write_layouts
@@ -77,6 +77,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def open_tab(seen: Visit, name: str) -> None:
     """Shows a tab, once the page is there."""
     seen.page.get_by_role("tab", name=name, exact=True).click(timeout=PATIENCE)
+    button = seen.page.get_by_role("button", name=TABS[name], exact=True)
+    button.locator("visible=true").wait_for(timeout=PATIENCE)
+    seen.page.wait_for_load_state("networkidle")
 
 
 PENDING = """() => [...document.querySelectorAll("[data-testid='status-tracker']")].some(
@@ -87,8 +90,8 @@ PENDING = """() => [...document.querySelectorAll("[data-testid='status-tracker']
 
 def click(seen: Visit, name: str) -> None:
     """Clicks the visible button of this name and waits until the job has an answer."""
-    seen.page.get_by_role("button", name=name, exact=True).locator("visible=true").click()
-    seen.page.wait_for_function(PENDING, timeout=PATIENCE)
+    with seen.page.expect_response("**/queue/join*", timeout=PATIENCE):
+        seen.page.get_by_role("button", name=name, exact=True).locator("visible=true").click()
     seen.page.wait_for_function(f"() => !({PENDING})()", timeout=PATIENCE)
     seen.page.wait_for_timeout(300)
 
