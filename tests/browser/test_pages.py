@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from browser.conftest import DESKTOP, PHONE, SCREENSHOTS
+from web_page import DESKTOP, PHONE, SCREENSHOTS, Visit
 
 from common.files import ROOT, make_folder
 from common.page import Grade, Measure, Picture, write_grade, write_pdf
@@ -50,7 +50,7 @@ def graded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return page
 
 
-def quiet(seen: Any, page: Path) -> None:
+def quiet(seen: Visit, page: Path) -> None:
     """Asserts that nothing but the page itself was requested, and that no script failed."""
     assert seen.errors == []
     assert [url for url in seen.requests if not url.startswith("data:")] == [page.as_uri()]
@@ -58,7 +58,7 @@ def quiet(seen: Any, page: Path) -> None:
 
 @pytest.mark.parametrize(("size", "scheme"), WINDOWS)
 def test_the_report_fits_every_window(
-    size: tuple[int, int], scheme: str, report: Path, visit: Callable[..., Any]
+    size: tuple[int, int], scheme: str, report: Path, visit: Callable[..., Visit]
 ) -> None:
     seen = visit(report.as_uri(), size, color_scheme=scheme)
     width = seen.page.evaluate("document.documentElement.scrollWidth")
@@ -72,7 +72,7 @@ def test_the_report_fits_every_window(
     quiet(seen, report)
 
 
-def test_every_slider_moves(report: Path, visit: Callable[..., Any]) -> None:
+def test_every_slider_moves(report: Path, visit: Callable[..., Visit]) -> None:
     """Each position shows another frame; the number beside it follows."""
     seen = visit(report.as_uri())
     films = seen.page.locator("figure.film:not(.compare)")
@@ -96,7 +96,7 @@ def test_every_slider_moves(report: Path, visit: Callable[..., Any]) -> None:
     quiet(seen, report)
 
 
-def test_comparisons_uncover_the_other_picture(report: Path, visit: Callable[..., Any]) -> None:
+def test_comparisons_uncover_the_other_picture(report: Path, visit: Callable[..., Visit]) -> None:
     seen = visit(report.as_uri())
     films = seen.page.locator("figure.film.compare")
     assert films.count() == 2
@@ -112,7 +112,7 @@ def test_comparisons_uncover_the_other_picture(report: Path, visit: Callable[...
     quiet(seen, report)
 
 
-def test_tables_sort(report: Path, visit: Callable[..., Any]) -> None:
+def test_tables_sort(report: Path, visit: Callable[..., Visit]) -> None:
     """Up, down, and back; a dash stays last."""
     seen = visit(report.as_uri())
     table = seen.page.locator("table.sortable", has_text="MSE to eta 0")
@@ -135,7 +135,7 @@ def test_tables_sort(report: Path, visit: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
 def test_pictures_open_large(
-    size: tuple[int, int], report: Path, visit: Callable[..., Any]
+    size: tuple[int, int], report: Path, visit: Callable[..., Visit]
 ) -> None:
     seen = visit(report.as_uri(), size)
     picture = seen.page.locator("button.zoom").nth(8)
@@ -150,7 +150,7 @@ def test_pictures_open_large(
 
 @pytest.mark.parametrize(("size", "scheme"), WINDOWS)
 def test_a_graders_page(
-    size: tuple[int, int], scheme: str, graded: Path, visit: Callable[..., Any]
+    size: tuple[int, int], scheme: str, graded: Path, visit: Callable[..., Visit]
 ) -> None:
     seen = visit(graded.as_uri(), size, color_scheme=scheme)
     assert seen.page.locator("h1").inner_text() == "digits FAIL"
