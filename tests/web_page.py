@@ -21,6 +21,7 @@ FLAGS = (
 )
 SCREENSHOTS = ROOT / "outputs" / "browser"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PATIENCE = 180_000  # milliseconds; several tests may share a core
 DESKTOP, PHONE = (1280, 900), (390, 844)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from web_page import CHROMIUM, DESKTOP, FLAGS, Visit
+from web_page import CHROMIUM, DESKTOP, FLAGS, PATIENCE, Visit
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -34,6 +34,7 @@ def visit(browser: "Browser") -> Iterator[Callable[..., Visit]]:
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(PATIENCE)
         seen = Visit(page, [], [])
         page.on(
             "console",

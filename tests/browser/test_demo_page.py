@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 pytest.importorskip("gradio", reason="gradio is missing: pip install -e '.[demo]'")
 
-PATIENCE = 180_000  # milliseconds
 TABS = {
     "Digits": "Sample",
     "Faces": "Interpolate",
@@ -76,10 +75,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def open_tab(seen: Visit, name: str) -> None:
     """Shows a tab, once the page is there."""
-    seen.page.get_by_role("tab", name=name, exact=True).click(timeout=PATIENCE)
+    seen.page.get_by_role("tab", name=name, exact=True).click()
     button = seen.page.get_by_role("button", name=TABS[name], exact=True)
-    button.locator("visible=true").wait_for(timeout=PATIENCE)
-    seen.page.wait_for_load_state("networkidle")
+    button.locator("visible=true").wait_for()
 
 
 PENDING = """() => [...document.querySelectorAll("[data-testid='status-tracker']")].some(
@@ -90,9 +88,9 @@ PENDING = """() => [...document.querySelectorAll("[data-testid='status-tracker']
 
 def click(seen: Visit, name: str) -> None:
     """Clicks the visible button of this name and waits until the job has an answer."""
-    with seen.page.expect_response("**/queue/join*", timeout=PATIENCE):
+    with seen.page.expect_response("**/queue/join*"):
         seen.page.get_by_role("button", name=name, exact=True).locator("visible=true").click()
-    seen.page.wait_for_function(f"() => !({PENDING})()", timeout=PATIENCE)
+    seen.page.wait_for_function(f"() => !({PENDING})()")
     seen.page.wait_for_timeout(300)
 
 
@@ -107,7 +105,7 @@ def pictures(seen: Visit) -> list[str]:
 def refused(seen: Visit) -> str:
     """The sentence with which the page refuses an input."""
     toast = seen.page.locator("[data-testid='toast-body']").last
-    toast.wait_for(timeout=PATIENCE)
+    toast.wait_for()
     return toast.inner_text()
 
 
@@ -120,6 +118,7 @@ def check_quiet(seen: Visit) -> None:
 def test_digits_grow_and_can_be_looked_back_at(demo: str, visit: Callable[..., Visit]) -> None:
     seen = visit(demo)
     open_tab(seen, "Digits")
+    seen.page.locator("img:visible").first.wait_for()
     (before,) = pictures(seen)
     seen.page.get_by_label("svhn").check()
     click(seen, "Sample")
@@ -129,7 +128,7 @@ def test_digits_grow_and_can_be_looked_back_at(demo: str, visit: Callable[..., V
     seen.page.get_by_label("number input for Look back: steps done").fill("10")
     seen.page.keyboard.press("Enter")
     seen.page.wait_for_function(
-        "before => !document.querySelector(`img[src='${before}']`)", arg=after, timeout=PATIENCE
+        "before => !document.querySelector(`img[src='${before}']`)", arg=after
     )
     seen.screenshot("digits_after_ten_steps")
     seen.page.get_by_text("Sampler and guidance interval").click()
@@ -151,11 +150,11 @@ def test_faces_and_a_file_that_would_run_code(
     seen.screenshot("faces")
     torch.save(Malice(tmp_path / "trace"), tmp_path / "evil.pt")
     seen.page.get_by_text("Noises of your own").click()
-    with seen.page.expect_response("**/upload*", timeout=PATIENCE):
+    with seen.page.expect_response("**/upload*"):
         seen.page.locator("input[type=file]:visible, input[type=file]").first.set_input_files(
             tmp_path / "evil.pt"
         )
-    seen.page.get_by_text("evil", exact=False).first.wait_for(timeout=PATIENCE)
+    seen.page.get_by_text("evil", exact=False).first.wait_for()
     click(seen, "Sample the first")
     assert "evil.pt was refused: it holds something other than plain tensors" in refused(seen)
     assert not (tmp_path / "trace").exists()
@@ -166,7 +165,7 @@ def test_circles_are_drawn_with_the_mouse(demo: str, visit: Callable[..., Visit]
     seen = visit(demo)
     open_tab(seen, "ControlNet")
     page = seen.page
-    page.locator("#drawing canvas").first.wait_for(timeout=PATIENCE)
+    page.locator("#drawing canvas").first.wait_for()
     page.wait_for_timeout(1000)
     page.locator("#drawing").get_by_label("Clear canvas").click()
     page.wait_for_timeout(1500)
@@ -219,7 +218,7 @@ def test_every_tab_fits_a_phone(demo: str, visit: Callable[..., Visit]) -> None:
     """Nothing is wider than the window, in light or in dark colours."""
     for scheme in ("light", "dark"):
         seen = visit(demo, PHONE, color_scheme=scheme, has_touch=True)
-        seen.page.get_by_role("button", name="Sample").wait_for(timeout=PATIENCE)
+        seen.page.get_by_role("button", name="Sample").wait_for()
         for name in TABS:
             tab = seen.page.get_by_role("tab", name=name, exact=True).locator("visible=true")
             if not tab.count():  # behind the button of the tabs that do not fit
