@@ -147,6 +147,14 @@ def read_noise(path: Path) -> Tensor:
     return noise.float()
 
 
+def numbered_noise(number: int, side: int, seed: int = 0) -> Tensor:
+    """Standard normal noise, float32 [3, side, side], which depends on the three numbers alone.
+
+    `scripts.make_noise` writes it as NN.pt. Raises InputError if a number is negative.
+    """
+    return StackedRandomGenerator([derive_seed(seed, number)]).randn(3, side, side)[0]
+
+
 def check_side(network: FaceNetwork, noise: Tensor, source: Path) -> None:
     """Raises InputError if the noise's sides do not fit the network; the message names `source`."""
     height, width = noise.shape[-2:]

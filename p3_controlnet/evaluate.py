@@ -3,6 +3,8 @@
     python3 -m p3_controlnet.evaluate --images OUT --prompts prompt.json --sources DIR --targets DIR
     # for a model that draws at 64x64 pixels: colours are measured farther from the edges
     python3 -m p3_controlnet.evaluate ... --resolution 64
+    # a page with every image between its control image and its target, the worst first
+    python3 -m p3_controlnet.evaluate ... --html page.html
     # with the grader's own networks
     python3 -m p3_controlnet.evaluate ... --clip ViT-B-32.pt --sam2 FOLDER
 
@@ -15,7 +17,7 @@ Exit code: 0 if every image is present and IoU and colour errors reach their thr
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,7 @@ from common.metrics.segmentation import (
     median_colour,
     object_mask,
 )
+from common.page import Grade, Measure, Picture, check_page, write_grade
 from common.progress import Progress
 
 if TYPE_CHECKING:
@@ -87,6 +90,8 @@ class Config:
     passes."""
     result: Path | None = None
     """JSON file for the results; none is written by default."""
+    html: Path | None = None
+    """Page for the results, with every image and its verdict; none is written by default."""
 
 
 def main(config: Config) -> None:
@@ -95,6 +100,7 @@ def main(config: Config) -> None:
         raise InputError(f"--resolution must be between 16 and {SIZE}, not {config.resolution}")
     if not config.images.is_dir():
         raise InputError(f"the folder {config.images} does not exist")
+    check_page(config.html)
     pairs = read_prompts(config.prompts, config.sources, config.targets)
     judge, note = load_judge(pretrained=None if config.clip == "auto" else config.clip)
     if judge is None and config.clip == "auto":
@@ -147,6 +153,8 @@ def main(config: Config) -> None:
     _print(result)
     if config.result:
         write_json(config.result, result)
+    if config.html:
+        write_grade(config.html, page_content(config, result, pairs))
     if not result["passes"]:
         raise SystemExit(1)
 
@@ -159,12 +167,13 @@ def means(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def passes(result: dict[str, Any]) -> bool:
     """Whether every image is present and the IoU and both colour errors reach their thresholds."""
-    errors = max(result["circle_error"], result["background_error"])
-    return (
-        not result["dropped"]
-        and result["iou"] >= result["bar"]["iou"]
-        and errors <= result["bar"]["colour_error"]
-    )
+    return not result["dropped"] and reaches(result, result["bar"])
+
+
+def reaches(measures: Mapping[str, Any], bar: Mapping[str, float]) -> bool:
+    """Whether the IoU and both colour errors reach their thresholds."""
+    errors = max(measures["circle_error"], measures["background_error"])
+    return measures["iou"] >= bar["iou"] and errors <= bar["colour_error"]
 
 
 # ----------------------------------------------------------------------------
@@ -323,6 +332,11 @@ def assign_colours(
     return min(orders, key=lambda order: sum(score.error for _, score in order))
 
 
+def badness(line: dict[str, Any]) -> float:
+    """(1 - IoU) + (the larger colour error) / `NO_OBJECT_ERROR`; 0 for a perfect image."""
+    return 1.0 - line["iou"] + max(line["circle_error"], line["background_error"]) / NO_OBJECT_ERROR
+
+
 def cells(circles: Sequence[Circle]) -> Tensor:
     """The pixels nearest to each of the K circles, bool [K, 512, 512].
 
@@ -331,6 +345,56 @@ def cells(circles: Sequence[Circle]) -> Tensor:
     at = torch.arange(SIZE, dtype=torch.float64) + 0.5
     distance = torch.stack([torch.hypot(at - c.x, at[:, None] - c.y) - c.radius for c in circles])
     return distance.argmin(0) == torch.arange(len(circles))[:, None, None]
+
+
+def page_content(config: Config, result: Mapping[str, Any], pairs: Sequence[Pair]) -> Grade:
+    """The grade of a folder, with every image between its control image and its target."""
+    bar, shown = result["bar"], []
+    for pair, line in zip(pairs, result["lines"], strict=True):
+        name = pair.target.relative_to(config.targets)
+        images = {"control": pair.read_source(), "target": pair.read_target()}
+        if str(name) not in result["dropped"]:
+            images["image"] = read_output(config.images, name)
+        if "iou" in line:
+            verdict = (
+                f"IoU {line['iou']:.3f}, colour error {line['circle_error']:.1f} of the circle and"
+                f" {line['background_error']:.1f} of the background"
+            )
+        else:
+            verdict = f"not graded: {result['ungraded'][str(name)]}"
+        if "image" not in images:
+            verdict = "no readable image"
+        shown.append(
+            Picture(
+                name=f"{line['target']}: {line['prompt']}",
+                images=images,
+                verdict=verdict,
+                passed="image" in images and ("iou" not in line or reaches(line, bar)),
+                badness=badness(line) if "iou" in line else 0.0,
+            )
+        )
+    error, dropped, grader = bar["colour_error"], len(result["dropped"]), result["grader"]
+    measures = [
+        Measure("images that are missing or unreadable", str(dropped), "0", not dropped),
+        Measure(
+            "mean IoU", f"{result['iou']:.4f}", f">= {bar['iou']:g}", result["iou"] >= bar["iou"]
+        ),
+        *(
+            Measure(
+                f"mean colour error (CIEDE2000), {part}",
+                f"{result[f'{part}_error']:.2f}",
+                f"<= {error:g}",
+                result[f"{part}_error"] <= error,
+            )
+            for part in ("circle", "background")
+        ),
+        Measure("the course's score", f"{grader['score']:.4f}"),
+        Measure("CLIP of the course's score", grader["clip"]),
+    ]
+    note = "A picture counts as wrong where its own numbers miss the thresholds of the means."
+    return Grade(
+        "Problem 3, 2025: circles", config.images, result["passes"], measures, shown, note=note
+    )
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Grades an output folder as the course does, with the evaluate program of its problem. The last
 # line is PASS or FAIL and the reason. The exit code is 0 for a pass, 1 for a grade below the bar,
-# and 2 if the folder cannot be graded. Flags are those of the evaluate program:
+# and 2 if the folder cannot be graded. With --html PAGE what was graded is also written as a page,
+# the worst pictures first. Flags are those of the evaluate program:
 #   grade.sh OUT [flags]                              digits, p1_diffusion.evaluate
 #   grade.sh OUT REFERENCES [flags]                   faces, p2_ddim.evaluate
 #   grade.sh OUT prompt.json SOURCES TARGETS [flags]  circles, p3_controlnet.evaluate

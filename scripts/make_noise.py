@@ -17,7 +17,7 @@ import torch
 from common import cli
 from common.config import Pictures, Seed, Side
 from common.files import atomic_write, make_folder
-from common.seeds import StackedRandomGenerator, derive_seed
+from p2_ddim.sampling import numbered_noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +36,11 @@ class Config:
 
 def main(config: Config) -> None:
     """Writes the noise files."""
-    seeds = [derive_seed(config.seed, number) for number in range(config.count)]
     folder = make_folder(config.output_dir)
-    for number, seed in enumerate(seeds):
-        noise = StackedRandomGenerator([seed]).randn(3, config.side, config.side)
+    for number in range(config.count):
+        noise = numbered_noise(number, config.side, config.seed)
         buffer = io.BytesIO()
-        torch.save(noise, buffer)
+        torch.save(noise[None], buffer)
         atomic_write(folder / f"{number:02d}.pt", buffer.getvalue())
     print(f"{config.count} noises in {folder}")
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the environment, runs a problem with the shipped weights, and makes its figures:
 # quickstart.sh [JOB|all] [OUT]. Defaults: p1 and outputs/.
+# The job demo opens the web demo instead and is no part of all.
 # A job has a name in `jobs`, its weights in `weights_of`, and a function `run_NAME`.
 set -euo pipefail
 PYTHON="made below" source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
@@ -87,6 +88,11 @@ run_personalisation() {
     "one image); the images are in $pictures."
 }
 
+if [ "${1:-}" = demo ]; then
+  shift
+  exec bash "$here/scripts/demo.sh" --open-browser "$@"
+fi
+
 # Check the job and its weights before anything is installed.
 job="${1:-p1}"
 if [ "$job" = all ]; then
@@ -98,7 +104,7 @@ else
   done
   if [ ${#asked[@]} -eq 0 ]; then
     echo "error: unknown job $job; usage: bash scripts/quickstart.sh" \
-      "[$(IFS="|"; echo "${jobs[*]}")|all] [OUT]" >&2
+      "[$(IFS="|"; echo "${jobs[*]}")|all] [OUT], or demo" >&2
     exit 2
   fi
   missing="$(missing_of "$job")"

@@ -67,13 +67,15 @@ def generate(
     latent_side: int | None = None,
     *,
     network: Network | None = None,
+    callback: Callback | None = None,
     show_progress: bool = True,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yields (indices of requests, pictures float32 [n, 3, H, W] on the CPU) for each chunk.
 
     Pictures are about in [-1, 1], not clamped. `latent_side` is the side of the latents (default:
-    the model's own). `network` replaces `model.apply_model`. Raises InputError if a picture is not
-    finite, or if a single one does not fit into the device's memory.
+    the model's own). `network` replaces `model.apply_model`. `callback` is passed to the sampler
+    (common/diffusion/samplers.py) and sees latents. Raises InputError if a picture is not finite,
+    or if a single one does not fit into the device's memory.
     """
     side = latent_side or model.latent_side
 
@@ -87,6 +89,7 @@ def generate(
         sample_chunk,
         config,
         name=lambda i: repr(requests[i].prompt),
+        callback=callback,
         show_progress=show_progress,
     )
 

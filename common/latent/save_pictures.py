@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from common.checkpoint import state_hash
 from common.devices import this_process
 from common.diffusion.process import Network
+from common.diffusion.samplers import Callback
 from common.errors import InputError
 from common.files import check_targets, make_folder
 from common.images import read_note, resize, to_uint8, write_png
@@ -149,14 +150,21 @@ def draw(
     *,
     latent_side: int | None = None,
     network: Network | None = None,
+    callback: Callback | None = None,
     show_progress: bool = True,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yields (indices of requests, pictures uint8 [n, 3, size, size]) for each chunk.
 
-    The chunks are those of `generate`.
+    The chunks are those of `generate`, which also gets `callback`.
     """
     chunks = generate(
-        model, requests, config, latent_side, network=network, show_progress=show_progress
+        model,
+        requests,
+        config,
+        latent_side,
+        network=network,
+        callback=callback,
+        show_progress=show_progress,
     )
     for indices, images in chunks:
         yield indices, torch.stack([resize(to_uint8(image), size) for image in images])

@@ -147,6 +147,13 @@ def find_published_svhn() -> Path | None:
 
 
 @torch.no_grad()
+def log_probabilities(classifier: Classifier, images: Tensor, batch_size: int = 200) -> Tensor:
+    """Log-probabilities of the digits, [N, 10], of uint8 images [N, 3, 28, 28]."""
+    parts = images.split(batch_size)
+    return torch.cat([classifier(to_model_range(part)).log_softmax(1) for part in parts])
+
+
+@torch.no_grad()
 def classify(classifier: Classifier, images: Tensor, batch_size: int = 200) -> Tensor:
     """Predicted digits, long [N], of uint8 images [N, 3, 28, 28]."""
     return torch.cat(

@@ -174,10 +174,20 @@ def plan(config: Config, tasks: Sequence[Task], concepts: Sequence[Concept]) -> 
         for index, prompt in enumerate(task.prompts):
             words = expand(prompt, concepts)
             for number in range(config.count):
-                path = Path(task.key) / str(index) / f"source{task.key}_prompt{index}_{number}.png"
-                seed = derive_seed(config.generation.seed, zlib.crc32(path.as_posix().encode()))
-                pictures.append(Picture(config.output_dir / path, Request(words, seed)))
+                path = picture_path(task.key, index, number)
+                request = Request(words, picture_seed(path, config.generation.seed))
+                pictures.append(Picture(config.output_dir / path, request))
     return pictures
+
+
+def picture_path(key: str, prompt: int, number: int) -> Path:
+    """Path of a picture below the output folder, from the concept's key and the prompt's index."""
+    return Path(key) / str(prompt) / f"source{key}_prompt{prompt}_{number}.png"
+
+
+def picture_seed(path: Path, seed: int) -> int:
+    """The seed of a picture's noise, from its `picture_path` and the run's seed."""
+    return derive_seed(seed, zlib.crc32(path.as_posix().encode()))
 
 
 def check_output(folder: Path, pictures: Sequence[Picture]) -> None:

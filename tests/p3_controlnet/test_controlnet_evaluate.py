@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pages import outline
 from PIL import Image
 from tiny import exit_code, refused, run_process
 from torch import Tensor
@@ -168,11 +169,17 @@ def test_what_the_grader_drops_is_named_and_fails(
     spoil: Callable[[Path], str], out: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reason = spoil(out / "1.png")
-    result = result_of(out, data, 1, "--iou-bar", 0.5, "--colour-bar", 50)
+    bars = ("--iou-bar", 0.5, "--colour-bar", 50)
+    result = result_of(out, data, 1, *bars, "--html", data.parent / "page.html")
     assert list(result["dropped"]) == ["1.png"] and reason in result["dropped"]["1.png"]
     assert result["images"] == 2 == result["grader"]["lines"] and result["grader"]["score"] == 1.0
     assert result["lines"][1]["iou"] == 0.0 and result["lines"][1]["circle_error"] == 50.0
     printed = capsys.readouterr().out
+    page = (data.parent / "page.html").read_text()
+    found = outline(page)
+    assert [image["alt"].split(":")[0] for image in found.all("img")][:2] == ["1.png", "1.png"]
+    assert len(found.all("article", "failed")) == 1 and "no readable image" in page
+    assert len(found.all("img")) == 8  # the missing image has a control image and a target only
     assert re.search(f"^dropped 1.png: .*{reason}", printed, re.M) and "1 lines dropped" in printed
 
 

@@ -286,6 +286,16 @@ def test_quickstart_says_which_weights_are_not_there(job: str, folder: str, clon
     assert not (clone / ".venv").exists()
 
 
+def test_quickstart_opens_the_demo(tmp_path: Path) -> None:
+    """It is an entry of its own, which the jobs and `all` leave out."""
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    shutil.copy(ROOT / "scripts" / "quickstart.sh", scripts)
+    (scripts / "demo.sh").write_text('printf "%s\\n" "$@"\n')
+    result = run_entry(scripts / "quickstart.sh", "demo", "--port", "7000")
+    assert result.stdout.split() == ["--open-browser", "--port", "7000"]
+
+
 DIGITS = ["p1_diffusion.inference", "p1_diffusion.evaluate", "p1_diffusion.study.figures"]
 FACES = ["make_noise", "p2_ddim.inference", "p2_ddim.study.figures"]
 SHAPES = ["make_clip_testset", "p3_clip.inference", "p3_clip.evaluate", "p3_clip.study.figures"]

@@ -128,6 +128,17 @@ def test_pictures_are_those_of_the_model_called_by_hand(model: LatentDiffusion) 
     assert torch.allclose(ours, model.decode(x), atol=1e-4)
 
 
+def test_the_callback_sees_each_step_of_each_chunk(model: LatentDiffusion) -> None:
+    seen = []
+    pictures(
+        model,
+        requests(3),
+        callback=lambda i, t, x_t, x0: seen.append((i, tuple(x_t.shape), tuple(x0.shape))),
+    )
+    latents = (QUICK.chunk_size, 4, SIDE, SIDE)
+    assert seen == [(i, latents, latents) for i in range(QUICK.steps)] * 2
+
+
 def test_without_hints_no_control_network_is_needed() -> None:
     plain = pictures(tiny_model().eval(), requests(2, hint=False))
     controlled = controlled_model().eval()
