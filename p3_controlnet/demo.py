@@ -143,6 +143,7 @@ def tab(model: LatentDiffusion, folder: Path) -> None:
     gr.Examples(
         [[editor_value(path), caption] for path, caption in examples],
         [drawing, prompt],
+        example_labels=[caption for _, caption in examples],
         label="Examples",
     )
 

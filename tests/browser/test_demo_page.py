@@ -183,8 +183,8 @@ def test_circles_are_drawn_with_the_mouse(demo: str, visit: Callable[..., Visit]
     page.locator("#controlnet_prompt textarea").fill("red circle with light blue background")
     click(seen, "Draw the picture")
     assert len(pictures(seen)) == 2
-    measured = page.locator("table:visible").first.inner_text()
-    assert "IoU with the circles" in measured and "red circle: CIEDE2000" in measured
+    for measure in ("IoU with the circles", "red circle: CIEDE2000"):
+        page.get_by_text(measure).locator("visible=true").first.wait_for()
     seen.screenshot("controlnet")
     check_quiet(seen)
 
