@@ -23,6 +23,9 @@ class Preset:
     """Purpose, cost and expected numbers of the preset; shown by --help."""
     settings: Mapping[str, Any]
     """Values of the program's dataclass fields that differ from the defaults, by field name."""
+    by_memory: Mapping[int, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Further values for GPUs of so many GB of memory, chosen by `--memory GB` or else from the
+    GPU at hand."""
 
 
 def run(
@@ -41,7 +44,9 @@ def run(
     - `translate_arguments(arguments)`, a static method that converts other spellings of the
       arguments, such as the homework's, into the program's own;
     - `PRESETS`, a class variable that maps each name of `--preset NAME` to a `Preset`. Other flags
-      on the command line override the preset's values.
+      on the command line override the preset's values. `--memory GB` goes with a preset that has
+      values for several sizes of GPU; without it, the largest that the GPU has is taken, and the
+      smallest where there is no CUDA device.
     """
     try:
         program(_parse(config_class, list(sys.argv[1:] if argv is None else argv)))
@@ -69,19 +74,24 @@ def _parse(config_class: type[Config], arguments: list[str]) -> Config:
     if not presets:
         return tyro.cli(config_class, args=arguments, prog=prog)
     name, arguments = _take_preset(arguments, list(presets))
+    chosen, settings = "Flags override the values of a preset.", {}
+    if name:
+        chosen = f"The defaults below are those of the preset {name}."
+        settings = presets[name].settings
+    sized = [known for known in presets if presets[known].by_memory]
+    if sized and name not in sized and any(a.startswith("--memory") for a in arguments):
+        raise InputError(f"--memory goes with --preset {' or '.join(sized)} only")
+    if name and presets[name].by_memory:
+        memory, arguments = _take_memory(arguments, list(presets[name].by_memory))
+        chosen = f"{chosen[:-1]} for a GPU of {memory} GB."
+        settings = {**settings, **presets[name].by_memory[memory]}
     required = [
         field.name
         for field in dataclasses.fields(config_class)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
-    settings = presets[name].settings if name else {}
     default = config_class(**{**dict.fromkeys(required, tyro.MISSING), **settings})
     listed = "\n".join(f"- {preset}: {presets[preset].what}" for preset in presets)
-    chosen = (
-        f"The defaults below are those of the preset {name}."
-        if name
-        else "Flags override the values of a preset."
-    )
     description = f"{config_class.__doc__}\n\nPresets, by --preset NAME:\n\n{listed}\n\n{chosen}"
     return tyro.cli(
         config_class, args=arguments, prog=prog, default=default, description=description
@@ -116,14 +126,32 @@ with contextlib.suppress(ImportError):
 
 def _take_preset(arguments: list[str], known: list[str]) -> tuple[str | None, list[str]]:
     """The value of `--preset` (None if it is not given) and the remaining arguments."""
+    return _take("--preset", arguments, known)
+
+
+def _take_memory(arguments: list[str], sizes: list[int]) -> tuple[int, list[str]]:
+    """The value of `--memory`, in GB, by default for the GPU at hand, and the other arguments."""
+    value, arguments = _take("--memory", arguments, [str(size) for size in sizes])
+    if value:
+        return int(value), arguments
+    from common.devices import gpu_memory
+
+    # A card sold with 24 GB shows 22.5 to 24 GiB.
+    return max(
+        (size for size in sizes if gpu_memory() >= 0.9 * size), default=min(sizes)
+    ), arguments
+
+
+def _take(flag: str, arguments: list[str], known: list[str]) -> tuple[str | None, list[str]]:
+    """The value of `flag`, one of `known` (None if it is not given), and the other arguments."""
     for at, argument in enumerate(arguments):
-        flag, joined, value = argument.partition("=")
-        if flag == "--preset":
+        name, joined, value = argument.partition("=")
+        if name == flag:
             rest = arguments[at + 1 :]
             if not joined:
                 value, rest = rest[0] if rest else "", rest[1:]
             if value not in known:
-                raise InputError(f"--preset must be one of {', '.join(known)}, not {value!r}")
+                raise InputError(f"{flag} must be one of {', '.join(known)}, not {value!r}")
             return value, arguments[:at] + rest
     return None, arguments
 

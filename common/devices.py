@@ -1,7 +1,9 @@
 """Compute devices by name, and the rank of this process among several."""
 
+import contextlib
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -13,6 +15,13 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["fp32", "fp16", "bf16"]
+DTYPES = {
+    "fp32": torch.float32,
+    "no": torch.float32,  # of --mixed-precision
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 
 
 class Process(NamedTuple):
@@ -54,14 +63,46 @@ def pick_device(name: DeviceName) -> torch.device:
     return torch.device(kind, rank) if kind == "cuda" and rank is not None else torch.device(kind)
 
 
-def has_room(device: torch.device, tensors: Iterable[Tensor]) -> bool:
-    """Whether training data of this size may be kept on the device.
+def usable_cores() -> int:
+    """Number of CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    On CUDA it may take at most a quarter of the free memory; elsewhere always True.
+
+def available_memory() -> int:
+    """Bytes of memory that this process can still take, within the limit of its control group."""
+    import psutil
+
+    available = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max" in it
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        available = min(available, limit - used + int(statistics.get("inactive_file", 0)))
+    return available
+
+
+def check_memory(params: Iterable[Tensor]) -> None:
+    """Raises InputError if training these parameters needs more memory than there is.
+
+    On a CPU that is the memory of the gradients, two moments and the moving average, and of the
+    checkpoint (parameters, average, two moments) while it is written. On a GPU the former are in
+    its own memory, and the checkpoint passes through the host's as tensors and as bytes.
     """
-    if device.type != "cuda":
-        return True
-    return sum(tensor.nbytes for tensor in tensors) <= torch.cuda.mem_get_info(device)[0] / 4
+    needed = 8 * sum(4 * param.numel() for param in params)
+    available = available_memory()
+    if needed > available:
+        raise InputError(
+            f"training needs about {needed / 1e9:.1f} GB more memory, but {available / 1e9:.1f} GB"
+            " are available"
+        )
+
+
+def gpu_memory() -> float:
+    """Memory of this process's CUDA device in GiB; 0 if there is none."""
+    if not torch.cuda.is_available():
+        return 0.0
+    device = this_process().local_rank or 0
+    return torch.cuda.get_device_properties(device).total_memory / 2**30
 
 
 def make_accelerator(device: DeviceName, mixed_precision: str = "no") -> "Accelerator":

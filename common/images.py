@@ -173,7 +173,9 @@ def read_rgb(
     Raises InputError if the file is missing, unreadable or not of `size` (width, height).
     """
     with open_image(path, listed=False) as image:
-        image = viewed(image, ground)
+        # A large picture is refused before it is decoded; only its orientation is left to find out.
+        if size is None or sorted(image.size) == sorted(size):
+            image = viewed(image, ground)
         if size is not None and image.size != size:
             raise InputError(
                 f"{path} has {image.size[0]}x{image.size[1]} pixels, but {size[0]}x{size[1]} are"

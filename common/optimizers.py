@@ -1,4 +1,4 @@
-"""Optimisers of the training loop: AdamW, and Muon for the matrices of hidden layers."""
+"""Optimisers of the training loop: AdamW, also with 8-bit moments, and Muon for hidden matrices."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-OptimizerName = Literal["adamw", "muon"]
+from common.errors import InputError
+
+OptimizerName = Literal["adamw", "adamw8bit", "muon"]
+STATES_8BIT = ("state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
+"""Keys of bitsandbytes' optimiser state, besides "step"."""
 SMALLEST_SIDE = 16  # of a matrix for Muon; excludes layers from or to the channels of an image
 NamedOptimizer = tuple[torch.optim.Optimizer, dict[str, Tensor]]
 """An optimiser and its own parameters by name."""
@@ -23,8 +27,9 @@ def make_optimizers(
 ) -> list[NamedOptimizer]:
     """The optimisers that together update all parameters.
 
-    "adamw" gives one AdamW; "muon" gives a `Muon` for the matrices of hidden layers, then an AdamW
-    for the rest. Each comes with its parameters by name.
+    "adamw" gives one AdamW, "adamw8bit" bitsandbytes' AdamW with moments of 8 bits
+    (arXiv:2110.02861); "muon" gives a `Muon` for the matrices of hidden layers, then an AdamW for
+    the rest. Each comes with its parameters by name.
     """
     hidden = {n: p for n, p in params.items() if name == "muon" and is_hidden_matrix(n, p)}
     others = {n: p for n, p in params.items() if n not in hidden}
@@ -33,11 +38,31 @@ def make_optimizers(
         muon = Muon(hidden.values(), lr, weight_decay)
         optimizers.append((muon, dict(zip(hidden, muon.matrices, strict=True))))
     if others:
-        adamw = torch.optim.AdamW(
-            others.values(), lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True
-        )
+        settings = {"lr": lr, "betas": (0.9, beta2), "weight_decay": weight_decay}
+        if name == "adamw8bit":
+            for param in others.values():  # its step would do so, but not to the moments
+                param.data = param.data.contiguous()
+            adamw = _adamw8bit()(others.values(), **settings)
+        else:
+            adamw = torch.optim.AdamW(others.values(), **settings, fused=True)
         optimizers.append((adamw, others))
     return optimizers
+
+
+def check_optimizer(name: OptimizerName) -> None:
+    """Raises InputError if the optimiser needs a package that is not installed."""
+    if name == "adamw8bit":
+        _adamw8bit()
+
+
+def _adamw8bit() -> type[torch.optim.Optimizer]:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise InputError(
+            "--optimizer adamw8bit needs the package bitsandbytes: pip install bitsandbytes"
+        ) from None
+    return AdamW8bit
 
 
 def is_hidden_matrix(name: str, param: Tensor) -> bool:

@@ -15,7 +15,7 @@ from common.checkpoint import load_tensors, save_tensors
 from common.ema import EMA
 from common.errors import InputError
 from common.files import atomic_write, make_folder, read_json, write_json
-from common.optimizers import NamedOptimizer
+from common.optimizers import STATES_8BIT, NamedOptimizer
 
 
 @dataclasses.dataclass
@@ -37,9 +37,12 @@ class RunProgress:
     them."""
 
 
-def claim_run_folder(run_dir: Path, settings: dict[str, Any]) -> None:
+def claim_run_folder(
+    run_dir: Path, settings: dict[str, Any], defaults: Mapping[str, Any] | None = None
+) -> None:
     """Writes config.json into a new run folder, or compares an existing one with `settings`.
 
+    A setting that config.json lacks, because the program got it later, has its value in `defaults`.
     Raises InputError if a setting other than `steps` differs.
     """
     settings = json.loads(json.dumps(settings, default=str))
@@ -47,7 +50,7 @@ def claim_run_folder(run_dir: Path, settings: dict[str, Any]) -> None:
     if not path.exists():
         write_json(path, settings)
         return
-    before = read_json(path)
+    before = {**(defaults or {}), **read_json(path)}
     changed = sorted(
         name
         for name in before.keys() | settings.keys()
@@ -82,10 +85,11 @@ def save_state(
 ) -> None:
     """Writes what a run needs to resume: parameters, EMA, optimiser moments and progress."""
     tensors = {f"param/{name}": param for name, param in params.items()}
-    tensors |= {f"ema/{name}": ema.average[name] for name in params}
+    tensors |= {f"ema/{name}": value for name, value in ema.average.items()}
     for optimizer, own in optimizers:
         for name, param in own.items():
-            tensors |= {f"{key}/{name}": value for key, value in optimizer.state[param].items()}
+            for key, value in optimizer.state[param].items():
+                tensors[f"{key}/{name}"] = torch.as_tensor(value)
     # JSON has no infinity, so `best` of a run without validation is stored as null.
     values = dataclasses.asdict(progress)
     save_tensors(
@@ -106,20 +110,23 @@ def load_state(
     with torch.no_grad():
         for name, param in params.items():
             param.copy_(tensors[f"param/{name}"])
-            ema.average[name].copy_(tensors[f"ema/{name}"])
+        for name, average in ema.average.items():
+            average.copy_(tensors[f"ema/{name}"])
     for optimizer, own in optimizers:
         for name, param in own.items():
-            for key in ("exp_avg", "exp_avg_sq", "step", "momentum_buffer"):
+            for key in ("exp_avg", "exp_avg_sq", "momentum_buffer", "step", *STATES_8BIT):
                 # A parameter that never got a gradient has no optimiser state.
-                if (value := tensors.get(f"{key}/{name}")) is not None:
+                if (value := tensors.get(f"{key}/{name}")) is None:
+                    continue
+                if key == "step" and not value.is_floating_point():
+                    value = int(value)  # bitsandbytes counts in Python
+                elif value.shape == param.shape:
                     # The fused step works on raw memory, so moments need their parameter's memory
                     # format (channels_last or not).
-                    moment = (
-                        torch.empty((), device=param.device)
-                        if key == "step"
-                        else torch.empty_like(param.detach())
-                    )
-                    optimizer.state[param][key] = moment.copy_(value)
+                    value = torch.empty_like(param.detach(), dtype=value.dtype).copy_(value)
+                else:
+                    value = value.to(param.device)
+                optimizer.state[param][key] = value
     progress = RunProgress(
         **(values | {"best": math.inf if values["best"] is None else values["best"]})
     )

@@ -21,10 +21,10 @@ from torch.nn import Parameter
 from tqdm import tqdm
 
 from common.devices import make_accelerator, pick_device
-from common.ema import EMA
+from common.ema import EMA, Place
 from common.errors import InputError, Terminated
 from common.files import make_folder
-from common.optimizers import OptimizerName, make_optimizers
+from common.optimizers import OptimizerName, check_optimizer, make_optimizers
 from common.run_folder import (
     RunProgress,
     append_metrics,
@@ -57,8 +57,13 @@ class TrainingConfig:
     """Images per optimiser step, over all processes and micro-batches."""
     gradient_accumulation_steps: int = 1
     """Micro-batches per optimiser step and process; more of them need less memory."""
+    device_batch_size: int | None = None
+    """Most images that a process computes at once: a larger share of the batch is cut into more
+    micro-batches than --gradient-accumulation-steps says."""
     optimizer: OptimizerName = "adamw"
-    """AdamW for all weights, or Muon for the matrices of hidden layers and AdamW for the rest."""
+    """AdamW for all weights (adamw), the same with moments of 8 bits, which saves 6 bytes per
+    parameter and needs CUDA and the package bitsandbytes (adamw8bit), or Muon for the matrices of
+    hidden layers and AdamW for the rest (muon)."""
     lr: float = 1e-3
     """Peak learning rate."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
@@ -74,6 +79,10 @@ class TrainingConfig:
     """Gradients are clipped to this global L2 norm."""
     ema_decay: float = 0.999
     """Decay of the parameters' exponential moving average per optimiser step."""
+    ema: Place = "device"
+    """Where the moving average is kept: on the training device, in the CPU's memory, which saves 4
+    bytes per parameter on the device and makes steps slower, or nowhere (none); then validations,
+    previews and saved models have the parameters themselves."""
     seed: int = 0
     """Seed of all random draws."""
     log_every: int = 50
@@ -87,6 +96,9 @@ class TrainingConfig:
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast dtype; no computes in float32. fp16 and bf16 are for CUDA, bf16 also for a CPU with
     bf16 matrix instructions (AMX)."""
+    tf32: bool = False
+    """On CUDA, multiply float32 matrices with factors rounded to 10 bits of mantissa (TF32), which
+    is faster."""
     channels_last: bool = True
     """Memory format channels_last for images and convolutions, which is faster on most devices."""
     compile: bool = False
@@ -134,7 +146,8 @@ def fit(
     - `get_batch(step, generator)` returns the global batch of a step, a dict of tensors [N, ...] on
       any device. It must depend on its arguments only. The generator is on the training device and
       seeded by the step. A tensor "index", if present, names the images in the error about a
-      non-finite loss.
+      non-finite loss. A value may also be an object of which only slices are tensors, so that a
+      process reads only its own. If it raises InputError, the state is saved first.
     - `loss_fn(batch, draws)` returns the mean loss, a scalar, of the slice of the batch that this
       process and micro-batch gets, on the training device. `draws` gives the random numbers of that
       slice.
@@ -155,10 +168,15 @@ def fit(
     accelerator = make_accelerator(config.device, config.mixed_precision)
     main, processes = accelerator.is_main_process, accelerator.num_processes
     device = accelerator.device
-    micro_batches, run_dir = _micro_batches(config, accelerator), Path(run_dir)
+    micro_batches, run_dir = micro_batches_of(config, accelerator), Path(run_dir)
     if main:
-        claim_run_folder(run_dir, {**dataclasses.asdict(config), **(settings or {})})
+        claim_run_folder(
+            run_dir,
+            {**dataclasses.asdict(config), **(settings or {})},
+            defaults=dataclasses.asdict(TrainingConfig()),
+        )
     accelerator.wait_for_everyone()
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
 
     # The optimisers get the named parameters only; the moving average starts from their values.
     for param in params.values():
@@ -166,7 +184,7 @@ def fit(
     optimizers = make_optimizers(
         params, config.optimizer, lr=config.lr, beta2=config.beta2, weight_decay=config.weight_decay
     )
-    ema = EMA(params, config.ema_decay)
+    ema = EMA(params, config.ema_decay, config.ema)
     progress = load_state(run_dir / "state.safetensors", params, ema, optimizers)
     if progress.step > config.steps:
         raise InputError(
@@ -225,9 +243,14 @@ def fit(
                 stop = losses.read(interrupts.received)
             if stop or progress.step == config.steps:
                 break
-            with contextlib.suppress(_Interrupted):
-                take_step(progress.step)
-                observer.bar.update()
+            try:
+                with contextlib.suppress(_Interrupted):
+                    take_step(progress.step)
+                    observer.bar.update()
+            except InputError:  # the data of the step cannot be read; nothing has changed yet
+                if main:
+                    save_now()
+                raise
         if stop:
             if main:
                 save_now()
@@ -264,7 +287,7 @@ def settings_of(config: Any, *left_out: str, **more: Any) -> dict[str, Any]:
     """A trainer's own settings for `fit`: the fields of its dataclass `config`, and `more`.
 
     The fields `training`, `run_dir` and `left_out` are omitted; `left_out` are paths of data, which
-    may move.
+    may move, and what does not change the trained weights.
     """
     values = dataclasses.asdict(config)
     return {
@@ -304,6 +327,7 @@ def _check_config(config: TrainingConfig) -> None:
     at_least = {
         **dict.fromkeys(("steps", "batch_size", "gradient_accumulation_steps"), 1),
         **dict.fromkeys(("log_every", "checkpoint_every"), 1),
+        **({} if config.device_batch_size is None else {"device_batch_size": 1}),
         **dict.fromkeys(("validate_every", "preview_every", "warmup", "lr", "weight_decay"), 0),
     }
     for name, bound in at_least.items():
@@ -317,6 +341,7 @@ def _check_config(config: TrainingConfig) -> None:
             raise InputError(
                 f"{_flag(name)} must be at least 0 and below 1, not {getattr(config, name)}"
             )
+    check_optimizer(config.optimizer)
     if config.tensorboard:
         check_tensorboard()
 
@@ -330,20 +355,26 @@ def _due(step: int, every: int, steps: int) -> bool:
     return every > 0 and (step % every == 0 or step == steps)
 
 
-def _micro_batches(config: TrainingConfig, accelerator: "Accelerator") -> list[slice]:
-    """This process's slices of the global batch, equal and contiguous, one for each micro-batch."""
+def micro_batches_of(config: TrainingConfig, accelerator: "Accelerator") -> list[slice]:
+    """This process's slices of the global batch, equal and contiguous, one for each micro-batch.
+
+    Their number is `config.gradient_accumulation_steps` or, with `config.device_batch_size`, the
+    smallest from there on that gives equal slices of at most that size. Raises InputError if the
+    batch cannot be divided so.
+    """
     processes = accelerator.num_processes
-    shards = accelerator.num_processes * config.gradient_accumulation_steps
-    if config.batch_size % shards:
+    count = config.gradient_accumulation_steps
+    if config.device_batch_size is not None:
+        own = -(-config.batch_size // processes)  # images per process, rounded up
+        fewest = max(count, -(-own // config.device_batch_size))
+        count = next((n for n in range(fewest, own + 1) if own % n == 0), count)
+    if config.batch_size % (processes * count):
         raise InputError(
             f"--batch-size {config.batch_size} must be a multiple of processes times gradient"
-            f" accumulation steps, {shards}"
+            f" accumulation steps, {processes * count}"
         )
-    size = config.batch_size // shards
-    firsts = [
-        size * (micro * processes + accelerator.process_index)
-        for micro in range(config.gradient_accumulation_steps)
-    ]
+    size = config.batch_size // (processes * count)
+    firsts = [size * (micro * processes + accelerator.process_index) for micro in range(count)]
     return [slice(first, first + size) for first in firsts]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import load_pickle
+from common.devices import DTYPES, Precision
 from common.diffusion.process import Denoise, denoiser
 from common.diffusion.samplers import Callback, SamplerName, sample
 from common.diffusion.sampling import SamplerConfig, sample_in_chunks
@@ -20,7 +21,6 @@ from common.images import is_hidden
 from common.seeds import StackedRandomGenerator, derive_seed
 from p2_ddim.model import FaceNetwork
 
-Precision = Literal["fp32", "fp16", "bf16"]
 NamedNoise = tuple[str, Tensor]  # (name, noise [3, H, W])
 
 
@@ -245,7 +245,7 @@ def _autocast(device: torch.device, precision: Precision) -> torch.autocast | nu
     """Context manager for the network calls; it does nothing for fp32."""
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)
+    return torch.autocast(device.type, DTYPES[precision])
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 
-from common.devices import DeviceName
+from common.devices import DTYPES, DeviceName, Precision
 from common.errors import InputError
 from common.files import ROOT
 from common.latent.load import holds_base, kind_of, load_base
@@ -27,19 +28,31 @@ class ModelConfig:
     """Base model, if --checkpoint is a ControlNet. By default: for a small ControlNet the shipped
     small model; otherwise the checkpoint itself if it holds its base too, else $SD_BASE."""
     control: Path | None = None
-    """ControlNet, if --checkpoint is a base model. By default the one in checkpoints/:
-    controlnet_circles for a small base model, controlnet_sd14 for Stable Diffusion."""
+    """ControlNet, if --checkpoint is a base model. By default checkpoints/controlnet_circles for a
+    small base model; for Stable Diffusion $CONTROLNET if it is set, else
+    checkpoints/controlnet_sd14."""
     device: DeviceName = "auto"
     """Device to compute on; auto is CUDA if present, else MPS, else the CPU."""
+    precision: Precision = "fp32"
+    """Floating-point format of U-Net, ControlNet and text encoder; the autoencoder decodes in
+    float32 always, because its activations can exceed what fp16 holds. Default fp32: pictures then
+    agree on all devices, and the small model gains nothing from less. For Stable Diffusion on a GPU
+    fp16 (or bf16, which cannot overflow and is coarser) takes half the memory and about half the
+    time."""
 
 
 def load_model(config: ModelConfig) -> LatentDiffusion:
-    """Loads the base model and the ControlNet that the configuration names.
+    """Loads the base model and the ControlNet that the configuration names, in its precision.
 
-    If the checkpoint is Stable Diffusion and no ControlNet for it is given or shipped, loads the
-    shipped small model and its ControlNet instead and prints that it does. Raises InputError if the
-    checkpoint is of no known kind, or if `base` or `control` does not apply to it.
+    If the checkpoint is Stable Diffusion and no ControlNet for it is given or present, loads the
+    shipped small model and its ControlNet instead and prints that it does, with the command that
+    trains one. Raises InputError if the checkpoint is of no known kind, or if `base` or `control`
+    does not apply to it.
     """
+    return _load_float32(config).cast(DTYPES[config.precision])
+
+
+def _load_float32(config: ModelConfig) -> LatentDiffusion:
     checkpoint = config.checkpoint
     _check_shipped(checkpoint)
     kind = kind_of(checkpoint)
@@ -62,14 +75,25 @@ def load_model(config: ModelConfig) -> LatentDiffusion:
         )
     if kind == "small":
         return with_control(checkpoint, config.control or SHIPPED_CONTROL)
-    if config.control or SD_CONTROL.is_dir():
-        return with_control(checkpoint, config.control or SD_CONTROL)
+    if control := config.control or _sd_control():
+        return with_control(checkpoint, control)
+    training = f"--preset sd14 --base {shlex.quote(str(checkpoint))} --fill50k hw2_data/fill50k"
     print(
-        f"there is no ControlNet for Stable Diffusion in checkpoints/{SD_CONTROL.name}, so the"
-        f" project's small model is used instead: checkpoints/{SHIPPED_BASE.name} with"
+        f"there is no ControlNet for Stable Diffusion in checkpoints/{SD_CONTROL.name} or"
+        f" $CONTROLNET (`bash scripts/train_controlnet.sh {training}` trains one), so the project's"
+        f" small model is used instead: checkpoints/{SHIPPED_BASE.name} with"
         f" checkpoints/{SHIPPED_CONTROL.name}"
     )
     return with_control(SHIPPED_BASE, SHIPPED_CONTROL)
+
+
+def _sd_control() -> Path | None:
+    """The ControlNet for Stable Diffusion: $CONTROLNET or the folder in checkpoints/, if any."""
+    if given := os.environ.get("CONTROLNET"):
+        if not Path(given).exists():
+            raise InputError(f"the ControlNet {given}, named by $CONTROLNET, does not exist")
+        return Path(given)
+    return SD_CONTROL if SD_CONTROL.is_dir() else None
 
 
 def find_base(control: Path, base: Path | None) -> Path:
@@ -94,11 +118,11 @@ def find_base(control: Path, base: Path | None) -> Path:
 
 
 def with_control(base: Path, control: Path) -> LatentDiffusion:
-    """Loads a base model and the ControlNet for it, which becomes its `controlnet`."""
+    """Loads a base model and the ControlNet for it, which becomes its `controlnet`, frozen."""
     for path in (base, control):
         _check_shipped(path)
     model = load_base(base)
-    model.controlnet = load_controlnet(control, model.unet)
+    model.controlnet = load_controlnet(control, model.unet).requires_grad_(False)
     return model
 
 

@@ -75,6 +75,8 @@ class Recipe:
     """Recompute activations in the backward pass instead of storing them."""
     averaged: bool = False
     """Update an exponential moving average of the parameters."""
+    bf16: bool = False
+    """Frozen networks in bf16, and the trained one under autocast."""
 
 
 RECIPES = {
@@ -255,19 +257,19 @@ def measure(config: Config, recipe: Recipe) -> dict[str, Any]:
     return {"seconds": seconds, "peak_gib": peak_memory(device) / 2**30}
 
 
-def build(size: Size) -> Networks:
-    """Builds the networks of a size with random weights."""
+def build(size: Size, device: torch.device | str = "cpu") -> Networks:
+    """Builds the networks of a size with random weights; those of sd14 on `device`."""
     if size == "sd14":
         networks = empty_networks()
         for network in networks:
             state = {
-                name: torch.empty_like(value, device="cpu")
+                name: torch.empty_like(value, device=device)
                 for name, value in network.state_dict().items()
             }
             network.load_state_dict(
                 {name: value.uniform_(-0.02, 0.02) for name, value in state.items()}, assign=True
             )
-        return Networks(*networks, SD_HINT_CHANNELS)
+        return Networks(*(network.to(device) for network in networks), SD_HINT_CHANNELS)
     from transformers import CLIPTextConfig, CLIPTextModel
 
     text = read_json(CLIP_SHAPES)["text_cfg"]
@@ -327,6 +329,8 @@ def own_step(
     ).to(device)
     control = model.controlnet.train()
     model.unet.requires_grad_(not recipe.frozen_base)
+    if recipe.bf16:
+        model.cast(torch.bfloat16)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if recipe.gradient_checkpointing:
@@ -349,7 +353,9 @@ def own_step(
             batch["latent"] = batch["latent"].contiguous(memory_format=torch.channels_last)
         null = torch.zeros_like(batch["context"][0])
         weight = {"min_snr_gamma": None, "snr_offset": 0.0}
-        latent_loss(model, batch, null, generators, cond_drop_prob=0.3, **weight).backward()
+        with _autocast(device, recipe):
+            loss = latent_loss(model, batch, null, generators, cond_drop_prob=0.3, **weight)
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -373,12 +379,17 @@ def diffusers_step(
         unet, conditioning_embedding_out_channels=networks.hint_channels
     )
     control = control.to(device).train()
+    if recipe.gradient_checkpointing:
+        control.enable_gradient_checkpointing()
+    dtype = torch.bfloat16 if recipe.bf16 else torch.float32
+    for network in (unet, autoencoder, text_encoder):
+        network.to(dtype)
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     optimizer = torch.optim.AdamW(control.parameters(), **LEARNING)
     scaling = autoencoder.config.scaling_factor
 
     def step() -> None:
-        encoded = autoencoder.encode(inputs.images.to(device))
+        encoded = autoencoder.encode(inputs.images.to(device, dtype))
         latents = (
             encoded.latent_dist.sample() if "latent_dist" in encoded else encoded.latent
         ) * scaling
@@ -387,15 +398,16 @@ def diffusers_step(
         noisy = scheduler.add_noise(latents, noise, t)
         context = text_encoder(inputs.tokens.to(device), return_dict=False)[0]
         hint = inputs.hints.to(device).expand(-1, 3, -1, -1).float() / 255.0
-        skips, middle = control(
-            noisy, t, encoder_hidden_states=context, controlnet_cond=hint, return_dict=False
-        )
+        with _autocast(device, recipe):
+            skips, middle = control(
+                noisy, t, encoder_hidden_states=context, controlnet_cond=hint, return_dict=False
+            )
         predicted = unet(
             noisy,
             t,
             encoder_hidden_states=context,
-            down_block_additional_residuals=skips,
-            mid_block_additional_residual=middle,
+            down_block_additional_residuals=[skip.to(dtype) for skip in skips],
+            mid_block_additional_residual=middle.to(dtype),
             return_dict=False,
         )[0]
         F.mse_loss(predicted.float(), noise.float(), reduction="mean").backward()
@@ -404,6 +416,11 @@ def diffusers_step(
         optimizer.zero_grad(set_to_none=False)
 
     return step
+
+
+def _autocast(device: torch.device, recipe: Recipe) -> torch.autocast:
+    """Context manager for the trained network."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16)
 
 
 # ----------------------------------------------------------------------------

@@ -29,11 +29,11 @@ class Malice:
         return open, (str(self.trace), "w")
 
 
-def tiny_network() -> ContextUNet:
+def tiny_network(config: ContextUNetConfig = CONFIG) -> ContextUNet:
     """A small network with fixed random weights; what starts at zero gets small values, so that
     every part has an effect."""
     generator = torch.Generator().manual_seed(0)
-    network = ContextUNet(CONFIG)
+    network = ContextUNet(config)
     with torch.no_grad():
         for name, param in network.named_parameters():
             scale = 0.02 if name.startswith("conv_out") else 0.1

@@ -18,6 +18,7 @@ from p3_clip.personalisation import train
 FEW = (
     *("--steps", 3, "--batch-size", 4, "--warmup", 1, "--device", "cpu", "--log-every", 1),
     *("--checkpoint-every", 2, "--validate-every", 3, "--preview-every", 3, "--weight-decay", 0.5),
+    *("--held-out-pictures", 1),
 )
 
 
@@ -55,6 +56,5 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         train, "GenerationConfig", functools.partial(GenerationConfig, chunk_size=2)
     )
-    for name in ("HELD_OUT_PICTURES", "STEPS"):
-        monkeypatch.setattr(train, name, 1)
+    monkeypatch.setattr(train, "STEPS", 1)
     monkeypatch.setattr(train, "VALIDATION_ROWS", 4)

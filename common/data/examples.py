@@ -1,19 +1,22 @@
 """Pictures with captions and control images at a small size: drawn scenes and fill50k's pairs."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from common.colour import NAMES
 from common.data.fill50k import Part, load_fill50k
 from common.data.layouts import render_control
 from common.data.shapes import KINDS, Scene, draw_circle, draw_scene, render
+from common.errors import InputError
 from common.images import resize
 from common.seeds import derive_seed
 
@@ -36,9 +39,160 @@ SMALLEST = 0.16  # least radius of drawn shapes, as a fraction of the side: 2.5 
 FINER = 4  # control images are drawn at this multiple of the size, then area-averaged
 
 
+class Example(NamedTuple):
+    """A picture and, optionally, its control image."""
+
+    image: Tensor
+    """uint8 [3, S, S]."""
+    hint: Tensor | None = None
+    """Control image, uint8 [1, S, S] or, if it has colours, [3, S, S]."""
+
+
+class ExampleDataset(Dataset[Example]):
+    """Pictures with captions; a picture is drawn or read when its index is asked for."""
+
+    size: int
+    """Side of the pictures in pixels."""
+    captions: list[str]
+    """One text for each picture."""
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> Example:
+        raise NotImplementedError
+
+    def __add__(self, other: "ExampleDataset") -> "ExampleDataset":
+        """Both sets, this one first."""
+        return _Joined(self, other)
+
+    def where(self, index: int) -> str:
+        """The example in words, for messages."""
+        return f"example {index}"
+
+    def stamp(self, index: int) -> int:
+        """A number that changes with the sizes of the example's files; 0 if it has none."""
+        return 0
+
+    def identity(self) -> Iterator[str]:
+        """Texts that are equal only for sets of the same examples, by captions and file names."""
+        raise NotImplementedError
+
+    def hash(self) -> str:
+        """A hash of `identity`."""
+        digest = hashlib.blake2b(digest_size=16)
+        for text in self.identity():
+            digest.update(text.encode() + b"\0")
+        return digest.hexdigest()
+
+
+class _Joined(ExampleDataset):
+    def __init__(self, first: ExampleDataset, second: ExampleDataset) -> None:
+        if first.size != second.size:
+            raise ValueError(f"pictures of {first.size} and of {second.size} pixels in one set")
+        self._parts, self.size = (first, second), first.size
+        self.captions = first.captions + second.captions
+
+    def __getitem__(self, index: int) -> Example:
+        part, own = self._find(index)
+        return part[own]
+
+    def where(self, index: int) -> str:
+        part, own = self._find(index)
+        return part.where(own)
+
+    def stamp(self, index: int) -> int:
+        part, own = self._find(index)
+        return part.stamp(own)
+
+    def _find(self, index: int) -> tuple[ExampleDataset, int]:
+        first, second = self._parts
+        return (first, index) if index < len(first) else (second, index - len(first))
+
+    def identity(self) -> Iterator[str]:
+        for part in self._parts:
+            yield from part.identity()
+
+
+class DrawnCircles(ExampleDataset):
+    """`count` pairs like fill50k's: one circle, its outline, and fill50k's caption.
+
+    Pair k depends on (seed, k) only.
+    """
+
+    def __init__(self, count: int, size: int, seed: int) -> None:
+        self.size, self._seed, self._scenes = size, seed, circle_scenes(count, seed)
+        self.captions = [scene.caption for scene in self._scenes]
+
+    def __getitem__(self, index: int) -> Example:
+        scene = self._scenes[index]
+        hint = resize(render_control(scene, FINER * self.size), self.size, "area")[:1]
+        return Example(render(scene, self.size), hint)
+
+    def identity(self) -> Iterator[str]:
+        yield from ("drawn circles", str(self._seed), *self.captions)
+
+
+class DrawnScenes(ExampleDataset):
+    """Pictures of `described_scenes` with their captions; `fractions` are its fractions.
+
+    Example k depends on (seed, k) only.
+    """
+
+    def __init__(self, count: int, size: int, seed: int, **fractions: float) -> None:
+        self.size, self._seed = size, seed
+        described = list(described_scenes(count, seed, **fractions))
+        self._scenes = [scene for scene, _ in described]
+        self.captions = [describe(scene, wording) for scene, wording in described]
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(render(self._scenes[index], self.size))
+
+    def identity(self) -> Iterator[str]:
+        yield from ("drawn scenes", str(self._seed), *self.captions)
+
+
+class RealPairs(ExampleDataset):
+    """The pairs of fill50k, area-averaged to `size`; without control images if `hints` is off.
+
+    Raises InputError if the data set is missing, and on a pair that cannot be read, with its line
+    of prompt.json.
+    """
+
+    def __init__(
+        self, root: Path, size: int, part: Part = "training", *, hints: bool = True
+    ) -> None:
+        self.size, self._hints, self._prompts = size, hints, Path(root) / part / "prompt.json"
+        self._pairs = load_fill50k(root, part)
+        self.captions = [pair.prompt for pair in self._pairs]
+
+    def __getitem__(self, index: int) -> Example:
+        pair = self._pairs[index]
+        try:
+            image = resize(pair.read_target(), self.size, "area")
+            hint = resize(pair.read_source(), self.size, "area") if self._hints else None
+        except InputError as error:
+            raise InputError(f"{self.where(index)}: {error}") from None
+        if hint is not None and (hint == hint[:1]).all():
+            hint = hint[:1]
+        return Example(image, hint)
+
+    def where(self, index: int) -> str:
+        return f"{self._prompts}, line {self._pairs[index].line}"
+
+    def stamp(self, index: int) -> int:
+        pair = self._pairs[index]
+        return (pair.source.stat().st_size << 31) + pair.target.stat().st_size
+
+    def identity(self) -> Iterator[str]:
+        yield "real pairs with hints" if self._hints else "real pairs"
+        for pair in self._pairs:
+            yield from (pair.prompt, pair.source.name, pair.target.name)
+
+
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """N pictures with captions and, optionally, control images."""
+    """N pictures in memory with captions and, optionally, control images."""
 
     images: Tensor
     """uint8 [N, 3, S, S]."""
@@ -50,14 +204,15 @@ class Examples:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __add__(self, other: "Examples") -> "Examples":
-        """Both sets, this one first; control images are kept only if both sets have them."""
-        both = self.hints is not None and other.hints is not None
-        return Examples(
-            torch.cat([self.images, other.images]),
-            self.captions + other.captions,
-            torch.cat([self.hints, other.hints]) if both else None,
-        )
+
+def in_memory(data: ExampleDataset) -> Examples:
+    """All pictures of a small set at once."""
+    examples = [
+        data[k] for k in tqdm(range(len(data)), "pictures", unit="picture", dynamic_ncols=True)
+    ]
+    hints = [example.hint for example in examples if example.hint is not None]
+    images = torch.stack([example.image for example in examples])
+    return Examples(images, data.captions, torch.stack(hints) if hints else None)
 
 
 def described_scenes(
@@ -93,16 +248,9 @@ def described_scenes(
         yield scene, WORDINGS[random.integers(len(WORDINGS))]
 
 
-def drawn_examples(count: int, size: int, seed: int, **parts: float) -> Examples:
-    """Pictures of `described_scenes` with their captions; `parts` are its fractions.
-
-    Example k depends on (seed, k) only.
-    """
-    images, captions = [], []
-    for scene, wording in _counted(described_scenes(count, seed, **parts), count):
-        images.append(render(scene, size))
-        captions.append(describe(scene, wording))
-    return Examples(torch.stack(images), captions)
+def drawn_examples(count: int, size: int, seed: int, **fractions: float) -> Examples:
+    """`DrawnScenes` in memory."""
+    return in_memory(DrawnScenes(count, size, seed, **fractions))
 
 
 def circle_scenes(count: int, seed: int) -> list[Scene]:
@@ -111,29 +259,8 @@ def circle_scenes(count: int, seed: int) -> list[Scene]:
 
 
 def drawn_circles(count: int, size: int, seed: int) -> Examples:
-    """`count` pairs like fill50k's: one circle, its outline, and fill50k's caption.
-
-    Pair k depends on (seed, k) only.
-    """
-    scenes = circle_scenes(count, seed)
-    images, hints = [], []
-    for scene in _counted(scenes, count):
-        images.append(render(scene, size))
-        hints.append(resize(render_control(scene, FINER * size), size, "area")[:1])
-    return Examples(torch.stack(images), [scene.caption for scene in scenes], torch.stack(hints))
-
-
-def real_examples(root: Path, size: int, part: Part = "training") -> Examples:
-    """The pairs of fill50k, area-averaged to `size`.
-
-    Raises InputError if the data set is missing.
-    """
-    images, hints, captions = [], [], []
-    for pair in tqdm(load_fill50k(root, part), desc="fill50k", unit="pair", dynamic_ncols=True):
-        images.append(resize(pair.read_target(), size, "area"))
-        hints.append(resize(pair.read_source(), size, "area")[:1])
-        captions.append(pair.prompt)
-    return Examples(torch.stack(images), captions, torch.stack(hints))
+    """`DrawnCircles` in memory."""
+    return in_memory(DrawnCircles(count, size, seed))
 
 
 def in_one_colour(scene: Scene) -> Scene:
@@ -147,7 +274,3 @@ def in_one_colour(scene: Scene) -> Scene:
 def describe(scene: Scene, wording: str) -> str:
     """The caption of a scene by a template of WORDINGS."""
     return wording.format(objects=scene.objects, background=scene.background)
-
-
-def _counted(scenes: Iterable[Any], count: int) -> Iterable[Any]:
-    return tqdm(scenes, desc="drawing", total=count, unit="picture", dynamic_ncols=True)

@@ -5,7 +5,7 @@ The files are `fill50k/{training,testing}/{source,target}/*.png` and `prompt.jso
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -32,6 +32,8 @@ class Pair:
     """File of the target picture, the circle."""
     prompt: str
     """Caption of the target picture."""
+    line: int = field(default=0, compare=False)
+    """Number of the line, from 1."""
 
     @property
     def colours(self) -> tuple[str, str]:
@@ -98,6 +100,7 @@ def read_prompts(
             sources / _below(source, "source", where),
             targets / _below(target, "target" if targets_exist else "", where),
             prompt,
+            number,
         )
         for file in (pair.source, pair.target) if targets_exist else (pair.source,):
             if not file.is_file():

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SD_SCALE_FACTOR = 0.18215
 """The factor by which Stable Diffusion v1 multiplies the autoencoder's latents."""
+LARGE = 512 * 512
+"""Pixels of an image from which on images are decoded one by one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +143,15 @@ class LatentDiffusion(nn.Module):
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Saves memory in training: activations are recomputed in the backward pass.
 
-        This applies to ControlNet and the U-Net's frozen decoder. The frozen encoder and middle
-        block store no activations for the backward pass, and a checkpoint would keep their inputs.
+        With a ControlNet, this applies to it and the U-Net's frozen decoder: the frozen encoder and
+        middle block then store no activations for the backward pass, and a checkpoint would keep
+        their inputs. Without one, the gradient runs through the whole U-Net, to what is learned in
+        its text.
         """
         if enabled:
             self.unet.enable_gradient_checkpointing()
+            if self.controlnet is None:
+                return
             for module in (*self.unet.down_blocks.modules(), *self.unet.mid_block.modules()):
                 if hasattr(module, "gradient_checkpointing"):
                     module.gradient_checkpointing = False
@@ -153,6 +159,20 @@ class LatentDiffusion(nn.Module):
             self.unet.disable_gradient_checkpointing()
         if self.controlnet is not None:
             self.controlnet.enable_gradient_checkpointing(enabled)
+
+    def cast(self, dtype: torch.dtype) -> "LatentDiffusion":
+        """Converts the frozen weights of U-Net, ControlNet and text encoder, in place.
+
+        Weights that are trained (`requires_grad`) keep their dtype: run the network under autocast
+        then. The autoencoder stays as it is, in float32: the activations of its decoder can exceed
+        fp16's largest number, 65504 (diffusers' `force_upcast`), and bf16 would round the pictures
+        by several grey levels. Decoding takes about a twentieth of a picture's time.
+        """
+        for network in (self.unet, self.controlnet, self.text_encoder):
+            for param in network.parameters() if network is not None else ():
+                if not param.requires_grad:
+                    param.data = param.data.to(dtype)
+        return self
 
     def choose_attention(self, mixed_precision: str) -> None:
         """Selects the attention implementation that trains faster.
@@ -180,7 +200,8 @@ class LatentDiffusion(nn.Module):
         They are the posterior's mean or, with `generators`, a sample from the posterior.
         AutoencoderDC has no posterior: its latents are deterministic.
         """
-        encoded = self.autoencoder.encode(images.to(self.autoencoder.dtype))
+        with _full_precision(images.device):
+            encoded = self.autoencoder.encode(images.to(self.autoencoder.dtype))
         posterior = encoded.get("latent_dist")
         z = posterior.mean.float() if posterior else encoded.latent.float()
         if posterior and generators is not None:
@@ -189,9 +210,17 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images float32 [N, 3, H, W] of latents [N, C, h, w]; about in [-1, 1], not clamped."""
-        z = latents * self.latent_std + self.latent_mean
-        return self.autoencoder.decode(z.to(self.autoencoder.dtype)).sample.float()
+        """Images float32 [N, 3, H, W] of latents [N, C, h, w]; about in [-1, 1], not clamped.
+
+        From 512x512 pixels on they are decoded one by one, which needs 1.5 GB each.
+        """
+        z = (latents * self.latent_std + self.latent_mean).to(self.autoencoder.dtype)
+        large = z[0, 0].numel() * self.downscale**2 >= LARGE
+        with _full_precision(latents.device):
+            parts = [
+                self.autoencoder.decode(part).sample for part in z.split(1 if large else len(z))
+            ]
+        return torch.cat(parts).float()
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
@@ -294,6 +323,11 @@ class LatentDiffusion(nn.Module):
 
     def _frozen(self) -> tuple[nn.Module, ...]:
         return self.autoencoder, self.text_encoder, self.unet
+
+
+def _full_precision(device: torch.device) -> torch.autocast:
+    """Inside the block, autocast is off."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def downscale_of(autoencoder: "AutoencoderKL | AutoencoderDC") -> int:

@@ -49,6 +49,8 @@ def read_concept_data(config: TextualInversion | CustomDiffusion) -> list[Concep
             )
     if config.views < 1:
         raise InputError(f"--views must be at least 1, not {config.views}")
+    if config.held_out_pictures < 1:
+        raise InputError(f"--held-out-pictures must be at least 1, not {config.held_out_pictures}")
     if config.cut_mix < 0:
         raise InputError(f"--cut-mix must be at least 0, not {config.cut_mix}")
     if isinstance(config, CustomDiffusion) and config.num_class_images < 0:

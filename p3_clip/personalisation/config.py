@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -32,8 +32,44 @@ MATRICES = TrainingConfig(
     preview_every=250,
     checkpoint_every=100,
 )
+SD14_WORDS = dataclasses.replace(
+    WORDS,
+    steps=5000,
+    batch_size=8,
+    lr=5e-3,
+    lr_schedule="constant",
+    warmup=0,
+    beta2=0.999,
+    mixed_precision="bf16",
+    tf32=True,
+    validate_every=1000,
+    preview_every=1000,
+)
+SD14_MATRICES = dataclasses.replace(
+    MATRICES,
+    steps=500,
+    batch_size=8,
+    lr=8e-5,
+    lr_schedule="constant",
+    warmup=0,
+    beta2=0.999,
+    mixed_precision="bf16",
+    tf32=True,
+    validate_every=500,
+    preview_every=250,
+)
 SMOKE_STEPS = {"steps": 2, "batch_size": 2, "warmup": 1, "log_every": 1}
 SMOKE = {"views": 2, "drawn": ("wine",), "training": dataclasses.replace(WORDS, **SMOKE_STEPS)}
+
+
+def _on_gpu(
+    training: TrainingConfig, device_batch_size: int, gradient_checkpointing: bool
+) -> dict[str, Any]:
+    """The settings of the presets sd14 that depend on the GPU's memory; the results do not."""
+    return {
+        "gradient_checkpointing": gradient_checkpointing,
+        "training": dataclasses.replace(training, device_batch_size=device_batch_size),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +107,10 @@ class _Common:
     paired by their position); 0: none."""
     held_out: tuple[str, ...] = ()
     """Validation prompts with {} in the place of the concept. Default: two, never trained on."""
+    held_out_pictures: int = 4
+    """Pictures drawn for each validation prompt, in validations and previews."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of storing them, to save memory."""
     clip: str | None = None
     """CLIP that scores the checkpoints: a model folder, a name of open_clip, or none. Default:
     OpenAI's ViT-B/32 if it is available."""
@@ -91,18 +131,21 @@ class TextualInversion(_Common):
             {},
         ),
         "sd14": Preset(
-            "for Stable Diffusion v1.4 on one GPU of 12 GB or more: the learning rate and the 5,000"
-            " steps of the paper (arXiv:2208.01618), with a batch size of 4; never run on the real"
-            " weights",
-            {
-                "training": dataclasses.replace(
-                    WORDS,
-                    steps=5000,
-                    batch_size=4,
-                    mixed_precision="bf16",
-                    validate_every=500,
-                    preview_every=500,
-                )
+            "for Stable Diffusion v1.4 (--base is required) on one GPU of 24, 16 or 12 GB"
+            " (--memory, by default what the GPU has; older ones than NVIDIA's Ampere need"
+            " --mixed-precision fp16). As in the paper (arXiv:2208.01618): 5,000 steps, 8 images"
+            " per step (2 GPUs of 4 there), one vector, AdamW at its base learning rate 5e-3,"
+            " which the paper multiplies by the batch for LDM's text encoder; CLIP's embeddings"
+            " are too small for that. Costs about 15 TFLOP a step, 1 hour on a card that"
+            " sustains 20 TFLOP/s; validations and previews take 2 % for one concept (8 pictures"
+            " of 35 TFLOP every 1,000 steps) and 2 % more for each further one. Expect the"
+            " concept's kind and colours by step 1,000, its details by 3,000 to 5,000; never run"
+            " here on the real weights",
+            {"base": tyro.MISSING},
+            by_memory={
+                24: _on_gpu(SD14_WORDS, 8, False),
+                16: _on_gpu(SD14_WORDS, 4, False),
+                12: _on_gpu(SD14_WORDS, 4, True),
             },
         ),
         "smoke": Preset(
@@ -130,18 +173,20 @@ class CustomDiffusion(_Common):
             {},
         ),
         "sd14": Preset(
-            "for Stable Diffusion v1.4 on one GPU of 24 GB: the learning rate, batch size and steps"
-            " of the authors' code for arXiv:2212.04488, and 200 class images; never run on the"
-            " real weights",
-            {
-                "training": dataclasses.replace(
-                    MATRICES,
-                    steps=500,
-                    batch_size=8,
-                    lr=8e-5,
-                    mixed_precision="bf16",
-                    ema_decay=0.99,
-                )
+            "for Stable Diffusion v1.4 (--base is required) on one GPU of 24, 16 or 12 GB"
+            " (--memory, by default what the GPU has; older ones than NVIDIA's Ampere need"
+            " --mixed-precision fp16). As in the paper (arXiv:2212.04488): 8 images per step,"
+            " learning rate 8e-5, 500 steps (for two concepts; --steps 250 for one), 200 class"
+            " images, of 0.4 to 1.4 times the size; the base model draws the class images. Costs"
+            " about 15 TFLOP a step and 35 a class image: 12 minutes on a card that sustains 20"
+            " TFLOP/s, half of them for the class images; validations and previews take 2 % for"
+            " each concept (2 pictures at steps 250 and 500). Expect the concept at step 250"
+            " already; more steps copy the photos; never run here on the real weights",
+            {"base": tyro.MISSING, "held_out_pictures": 1},
+            by_memory={
+                24: _on_gpu(SD14_MATRICES, 8, False),
+                16: _on_gpu(SD14_MATRICES, 4, False),
+                12: _on_gpu(SD14_MATRICES, 4, True),
             },
         ),
         "smoke": Preset(

@@ -17,6 +17,7 @@ scores, on images generated for validation prompts. Without a CLIP, it has the l
 timesteps and noise.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from common import cli
-from common.devices import DeviceName, make_accelerator
+from common.devices import DTYPES, DeviceName, make_accelerator
 from common.diffusion.loss import diffusion_loss
 from common.errors import InputError
 from common.grid import labelled_grid
@@ -66,7 +67,7 @@ from p3_clip.personalisation.regularisation import RegularizationImages, regular
 if TYPE_CHECKING:
     from common.clip.model import Clip
 
-HELD_OUT_PICTURES, HELD_OUT_SEED = 4, 1  # images per validation prompt, and their seed
+HELD_OUT_SEED = 1  # of the pictures for validation prompts
 STEPS = 20  # of sampling, for validation and regularisation images
 VALIDATION_ROWS = 64  # views in the validation loss, which is used without a CLIP
 
@@ -84,12 +85,20 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     mixed = pairs_to_mix(config, concept_data)
     custom = isinstance(config, CustomDiffusion)
     torch.manual_seed(config.training.seed)
-    device = make_accelerator(config.training.device, config.training.mixed_precision).device
-    model = load_base(config.base).to(device)
+    accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
+    model = load_base(config.base).to(accelerator.device)
     model.choose_attention(config.training.mixed_precision)
+    model.enable_gradient_checkpointing(config.gradient_checkpointing)
     base = base_hash(model)
     concepts = new_concepts(config, concept_data, model, kind)
     clip = clip_for_checkpoints(config.clip, config.training.device)
+
+    # What is trained stays in float32; the vocabulary is read before the rest is converted.
+    matrices: dict[str, Parameter] = projections(model.unet) if custom else {}
+    for param in matrices.values():
+        param.requires_grad_(True)
+    vocabulary = usual_words(model, kind)
+    model.cast(DTYPES[config.training.mixed_precision])
 
     # The base model generates the regularisation images before any weight changes.
     regularization = RegularizationImages([], [])
@@ -98,18 +107,14 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
             [x.described for x in concept_data], config.num_class_images, config.training.seed
         )
         sampling = GenerationConfig(steps=STEPS, seed=config.training.seed)
-        regularization = regularization_images(
-            model, prompts, config.class_data_dir or config.run_dir / "class_data", sampling
-        )
+        folder = config.class_data_dir or config.run_dir / "class_data"
+        with accelerator.autocast():
+            regularization = regularization_images(model, prompts, folder, sampling)
 
     # The vectors of the new words become separate parameters; every other row stays frozen.
-    vocabulary = usual_words(model, kind)
     personalise(model, CustomDiffusionResult({}, concepts))
     embedding = model.text_encoder.get_input_embeddings()
-    matrices: dict[str, Parameter] = projections(model.unet) if custom else {}
     params = {f"word/{token}": rows for token, rows in embedding.rows.items()} | matrices
-    for param in params.values():
-        param.requires_grad_(True)
     pool = make_pool(config, kind, concept_data, mixed, concepts, model, regularization, base)
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
@@ -118,6 +123,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         )
 
     def loss_fn(batch: Batch, draws: Draws) -> Tensor:
+        validated.clear()
         return diffusion_loss(
             model.apply_model,
             model.schedule,
@@ -129,19 +135,21 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         )
 
     held_out = held_out_prompts(config, concept_data, kind)
+    validated: list[Tensor] = []  # pictures of the last validation, until the weights change
 
     def sample_held_out() -> Tensor:
-        """Images uint8 [K, 3, S, S], HELD_OUT_PICTURES per validation prompt, from fixed noise."""
+        """Images uint8 [K, 3, S, S], a few per validation prompt, from fixed noise."""
         prompts = [
             expand(prompt.format(concept_data[k].phrase.format(concept_data[k].token)), concepts)
             for k, prompt in held_out
         ]
-        seeds = derive_seeds(HELD_OUT_SEED, count=HELD_OUT_PICTURES)
+        seeds = derive_seeds(HELD_OUT_SEED, count=config.held_out_pictures)
         requests = [Request(prompt, seed) for prompt in prompts for seed in seeds]
         sampling = GenerationConfig(steps=STEPS)
-        return to_uint8(
-            torch.cat([x for _, x in generate(model, requests, sampling, show_progress=False)])
-        )
+        sampling = dataclasses.replace(sampling, chunk_size=min(sampling.chunk_size, len(requests)))
+        with accelerator.autocast():
+            drawn = generate(model, requests, sampling, show_progress=False)
+            return to_uint8(torch.cat([x for _, x in drawn]))
 
     def validate() -> dict[str, float]:
         """CLIP scores on the validation prompts, or else the loss; and each concept's `norms`."""
@@ -151,9 +159,13 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         }
         if clip is None:
             rows = pool.draw(VALIDATION_ROWS, torch.Generator().manual_seed(HELD_OUT_SEED))
-            return {"loss": held_out_loss(model, loss_fn, rows), **relative_norms}
+            size = min(VALIDATION_ROWS, config.training.device_batch_size or VALIDATION_ROWS)
+            with accelerator.autocast():
+                return {"loss": held_out_loss(model, loss_fn, rows, size), **relative_norms}
+        validated[:] = sample_held_out()
         texts = [(k, prompt.format(concept_data[k].described)) for k, prompt in held_out]
-        image, text = scores(clip, sample_held_out(), texts, [data.photos for data in concept_data])
+        photos = [data.photos for data in concept_data]
+        image, text = scores(clip, torch.stack(validated), texts, photos)
         loss = -(image + TEXT_WEIGHT * text)
         return {"loss": loss, "image": image, "text": text, **relative_norms}
 
@@ -162,7 +174,14 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
             prompt.format(concept_data[k].phrase.format(concept_data[k].token))
             for k, prompt in held_out
         ]
-        write_png(path, labelled_grid(sample_held_out(), HELD_OUT_PICTURES, row_labels=labels))
+        pictures = torch.stack(validated) if validated else sample_held_out()
+        grid = labelled_grid(
+            pictures,
+            config.held_out_pictures,
+            row_labels=labels,
+            title=f"step {int(path.stem)}",
+        )
+        write_png(path, grid)
 
     def save(folder: Path) -> None:
         weights = {name: value.detach().float().cpu().clone() for name, value in matrices.items()}
@@ -178,6 +197,8 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         "base",
         "clip",
         "class_data_dir",
+        "held_out_pictures",
+        "gradient_checkpointing",
         base=base,
         photos=photos_hash(concept_data),
     )
@@ -344,12 +365,12 @@ def scores(
 ) -> tuple[float, float]:
     """Returns the mean image and text scores (100 times the cosine, as in the 2024 grader).
 
-    `pictures` is uint8 [K, 3, S, S], HELD_OUT_PICTURES for each (index of the concept, text in
-    known words) of `texts`; `photos` are the reference photos of each concept.
+    `pictures` is uint8 [K, 3, S, S], equally many for each (index of the concept, text in known
+    words) of `texts`; `photos` are the reference photos of each concept.
     """
     from common.clip.features import encode_pictures
 
-    features = encode_pictures(clip, list(pictures)).view(len(texts), HELD_OUT_PICTURES, -1)
+    features = encode_pictures(clip, list(pictures)).unflatten(0, (len(texts), -1))
     references = [encode_pictures(clip, list(own)) for own in photos]
     image = [image_cosines(own, references[k]) for own, (k, _) in zip(features, texts, strict=True)]
     text = [text_cosines(clip, own, words) for own, (_, words) in zip(features, texts, strict=True)]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common import cli
 from common.cli import Preset
-from common.data.examples import drawn_examples, real_examples
+from common.data.examples import RealPairs, drawn_examples, in_memory
 from common.errors import InputError
 from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
@@ -101,7 +101,7 @@ def main(config: Config) -> None:
     model.train()
     images = drawn_examples(config.pictures, SIDE, config.training.seed).images
     if config.fill50k:
-        images = torch.cat([images, real_examples(config.fill50k, SIDE).images])
+        images = torch.cat([images, in_memory(RealPairs(config.fill50k, SIDE, hints=False)).images])
     held_out = drawn_examples(
         VALIDATION_IMAGES, SIDE, VALIDATION_SEED + config.training.seed
     ).images

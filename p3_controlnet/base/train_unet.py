@@ -20,7 +20,7 @@ from torch import Tensor
 from common import cli
 from common.checkpoint import state_hash
 from common.cli import Preset
-from common.data.examples import Examples, drawn_examples, real_examples
+from common.data.examples import DrawnScenes, ExampleDataset, RealPairs, drawn_examples
 from common.devices import make_accelerator
 from common.diffusion.process import Parameterization
 from common.diffusion.schedule import make_schedule
@@ -39,10 +39,10 @@ from common.latent.small import (
     save_model,
 )
 from common.latent.text_encoder import load_text_encoder
-from common.seeds import Draws, derive_seeds, random_indices
+from common.seeds import Draws, derive_seeds
 from common.training import Batch, TrainingConfig, fit, settings_of
 from common.validation import held_out_loss
-from p3_controlnet.latent_cache import LatentCache, make_latent_cache
+from p3_controlnet.latent_cache import CachedBatches, LatentCache
 from p3_controlnet.loss import latent_loss
 
 VALIDATION_SEED, VALIDATION_EXAMPLES = 1, 256
@@ -136,34 +136,23 @@ def main(config: Config) -> None:
     network = model.unet.requires_grad_(True).train()
     frozen = state_hash(torch.nn.ModuleList([model.autoencoder, model.text_encoder]))
 
-    def examples() -> Examples:
-        drawn = drawn_examples(config.pictures, SIDE, config.training.seed)
-        return drawn + real_examples(config.fill50k, SIDE) if config.fill50k else drawn
-
-    made_from = {
-        "pictures": config.pictures,
-        "seed": config.training.seed,
-        "fill50k": bool(config.fill50k),
-        "channelwise": config.channelwise,
-        "frozen": frozen,
-    }
-    with accelerator.main_process_first():
-        cache = LatentCache.cached(
-            config.run_dir / "latent_cache.safetensors",
-            made_from,
-            lambda: make_latent_cache(model, examples()),
-        )
-    cache = cache.resident(accelerator.device)
-    held_out = make_latent_cache(
-        model, drawn_examples(VALIDATION_EXAMPLES, SIDE, VALIDATION_SEED + config.training.seed)
+    seed = config.training.seed
+    data: ExampleDataset = DrawnScenes(config.pictures, SIDE, seed)
+    if config.fill50k:
+        data = data + RealPairs(config.fill50k, SIDE, hints=False)
+    made_from = {"networks": frozen, "channelwise": config.channelwise}
+    cache = LatentCache.cached(config.run_dir / "latent_cache", model, data, made_from)
+    held_out = LatentCache.cached(
+        config.run_dir / "validation_cache",
+        model,
+        DrawnScenes(VALIDATION_EXAMPLES, SIDE, VALIDATION_SEED + seed),
+        made_from,
     )
-
-    def get_batch(step: int, generator: torch.Generator) -> Batch:
-        return cache.take(random_indices(len(cache), config.training.batch_size, generator))
+    null = cache.null.to(accelerator.device)
 
     def loss_of(batch: Batch, draws: Draws, cond_drop_prob: float) -> Tensor:
         weight = {"min_snr_gamma": config.min_snr_gamma, "snr_offset": config.snr_offset}
-        return latent_loss(model, batch, cache.null, draws, cond_drop_prob=cond_drop_prob, **weight)
+        return latent_loss(model, batch, null, draws, cond_drop_prob=cond_drop_prob, **weight)
 
     def validate() -> dict[str, float]:
         """Mean loss on held-out drawn images, with the same t and noise always, captions kept."""
@@ -192,7 +181,7 @@ def main(config: Config) -> None:
     fit(
         dict(network.named_parameters()),
         lambda batch, draws: loss_of(batch, draws, config.cond_drop_prob),
-        get_batch,
+        CachedBatches(cache, config.training.batch_size, seed),
         config.training,
         config.run_dir,
         settings=settings_of(

@@ -41,7 +41,9 @@ class Outer:
     inner: Annotated[Inner, tyro.conf.arg(name="")] = Inner()
     PRESETS: ClassVar = {
         "smoke": Preset("a try that takes seconds", {"count": 1, "inner": Inner(steps=2)}),
-        "large": Preset("the real thing", {"count": 500}),
+        "large": Preset(
+            "the real thing", {"count": 500}, {24: {"inner": Inner(8)}, 12: {"inner": Inner(4)}}
+        ),
     }
 
 
@@ -55,7 +57,36 @@ def test_a_preset_sets_what_it_names_and_flags_change_that() -> None:
     assert parsed("--out", "x") == Outer(Path("x"))
     assert parsed("--preset", "smoke", "--out", "x") == Outer(Path("x"), 1, Inner(2))
     assert parsed("--out", "x", "--lr", "3", "--preset=smoke") == Outer(Path("x"), 1, Inner(2, 3.0))
-    assert parsed("--preset", "large", "--out", "x", "--count", "7") == Outer(Path("x"), 7)
+    large = parsed("--preset", "large", "--memory", "12", "--out", "x", "--count", "7")
+    assert large == Outer(Path("x"), 7, Inner(4))
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "steps"), [(0.0, 4), (8.0, 4), (15.9, 4), (22.5, 8), (79.0, 8)]
+)
+def test_a_presets_size_is_that_of_the_gpu(
+    gibibytes: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card of 24 GB shows 22.5 GiB or more; without a card the smallest size is taken."""
+    monkeypatch.setattr("common.devices.gpu_memory", lambda: gibibytes)
+    assert parsed("--preset", "large", "--out", "x").inner == Inner(steps)
+    assert parsed("--preset", "large", "--memory=24", "--out", "x").inner == Inner(8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--preset", "large", "--memory", "8"), "--memory must be one of 24, 12, not '8'"),
+        (("--preset", "smoke", "--memory", "12"), "--memory goes with --preset large only"),
+        (("--memory", "12"), "--memory goes with --preset large only"),
+    ],
+)
+def test_a_size_without_settings_is_refused(
+    arguments: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.run(print, Outer, [*arguments, "--out", "x"])
+    assert ended.value.code == 2 and sentence in capsys.readouterr().err
 
 
 def test_help_lists_presets_and_shows_the_chosen_ones_values(
@@ -130,7 +161,25 @@ def test_every_trainers_presets_fit_its_settings(trainer: type) -> None:
             part
             for field in dataclasses.fields(trainer)
             if field.default is dataclasses.MISSING  # a required flag
+            or preset.settings.get(field.name) is tyro.MISSING
             for part in (f"--{field.name.replace('_', '-')}", "x")
         ]
         cli.run(seen.append, trainer, ["--preset", name, *needed])
-        assert all(getattr(seen[0], key) == value for key, value in preset.settings.items())
+        values = {key: value for key, value in preset.settings.items() if value is not tyro.MISSING}
+        assert all(getattr(seen[0], key) == value for key, value in values.items())
+        for memory, more in preset.by_memory.items():
+            cli.run(seen.append, trainer, ["--preset", name, "--memory", str(memory), *needed])
+            assert all(getattr(seen[-1], key) == value for key, value in {**values, **more}.items())
+
+
+@pytest.mark.parametrize("trainer", [p3_controlnet.train.Config, TextualInversion, CustomDiffusion])
+def test_the_memory_of_a_gpu_changes_no_result(trainer: type) -> None:
+    """Only how many images are computed at once, and whether activations are computed again."""
+    sizes = trainer.PRESETS["sd14"].by_memory
+    assert sorted(sizes) == [12, 16, 24]
+    training = [
+        dataclasses.replace(settings["training"], device_batch_size=None)
+        for settings in sizes.values()
+    ]
+    assert training[0] == training[1] == training[2]
+    assert all(set(more) == {"training", "gradient_checkpointing"} for more in sizes.values())

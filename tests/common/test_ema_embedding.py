@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from common.ema import EMA
+from common.ema import EMA, Place
 from common.embedding import SinusoidalEmbedding
 
 
@@ -69,6 +69,21 @@ def test_ema_is_applied_inside_the_block_alone() -> None:
         raise KeyError
     assert torch.equal(params["p0"], torch.full((2, 3), 1 / 3))
     assert ema.average["p0"].unique().item() == 1.0
+
+
+@pytest.mark.parametrize("place", ["cpu", "none"])
+def test_the_average_is_kept_on_the_cpu_or_nowhere(place: Place) -> None:
+    """Without an average, the parameters stay what they are inside the block."""
+    params = parameters(1.0)
+    ema = EMA(params, 0.5, place)
+    with torch.no_grad():
+        params["p0"].fill_(2.0)
+    ema.update(params)
+    assert list(ema.average) == (["p0"] if place == "cpu" else []) and ema.updates == 1
+    with ema.applied_to(params):
+        expected = 0.1 * 1.0 + 0.9 * 2.0 if place == "cpu" else 2.0
+        torch.testing.assert_close(params["p0"], torch.full((2, 3), expected))
+    assert params["p0"].unique().item() == 2.0
 
 
 def test_embedding_is_sines_then_cosines() -> None:

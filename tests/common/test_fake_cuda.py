@@ -5,29 +5,46 @@ A table or a noise that stays on the CPU where the network's tensors are on CUDA
 would there.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
 import torch
+from tiny_faces import CONFIG as FACES
+from tiny_latent import HINT_CHANNELS, WIDTH, tiny_model
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
+from common.data.faces import Faces
 from common.devices import pick_device
 from common.diffusion.guidance import drop_context, guided
-from common.diffusion.loss import diffusion_loss
+from common.diffusion.loss import LossWeighting, diffusion_loss
 from common.diffusion.process import denoiser, q_sample
 from common.diffusion.samplers import SAMPLERS, sample
-from common.diffusion.schedule import NoiseSchedule, make_schedule, trailing_pairs
+from common.diffusion.schedule import (
+    NoiseSchedule,
+    linear_schedule,
+    make_schedule,
+    trailing_pairs,
+)
 from common.embedding import SinusoidalEmbedding
+from common.images import to_model_range
+from common.latent.generate import ControlledGenerationConfig, Request, generate
 from common.metrics.classifier import DigitClassifier, LeNet
 from common.seeds import StackedRandomGenerator
 from p1_diffusion.model import NULL_DIGIT, ContextUNet, ContextUNetConfig
 from p1_diffusion.sampling import SamplingConfig, sample_digits
 from p1_diffusion.study.train_classifier import augment
+from p2_ddim import sampling as faces_sampling
+from p2_ddim.model import FaceUNet
+from p2_ddim.train import draw_faces
+from p3_controlnet.loss import latent_loss
+from p3_controlnet.model import ControlNet
 
 PARAMETERIZATIONS = ["eps", "x0", "v"]
 # Real tables, made before the fake tensors: a schedule looks at its numbers.
 SCHEDULE, ZERO_TERMINAL = make_schedule("cosine"), make_schedule("cosine", zero_terminal=True)
+LINEAR = linear_schedule()
 
 
 @pytest.fixture(autouse=True)
@@ -164,3 +181,57 @@ def test_a_process_of_several_takes_its_own_device(monkeypatch: pytest.MonkeyPat
     assert pick_device("auto") == torch.device("cuda", 1) and pick_device("cpu") == torch.device(
         "cpu"
     )
+
+
+# ----------------------------------------------------------------------------
+# Faces, and latent diffusion with ControlNet.
+
+
+def test_training_and_sampling_faces(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2_ddim.sampling.linear_schedule", lambda length: LINEAR)
+    monkeypatch.setattr("common.diffusion.sampling._check_finite", lambda images, names: None)
+    with cuda:
+        faces = FaceUNet(dataclasses.replace(FACES, patch=2, refine=8, parameterization="v"))
+        weighting = LossWeighting("learned", "v", "logit_normal")
+    data = Faces(torch.zeros(4, 3, 16, 16, dtype=torch.uint8, device=cuda), ["0", "1", "2", "3"])
+    batch = draw_faces(data, 2, torch.Generator(), flip=False)
+    loss = diffusion_loss(
+        lambda x_t, t, _: faces(x_t, t),
+        LINEAR,
+        to_model_range(batch["image"]),
+        {},
+        StackedRandomGenerator([1, 2], cuda),
+        parameterization="v",
+        **weighting.options,
+    )
+    assert is_on_cuda(loss) and loss.requires_grad
+    noises = [(name, torch.zeros(3, 16, 16)) for name in "abc"]
+    config = faces_sampling.SamplingConfig(steps=2, eta=1.0, chunk_size=2)
+    chunks = list(faces_sampling.sample_faces(faces, noises, config, cuda, show_progress=False))
+    assert [(images.device.type, len(images)) for _, images in chunks] == [("cpu", 2), ("cpu", 1)]
+
+
+def test_training_and_sampling_with_controlnet(
+    cuda: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.diffusion.sampling._check_finite", lambda images, names: None)
+    with cuda:
+        model = tiny_model()
+        model.controlnet = ControlNet.from_unet(model.unet, HINT_CHANNELS)
+    model.enable_gradient_checkpointing()
+    batch = {
+        "latent": torch.zeros(2, 4, 16, 16, dtype=torch.float16, device=cuda),
+        "context": torch.zeros(2, 77, WIDTH, dtype=torch.float16, device=cuda),
+        "hint": torch.zeros(2, 1, 128, 128, dtype=torch.uint8, device=cuda),
+    }
+    draws = StackedRandomGenerator([1, 2], cuda)
+    weight = {"min_snr_gamma": 5.0, "snr_offset": 0.0}
+    null = batch["context"][0]
+    loss = latent_loss(model, batch, null, draws, cond_drop_prob=0.3, **weight)
+    assert is_on_cuda(loss) and loss.requires_grad
+
+    hint = torch.zeros(3, 128, 128, dtype=torch.uint8)
+    requests = [Request("red circle", seed, hint) for seed in (1, 2)]
+    config = ControlledGenerationConfig(steps=1, chunk_size=2)
+    ((_, pictures),) = generate(model, requests, config, show_progress=False)
+    assert pictures.shape == (2, 3, 128, 128) and pictures.device.type == "cpu"

@@ -1,7 +1,9 @@
-"""Muon over convolutions, beside AdamW: what it moves, by how much, and that a run with it resumes
-bit for bit."""
+"""Muon over convolutions, beside AdamW: what it moves, by how much, and that runs with it and with
+8-bit moments resume bit for bit."""
 
+import dataclasses
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ import torch
 from tiny import contents
 from torch import Tensor, nn
 
-from common.optimizers import Muon, is_hidden_matrix, make_optimizers
+from common.errors import InputError
+from common.optimizers import Muon, OptimizerName, is_hidden_matrix, make_optimizers
 from common.seeds import Draws
 from common.training import Batch, TrainingConfig, fit
 
@@ -72,10 +75,15 @@ def test_every_parameter_has_one_optimiser() -> None:
         assert sorted(key for _, own in optimizers for key in own) == sorted(params)
 
 
-def run(folder: Path, memory_format: torch.memory_format, power_cut: int | None = None) -> Tensor:
+def run(
+    folder: Path,
+    memory_format: torch.memory_format,
+    power_cut: int | None = None,
+    optimizer: OptimizerName = "muon",
+) -> Tensor:
     """Fits a small network of two convolutions; returns the weights of the hidden one."""
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1))
+    network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1))
     network.to(memory_format=memory_format)
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
@@ -84,18 +92,30 @@ def run(folder: Path, memory_format: torch.memory_format, power_cut: int | None 
         return {"x": torch.randn(4, 3, 6, 6, generator=generator)}
 
     def loss(batch: Batch, draws: Draws) -> Tensor:
-        return (network(batch["x"]) - draws.randn(16, 6, 6)).square().mean()
+        return (network(batch["x"]) - draws.randn(32, 6, 6)).square().mean()
 
-    fit(dict(network.named_parameters()), loss, get_batch, CONFIG, folder)
+    config = dataclasses.replace(CONFIG, optimizer=optimizer)
+    fit(dict(network.named_parameters()), loss, get_batch, config, folder)
     return network[1].weight.detach()
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_a_run_with_muon_resumes_bit_for_bit(
-    memory_format: torch.memory_format, tmp_path: Path
+@pytest.mark.parametrize("optimizer", ["muon", "adamw8bit"])
+def test_a_run_resumes_bit_for_bit(
+    optimizer: OptimizerName, memory_format: torch.memory_format, tmp_path: Path
 ) -> None:
-    whole = run(tmp_path / "whole", memory_format)
+    """The hidden convolution has 4,608 weights: bitsandbytes keeps 8 bits of moments from 4,096."""
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    whole = run(tmp_path / "whole", memory_format, None, optimizer)
     with pytest.raises(OSError, match="power cut"):
-        run(tmp_path / "halves", memory_format, power_cut=4)
-    assert torch.equal(run(tmp_path / "halves", memory_format), whole)
+        run(tmp_path / "halves", memory_format, 4, optimizer)
+    assert torch.equal(run(tmp_path / "halves", memory_format, None, optimizer), whole)
     assert contents(tmp_path / "halves") == contents(tmp_path / "whole")
+
+
+def test_8_bit_moments_need_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(InputError, match="pip install bitsandbytes"):
+        run(tmp_path / "run", torch.contiguous_format, None, "adamw8bit")
+    assert not (tmp_path / "run").exists()

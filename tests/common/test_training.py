@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,11 +21,11 @@ from torch import Tensor, nn
 from under_torchrun import LINE, line_fit
 
 from common.checkpoint import load_tensors, save_tensors
-from common.ema import EMA
+from common.ema import EMA, Place
 from common.errors import InputError, Terminated
 from common.files import ROOT
 from common.seeds import Draws, batch_seed
-from common.training import Batch, TrainingConfig, fit, learning_rate
+from common.training import Batch, TrainingConfig, fit, learning_rate, micro_batches_of
 from p1_diffusion import inference, train
 
 SMALL = TrainingConfig(
@@ -512,6 +513,49 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> N
         )
     for accumulation in ("2", "4"):
         assert losses(tmp_path / accumulation) == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+
+
+def test_the_largest_micro_batch_sets_the_accumulation() -> None:
+    """The smallest number of equal micro-batches that are no larger."""
+    accelerator = SimpleNamespace(num_processes=2, process_index=1)
+    for batch_size, at_most, steps, expected in (
+        (8, 4, 1, [slice(4, 8)]),
+        (8, 3, 1, [slice(2, 4), slice(6, 8)]),
+        (8, 4, 2, [slice(2, 4), slice(6, 8)]),
+        (12, 4, 1, [slice(3, 6), slice(9, 12)]),
+        (8, 1, 1, [slice(n, n + 1) for n in (1, 3, 5, 7)]),
+    ):
+        config = TrainingConfig(
+            batch_size=batch_size, device_batch_size=at_most, gradient_accumulation_steps=steps
+        )
+        assert micro_batches_of(config, accelerator) == expected
+    with pytest.raises(InputError, match="must be a multiple of processes times"):
+        micro_batches_of(TrainingConfig(batch_size=7, device_batch_size=1), accelerator)
+
+
+@pytest.mark.parametrize("ema", ["cpu", "none"])
+def test_a_run_without_an_average_on_the_device_resumes(ema: Place, tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, ema=ema)
+    Line().fit(tmp_path / "whole", config)
+    Line().fit(tmp_path / "halves", dataclasses.replace(config, steps=4))
+    Line().fit(tmp_path / "halves", config)
+    whole, halves = (
+        load_tensors(tmp_path / name / "state.safetensors")[0] for name in ("whole", "halves")
+    )
+    assert ("ema/weight" in whole) == (ema == "cpu")
+    assert whole.keys() == halves.keys()
+
+
+def test_a_run_of_before_a_setting_existed_resumes(tmp_path: Path) -> None:
+    """A setting that config.json lacks had its default."""
+    path = tmp_path / "config.json"
+    Line().fit(tmp_path, dataclasses.replace(SMALL, steps=2))
+    before = json.loads(path.read_text())
+    del before["ema"], before["tf32"]
+    path.write_text(json.dumps(before))
+    with pytest.raises(InputError, match="holds a run with ema = device, not none"):
+        Line().fit(tmp_path, dataclasses.replace(SMALL, ema="none"))
+    Line().fit(tmp_path, SMALL)
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tiny_pairs import write_pairs
 from torch.nn import functional as F
 
 from common.checkpoint import load_tensors, state_hash
-from common.data.examples import drawn_circles, drawn_examples
+from common.data.examples import DrawnCircles, drawn_examples
 from common.data.shapes import KINDS, Scene, Shape
 from common.diffusion.loss import min_snr_weight
 from common.errors import InputError
@@ -39,7 +39,7 @@ from common.latent.text_encoder import clip_tokenizer, load_text_encoder, load_t
 from common.seeds import StackedRandomGenerator
 from p3_controlnet.base import train_autoencoder, train_text, train_unet
 from p3_controlnet.formats import is_small, load_controlnet
-from p3_controlnet.latent_cache import LatentCache, make_latent_cache
+from p3_controlnet.latent_cache import LatentCache
 from p3_controlnet.loss import latent_loss
 
 FEW = (
@@ -298,38 +298,6 @@ def test_the_autoencoder_trains_and_resumes(
 # The U-Net, and what it is trained on.
 
 
-def test_the_bank_holds_what_the_frozen_networks_say(
-    model: LatentDiffusion, tmp_path: Path
-) -> None:
-    examples = drawn_circles(3, 64, 0)
-    examples = examples + examples
-    cache = make_latent_cache(model, examples)
-    assert len(cache) == 6 and cache.contexts.shape == (3, 32, 16)  # equal captions are read once
-    batch = cache.take(torch.tensor([4, 0]))
-    assert torch.equal(batch["hint"], examples.hints[[4, 0]]) and batch["index"].tolist() == [4, 0]
-    latents = model.encode(to_model_range(examples.images[[4, 0]]))
-    assert torch.allclose(batch["latent"].float(), latents, atol=2e-2)
-    context = model.encode_text([examples.captions[k] for k in (4, 0)])
-    assert torch.allclose(batch["context"].float(), context, atol=2e-2)
-    assert torch.allclose(cache.null.float(), model.encode_text([""])[0], atol=2e-2)
-    assert "hint" not in make_latent_cache(model, drawn_examples(2, 64, 0)).take(torch.tensor([0]))
-
-
-def test_the_bank_is_made_once_for_what_it_is_made_from(
-    model: LatentDiffusion, tmp_path: Path
-) -> None:
-    path, calls = tmp_path / "run" / "latent_cache.safetensors", []
-
-    def make() -> LatentCache:
-        calls.append(1)
-        return make_latent_cache(model, drawn_examples(2, 64, 0))
-
-    first, second = (LatentCache.cached(path, {"seed": 0}, make) for _ in range(2))
-    assert len(calls) == 1 and torch.equal(first.latents, second.latents) and second.hints is None
-    with pytest.raises(InputError, match="was made from other data or by another model"):
-        LatentCache.cached(path, {"seed": 1}, make)
-
-
 def run_unet(run: Path, autoencoder: Path, *flags: Any) -> int:
     text = autoencoder.parent / "text_encoder"
     arguments = (
@@ -355,8 +323,8 @@ def test_the_unet_trains_resumes_and_is_saved_as_a_whole_model(
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 4 and lines[-1]["validation_loss"] > 0.0
     assert (whole / "samples" / "0000004.png").is_file()
-    tensors, made_from = load_tensors(whole / "latent_cache.safetensors")
-    assert len(tensors["latents"]) == 14 and made_from["fill50k"] is True and "hints" not in tensors
+    header = read_json(whole / "latent_cache" / "header.json")
+    assert header["arrays"]["latents"]["rows"] == 14 and "hints" not in header["arrays"]
     saved = load_base(whole / "last")
     assert saved.unet.config.block_out_channels == [16, 32] and saved.parameterization == "v"
     assert state_hash(saved.autoencoder) == state_hash(load_model(folder).autoencoder)
@@ -528,10 +496,10 @@ def test_the_default_model_is_small() -> None:
 
 
 def test_the_loss_is_the_weighted_one_and_hides_captions_but_not_hints(
-    model: LatentDiffusion,
+    model: LatentDiffusion, tmp_path: Path
 ) -> None:
     """One loss for the base and for ControlNet."""
-    cache = make_latent_cache(model, drawn_circles(1, 64, 0))
+    cache = LatentCache.cached(tmp_path / "cache", model, DrawnCircles(1, 64, 0), {})
     batch, seen = cache.take(torch.tensor([0])), []
 
     def apply_model(x_t: torch.Tensor, t: torch.Tensor, cond: LatentCondition) -> torch.Tensor:

@@ -4,6 +4,7 @@ whatever can be wrong."""
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -481,21 +482,45 @@ def test_stable_diffusion_without_a_control_is_drawn_by_the_small_model(
     monkeypatch.setattr(loading, "SHIPPED_BASE", world / "base")
     monkeypatch.setattr(loading, "SHIPPED_CONTROL", world / "control")
     monkeypatch.setattr(loading, "SD_CONTROL", tmp_path / "controlnet_sd14")
+    monkeypatch.delenv("CONTROLNET", raising=False)
     assert load_model(ModelConfig(path)).side == 64
     said = capsys.readouterr().out
     assert said.startswith(
-        "there is no ControlNet for Stable Diffusion in checkpoints/controlnet_sd14, so"
+        "there is no ControlNet for Stable Diffusion in checkpoints/controlnet_sd14 or $CONTROLNET"
     )
-    assert len(said.splitlines()) == 1
+    command = f"scripts/train_controlnet.sh --preset sd14 --base {path} --fill50k hw2_data/fill50k"
+    assert command in said and len(said.splitlines()) == 1
     used = []
-    monkeypatch.setattr(loading, "with_control", lambda *paths: used.append(paths))
+    model = SimpleNamespace(cast=lambda dtype: None)
+    monkeypatch.setattr(loading, "with_control", lambda *paths: used.append(paths) or model)
     (tmp_path / "controlnet_sd14").mkdir()
     load_model(ModelConfig(path))
-    load_model(ModelConfig(path, control=world / "control"))
-    assert (
-        used == [(path, tmp_path / "controlnet_sd14"), (path, world / "control")]
-        and not capsys.readouterr().out
-    )
+    monkeypatch.setenv("CONTROLNET", str(world / "control"))
+    load_model(ModelConfig(path))
+    load_model(ModelConfig(path, control=tmp_path / "own"))
+    controls = [tmp_path / "controlnet_sd14", world / "control", tmp_path / "own"]
+    assert used == [(path, control) for control in controls] and not capsys.readouterr().out
+    monkeypatch.setenv("CONTROLNET", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"none, named by \$CONTROLNET, does not exist"):
+        load_model(ModelConfig(path))
+
+
+def test_bf16_draws_what_float32_draws(world: Path, data: Path, tmp_path: Path) -> None:
+    """The networks' weights and activations have 8 bits of mantissa, so pictures differ by a few
+    grey levels; the autoencoder and the sampler's arithmetic stay in float32."""
+    model = load_model(ModelConfig(world / "control", world / "base", precision="bf16"))
+    halved = {name: part.dtype for name, part in model.named_parameters()}
+    assert {halved[name] for name in halved if name.startswith("autoencoder")} == {torch.float32}
+    assert {halved[name] for name in halved if not name.startswith("autoencoder")} == {
+        torch.bfloat16
+    }
+    for precision in ("fp32", "bf16"):
+        flags = arguments(world, data, tmp_path / precision, "--precision", precision)
+        assert exit_code(main, Config, *flags) == 0
+    for file in sorted((tmp_path / "fp32").rglob("*.png")):
+        one = read_rgb(file).float()
+        other = read_rgb(tmp_path / "bf16" / file.relative_to(tmp_path / "fp32")).float()
+        assert 0.0 < (one - other).abs().mean() < 3.0 and one.std() > 5.0
 
 
 def test_a_control_image_without_an_outline_is_warned_of(

@@ -1,6 +1,5 @@
 """Drawn and real pictures with captions and control images, as the small models train on them."""
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -12,16 +11,19 @@ from tiny_pairs import write_pairs
 from common.colour import CSS_COLOURS
 from common.data.examples import (
     WORDINGS,
+    DrawnCircles,
+    DrawnScenes,
+    RealPairs,
     describe,
     described_scenes,
     drawn_circles,
     drawn_examples,
-    real_examples,
+    in_memory,
 )
 from common.data.layouts import parse_caption, render_control
 from common.data.shapes import Scene, Shape, draw_circle
 from common.errors import InputError
-from common.images import read_rgb, resize
+from common.images import read_rgb, resize, write_png
 from common.metrics.segmentation import iou, object_mask
 from common.seeds import derive_seed
 
@@ -140,19 +142,61 @@ def test_drawn_and_real_control_images_are_alike() -> None:
 
 def test_real_pairs_are_averaged_to_size(tmp_path: Path) -> None:
     write_pairs(tmp_path / "fill50k" / "training", 2)
-    examples = real_examples(tmp_path / "fill50k", 64)
+    examples = in_memory(RealPairs(tmp_path / "fill50k", 64))
     assert examples.images.shape == (2, 3, 64, 64) and examples.hints.shape == (2, 1, 64, 64)
     assert all(len(parse_caption(caption).colours) == 1 for caption in examples.captions)
     whole = object_mask(read_rgb(tmp_path / "fill50k" / "training" / "target" / "0.png"))
     assert iou(object_mask(examples.images[0]), whole) > 0.97
+    assert in_memory(RealPairs(tmp_path / "fill50k", 64, hints=False)).hints is None
     with pytest.raises(InputError, match="the pairs of fill50k are not there"):
-        real_examples(tmp_path, 64)
+        RealPairs(tmp_path, 64)
 
 
-def test_sums_keep_control_images_only_where_both_have_them() -> None:
-    circles, shapes = drawn_circles(2, 16, 0), drawn_examples(3, 16, 0)
-    both = circles + circles
-    assert len(both) == 4 and both.hints.shape[0] == 4 and both.captions == circles.captions * 2
-    mixed = circles + shapes
-    assert len(mixed) == 5 and mixed.hints is None
-    assert (circles + dataclasses.replace(circles, hints=None)).hints is None
+def test_a_pair_that_cannot_be_read_is_named_by_its_line(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "training", 3)
+    prompts = tmp_path / "training" / "prompt.json"
+    prompts.write_text("\n" + prompts.read_text())  # an empty line counts too
+    (tmp_path / "training" / "source" / "1.png").write_bytes(b"no picture")
+    pairs = RealPairs(tmp_path, 64)
+    assert pairs[0].hint is not None
+    with pytest.raises(InputError, match=r"prompt\.json, line 3: .*source/1\.png is not a"):
+        pairs[1]
+
+
+def test_a_coloured_control_image_keeps_its_colours(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "training", 1)
+    picture = torch.zeros(3, 512, 512, dtype=torch.uint8)
+    picture[0, :256] = 200
+    write_png(tmp_path / "training" / "source" / "0.png", picture)
+    assert torch.equal(RealPairs(tmp_path, 512)[0].hint, picture)
+
+
+def test_sums_of_sets(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "training", 2)
+    drawn, real = DrawnCircles(3, 64, 0), RealPairs(tmp_path, 64)
+    both = drawn + real
+    assert len(both) == 5 and both.captions == drawn.captions + real.captions
+    assert torch.equal(both[2].image, drawn[2].image) and torch.equal(both[4].hint, real[1].hint)
+    with pytest.raises(ValueError, match="64 and of 16 pixels"):
+        drawn + DrawnCircles(1, 16, 0)
+
+
+def test_the_hash_tells_data_apart(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "training", 2)
+    real = RealPairs(tmp_path, 64)
+    hashes = [
+        DrawnCircles(2, 64, 0).hash(),
+        DrawnCircles(2, 64, 1).hash(),
+        DrawnCircles(3, 64, 0).hash(),
+        DrawnScenes(2, 64, 0).hash(),
+        real.hash(),
+        RealPairs(tmp_path, 64, hints=False).hash(),
+        (DrawnCircles(1, 64, 0) + real).hash(),
+    ]
+    assert len(set(hashes)) == len(hashes) and RealPairs(tmp_path, 64).hash() == real.hash()
+    both = DrawnCircles(1, 64, 0) + real
+    before = [both.stamp(k) for k in range(3)]
+    (tmp_path / "training" / "target" / "0.png").write_bytes(b"other")
+    after = [both.stamp(k) for k in range(3)]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
+    assert both.where(1).endswith("prompt.json, line 1") and both.hash() == hashes[-1]
