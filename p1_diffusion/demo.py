@@ -122,6 +122,11 @@ def tab(model: ContextUNet) -> None:
             ["4", datasets[-1], 1.0, 15.0],
         ],
         [digit, dataset, scale, other],
+        example_labels=[
+            "In the style of SVHN",
+            "Sevens beside no class",
+            "Fours: no guidance, much",
+        ],
         label="Examples",
     )
 

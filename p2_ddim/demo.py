@@ -119,6 +119,7 @@ def tab(network: FaceNetwork, side: int, device: torch.device) -> None:
     gr.Examples(
         [[0, 1, 0.5, 0.0], [3, 7, 0.35, 0.0], [5, 2, 0.5, 1.0]],
         [number, other, alpha, eta],
+        example_labels=["Noises 0 and 1", "Noises 3 and 7, nearer to 3", "With DDPM's noise"],
         label="Examples",
     )
 

@@ -50,8 +50,8 @@ def tab(model: LatentDiffusion, folder: Path) -> None:
     write_png(blank, torch.zeros(3, SIZE, SIZE, dtype=torch.uint8))
     gr.Markdown(
         "**Draw circles** with the mouse or a finger, or pick an example below, and name their"
-        " colours; the bin empties the canvas. Lines drawn by hand are first straightened to the"
-        " nearest circles, since the network has seen perfect ones only."
+        " colours; the bin empties the canvas. A line that is no circle is straightened to the"
+        " nearest one, since the network has seen perfect circles only."
     )
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
@@ -89,7 +89,7 @@ def tab(model: LatentDiffusion, folder: Path) -> None:
         with gr.Column(scale=1, min_width=300):
             with gr.Row():
                 picture = gr.Image(label="Picture", scale=2, min_width=240, **PICTURE)
-                hint = gr.Image(label="Control image as used", scale=1, min_width=120, **PICTURE)
+                hint = gr.Image(label="As used", scale=1, min_width=120, **PICTURE)
             table = gr.Dataframe(
                 headers=["Measured in the picture", "Value"],
                 interactive=False,
@@ -143,6 +143,7 @@ def tab(model: LatentDiffusion, folder: Path) -> None:
     gr.Examples(
         [[editor_value(path), caption] for path, caption in examples],
         [drawing, prompt],
+        example_labels=[caption for _, caption in examples],
         label="Examples",
     )
 

@@ -44,6 +44,11 @@ Each tab calls the code of one problem; all jobs wait in one queue.
 CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto !important }
 #introduction h1 { margin-bottom: 4px }
+@media (max-width: 480px) {
+  .gradio-container { max-width: 100vw !important; overflow-x: hidden }
+  .gradio-container main { padding-left: 10px !important; padding-right: 10px !important }
+  .tab-container button { padding: 0 6px !important }
+}
 """
 MOST_WAITING = 100  # jobs in the queue
 MOST_SESSIONS = 100  # sessions whose state is kept

@@ -135,7 +135,12 @@ def tab(base: LatentDiffusion, kind: BaseKind, paths: Sequence[Path]) -> None:
         **QUEUED,
     )
     if examples:
-        gr.Examples([[example] for example in examples], [prompt], label="Examples")
+        gr.Examples(
+            [[example] for example in examples],
+            [prompt],
+            example_labels=list(examples),
+            label="Examples",
+        )
 
 
 def described(path: Path) -> list[dict[str, str]]:

@@ -168,9 +168,9 @@ def test_circles_are_drawn_with_the_mouse(demo: str, visit: Callable[..., Visit]
     page.locator("#drawing canvas").first.wait_for()
     page.wait_for_timeout(1000)
     page.locator("#drawing").get_by_label("Clear canvas").click()
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(5000)
     click(seen, "Draw the picture")
-    assert "The drawing shows no circle" in refused(seen)
+    assert "draw a" in refused(seen)
     page.locator("#drawing").get_by_label("Brush", exact=True).click()
     box = page.locator("#drawing canvas").first.bounding_box()
     x, y, radius = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, 90
@@ -183,8 +183,8 @@ def test_circles_are_drawn_with_the_mouse(demo: str, visit: Callable[..., Visit]
     page.locator("#controlnet_prompt textarea").fill("red circle with light blue background")
     click(seen, "Draw the picture")
     assert len(pictures(seen)) == 2
-    measured = page.locator("table:visible").first.inner_text()
-    assert "IoU with the circles" in measured and "red circle: CIEDE2000" in measured
+    for measure in ("IoU with the circles", "red circle: CIEDE2000"):
+        page.get_by_text(measure).locator("visible=true").first.wait_for()
     seen.screenshot("controlnet")
     check_quiet(seen)
 
@@ -218,7 +218,7 @@ def test_every_tab_fits_a_phone(demo: str, visit: Callable[..., Visit]) -> None:
     """Nothing is wider than the window, in light or in dark colours."""
     for scheme in ("light", "dark"):
         seen = visit(demo, PHONE, color_scheme=scheme, has_touch=True)
-        seen.page.get_by_role("button", name="Sample").wait_for()
+        open_tab(seen, "Digits")
         for name in TABS:
             tab = seen.page.get_by_role("tab", name=name, exact=True).locator("visible=true")
             if not tab.count():  # behind the button of the tabs that do not fit
@@ -308,7 +308,7 @@ def test_controlled_pictures_are_those_of_the_program(client: "Client", tmp_path
         drawing, caption(scene), 1.0, 0.0, 1.0, 2.0, 4, 5, api_name="/controlnet"
     )
     generation = ControlledGenerationConfig(guidance_scale=2.0, steps=4, seed=5)
-    prompts, sources = tmp_path / "prompt.json", tmp_path
+    prompts, sources = tmp_path / "prompt.json", tmp_path / "source"
     main(Config(prompts, sources, tmp_path / "out", generation=generation))
     (own,) = (tmp_path / "out").rglob("*.png")
     assert close(read_rgb(Path(picture)), read_rgb(own))
@@ -358,7 +358,7 @@ def test_concepts_are_those_of_the_program(client: "Client", tmp_path: Path) -> 
     prompt = "a <new1> circle with pink background"
     learned, untrained, plain = client.predict(prompt, None, 2.0, 4, 5, api_name="/concepts")
     task = {
-        "src_prompt": "circle",
+        "src_image": "circle",
         "token_name": "<new1>",
         "prompt": [prompt],
         "prompt_4_clip_eval": ["a circle with pink background"],
@@ -369,7 +369,8 @@ def test_concepts_are_those_of_the_program(client: "Client", tmp_path: Path) -> 
     main(Config(tmp_path / "input.json", tmp_path / "out", count=1, generation=generation))
     (own,) = (tmp_path / "out").rglob("*.png")
     assert close(read_rgb(Path(learned)), read_rgb(own))
-    width = 128
+    config = ROOT / "checkpoints" / "ldm_shapes" / "text_encoder" / "config.json"
+    width = json.loads(config.read_text())["hidden_size"]
     save_concepts(tmp_path / "mine.pt", [Concept("<mine>", torch.zeros(1, width))], "diffusers")
     answers = client.predict(
         "a <mine> circle", handle_file(tmp_path / "mine.pt"), 2.0, 4, 5, api_name="/concepts"
@@ -404,6 +405,7 @@ def test_no_other_file_is_served(demo: str, path: str) -> None:
     with pytest.raises(HTTPError) as refusal:
         urlopen(f"{demo}gradio_api/file={path}")
     assert refusal.value.code in (403, 404)
+    refusal.value.close()
 
 
 def test_large_uploads_are_refused(client: "Client", tmp_path: Path) -> None:
