@@ -2,6 +2,7 @@
 # Problem 1, called by the grader: samples the 500 digits of the edition 2025 into OUT, or the 1000
 # of the edition 2024.
 set -euo pipefail
+HELP_OF=p1_diffusion.inference
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/python.sh"
 if [ $# -lt 1 ] || [ -z "$1" ]; then
   echo "usage: bash hw2_1.sh OUT [2025|2024] [flags of p1_diffusion.inference]" >&2

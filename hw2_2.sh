@@ -3,6 +3,7 @@
 # DDIM. Default of UNET.pt: the shipped face model, which needs 64x64 noises (scripts/make_noise.py
 # writes some).
 set -euo pipefail
+HELP_OF=p2_ddim.inference
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/python.sh"
 if [ $# -lt 2 ] || [ -z "$1" ] || [ -z "$2" ] || [ -z "${3-default}" ]; then
   echo "usage: bash hw2_2.sh NOISE_DIR OUT [UNET.pt] [flags of p2_ddim.inference]" >&2

@@ -7,6 +7,7 @@
 # Three arguments, edition 2024: samples 25 images of learned concepts for each prompt of input.json
 # with the base model SD_CKPT.
 set -euo pipefail
+HELP_OF=p3_controlnet.inference
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/python.sh"
 count=0
 for argument in "$@"; do

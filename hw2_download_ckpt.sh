@@ -2,7 +2,8 @@
 # Verifies the checksums of the weights in checkpoints/. They are part of the repository, so nothing
 # is downloaded.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/checkpoints"
+PYTHON="not needed" source "$(dirname "${BASH_SOURCE[0]}")/scripts/python.sh"
+cd "$ROOT/checkpoints"
 if ! sha256sum --quiet --check SHA256SUMS; then
   echo "error: a shipped weight file is missing or damaged: clone the repository again" >&2
   exit 2

@@ -6,35 +6,85 @@ through PyTorch's restricted unpickler, which refuses code, and of TorchScript a
 tensors are read.
 """
 
-import dataclasses
+import contextlib
 import hashlib
 import json
 import pickle
+import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from common.config import describing, from_json
 from common.errors import InputError
-from common.files import atomic_write, make_folder, read_json, write_json
+from common.files import make_folder, read_json, replacing, write_json
+from common.text_files import parse_json
 
+LARGE = 50_000_000  # weights; less than this many take little memory, whatever a file claims
 Model = TypeVar("Model", bound=nn.Module)
+
+INERT = (
+    *("argparse", "collections", "datetime", "enum", "lightning", "lightning_fabric", "numpy"),
+    *("omegaconf", "pathlib", "pytorch_lightning", "torch.optim", "typing"),
+)
+"""Modules whose classes training checkpoints name beside the weights, such as their settings."""
+
+
+class _Inert:
+    """Stands in for a class that a training checkpoint names; takes its values and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
 
 
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes named tensors, and JSON metadata if given, to one safetensors file, atomically."""
+    """Writes named tensors, and JSON metadata if given, to one safetensors file, atomically.
+
+    Tensors that are contiguous and on the CPU are not copied. Raises InputError if the file cannot
+    be written, for example on a full disk.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    atomic_write(
-        path, serialize(tensors, {"json": json.dumps(metadata)} if metadata is not None else None)
-    )
+    text = {"json": json.dumps(metadata)} if metadata is not None else None
+    try:
+        with replacing(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            save_file(tensors, temporary, text)
+            temporary.chmod(mode)  # the library's own is for the owner alone
+    except SafetensorError as error:
+        raise InputError(f"{path} could not be written ({error})") from None
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[tuple[Callable[[str], Tensor], list[str], Any]]:
+    """A function that reads one tensor of a file of `save_tensors`, their names, and the metadata.
+
+    Raises InputError as `load_tensors` does.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"the file {path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get("json")
+            metadata = parse_json(metadata, f"the metadata of {path}") if metadata else None
+            yield file.get_tensor, list(file.keys()), metadata
+    except SafetensorError as error:
+        raise not_weights(path, f"is not a complete safetensors file ({error})") from None
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -42,15 +92,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 
     Raises InputError if the file is missing, truncated or not safetensors.
     """
-    if not Path(path).is_file():
-        raise InputError(f"the file {path} does not exist")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get("json")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads(metadata) if metadata else None
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a complete safetensors file ({error})") from None
+    with open_tensors(path) as (read, names, metadata):
+        return {name: read(name) for name in names}, metadata
 
 
 def cached_tensors(
@@ -85,46 +128,115 @@ def tensor_names(path: Path) -> list[str]:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())
     except SafetensorError as error:
-        raise InputError(f"{path} is not a complete safetensors file ({error})") from None
+        raise not_weights(path, f"is not a complete safetensors file ({error})") from None
 
 
-def load_pickle(path: Path, stubs: Sequence[tuple[type, str]] = (), *, lazy: bool = False) -> Any:
+def load_pickle(path: Path, stubs: Mapping[str, type] | None = None, *, lazy: bool = False) -> Any:
     """The content of a `.pt`, `.pth` or `.ckpt` file, on the CPU.
 
-    It is read by PyTorch's restricted unpickler. `stubs` are (class, full name) pairs that stand in
-    for classes that a known file names; any other global is refused and never runs. With `lazy`,
-    values stay in the file until they are used, if its format allows that; the file must exist as
-    long as they do. Raises InputError if the file is missing, damaged or would run code.
+    It is read by PyTorch's restricted unpickler. Classes of the modules INERT are replaced by a
+    class that does nothing, and those in `stubs`, by their full names, by the given ones; any other
+    global is refused and never runs. With `lazy`, values stay in the file until they are used, if
+    its format allows that; the file must exist as long as they do. Raises InputError if the file is
+    missing, damaged, something other than a PyTorch file, or would run code.
     """
     if not Path(path).is_file():
         raise InputError(f"the file {path} does not exist")
-    try:
-        with torch.serialization.safe_globals(list(stubs)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=lazy and zipfile.is_zipfile(path)
-            )
-    except pickle.UnpicklingError as error:
-        reason = str(error)
-        if "GLOBAL" in reason or "Unsupported" in reason:
-            raise InputError(
-                f"{path} was refused: it holds something other than plain tensors, which could run"
-                " code"
+    known = dict(stubs or {})
+    while True:
+        try:
+            return _unpickled(path, known, lazy)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL (\S+) ", str(error))
+            name = found[1] if found else ""
+            if name in known or not name.startswith(tuple(f"{module}." for module in INERT)):
+                raise _refusal(path, str(error), name) from None
+            known[name] = _Inert
+        except (
+            OSError,
+            RuntimeError,
+            EOFError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            IndexError,
+            TypeError,
+            AssertionError,
+        ):
+            raise not_weights(
+                path, "is not a readable PyTorch file: it is damaged or of another format"
             ) from None
-        raise InputError(f"{path} is not a readable PyTorch file") from None
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        TypeError,
-    ):
-        raise InputError(
-            f"{path} is not a readable PyTorch file: it is damaged or of another format"
-        ) from None
+
+
+def _unpickled(path: Path, stubs: Mapping[str, type], lazy: bool) -> Any:
+    allowed = [(stub, name) for name, stub in stubs.items()]
+    with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(
+            path, map_location="cpu", weights_only=True, mmap=lazy and zipfile.is_zipfile(path)
+        )
+
+
+def _refusal(path: Path, reason: str, name: str) -> InputError:
+    """The error for a file that the restricted unpickler refuses."""
+    if "GLOBAL" not in reason and "Unsupported" not in reason:
+        return not_weights(path, "is not a readable PyTorch file")
+    what = f" ({name})" if name else ""
+    return not_weights(
+        path,
+        f"was refused: it holds something other than plain tensors{what}, which could run code;"
+        " save the weights alone, with torch.save(model.state_dict(), FILE)",
+    )
+
+
+# Beginnings of files that people have in place of weights, and what they are.
+_BEGINNINGS = (
+    (b"\x1f\x8b", "a gzip archive: unpack it first"),
+    (b"7z\xbc\xaf", "a 7z archive: unpack it first"),
+    (b"Rar!", "a RAR archive: unpack it first"),
+    (b"BZh", "a bzip2 archive: unpack it first"),
+    (b"\xfd7zXZ", "an xz archive: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "a zstandard archive: unpack it first"),
+    (b"\x93NUMPY", "an array of numpy, not a PyTorch file"),
+    (b"\x89HDF", "an HDF5 file, as of Keras, not a PyTorch file"),
+    (b"GGUF", "a GGUF file, not a PyTorch file"),
+    (b"\x89PNG", "a picture"),
+    (b"\xff\xd8\xff", "a picture"),
+    (b"%PDF", "a PDF document"),
+)
+
+
+def not_weights(path: Path, otherwise: str) -> InputError:
+    """The error for a file that holds no weights: what it is and what to do, by its content.
+
+    `otherwise` completes the sentence if the content is of no kind that is known here.
+    """
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    kinds = [what for beginning, what in _BEGINNINGS if start.startswith(beginning)]
+    if not start:
+        kinds = ["empty: download or copy it again"]
+    elif start.startswith(b"version https://git-lfs"):
+        kinds = [
+            "a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or"
+            " download the file from its page"
+        ]
+    elif text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        kinds = [
+            "a web page, not weights: the download failed, as for a file above its quota or behind"
+            " a login; download it again in a browser"
+        ]
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if not any(name.endswith("data.pkl") for name in archive.namelist()):
+                kinds = ["a zip archive of other files, not a PyTorch file: unpack it first"]
+    elif start[257:262] == b"ustar":
+        kinds = ["a tar archive: unpack it first"]
+    elif not kinds and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
+        first = " ".join(start.decode().split())[:60]
+        kinds = [f"a text file that begins with {first!r}, not weights: download it again"]
+    return InputError(f"{path} is {kinds[0]}" if kinds else f"{path} {otherwise}")
 
 
 def load_strict(
@@ -134,21 +246,26 @@ def load_strict(
     names: Mapping[str, str] | None = None,
     *,
     assign: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Loads a state dict whose keys and shapes must fit exactly.
+    """Loads a state dict whose keys and shapes must fit exactly; all values must be finite.
 
     `names` maps the model's keys to those in `state`, if they differ. With `assign` the tensors of
     `state` become the model's, dtype included, so a model on the meta device is filled without a
-    copy. Raises InputError that names the keys that do not fit.
+    copy; `dtype`, if given, is that of all floats. Raises InputError that names the keys that do
+    not fit. Nothing is converted silently: where the model has floats, integers, truth values and
+    complex numbers are refused.
     """
     theirs = names or {name: name for name in model.state_dict()}
     own = {theirs[name]: value for name, value in model.state_dict().items()}
+    both = sorted(own.keys() & state.keys())
     problems = {
         "missing": sorted(own.keys() - state.keys()),
         "unexpected": sorted(state.keys() - own.keys()),
-        "of another shape": sorted(
-            k for k in own.keys() & state.keys() if own[k].shape != state[k].shape
-        ),
+        "of another shape": [k for k in both if own[k].shape != state[k].shape],
+        "of another kind of number": [
+            k for k in both if own[k].is_floating_point() != is_plain_float(state[k])
+        ],
     }
     found = [
         f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
@@ -157,7 +274,25 @@ def load_strict(
     ]
     if found:
         raise InputError(f"the weights in {source} do not fit the model: {'; '.join(found)}")
+    if dtype is not None:
+        state = {
+            key: value.to(dtype) if value.is_floating_point() else value
+            for key, value in state.items()
+        }
+    for key in both:
+        check_finite(state[key], f"the weight {key} in {source}")
     model.load_state_dict({name: state[theirs[name]] for name in theirs}, assign=assign)
+
+
+def is_plain_float(value: Tensor) -> bool:
+    """Whether a tensor holds floats of any precision, neither quantised nor sparse."""
+    return value.is_floating_point() and value.layout == torch.strided
+
+
+def check_finite(value: Tensor, what: str) -> None:
+    """Raises InputError, which begins with `what`, if a value is infinite or not a number."""
+    if value.is_floating_point() and not value.is_meta and not bool(value.isfinite().all()):
+        raise InputError(f"{what} is not finite: the file is damaged, or its training diverged")
 
 
 def state_hash(module: nn.Module) -> str:
@@ -165,6 +300,15 @@ def state_hash(module: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tensors_hash(*tensors: Tensor) -> str:
+    """A hash of tensors: dtypes, shapes and values, on any device; identifies training data."""
+    digest = hashlib.blake2b(digest_size=16)
+    for value in tensors:
+        digest.update(f"{value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
@@ -211,27 +355,45 @@ def load_model(
 ) -> Model:
     """The model of a folder, `model_class(config_class(**config))`, in evaluation mode.
 
-    Its memory format is channels_last. `config_class` is a dataclass; fields whose default is a
-    tuple are converted back to tuples, since JSON has none. Raises InputError if the folder holds
-    no such model.
+    Its memory format is channels_last. `config_class` is a dataclass, which states the types and
+    bounds of the values. Its class variable ADDED, if there is one, holds the values of fields that
+    folders of earlier versions lack. Raises InputError if the folder holds no such model.
     """
-    values = load_config(folder, kind)
-    tuples = [
-        field.name for field in dataclasses.fields(config_class) if isinstance(field.default, tuple)
-    ]
-    try:
-        model = model_class(
-            config_class(**{**values, **{name: tuple(values[name]) for name in tuples}})
-        )
-    except (TypeError, KeyError, ValueError, RuntimeError, InputError) as error:
-        raise InputError(
-            f"{folder}/config.json does not describe a network of this project ({error})"
-        ) from None
+    path = Path(folder) / "config.json"
+    added: Mapping[str, Any] = getattr(config_class, "ADDED", {})
+    config = from_json(config_class, {**added, **load_config(folder, kind)}, path)
+    model = build_network(
+        lambda: model_class(config),
+        path,
+        "a network of this project",
+        Path(folder) / "model.safetensors",
+    )
     load_weights(folder, model)
     return model.eval().to(memory_format=torch.channels_last)
 
 
+def build_network(make: Callable[[], Model], config: Path, what: str, weights: Path) -> Model:
+    """The network that `make` builds from the configuration in the file `config`.
+
+    It is first built without memory, so that sizes far beyond the file `weights` are refused before
+    memory is taken. `what` names the network in the message. Raises InputError if that file is
+    missing, or if no network can be built.
+    """
+    with describing(config, what):
+        with torch.device("meta"):
+            count = sum(value.numel() for value in make().state_dict().values())
+        # A weight takes at least one byte. Small networks are built anyway, for a better message.
+        is_index = weights.suffix == ".json"  # of shards
+        if weights.is_file() and not is_index and count > max(weights.stat().st_size, LARGE):
+            raise not_weights(
+                weights, f"has fewer weights than {what} of {count:,}, which {config} describes"
+            )
+        return make()
+
+
 def load_weights(folder: Path, model: nn.Module) -> None:
     """Loads `model.safetensors` of a model folder; all keys and shapes must fit."""
+    from common.weights import read_weights  # which imports this file
+
     path = Path(folder) / "model.safetensors"
-    load_strict(model, load_tensors(path)[0], path)
+    load_strict(model, read_weights(path), path)

@@ -3,14 +3,23 @@
 import contextlib
 import dataclasses
 import inspect
+import io
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import tyro
 
+from common.config import check_fields
+from common.devices import this_process
 from common.errors import InputError, Terminated
+from common.files import claimed
+from common.memory import out_of_memory
+from common.progress import close_all
 
 Config = TypeVar("Config")
 
@@ -35,9 +44,14 @@ def run(
 
     `argv` None stands for the arguments of this process.
 
-    Bad input (`InputError`) and failed file access (`OSError`) are printed to stderr as one
-    sentence, with exit code 2. Ctrl-C exits with 130, SIGTERM with 143. Any other exception is a
-    defect of this project and keeps its traceback.
+    Bad input (`InputError`), failed file access (`OSError`) and exhausted memory are printed to
+    stderr as one sentence, with exit code 2. Ctrl-C exits with 130, SIGTERM with 143, a closed pipe
+    (as of `| head`) with 141. Any other exception is a defect of this project and keeps its
+    traceback, with exit code 70; 1 is left to grades below the bar.
+
+    Fields are checked against their bounds (`common.config`). The folder in a field `run_dir` or
+    `output_dir` is made, and no other program run in this way may write there meanwhile
+    (`common.files.claimed`).
 
     `config_class` may have
 
@@ -48,10 +62,21 @@ def run(
       values for several sizes of GPU; without it, the largest that the GPU has is taken, and the
       smallest where there is no CUDA device.
     """
+    _use_utf8(restart=argv is None)
     try:
-        program(_parse(config_class, list(sys.argv[1:] if argv is None else argv)))
+        try:
+            config = _parse(config_class, list(sys.argv[1:] if argv is None else argv))
+            check_fields(config)
+            with _claimed_folder(config):
+                program(config)
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         _fail(str(error))
+    except BrokenPipeError:
+        # Python would flush once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")
@@ -59,6 +84,35 @@ def run(
         raise SystemExit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+    except Exception as error:
+        if out_of_memory(error):
+            _fail(
+                "there is not enough memory: use a smaller --chunk-size, batch size, model or"
+                f" picture size ({error})"
+            )
+        traceback.print_exc()
+        raise SystemExit(os.EX_SOFTWARE) from None
+
+
+def _claimed_folder(config: Any) -> contextlib.AbstractContextManager[None]:
+    """The claim on the folder that the program writes to; empty if it has none."""
+    for name in ("run_dir", "output_dir"):
+        if isinstance(folder := getattr(config, name, None), Path):
+            return claimed(folder, lock=this_process().rank == 0)
+    return contextlib.nullcontext()
+
+
+def _use_utf8(restart: bool) -> None:
+    """Makes file names UTF-8 in any locale, and prints what a terminal's encoding lacks as escapes.
+
+    The encoding of file names is fixed when Python starts. Where a locale such as C has set another
+    one and Python's UTF-8 mode is off, `restart` replaces this process by the same in UTF-8 mode.
+    """
+    if restart and sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _parse(config_class: type[Config], arguments: list[str]) -> Config:
@@ -92,7 +146,10 @@ def _parse(config_class: type[Config], arguments: list[str]) -> Config:
     ]
     default = config_class(**{**dict.fromkeys(required, tyro.MISSING), **settings})
     listed = "\n".join(f"- {preset}: {presets[preset].what}" for preset in presets)
-    description = f"{config_class.__doc__}\n\nPresets, by --preset NAME:\n\n{listed}\n\n{chosen}"
+    # Under python -OO a dataclass has its signature for a docstring.
+    about = config_class.__doc__ or ""
+    about = "" if about.startswith(f"{config_class.__name__}(") else about
+    description = f"{about}\n\nPresets, by --preset NAME:\n\n{listed}\n\n{chosen}"
     return tyro.cli(
         config_class, args=arguments, prog=prog, default=default, description=description
     )
@@ -157,5 +214,6 @@ def _take(flag: str, arguments: list[str], known: list[str]) -> tuple[str | None
 
 
 def _fail(sentence: str) -> None:
+    close_all()
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
     raise SystemExit(2)

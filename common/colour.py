@@ -1,5 +1,7 @@
 """Colours: CSS names in words, CIELAB, and perceptual differences (CIEDE2000)."""
 
+import re
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import ImageColor
@@ -33,6 +35,19 @@ CSS_COLOURS: dict[str, tuple[int, int, int]] = {
     name: ImageColor.getrgb(name.replace(" ", "")) for name in NAMES
 }
 """Name in words -> (red, green, blue) in 0..255; 139 different colours."""
+_BY_VALUE = {rgb: name for name, rgb in CSS_COLOURS.items()}
+_SPELLINGS = {css: _BY_VALUE[ImageColor.getrgb(css)] for css in ImageColor.colormap}
+"""Each of the 148 CSS names, in one lower-case word -> the name in `CSS_COLOURS` of its colour."""
+
+
+def colour_name(text: str) -> str | None:
+    """The name in `CSS_COLOURS` of a colour in any of the CSS spellings; None if it is no CSS name.
+
+    The words may be joined, apart or hyphenated, in any letter case: "light sky blue" and
+    "LightSkyBlue" are one colour, as are "grey" and "gray", "cyan" and "aqua", "magenta" and
+    "fuchsia".
+    """
+    return _SPELLINGS.get(re.sub(r"[\s_-]", "", text).lower())
 
 
 def to_lab(rgb: ArrayLike) -> NDArray[np.float64]:

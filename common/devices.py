@@ -36,13 +36,30 @@ class Process(NamedTuple):
 
 
 def this_process() -> Process:
-    """This process, from RANK, WORLD_SIZE and LOCAL_RANK; (0, 1, None) where they are not set."""
-    local_rank = os.environ.get("LOCAL_RANK")
-    return Process(
-        int(os.environ.get("RANK", 0)),
-        int(os.environ.get("WORLD_SIZE", 1)),
-        int(local_rank) if local_rank else None,
-    )
+    """This process, from RANK, WORLD_SIZE and LOCAL_RANK; (0, 1, None) where they are not set.
+
+    Raises InputError if they are no numbers or contradict each other.
+    """
+    rank, count, local_rank = (_whole(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if rank is None and (count or 1) > 1:
+        raise InputError(
+            f"WORLD_SIZE is {count}, but RANK is not set: start the processes with torchrun or"
+            " accelerate launch, or unset WORLD_SIZE"
+        )
+    rank, count = rank or 0, 1 if count is None else count
+    if rank >= count:
+        raise InputError(f"RANK is {rank}, but must be below WORLD_SIZE, which is {count}")
+    return Process(rank, count, local_rank)
+
+
+def _whole(name: str) -> int | None:
+    """The environment variable as a whole number; None if it is not set or empty."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise InputError(f"the environment variable {name} must be a whole number, not {text!r}")
+    return int(text)
 
 
 def pick_device(name: DeviceName) -> torch.device:
@@ -84,11 +101,10 @@ def available_memory() -> int:
 def check_memory(params: Iterable[Tensor]) -> None:
     """Raises InputError if training these parameters needs more memory than there is.
 
-    On a CPU that is the memory of the gradients, two moments and the moving average, and of the
-    checkpoint (parameters, average, two moments) while it is written. On a GPU the former are in
-    its own memory, and the checkpoint passes through the host's as tensors and as bytes.
+    On a CPU that is the memory of the gradients, two moments and the moving average. On a GPU these
+    are in its own memory, and as much of the host's holds the checkpoint while it is written.
     """
-    needed = 8 * sum(4 * param.numel() for param in params)
+    needed = 4 * sum(4 * param.numel() for param in params)
     available = available_memory()
     if needed > available:
         raise InputError(

@@ -1,13 +1,18 @@
 """Atomic writing of files (a reader never sees an incomplete one), folders and JSON."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import re
+import tempfile
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.text_files import parse_json, read_text
 
 ROOT = Path(__file__).resolve().parent.parent
 """The project's root folder."""
@@ -22,6 +27,16 @@ def shown(path: Path) -> str:
 def atomic_write(path: Path, data: bytes, staging: Path | None = None) -> None:
     """Writes `data` to `path` through a temporary file that is renamed at the end, or not at all.
 
+    See `replacing`.
+    """
+    with replacing(path, staging) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, staging: Path | None = None) -> Iterator[Path]:
+    """Yields the name of a temporary file; what is written to it inside the block becomes `path`.
+
     `staging` is the folder of the temporary file, on the same disk as `path` (default: the folder
     of `path`). Graders list output folders, so images are staged one level above. Raises OSError
     and removes the temporary file on failure. A killed process leaves its temporary file behind;
@@ -30,17 +45,22 @@ def atomic_write(path: Path, data: bytes, staging: Path | None = None) -> None:
     path = Path(path)
     folder = staging or path.parent
     _sweep(folder, path.name)
-    temporary = folder / f".{path.name}.{os.uname().nodename}.{os.getpid()}.partial"
+    temporary = folder / _temporary_name(path.name)
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # such as a full disk
+            error.filename = str(path)
         raise
+
+
+def _temporary_name(name: str) -> str:
+    return f".{name}.{os.uname().nodename}.{os.getpid()}.partial"
 
 
 def _sweep(folder: Path, name: str) -> None:
@@ -84,6 +104,74 @@ def check_folder(path: Path) -> None:
             raise InputError(f"cannot make the folder {path}: {ancestor} is a regular file")
 
 
+@contextlib.contextmanager
+def claimed(folder: Path, *, lock: bool = True) -> Iterator[None]:
+    """Inside the block the folder exists, can be written to, and is locked against other jobs.
+
+    The lock is held on the folder itself: it leaves no file behind and ends with the process. File
+    systems without locks are used without one. Of a job with several processes, the main one locks;
+    the others pass `lock` False. Raises InputError if another job holds the lock, and OSError if
+    the folder cannot be written to. Folders that were made here and are still empty after an error
+    are removed.
+    """
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    descriptor = None
+    try:
+        descriptor = os.open(make_folder(folder), os.O_RDONLY)
+        if lock:
+            _lock(descriptor, folder)
+        with tempfile.TemporaryFile(dir=folder):  # without a name where the system can do so
+            pass
+        yield
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"another job is writing to {folder}: wait until it has ended, or choose another folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+            raise
+
+
+def check_targets(paths: Collection[str]) -> None:
+    """Raises InputError if one of these files cannot be written beside the others.
+
+    A name may be too long for the file system (files are written to a temporary name first, which
+    is longer), an existing folder may have it, or another of the files may be needed as a folder.
+    """
+    longest = 255 - len(os.fsencode(_temporary_name("")))
+    folders: dict[str, str] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        if len(os.fsencode(name)) > longest:
+            raise InputError(
+                f"the file name {name} is too long: it has {len(os.fsencode(name))} bytes, but at"
+                f" most {longest} are possible"
+            )
+        if os.path.isdir(path):
+            raise InputError(f"{path} is a folder, but a file is to be written there")
+        folders.setdefault(folder, path)
+    known = set(paths)
+    for folder, path in folders.items():
+        for parent in (Path(folder), *Path(folder).parents):
+            if str(parent) in known:
+                raise InputError(f"{parent} cannot be both a file and the folder of {path}")
+        check_folder(Path(folder))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically; makes parent folders."""
     make_folder(Path(path).parent)
@@ -91,10 +179,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises InputError if it is missing or is not JSON."""
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
+    """The content of a JSON file. Raises InputError if it is missing or is not JSON, with the line.
+
+    See `parse_json`.
+    """
+    return parse_json(read_text(path), str(path))

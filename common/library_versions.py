@@ -8,8 +8,6 @@
   the vocabulary itself.
 - Configuration with values of a wrong type. Earlier: an exception of the network. Later:
   `StrictDataclassError`, before the network is built.
-- Attention weights of AutoencoderKL. Earlier: query, key, value, proj_attn (diffusers of 2022).
-  Later: to_q, to_k, to_v, to_out.0.
 - Keys of a configuration: each version writes the keys that it knows; later ones have defaults.
 
 requirements.txt states the oldest supported versions. The libraries are imported inside the
@@ -30,12 +28,6 @@ if TYPE_CHECKING:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TEXT_PREFIX = "text_model."
-_OLD_ATTENTION = (
-    (".to_q.", ".query."),
-    (".to_k.", ".key."),
-    (".to_v.", ".value."),
-    (".to_out.0.", ".proj_attn."),
-)
 
 
 # ----------------------------------------------------------------------------
@@ -53,22 +45,6 @@ def text_prefix(names: Iterable[str], before: str = "") -> str:
 def without_positions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict without the tables of position indices, which hold just 0, 1, 2, ..."""
     return {name: value for name, value in state.items() if not name.endswith("position_ids")}
-
-
-def has_old_attention(names: Iterable[str]) -> bool:
-    """Whether an autoencoder's attention weights have the names that diffusers used in 2022."""
-    return any(".query." in name for name in names)
-
-
-def old_attention_names(names: Iterable[str]) -> dict[str, str]:
-    """{name in the network: name in a file of 2022} for an autoencoder's weights."""
-    table = {}
-    for name in names:
-        old = name
-        for ours, theirs in _OLD_ATTENTION:
-            old = old.replace(ours, theirs)
-        table[name] = old
-    return table
 
 
 # ----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ which Markdown does not show:
     <!-- = p1_evaluation_2024 datasets.svhn.accuracy percent1 -->97.6 %<!-- / -->    a number
     <!-- claim: p1_evaluation_2024 datasets.svhn.accuracy >= 0.97 -->                a comparison
     <!-- table: p1_guidance --> ... <!-- end -->              lines that a problem's report.py makes
+    <!-- frames: p2_eta -->                   the place of a slider in the page (report_page.py)
 
 A number slot holds `EXPRESSION FORMAT`, where FORMAT is a key of `FORMATS`. A claim consists of
 expressions joined by < <= > >= == !=; several claims in one comment are separated by semicolons. An
@@ -33,6 +34,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.files import read_json
+from common.text_files import read_text
 
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
@@ -82,6 +84,7 @@ _SLOT = re.compile(
     r"|<!-- table: (?P<table>\S+) -->\n(?:(?!<!--)[^\n]*\n)*?<!-- end -->"
     r"|<!-- = (?P<number>[^\n]*?) -->(?:(?!<!--)[^\n])*<!-- / -->"
     r"|<!-- claim: (?P<claim>.*?) -->"
+    r"|<!-- frames: (?P<frames>\S+) -->"
     r"|(?P<stray><!-- *(?:\w+:|=|/ |end )[^\n]*)"
     r"|\]\((?!\w+:|#)(?P<link>[^)#\s]+)[^)]*\)",
     re.DOTALL | re.MULTILINE,
@@ -290,7 +293,7 @@ def fill(path: Path, results: Results, tables: Tables) -> tuple[str, list[str], 
 
     Each entry of the two lists is "LINE: a sentence". A slot that cannot be filled keeps its text.
     """
-    text = path.read_text()
+    text = read_text(path)
     wrong: list[str] = []
     stale: list[str] = []
 
@@ -318,6 +321,8 @@ def _filled(match: re.Match[str], path: Path, results: Results, tables: Tables) 
         )
     if match["link"] and not (path.parent / match["link"]).exists():
         raise InputError(f"the link points to {match['link']}, which does not exist")
+    if match["frames"] and not (results.folder / "frames" / f"{match['frames']}.json").is_file():
+        raise InputError(f"there are no frames {match['frames']!r} in {results.folder}/frames")
     if match["claim"]:
         check_claim(match["claim"], results)
     if match["number"]:

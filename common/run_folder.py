@@ -4,76 +4,109 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
-from common.checkpoint import load_tensors, save_tensors
+from common.checkpoint import open_tensors, save_tensors
+from common.config import Bounds, from_json
 from common.ema import EMA
 from common.errors import InputError
 from common.files import atomic_write, make_folder, read_json, write_json
 from common.optimizers import STATES_8BIT, NamedOptimizer
+
+CHANGEABLE = ("steps", "log_every", "preview_every", "checkpoint_every", "tensorboard", "device")
+"""Settings that may change when a run is resumed: all but `steps` cannot change the result, except
+for rounding on another device."""
+CONFIG, METRICS, STATE = "config.json", "metrics.jsonl", "state.safetensors"
+ADVICE = "restore it, or choose another run folder"
 
 
 @dataclasses.dataclass
 class RunProgress:
     """State of a run besides its tensors; saved in the checkpoint."""
 
-    step: int = 0
+    step: Annotated[int, Bounds(at_least=0)] = 0
     """Number of finished optimiser steps."""
-    ema_updates: int = 0
+    ema_updates: Annotated[int, Bounds(at_least=0)] = 0
     """Number of updates of the moving average."""
     best: float = math.inf
     """Lowest validation loss so far."""
     loss_sum: float = 0.0
     """Sum of the training losses since the last line of metrics."""
-    loss_count: int = 0
+    loss_count: Annotated[int, Bounds(at_least=0)] = 0
     """Number of training losses in `loss_sum`."""
     looked: bool = True
     """Whether validation, preview and metrics of this step are done; False if a signal interrupted
     them."""
+    logged: Annotated[int, Bounds(at_least=0)] = 0
+    """Last step with a line in metrics.jsonl; 0 if there is none."""
 
 
 def claim_run_folder(
     run_dir: Path, settings: dict[str, Any], defaults: Mapping[str, Any] | None = None
-) -> None:
+) -> dict[str, Any]:
     """Writes config.json into a new run folder, or compares an existing one with `settings`.
 
-    A setting that config.json lacks, because the program got it later, has its value in `defaults`.
-    Raises InputError if a setting other than `steps` differs.
+    A setting that config.json lacks, because the program got it later, has its value in `defaults`;
+    if that has none, it is not compared. Returns the settings of the run so far, as JSON. Raises
+    InputError if a setting that is not CHANGEABLE differs, or if files of the run are missing.
     """
-    settings = json.loads(json.dumps(settings, default=str))
-    path = make_folder(run_dir) / "config.json"
+    path = make_folder(run_dir) / CONFIG
+    found = [name for name in (STATE, METRICS, "last", "best") if (run_dir / name).exists()]
     if not path.exists():
-        write_json(path, settings)
-        return
-    before = {**(defaults or {}), **read_json(path)}
-    changed = sorted(
-        name
-        for name in before.keys() | settings.keys()
-        if name != "steps" and before.get(name) != settings.get(name)
-    )
-    if changed:
-        name = changed[0]
+        if found:
+            raise InputError(
+                f"{run_dir} holds {found[0]} of a run, but {path} is missing: {ADVICE}"
+            )
+        write_json(path, _as_json(settings))
+        return _as_json(settings)
+    if found and STATE not in found:
         raise InputError(
-            f"{run_dir} holds a run with {name} = {before.get(name)}, not {settings.get(name)}:"
-            " resume it with the same settings, or choose another run folder (with --init-from to"
-            " start from these weights)"
+            f"{run_dir} holds {found[0]} of a run, but {run_dir / STATE}, from which it would"
+            f" resume, is missing: {ADVICE}"
         )
+    before = read_json(path)
+    if not isinstance(before, dict):
+        raise InputError(f"{path} does not hold the settings of a run: {ADVICE}")
+    _compare({**_as_json(defaults or {}), **before}, settings, path)
+    return before
 
 
-def set_steps(run_dir: Path, step: int, steps: int) -> None:
-    """Updates `steps` in config.json if the run's length has changed.
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as they are read back from JSON."""
+    return json.loads(json.dumps(settings, default=str))
 
-    The change is also noted in metrics.jsonl, with the step at which it happened.
+
+def _compare(before: Mapping[str, Any], settings: Mapping[str, Any], source: Path) -> None:
+    """Raises InputError if a run in `source` had other settings.
+
+    Settings that `before` lacks were added to the program since then and are not compared.
     """
-    settings = read_json(run_dir / "config.json")
-    if settings["steps"] != steps:
-        write_json(run_dir / "config.json", settings | {"steps": steps})
-        append_metrics(run_dir / "metrics.jsonl", step, {"steps": steps}, None)
+    settings = _as_json(settings)
+    for name in sorted(before.keys() - set(CHANGEABLE)):
+        if before[name] != settings.get(name):
+            raise InputError(
+                f"{source} is of a run with {name} = {before[name]}, not {settings.get(name)}:"
+                " resume it with the same settings, or choose another run folder (with --init-from"
+                " to start from these weights)"
+            )
+
+
+def update_settings(run_dir: Path, step: int, settings: Mapping[str, Any]) -> None:
+    """Writes the settings to config.json if a CHANGEABLE one has changed.
+
+    A changed length of the run is also noted in metrics.jsonl, with the step at which it happened.
+    """
+    before, now = read_json(run_dir / CONFIG), _as_json(settings)
+    if before != now:
+        write_json(run_dir / CONFIG, now)
+        if before.get("steps") != now["steps"]:
+            append_metrics(run_dir / METRICS, step, {"steps": now["steps"]}, None)
 
 
 def save_state(
@@ -82,85 +115,167 @@ def save_state(
     ema: EMA,
     optimizers: list[NamedOptimizer],
     progress: RunProgress,
+    settings: Mapping[str, Any],
 ) -> None:
-    """Writes what a run needs to resume: parameters, EMA, optimiser moments and progress."""
+    """Writes what a run needs to resume: parameters, EMA, optimiser moments and progress.
+
+    The settings are stored too, so that the file of another run is recognised.
+    """
     tensors = {f"param/{name}": param for name, param in params.items()}
     tensors |= {f"ema/{name}": value for name, value in ema.average.items()}
     for optimizer, own in optimizers:
         for name, param in own.items():
             for key, value in optimizer.state[param].items():
                 tensors[f"{key}/{name}"] = torch.as_tensor(value)
-    # JSON has no infinity, so `best` of a run without validation is stored as null.
     values = dataclasses.asdict(progress)
-    save_tensors(
-        path, tensors, values | {"best": None if math.isinf(progress.best) else progress.best}
-    )
+    # JSON has no infinity, so `best` of a run without validation is stored as null.
+    values["best"] = None if math.isinf(progress.best) else progress.best
+    fixed = {name: value for name, value in settings.items() if name not in CHANGEABLE}
+    save_tensors(path, tensors, {**values, "settings": _as_json(fixed)})
 
 
 def load_state(
-    path: Path, params: Mapping[str, Parameter], ema: EMA, optimizers: list[NamedOptimizer]
+    path: Path,
+    params: Mapping[str, Parameter],
+    ema: EMA,
+    optimizers: list[NamedOptimizer],
+    settings: Mapping[str, Any],
 ) -> RunProgress:
     """Reads a file of `save_state` into the parameters, the EMA and the optimisers.
 
-    Returns the progress; a new one if the file does not exist.
+    Returns the progress; a new one if the file does not exist. Raises InputError, before anything
+    is changed, if the file is of a run with other settings or parameters.
     """
     if not path.exists():
         return RunProgress()
-    tensors, values = load_tensors(path)
-    with torch.no_grad():
-        for name, param in params.items():
-            param.copy_(tensors[f"param/{name}"])
-        for name, average in ema.average.items():
-            average.copy_(tensors[f"ema/{name}"])
-    for optimizer, own in optimizers:
-        for name, param in own.items():
-            for key in ("exp_avg", "exp_avg_sq", "momentum_buffer", "step", *STATES_8BIT):
-                # A parameter that never got a gradient has no optimiser state.
-                if (value := tensors.get(f"{key}/{name}")) is None:
-                    continue
-                if key == "step" and not value.is_floating_point():
-                    value = int(value)  # bitsandbytes counts in Python
-                elif value.shape == param.shape:
-                    # The fused step works on raw memory, so moments need their parameter's memory
-                    # format (channels_last or not).
-                    value = torch.empty_like(param.detach(), dtype=value.dtype).copy_(value)
-                else:
-                    value = value.to(param.device)
-                optimizer.state[param][key] = value
-    progress = RunProgress(
-        **(values | {"best": math.inf if values["best"] is None else values["best"]})
-    )
+    # One tensor at a time: all together are as large as what they are copied into.
+    with open_tensors(path) as (read, names, values), torch.no_grad():
+        progress = _progress(values, settings, path)
+        targets = {f"param/{name}": param.detach() for name, param in params.items()}
+        targets |= {f"ema/{name}": average for name, average in ema.average.items()}
+        moments = {
+            f"{key}/{name}": (optimizer, key, param)
+            for optimizer, own in optimizers
+            for name, param in own.items()
+            for key in ("exp_avg", "exp_avg_sq", "momentum_buffer", "step", *STATES_8BIT)
+        }
+        # A parameter that never got a gradient has no optimiser state.
+        there = set(names)
+        moments = {name: moment for name, moment in moments.items() if name in there}
+        shapes: dict[str, Sequence[int] | None] = {
+            name: target.shape for name, target in targets.items()
+        }
+        for name, (_, key, param) in moments.items():
+            shapes[name] = () if key == "step" else None if key in STATES_8BIT else param.shape
+        _check_tensors(read, names, shapes, path)
+        for name, target in targets.items():
+            target.copy_(read(name))
+        for name, (optimizer, key, param) in moments.items():
+            value: Tensor | int = read(name)
+            if key == "step" and not value.is_floating_point():
+                value = int(value)  # bitsandbytes counts in Python
+            elif value.shape == param.shape:
+                # The fused step works on raw memory, so moments need their parameter's memory
+                # format (channels_last or not).
+                value = torch.empty_like(param.detach(), dtype=value.dtype).copy_(value)
+            else:
+                value = value.to(param.device)
+            optimizer.state[param][key] = value
     ema.updates = progress.ema_updates
     return progress
 
 
+def _progress(values: Any, settings: Mapping[str, Any], path: Path) -> RunProgress:
+    """The progress in a state file's metadata, whose settings are compared with `settings`."""
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not the state of a run: {ADVICE}")
+    before = values.get("settings", {})
+    values = {name: value for name, value in values.items() if name != "settings"}
+    # Runs of earlier versions did not store `logged`; `best` is null before the first validation.
+    unseen = "best" in values and values["best"] is None
+    known = {"logged": 0, **values, **({"best": 0.0} if unseen else {})}
+    progress = from_json(RunProgress, known, path)
+    if not isinstance(before, dict):
+        raise InputError(f"{path} is not the state of a run: {ADVICE}")
+    _compare(before, settings, path)
+    return dataclasses.replace(progress, best=math.inf) if unseen else progress
+
+
+def _check_tensors(
+    read: Callable[[str], Tensor],
+    names: Sequence[str],
+    shapes: Mapping[str, Sequence[int] | None],
+    path: Path,
+) -> None:
+    """Raises InputError if names or shapes differ, or if a value is not finite.
+
+    `read` gives the tensor of a name; a shape that is None may be any. Parameters, averages and
+    moments are floats; the counts and tables of 8-bit moments may not be.
+    """
+    strange = sorted({*names} ^ shapes.keys())
+    if strange:
+        what = "has no" if strange[0] in shapes else "has an unknown"
+        raise InputError(f"{path} is not the state of this run: it {what} tensor {strange[0]}")
+    for name, shape in shapes.items():
+        value = read(name)
+        floats = not name.startswith(("step/", *(f"{key}/" for key in STATES_8BIT)))
+        if (
+            shape is not None
+            and value.shape != tuple(shape)
+            or floats
+            and not value.is_floating_point()
+        ):
+            raise InputError(
+                f"{path} is not the state of this run: {name} is {list(value.shape)} of"
+                f" {value.dtype}, but floats {list(shape)} are expected"
+            )
+        if not bool(value.isfinite().all()):
+            raise InputError(f"{path} is damaged: {name} is not finite: {ADVICE}")
+
+
 def append_metrics(path: Path, step: int, line: dict[str, Any], writer: Any) -> None:
     """Appends a line to metrics.jsonl, flushed to disk, and to the TensorBoard writer if given."""
-    with open(path, "a") as file:
-        file.write(json.dumps({"step": step, **line}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps({"step": step, **line}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # a full disk does not name the file
+        error.filename = error.filename or str(path)
+        raise
     if writer:
         for name, value in line.items():
             writer.add_scalar(name, value, step)
 
 
-def cut_metrics(path: Path, step: int) -> None:
+def cut_metrics(path: Path, step: int, logged: int) -> None:
     """Removes metrics lines after `step`, the step that the run resumes from.
 
-    An incomplete last line is removed as well.
+    An incomplete last line is removed as well. Raises InputError that names any other line that is
+    not one of metrics, or the line of the step `logged`, which a run that got there has written.
     """
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept, steps, previous = [], {0}, 0
+    for number, line in enumerate(lines, 1):
         try:
-            if json.loads(line)["step"] > step:
+            at = json.loads(line)["step"]
+            if not isinstance(at, int) or at < previous:
+                raise ValueError
+        except (ValueError, LookupError, TypeError, RecursionError):
+            if number == len(lines):  # torn by a crash
                 break
-        except json.JSONDecodeError:
+            raise InputError(
+                f"{path}, line {number} is not a line of metrics in order: {ADVICE}"
+            ) from None
+        if at > step:
             break
-        kept.append(line + "\n")
-    atomic_write(path, "".join(kept).encode())
+        steps.add(at)
+        previous = at
+        kept.append(line)
+    if logged not in steps:
+        raise InputError(f"{path} lacks the line of step {logged}, which the run wrote: {ADVICE}")
+    if path.exists():
+        atomic_write(path, b"".join(kept))
 
 
 def check_tensorboard() -> None:

@@ -13,19 +13,22 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from tqdm import tqdm
 
+from common.config import Bounds, Count, Fraction, NonNegative, Positive, check_fields
 from common.devices import make_accelerator, pick_device
 from common.ema import EMA, Place
 from common.errors import InputError, Terminated
 from common.files import make_folder
 from common.optimizers import OptimizerName, check_optimizer, make_optimizers
+from common.progress import Progress
 from common.run_folder import (
+    METRICS,
+    STATE,
     RunProgress,
     append_metrics,
     check_tensorboard,
@@ -33,8 +36,8 @@ from common.run_folder import (
     cut_metrics,
     load_state,
     save_state,
-    set_steps,
     tensorboard_writer,
+    update_settings,
 )
 from common.seeds import BatchDraws, Draws, batch_seed, derive_seed, layers_seed, noise_seed
 
@@ -51,33 +54,33 @@ STEPS_BETWEEN_READINGS = 50  # the most, however fast the steps are
 class TrainingConfig:
     """Optimisation settings, and intervals of logging, validation, previews and checkpoints."""
 
-    steps: int = 10_000
-    """Optimiser steps in total. Only this setting may change when a run is resumed."""
-    batch_size: int = 64
+    steps: Count = 10_000
+    """Optimiser steps in total; may change when a run is resumed."""
+    batch_size: Count = 64
     """Images per optimiser step, over all processes and micro-batches."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Count = 1
     """Micro-batches per optimiser step and process; more of them need less memory."""
-    device_batch_size: int | None = None
+    device_batch_size: Count | None = None
     """Most images that a process computes at once: a larger share of the batch is cut into more
     micro-batches than --gradient-accumulation-steps says."""
     optimizer: OptimizerName = "adamw"
     """AdamW for all weights (adamw), the same with moments of 8 bits, which saves 6 bytes per
     parameter and needs CUDA and the package bitsandbytes (adamw8bit), or Muon for the matrices of
     hidden layers and AdamW for the rest (muon)."""
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     """Peak learning rate."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: a cosine down to 0, or constant with a linear decay to 0
     over the last fifth of the steps."""
-    warmup: int = 200
+    warmup: Annotated[int, Bounds(at_least=0)] = 200
     """Optimiser steps over which the learning rate rises linearly from 0."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegative = 0.01
     """Decoupled weight decay."""
-    beta2: float = 0.99
+    beta2: Fraction = 0.99
     """Decay rate of AdamW's second moment."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Gradients are clipped to this global L2 norm."""
-    ema_decay: float = 0.999
+    ema_decay: Fraction = 0.999
     """Decay of the parameters' exponential moving average per optimiser step."""
     ema: Place = "device"
     """Where the moving average is kept: on the training device, in the CPU's memory, which saves 4
@@ -85,13 +88,13 @@ class TrainingConfig:
     previews and saved models have the parameters themselves."""
     seed: int = 0
     """Seed of all random draws."""
-    log_every: int = 50
+    log_every: Count = 50
     """Optimiser steps between lines of metrics.jsonl."""
-    validate_every: int = 1000
+    validate_every: Annotated[int, Bounds(at_least=0)] = 1000
     """Optimiser steps between validations; 0: none."""
-    preview_every: int = 1000
+    preview_every: Annotated[int, Bounds(at_least=0)] = 1000
     """Optimiser steps between preview pictures; 0: none."""
-    checkpoint_every: int = 500
+    checkpoint_every: Count = 500
     """Optimiser steps between checkpoints."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast dtype; no computes in float32. fp16 and bf16 are for CUDA, bf16 also for a CPU with
@@ -139,6 +142,7 @@ def fit(
     save: Callable[[Path], None] | None = None,
     validate: Callable[[], dict[str, float]] | None = None,
     preview: Callable[[Path], None] | None = None,
+    next_command: str = "",
 ) -> None:
     """Minimises `loss_fn` over `params`; resumes if `run_dir` holds a checkpoint.
 
@@ -147,7 +151,7 @@ def fit(
       any device. It must depend on its arguments only. The generator is on the training device and
       seeded by the step. A tensor "index", if present, names the images in the error about a
       non-finite loss. A value may also be an object of which only slices are tensors, so that a
-      process reads only its own. If it raises InputError, the state is saved first.
+      process reads only its own. If reading raises InputError, a single process saves its state.
     - `loss_fn(batch, draws)` returns the mean loss, a scalar, of the slice of the batch that this
       process and micro-batch gets, on the training device. `draws` gives the random numbers of that
       slice.
@@ -156,25 +160,26 @@ def fit(
     - `preview(path)` writes a picture. `validate`, `save` and `preview` run on the main process and
       see the EMA parameters.
     - `settings` are saved with `config` in the run folder. A run is resumed only with equal
-      settings, except for `steps`: a changed length is allowed, and the learning rate follows the
-      new schedule.
+      settings, except for those that cannot change the result (`run_folder.CHANGEABLE`) and
+      `steps`: a changed length is allowed, and the learning rate follows the new schedule.
+    - `next_command`, a command that uses the weights, is printed at the end; the word LAST stands
+      for their folder.
 
     The run folder gets `config.json`, `metrics.jsonl`, `state.safetensors`, `last/`, `best/` and
     `samples/`. Raises InputError if the loss is not finite, if the device is not present, or if the
-    run folder belongs to another run or is past `steps`. Raises KeyboardInterrupt after Ctrl-C or
-    SIGTERM, which interrupt the current work, with the state saved.
+    run folder belongs to another run, was changed, or is past `steps`. Raises KeyboardInterrupt
+    after Ctrl-C or SIGTERM, which interrupt the current work, with the state saved.
     """
     _check_config(config)
     accelerator = make_accelerator(config.device, config.mixed_precision)
     main, processes = accelerator.is_main_process, accelerator.num_processes
     device = accelerator.device
     micro_batches, run_dir = micro_batches_of(config, accelerator), Path(run_dir)
+    settings = {**dataclasses.asdict(config), **(settings or {})}
+    before = settings
     if main:
-        claim_run_folder(
-            run_dir,
-            {**dataclasses.asdict(config), **(settings or {})},
-            defaults=dataclasses.asdict(TrainingConfig()),
-        )
+        defaults = dataclasses.asdict(TrainingConfig())
+        before = {**defaults, **claim_run_folder(run_dir, settings, defaults)}
     accelerator.wait_for_everyone()
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
 
@@ -185,14 +190,14 @@ def fit(
         params, config.optimizer, lr=config.lr, beta2=config.beta2, weight_decay=config.weight_decay
     )
     ema = EMA(params, config.ema_decay, config.ema)
-    progress = load_state(run_dir / "state.safetensors", params, ema, optimizers)
+    progress = load_state(run_dir / STATE, params, ema, optimizers, settings)
     if progress.step > config.steps:
         raise InputError(
             f"{run_dir} is already at step {progress.step}, past --steps {config.steps}"
         )
     if main:
-        cut_metrics(run_dir / "metrics.jsonl", progress.step - (not progress.looked))
-        set_steps(run_dir, progress.step, config.steps)
+        cut_metrics(run_dir / METRICS, progress.step - (not progress.looked), progress.logged)
+        update_settings(run_dir, progress.step, settings)
     objective, *prepared = accelerator.prepare(
         _Objective(params, loss_fn), *[each for each, _ in optimizers]
     )
@@ -222,12 +227,20 @@ def fit(
         progress.step, progress.ema_updates, progress.looked = step + 1, ema.updates, False
 
     def save_now() -> None:
-        save_state(run_dir / "state.safetensors", params, ema, optimizers, progress)
+        save_state(run_dir / STATE, params, ema, optimizers, progress, settings)
 
+    accelerator.wait_for_everyone()
+    if main and not (run_dir / STATE).exists():
+        save_now()  # a run folder with results but without a state has then lost it
     # In each turn: observe the last step if due, end if a signal was received, take the next step.
     with _Interrupts() as interrupts, _Observer(config, run_dir, progress, main) as observer:
         if main:
             observer.say(f"training on {device}, processes: {processes}, from step {progress.step}")
+            if before.get("device") != config.device:
+                observer.say(
+                    f"this run was begun with --device {before.get('device')}: results will not be"
+                    " bit-equal to those of an uninterrupted run"
+                )
         stop = False
         while not stop:
             due = not progress.looked and observer.due(progress.step)
@@ -247,8 +260,9 @@ def fit(
                 with contextlib.suppress(_Interrupted):
                     take_step(progress.step)
                     observer.bar.update()
-            except InputError:  # the data of the step cannot be read; nothing has changed yet
-                if main:
+            except InputError:  # the step's data cannot be read; nothing has changed yet
+                if processes == 1:  # with several, the others wait for this one's gradients
+                    losses.read(interrupts.received)
                     save_now()
                 raise
         if stop:
@@ -257,6 +271,10 @@ def fit(
                 observer.say_stopped()
             raise Terminated if interrupts.terminated else KeyboardInterrupt
     accelerator.wait_for_everyone()
+    if main and save:
+        print(f"the weights are in {run_dir / 'last'}")
+        if next_command:
+            print(f"next: {next_command.replace('LAST', str(run_dir / 'last'))}")
 
 
 def _backward(
@@ -323,31 +341,11 @@ def prepare_network(model: nn.Module, config: TrainingConfig) -> Callable[..., T
 
 def _check_config(config: TrainingConfig) -> None:
     """Raises InputError on a number outside its range."""
+    check_fields(config)
     derive_seed(config.seed)
-    at_least = {
-        **dict.fromkeys(("steps", "batch_size", "gradient_accumulation_steps"), 1),
-        **dict.fromkeys(("log_every", "checkpoint_every"), 1),
-        **({} if config.device_batch_size is None else {"device_batch_size": 1}),
-        **dict.fromkeys(("validate_every", "preview_every", "warmup", "lr", "weight_decay"), 0),
-    }
-    for name, bound in at_least.items():
-        value = getattr(config, name)
-        if not (math.isfinite(value) and value >= bound):
-            raise InputError(f"{_flag(name)} must be at least {bound}, not {value}")
-    if not (math.isfinite(config.max_grad_norm) and config.max_grad_norm > 0.0):
-        raise InputError(f"--max-grad-norm must be above 0, not {config.max_grad_norm}")
-    for name in ("beta2", "ema_decay"):
-        if not 0.0 <= getattr(config, name) < 1.0:
-            raise InputError(
-                f"{_flag(name)} must be at least 0 and below 1, not {getattr(config, name)}"
-            )
     check_optimizer(config.optimizer)
     if config.tensorboard:
         check_tensorboard()
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _due(step: int, every: int, steps: int) -> bool:
@@ -439,14 +437,15 @@ class _Observer:
     ) -> None:
         self._config, self._run_dir, self._progress = config, run_dir, progress
         self._writer = tensorboard_writer(run_dir) if config.tensorboard and main else None
-        self.bar = tqdm(
+        self.bar = Progress(
+            desc="training",
+            unit="steps",
             total=config.steps,
             initial=progress.step,
             disable=not main,
-            unit="step",
-            dynamic_ncols=True,
         )
         self._started, self._started_at = time.monotonic(), progress.step
+        self._shown = ""
 
     def __enter__(self) -> "_Observer":
         return self
@@ -501,9 +500,10 @@ class _Observer:
             rate = (
                 config.batch_size * (step - self._started_at) / (time.monotonic() - self._started)
             )
-            self.bar.set_postfix_str(f"loss {line['loss']:.4f}, {rate:.0f} images/s")
+            self._shown = f"loss {line['loss']:.4f}, {rate:.0f} images/s"
         with averaged if self.looks(step) else contextlib.nullcontext():
             if validate and _due(step, config.validate_every, config.steps):
+                self.bar.doing("validating")
                 with interrupts.at_once():
                     numbers = validate()
                 line |= {f"validation_{name}": value for name, value in numbers.items()}
@@ -512,12 +512,15 @@ class _Observer:
                         save(run_dir / "best")
                     progress.best = numbers["loss"]
             if preview and _due(step, config.preview_every, config.steps):
+                self.bar.doing("drawing a preview")
                 with interrupts.at_once():
                     preview(make_folder(run_dir / "samples") / f"{step:07d}.png")
             if save and _due(step, config.checkpoint_every, config.steps):
                 save(run_dir / "last")
         if line:
-            append_metrics(run_dir / "metrics.jsonl", step, line, self._writer)
+            append_metrics(run_dir / METRICS, step, line, self._writer)
+            progress.logged = step
+            self.bar.set_postfix_str(self._shown)
         if logs:
             progress.loss_sum, progress.loss_count = 0.0, 0
 

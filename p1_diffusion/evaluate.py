@@ -6,12 +6,15 @@
     python3 -m p1_diffusion.evaluate --images OUT --classifier Classifier.pth
     # with comparisons to the real digits
     python3 -m p1_diffusion.evaluate --images OUT --data hw2_data/digits
+    # a page with every image, the worst first
+    python3 -m p1_diffusion.evaluate --images OUT --html page.html
 
 The exit code is 0 if the mean accuracy reaches the strong baseline (95 %), 1 if it does not, and 2
 if the folder cannot be graded.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,9 @@ from common.metrics.classifier import (
     find_published_svhn,
     load_lenet,
     load_published_svhn,
+    log_probabilities,
 )
+from common.page import Grade, Measure, Picture, check_page, write_grade
 from p1_diffusion.quality import (
     detail,
     dropped_context_rate,
@@ -43,6 +48,7 @@ from p1_diffusion.sampling import edition_keys, file_name
 
 GRADER = ROOT / "checkpoints" / "p1_grader"
 BASELINES = {"simple": 0.90, "strong": 0.95}  # on the mean of the two accuracies
+WRONG_FIRST = 1e6  # badness of a wrong image over that of any right one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +70,13 @@ class Config:
     classifiers' accuracy on held-out digits."""
     result: Path | None = None
     """JSON file to write; none is written if it is not given."""
+    html: Path | None = None
+    """Page to write, with every image and its verdict; none is written if it is not given."""
 
 
 def main(config: Config) -> None:
     """Prints the table and writes the result; exits with 1 below the strong baseline."""
+    check_page(config.html)
     edition, images, digits, datasets = read_output(config.images)
     network = DigitClassifier.load(config.grader)
     judges = pick_judges(config, network)
@@ -85,7 +94,15 @@ def main(config: Config) -> None:
     _print(result)
     if config.result:
         write_json(config.result, result)
-    if result["mean_accuracy"] < BASELINES["strong"]:
+    if config.html:
+        pictures = judged_pictures(images, digits, datasets, judges)
+        write_grade(config.html, page_content(config.images, result, pictures))
+    passes = result["mean_accuracy"] >= BASELINES["strong"]
+    print(
+        f"{'PASS' if passes else 'FAIL'}: mean accuracy {result['mean_accuracy']:.2%} (the strong"
+        f" baseline is {BASELINES['strong']:.0%})"
+    )
+    if not passes:
         raise SystemExit(1)
 
 
@@ -179,6 +196,66 @@ def grade(
         "datasets": parts,
         "mean_accuracy": sum(part["accuracy"] for part in parts.values()) / len(parts),
     }
+
+
+# ----------------------------------------------------------------------------
+# The page of --html.
+
+
+def judged_pictures(
+    images: Tensor, digits: Tensor, datasets: Tensor, judges: dict[str, tuple[str, Classifier]]
+) -> list[Picture]:
+    """What each image was read as.
+
+    The badness is -log p(requested digit), plus a constant that puts wrong images first.
+    """
+    pictures = []
+    for i, dataset in enumerate(DATASETS):
+        mine = datasets == i
+        log_p = log_probabilities(judges[dataset][1], images[mine]).double()
+        numbers = dict.fromkeys(range(NUM_DIGITS), 0)
+        for image, digit, row in zip(images[mine], digits[mine].tolist(), log_p, strict=True):
+            numbers[digit] += 1
+            read, asked = int(row.argmax()), float(row[digit])
+            pictures.append(
+                Picture(
+                    name=file_name((dataset, digit, numbers[digit])),
+                    images={"image": image},
+                    verdict=f"read as {read}, p({digit}) = {math.exp(asked):.3f}",
+                    passed=read == digit,
+                    badness=-asked + (WRONG_FIRST if read != digit else 0.0),
+                )
+            )
+    return pictures
+
+
+def page_content(folder: Path, result: dict[str, Any], pictures: list[Picture]) -> Grade:
+    """The grade of a folder with its thresholds, confusion matrices and images."""
+    accuracy = result["mean_accuracy"]
+    measures = [
+        Measure(
+            f"mean accuracy, {name} baseline", f"{accuracy:.2%}", f">= {bar:.0%}", accuracy >= bar
+        )
+        for name, bar in BASELINES.items()
+    ]
+    parts = result["datasets"]
+    for dataset, part in parts.items():
+        name = f"accuracy, {dataset} (classifier: {part['judge']})"
+        measures.append(Measure(name, f"{part['accuracy']:.2%}"))
+    measures += [
+        Measure(f"{key.replace('_', ' ')}, {dataset}", f"{value:.3f}")
+        for dataset, values in result["quality"].items()
+        for key, value in values.items()
+    ]
+    return Grade(
+        title=f"Problem 1, edition {result['edition']}: digits",
+        folder=folder,
+        passed=accuracy >= BASELINES["strong"],
+        measures=measures,
+        pictures=pictures,
+        confusion={dataset: part["confusion"] for dataset, part in parts.items()},
+        note="The verdict is that of the strong baseline.",
+    )
 
 
 def _print(result: dict[str, Any]) -> None:

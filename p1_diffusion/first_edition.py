@@ -5,12 +5,14 @@ It is kept so that its checkpoints load; `checkpoints/p1_digits` is one of them.
 
 import dataclasses
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.checkpoint import load_model, save_model
+from common.config import Depth, Fraction, Size
 from common.data.digits import NUM_DIGITS
 from common.diffusion.process import Parameterization
 from common.diffusion.schedule import ScheduleName
@@ -24,24 +26,25 @@ GROUPS = 16
 class FirstEditionConfig:
     """Hyperparameters of the network, and the meaning of its output."""
 
-    channels: tuple[int, int] = (80, 160)
+    channels: tuple[Size, Size] = (80, 160)
     """Channels at 14x14 and at 7x7."""
-    blocks: int = 1
+    blocks: Depth = 1
     """Residual blocks at each resolution of the encoder, and again of the decoder."""
-    heads: int = 4
+    heads: Depth = 4
     """Attention heads at 7x7."""
-    embedding: int = 256
+    embedding: Size = 256
     """Width of the time and context embeddings."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Dropout probability inside the residual blocks."""
     parameterization: Parameterization = "v"
     """What the network predicts: eps, x0 or v."""
     schedule: ScheduleName = "cosine"
     """Noise schedule of the training."""
-    augmentation: int = 0
+    augmentation: Literal[0] = 0
     """Length of the augmentation vector; always 0, since this network takes none."""
-    datasets: int = 2
+    datasets: Literal[2] = 2
     """Number of datasets; always 2, MNIST-M and SVHN."""
+    ADDED: ClassVar = {"augmentation": 0, "datasets": 2}
 
 
 class FirstEditionUNet(nn.Module):

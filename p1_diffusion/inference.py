@@ -62,7 +62,8 @@ def main(config: Config) -> None:
     everything = edition_keys(pairing(config.edition))
     keys = edition_keys(pick_classes(config.edition, config.classes))
     prepare_output(config.output_dir, {file_name(key) for key in everything})
-    for part, images in sample_digits(model, keys, config.sampling, share=(rank, processes)):
+    sampling = config.sampling.for_job(len(everything))
+    for part, images in sample_digits(model, keys, sampling, share=(rank, processes)):
         for key, image in zip(part, images, strict=True):
             write_png(config.output_dir / file_name(key), image, staging=config.output_dir)
     if rank == 0:
@@ -81,7 +82,7 @@ def pick_classes(edition: Edition, names: Sequence[str]) -> list[tuple[str, int]
                 f"--classes: the edition {edition} has no class {name!r}; its classes are"
                 f" {', '.join(known)}"
             )
-    return [known[name] for name in names] or list(known.values())
+    return [known[name] for name in dict.fromkeys(names)] or list(known.values())
 
 
 def prepare_output(folder: Path, wanted: set[str]) -> None:

@@ -7,6 +7,7 @@ edges and cost little.
 import dataclasses
 import math
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 
 from common.attention import attend
 from common.checkpoint import load_config, load_model, save_model
-from common.data.digits import NUM_DIGITS, SIZE
+from common.config import Bounds, Depth, Fraction, Index, Size
+from common.data.digits import DATASETS, NUM_DIGITS, SIZE
 from common.diffusion.process import Parameterization
 from common.diffusion.schedule import SCHEDULES, ScheduleName
 from common.embedding import SinusoidalEmbedding
@@ -29,29 +31,30 @@ GROUP = 16  # channels per group of GroupNorm; layers with fewer channels have o
 class ContextUNetConfig:
     """Hyperparameters of the network, and the meaning of its output."""
 
-    datasets: int = 2
+    datasets: Annotated[int, Bounds(at_least=1, at_most=len(DATASETS))] = 2
     """Number of datasets, the first ones of `common.data.digits.DATASETS`."""
-    channels: tuple[int, ...] = (32, 96, 192)
+    channels: tuple[Size, ...] = (32, 96, 192)
     """Channels at each resolution, finest first; each resolution halves height and width."""
-    blocks: tuple[int, ...] = (1, 1, 1)
+    blocks: tuple[Depth, ...] = (1, 1, 1)
     """Residual blocks at each resolution of the encoder, and again of the decoder."""
-    attention: tuple[int, ...] = (2,)
+    attention: tuple[Index, ...] = (2,)
     """Indices of the resolutions with self-attention; 0 is the finest."""
-    heads: int = 6
+    heads: Depth = 6
     """Attention heads."""
-    embedding: int = 256
+    embedding: Size = 256
     """Width of the time and context embeddings."""
     class_maps: bool = True
     """Add a learned feature map for each (digit, dataset) at the coarsest resolution, which can
     encode where strokes lie."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Dropout probability inside the residual blocks."""
-    augmentation: int = 0
+    augmentation: Index = 0
     """Length of the vector that describes a training image's augmentation; 0 is no such input."""
     parameterization: Parameterization = "v"
     """What the network predicts: eps, x0 or v."""
     schedule: ScheduleName = "cosine"
     """Noise schedule of the training."""
+    ADDED: ClassVar = {"augmentation": 0, "datasets": 2}
 
 
 class ContextUNet(nn.Module):

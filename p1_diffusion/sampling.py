@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from common.config import Scale
 from common.data.digits import DATASETS, SIZE
 from common.diffusion.guidance import guided
 from common.diffusion.process import denoiser
 from common.diffusion.samplers import Callback, sample
-from common.diffusion.sampling import GuidedSamplerConfig, sample_in_chunks
+from common.diffusion.sampling import ChunkSize, GuidedSamplerConfig, sample_in_chunks
 from common.diffusion.schedule import SPACINGS, make_schedule
 from common.errors import InputError
 from common.images import to_uint8
@@ -25,13 +26,13 @@ ImageKey = tuple[str, int, int]  # (dataset, digit, number), numbers from 1
 class SamplingConfig(GuidedSamplerConfig):
     """Sampling settings. An image depends on these and on its (dataset, digit, number) alone."""
 
-    guidance_scale: float = 7.5
+    guidance_scale: Scale = 7.5
     """Scale s of classifier-free guidance, uncond + s (cond - uncond); 1 is no guidance. The
     homework's `--guide-w W` is also accepted and means s = W + 1. The defaults of scale and
     interval were chosen together, by measurement (results/p1_guidance.json)."""
     guidance_interval: tuple[int, int] = (150, 700)
     """Lowest and highest timestep t with guidance; 0 999 is every timestep."""
-    chunk_size: int = 50
+    chunk_size: ChunkSize = 50
     """Images per network call. Runs on one device with one chunk size write identical files."""
 
 

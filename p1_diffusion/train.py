@@ -9,7 +9,6 @@ Running the same command again resumes. RUN_DIR/last holds the EMA weights as a 
 """
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -17,7 +16,9 @@ import torch
 import tyro
 
 from common import cli
+from common.checkpoint import tensors_hash
 from common.cli import Preset
+from common.config import Bounds, Probability
 from common.data.digits import DATASETS, NUM_DIGITS, BalancedDraw, Digits, load_digits
 from common.diffusion.guidance import drop_context
 from common.diffusion.loss import (
@@ -61,7 +62,7 @@ class Config:
     """Folder of the digits, in the homework's layout."""
     init_from: Path | None = None
     """Model folder with the initial weights; they are random if none is given."""
-    cond_drop_prob: float = 0.1
+    cond_drop_prob: Probability = 0.1
     """Probability that an image's digit is replaced by the null condition, which classifier-free
     guidance needs."""
     loss_weight: LossWeight = "learned"
@@ -69,12 +70,12 @@ class Config:
     on the x0 error; none: the plain error of the network's output."""
     timesteps: TimestepDistribution = "logit_normal"
     """Distribution of the timesteps t in training."""
-    guidance_scale: float = 1.0
+    guidance_scale: Annotated[float, Bounds(at_least=1)] = 1.0
     """Guidance scale that the network learns to imitate (Model Guidance), so that sampling needs no
     guidance; 1 is off. Meant for the last steps of a training, with --init-from."""
     guidance_interval: tuple[int, int] = SamplingConfig().guidance_interval
     """Lowest and highest timestep t to which --guidance-scale applies."""
-    augment: float = 0.15
+    augment: Probability = 0.15
     """Probability of each augmentation (colour permutation, negation, shift with scaling), which
     the network receives as an input; 0 is no augmentation."""
     model: ContextUNetConfig = ContextUNetConfig()
@@ -103,12 +104,6 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains the network, or resumes the run in `run_dir`."""
-    if not (math.isfinite(config.guidance_scale) and config.guidance_scale >= 1.0):
-        raise InputError(f"--guidance-scale must be at least 1, not {config.guidance_scale}")
-    for name in ("cond_drop_prob", "augment"):
-        if not 0.0 <= getattr(config, name) <= 1.0:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} must lie in [0, 1], not {getattr(config, name)}")
     torch.manual_seed(config.training.seed)
     if config.init_from:
         model = ContextUNet.load(config.init_from).train()
@@ -207,10 +202,13 @@ def main(config: Config) -> None:
         get_batch,
         config.training,
         config.run_dir,
-        settings=settings_of(config, "data"),
+        settings=settings_of(
+            config, "data", data_hash=tensors_hash(data.images, data.digits, data.datasets)
+        ),
         save=model.save,
         validate=validate,
         preview=preview,
+        next_command="bash hw2_1.sh OUT --checkpoint LAST",
     )
 
 

@@ -2,6 +2,8 @@
 
     # MSE to the references, on pixels in 0..255; a mean below 20 passes
     python3 -m p2_ddim.evaluate --images OUT --references hw2_data/face/GT
+    # a page with every image beside its reference, the worst first
+    python3 -m p2_ddim.evaluate --images OUT --references hw2_data/face/GT --html page.html
     # Frechet distance to real photos, and distance to the nearest photo
     python3 -m p2_ddim.evaluate --images OUT --photos hw2_data/face
 
@@ -14,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from common import cli
@@ -21,10 +24,12 @@ from common.data.faces import load_faces
 from common.errors import InputError
 from common.files import write_json
 from common.images import image_files, read_rgb
+from common.page import Grade, Measure, Picture, check_page, write_grade
 from p2_ddim.study.features import SHIPPED, choose_features
 from p2_ddim.study.quality import nearest_photo, quality, stack_like
 
 PASS_BELOW = 20.0
+AMPLIFIED = 8  # factor of the differences on the page of --html
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +48,23 @@ class Config:
     the colours on an 8x8 grid are used."""
     result: Path | None = None
     """JSON file to write; none is written if it is not given."""
+    html: Path | None = None
+    """Page to write, with every image beside its reference; needs --references. None is written if
+    it is not given."""
 
 
 def main(config: Config) -> None:
     """Prints the tables and writes the result; exits with 1 if the mean MSE is not below 20."""
     if not config.references and not config.photos:
         raise InputError("nothing to compare with: give --references, --photos or both")
+    if config.html and not config.references:
+        raise InputError("--html shows images beside references: give --references too")
+    check_page(config.html)
     images = read_images(config.images)
     result: dict[str, Any] = {"images": len(images)}
     if config.references:
-        result |= compare(images, read_images(config.references))
+        references = read_images(config.references)
+        result |= compare(images, references)
         print_comparison(result)
     if config.photos:
         train, held_out = load_faces(config.photos, "train"), load_faces(config.photos, "held_out")
@@ -68,6 +80,8 @@ def main(config: Config) -> None:
                 )
     if config.result:
         write_json(config.result, result)
+    if config.html:
+        write_grade(config.html, page_content(config.images, result, images, references))
     if config.references and not result["passes"]:
         raise SystemExit(1)
 
@@ -135,6 +149,32 @@ def print_comparison(result: dict[str, Any]) -> None:
         f" {PASS_BELOW:g} passes), sum {result['sum_mse']:.4f}, largest difference"
         f" {result['max_difference']}"
     )
+
+
+def page_content(
+    folder: Path,
+    result: Mapping[str, Any],
+    images: Mapping[str, Tensor],
+    references: Mapping[str, Tensor],
+) -> Grade:
+    """The grade of a folder, with every image, its reference and their amplified difference."""
+    pictures = []
+    for name, mse in result["mse"].items():
+        image, reference = images[name], references[name]
+        difference = (image.int() - reference.int()).abs() * AMPLIFIED
+        shown = {
+            "image": image,
+            "reference": reference,
+            f"difference x {AMPLIFIED}": difference.clamp(max=255).to(torch.uint8),
+        }
+        pictures.append(Picture(name, shown, f"MSE {mse:.3f}", mse < PASS_BELOW, mse))
+    measures = [
+        Measure("mean MSE", f"{result['mean_mse']:.4f}", f"< {PASS_BELOW:g}", result["passes"]),
+        Measure("sum of MSE", f"{result['sum_mse']:.4f}"),
+        Measure("largest difference of a pixel", f"{result['max_difference']} of 255"),
+    ]
+    note = "A picture counts as wrong where its own MSE misses the threshold of the mean."
+    return Grade("Problem 2: faces", folder, result["passes"], measures, pictures, note=note)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,27 @@ The default configuration has exactly the keys and shapes of the homework's `UNe
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.attention import attend
-from common.checkpoint import load_model, load_pickle, load_strict, load_tensors, save_model
+from common.checkpoint import build_network, load_model, load_strict, save_model
+from common.config import Bounds, Depth, Fraction, Index, Size, read_entries
 from common.diffusion.process import Parameterization
 from common.embedding import SinusoidalEmbedding
 from common.errors import InputError
 from common.files import ROOT, read_json, shown
+from common.latent.network_config import NETWORK
+from common.weights import (
+    followed,
+    has_old_attention,
+    old_attention_names,
+    read_weights,
+    weights_file,
+)
 
 FACES = ROOT / "checkpoints" / "p2_faces"
 """Model folder of the face model that this project trained, for 64x64 images."""
@@ -45,27 +54,28 @@ class FaceUNetConfig:
     The defaults are those of the homework's `UNet.pt`.
     """
 
-    channels: tuple[int, ...] = (128, 128, 256, 256, 512, 512)
+    channels: tuple[Size, ...] = (128, 128, 256, 256, 512, 512)
     """Channels at each resolution, finest first; each resolution halves height and width."""
-    blocks: int = 2
+    blocks: Depth = 2
     """Residual blocks at each resolution of the encoder; the decoder has one more at each."""
-    attention: tuple[int, ...] = (4,)
+    attention: tuple[Index, ...] = (4,)
     """Indices of the resolutions with self-attention; 0 is the finest. The bottleneck always has
     it."""
-    heads: int = 1
+    heads: Depth = 1
     """Attention heads."""
-    embedding: int = 512
+    embedding: Size = 512
     """Width of the time embedding."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Dropout probability inside the residual blocks."""
-    patch: int = 1
+    patch: Annotated[int, Bounds(at_least=1, at_most=64)] = 1
     """Patch side p in pixels: a pixel-unshuffle by p before the first layer and a pixel-shuffle by
     p at the end; 1 is none."""
-    refine: int = 0
+    refine: Index = 0
     """Channels of a final residual block at full resolution, which removes the grain that patches
     cause; 0 is no such block."""
     parameterization: Parameterization = "eps"
     """What the network predicts: eps, x0 or v."""
+    ADDED: ClassVar = {"refine": 0}
 
 
 class FaceUNet(nn.Module):
@@ -78,6 +88,7 @@ class FaceUNet(nn.Module):
 
     def __init__(self, config: FaceUNetConfig) -> None:
         super().__init__()
+        _check(config)
         self.config = config
         self.parameterization = config.parameterization
         self.side_multiple = config.patch * 2 ** (len(config.channels) - 1)
@@ -181,6 +192,22 @@ class FaceUNet(nn.Module):
         return names
 
 
+def _check(config: FaceUNetConfig) -> None:
+    """Raises InputError if no network can be built with this configuration."""
+    channels, refine = config.channels, config.refine
+    if not 1 <= len(channels) <= 10 or any(count % GROUPS for count in channels):
+        raise InputError(
+            f"channels must be multiples of {GROUPS} for 1 to 10 resolutions, not {channels}"
+        )
+    if any(level >= len(channels) for level in config.attention):
+        raise InputError(f"attention {config.attention} names a resolution that {channels} lacks")
+    attending = [channels[-1], *(channels[level] for level in config.attention)]
+    if any(count % config.heads for count in attending):
+        raise InputError(f"{config.heads} heads do not divide the channels {attending}")
+    if refine % max(refine // 16, 1):
+        raise InputError(f"refine must be a multiple of its groups, {refine // 16}, not {refine}")
+
+
 def run_part(part: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
     """Applies a layer to h [N, C, H, W]; a `Block` also takes the embedding [N, E]."""
     return part(h, emb) if isinstance(part, Block) else part(h)
@@ -275,15 +302,14 @@ def load_network(path: Path) -> FaceNetwork:
     of this project, or the folder of a diffusers `UNet2DModel` or of a pipeline that contains one.
     Raises InputError if it is none of these, or if its weights do not fit.
     """
-    path = Path(path)
+    path = followed(path)
     if path == FACES and not path.exists():
         raise InputError(
             f"{shown(path)} is missing; it is part of the repository: restore it with git, or give"
             " another --checkpoint, such as the homework's UNet.pt"
         )
     if not path.is_dir():
-        state = load_tensors(path)[0] if path.suffix == ".safetensors" else load_pickle(path)
-        return from_state_dict(state, path)
+        return from_state_dict(read_weights(path), path)
     if (path / "model_index.json").is_file():
         path = path / "unet"
     config = read_json(path / "config.json")
@@ -292,15 +318,11 @@ def load_network(path: Path) -> FaceNetwork:
     return fold_upsampling(FaceUNet.load(path))
 
 
-def from_state_dict(state: object, source: Path) -> FaceUNet:
+def from_state_dict(state: Mapping[str, Tensor], source: Path) -> FaceUNet:
     """Builds the homework's network, in evaluation mode, with the weights of a state dict.
 
     Raises InputError that names keys and shapes that do not fit.
     """
-    if not isinstance(state, Mapping) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise InputError(f"{source} holds no state dict: a dict from names to tensors is expected")
     model = FaceUNet(FaceUNetConfig())
     load_strict(model, state, source)
     return fold_upsampling(model.eval().to(memory_format=torch.channels_last))
@@ -349,18 +371,14 @@ class DiffusersUNet(nn.Module):
                 f"{folder} holds a diffusers model, which needs the package diffusers: install it"
                 " with python3 -m pip install diffusers"
             ) from None
-        try:
-            self.unet, found = UNet2DModel.from_pretrained(
-                folder, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"{folder} is not a complete diffusers model ({error})") from None
-        strange = found["missing_keys"] + found["unexpected_keys"] + found["mismatched_keys"]
-        if strange:
-            raise InputError(
-                f"the weights in {folder} do not fit its config.json: {len(strange)} keys, such as"
-                f" {strange[0]}"
-            )
+        path, weights = folder / "config.json", weights_file(folder)
+        config = read_entries(path, NETWORK)
+        self.unet = build_network(
+            lambda: UNet2DModel.from_config(dict(config)), path, "a UNet2DModel", weights
+        )
+        state = read_weights(weights)
+        names = old_attention_names(self.unet.state_dict()) if has_old_attention(state) else None
+        load_strict(self.unet, state, weights, names)
         self.side_multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
         self.eval().to(memory_format=torch.channels_last)
 

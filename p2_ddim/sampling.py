@@ -2,19 +2,20 @@
 
 import dataclasses
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from common.checkpoint import load_pickle
+from common.config import Bounds, check_fields
 from common.devices import DTYPES, Precision
 from common.diffusion.process import Denoise, denoiser
 from common.diffusion.samplers import Callback, SamplerName, sample
-from common.diffusion.sampling import SamplerConfig, sample_in_chunks
+from common.diffusion.sampling import ChunkSize, SamplerConfig, sample_in_chunks
 from common.diffusion.schedule import SPACINGS, NoiseSchedule, TimestepPairs, linear_schedule
 from common.errors import InputError
 from common.images import is_hidden
@@ -40,13 +41,13 @@ class SamplingConfig(SamplerConfig):
     spacing: Literal["leading", "trailing", "linspace", "homework"] = "homework"
     """Choice of the timesteps. With 50 steps: homework 981, ..., 21, 1; leading 980, ..., 20, 0;
     trailing 999, ..., 39, 19; linspace 50 rounded values from 999 to 0."""
-    chunk_size: int = 1
+    chunk_size: ChunkSize = 1
     """Images per network call. Runs on one device with one chunk size write identical files."""
     clip_x0: bool = True
     """Clamp the predicted x0 to [-1, 1] at each step; eps is not recomputed from it."""
     last_abar: Literal["first", "one"] = "first"
     """Alpha-bar after the last step: first is alphas_cumprod[0] (0.9999), one is 1."""
-    table_length: int = 1000
+    table_length: Annotated[int, Bounds(at_least=2, at_most=10**6)] = 1000
     """Number of betas in the noise schedule, linear from 0.0001 to 0.02."""
     table_offset: int = 0
     """Offset k of the noise schedule: the network receives t where the sampler uses
@@ -57,8 +58,7 @@ class SamplingConfig(SamplerConfig):
 
     def check(self, num_timesteps: int | None = None) -> None:
         """Raises InputError if a setting is out of range."""
-        if self.table_length < 2:
-            raise InputError(f"--table-length must be at least 2, not {self.table_length}")
+        check_fields(self)
         super().check(num_timesteps or self.table_length)
         t = [t for t, _ in plan(self)[1]]
         if min(t) < 0 or max(t) >= self.table_length or min(t) - self.table_offset < 0:
@@ -99,11 +99,18 @@ def read_noises(folder: Path) -> list[NamedNoise]:
     if not folder.is_dir():
         raise InputError(f"the noise folder {folder} does not exist")
     named_noises = [
-        (path.stem, read_noise(path)) for path in sorted(folder.glob("*.pt")) if not is_hidden(path)
+        (path.stem, read_noise(path))
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in (".pt", ".pth") and not is_hidden(path)
     ]
     if not named_noises:
-        raise InputError(f"{folder} holds no noise file: NAME.pt is expected")
+        below = next(folder.glob("*/*.pt"), None)
+        hint = f"; {below.parent} holds some" if below else ""
+        raise InputError(f"{folder} holds no noise file: NAME.pt is expected{hint}")
+    names = [name for name, _ in named_noises]
     for name, noise in named_noises:
+        if names.count(name) > 1:
+            raise InputError(f"{folder} holds two noises of the name {name}")
         if noise.shape != named_noises[0][1].shape:
             raise InputError(
                 f"{folder / name}.pt is {_size(noise)}, but {named_noises[0][0]}.pt is"
@@ -118,8 +125,15 @@ def read_noise(path: Path) -> Tensor:
     Raises InputError if the file does not hold one finite float tensor [1, 3, H, W] or [3, H, W].
     """
     noise = load_pickle(path)
+    if isinstance(noise, Mapping) and len(noise) > 1:
+        raise InputError(f"{path} holds {len(noise)} entries, such as weights, not one noise")
+    if isinstance(noise, Mapping | list | tuple) and len(noise) == 1:
+        noise = next(iter(noise.values() if isinstance(noise, Mapping) else noise))
     if not isinstance(noise, Tensor):
-        raise InputError(f"{path} holds no tensor")
+        raise InputError(
+            f"{path} holds no tensor: save a noise with torch.save, and one of numpy after"
+            " torch.from_numpy"
+        )
     shape = list(noise.shape)
     if len(shape) == 4 and shape[0] == 1:
         noise = noise[0]
@@ -131,6 +145,14 @@ def read_noise(path: Path) -> Tensor:
     if not bool(noise.isfinite().all()):
         raise InputError(f"{path} holds numbers that are not finite")
     return noise.float()
+
+
+def numbered_noise(number: int, side: int, seed: int = 0) -> Tensor:
+    """Standard normal noise, float32 [3, side, side], which depends on the three numbers alone.
+
+    `scripts.make_noise` writes it as NN.pt. Raises InputError if a number is negative.
+    """
+    return StackedRandomGenerator([derive_seed(seed, number)]).randn(3, side, side)[0]
 
 
 def check_side(network: FaceNetwork, noise: Tensor, source: Path) -> None:

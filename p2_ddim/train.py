@@ -16,6 +16,7 @@ import torch
 import tyro
 
 from common import cli
+from common.checkpoint import tensors_hash
 from common.cli import Preset
 from common.data.faces import Faces, load_faces
 from common.diffusion.loss import LossWeight, LossWeighting, TimestepDistribution, diffusion_loss
@@ -169,10 +170,11 @@ def main(config: Config) -> None:
         get_batch,
         config.training,
         config.run_dir,
-        settings=settings_of(config, "data"),
+        settings=settings_of(config, "data", data_hash=tensors_hash(data.images)),
         save=lambda folder: model.save(folder, torch.float16),
         validate=validate,
         preview=preview,
+        next_command="bash hw2_2.sh NOISE_DIR OUT LAST",
     )
 
 

@@ -35,7 +35,6 @@ from p3_clip.model import (
     class_names,
     default_templates,
     read_templates,
-    spaced,
     template_hash,
     zero_shot_classifier,
 )
@@ -173,7 +172,8 @@ def _plain(key: str, value: Any) -> Any:
 def read_labels(path: Path) -> dict[str, str]:
     """Reads the JSON file that maps class ids to class names.
 
-    Raises InputError if it does not do that, or if two classes have the same name.
+    Raises InputError if it does not do that. Two classes may have one name, such as ImageNet's
+    cranes, which `class_names` tells apart.
     """
     value = read_json(path)
     if (
@@ -182,12 +182,6 @@ def read_labels(path: Path) -> dict[str, str]:
         or not all(isinstance(name, str) and name for name in value.values())
     ):
         raise InputError(f'{path} must map class ids to names, like {{"0": "bicycle"}}')
-    seen: dict[str, str] = {}
-    for class_id, name in value.items():
-        if (other := seen.setdefault(spaced(name), class_id)) != class_id:
-            raise InputError(
-                f"{path}: the classes {other} and {class_id} have the same name, {name!r}"
-            )
     return value
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from common.clip.model import Clip
 from common.errors import InputError
+from common.text_files import read_text, text_lines
 
 DATA = Path(__file__).resolve().parent / "data"
 
@@ -40,8 +41,8 @@ def class_names(classes: Mapping[str, str], overrides: Any) -> tuple[list[str], 
     """Returns the words used for each class, and how many of them differ from the labels' names.
 
     `classes` maps class ids to names, in which underscores become spaces. `overrides` maps a class
-    id or name to the words to use instead. Raises InputError if `overrides` is not such a mapping,
-    names an unknown class or gives two classes the same words.
+    id or name to the words to use instead. Raises InputError if `overrides` is not such a mapping
+    or names an unknown class, or if two classes have the same words then.
     """
     if not isinstance(overrides, dict) or not all(
         isinstance(words, str) and words for words in overrides.values()
@@ -58,9 +59,17 @@ def class_names(classes: Mapping[str, str], overrides: Any) -> tuple[list[str], 
     for class_id, name in classes.items():
         keys = [key for key in (class_id, name, spaced(name)) if key in overrides]
         names.append(overrides[keys[0]] if keys else spaced(name))
-    if len(set(names)) < len(names):
-        double = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"the class-name overrides give two classes the same name, {double!r}")
+    seen: dict[str, str] = {}
+    for class_id, name in zip(classes, names, strict=True):
+        if (other := seen.setdefault(name, class_id)) != class_id:
+            if {class_id, classes[class_id]} & overrides.keys():
+                raise InputError(
+                    f"the class-name overrides give two classes the same name, {name!r}"
+                )
+            raise InputError(
+                f"the classes {other} and {class_id} have the same name, {name!r}: tell them apart"
+                " by their ids with --names"
+            )
     return names, sum(new != old for new, old in zip(names, classes.values(), strict=True))
 
 
@@ -87,15 +96,9 @@ def read_templates(path: Path) -> list[str]:
     Raises InputError if the file is missing, is not text or holds no template, or, with the number
     of the line, if a line is empty or not a template.
     """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except FileNotFoundError:
-        raise InputError(f"the template file {path} does not exist") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file") from None
     templates = [
         check_template(line, f"{path}, line {number}")
-        for number, line in enumerate(lines, 1)
+        for number, line in text_lines(read_text(path))
         if not line.startswith("#")
     ]
     if not templates:

@@ -31,7 +31,6 @@ import torch
 import tyro
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from common import cli
 from common.checkpoint import load_strict
@@ -48,7 +47,9 @@ from common.errors import InputError
 from common.files import read_json
 from common.grid import labelled_grid
 from common.images import resize, to_model_range, write_png
+from common.progress import Progress
 from common.seeds import Draws, batch_seed, derive_seed
+from common.text_files import read_text
 from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_clip.model import DATA, read_templates, zero_shot_classifier
 
@@ -213,10 +214,11 @@ def main(config: Config) -> None:
         config.run_dir,
         settings=settings_of(config, fill50k=bool(config.fill50k), model=model_cfg),
         save=lambda folder: save_folder(
-            folder, whole_state(network), model_cfg, TEMPLATES.read_text()
+            folder, whole_state(network), model_cfg, read_text(TEMPLATES)
         ),
         validate=validate,
         preview=preview,
+        next_command="bash scripts/inference_clip.sh IMAGES LABELS OUT --model LAST",
     )
 
 
@@ -337,7 +339,7 @@ def read_real(root: Path, size: int) -> RealPairs:
     colours = [pair.colours for pair in pairs]
     images = [
         resize(pair.read_target()[None], size)[0]
-        for pair in tqdm(pairs, desc="fill50k", dynamic_ncols=True)
+        for pair in Progress(pairs, desc="reading fill50k", unit="pairs")
     ]
     return RealPairs(torch.stack(images), colours)
 

@@ -3,6 +3,8 @@
     python3 -m p3_controlnet.evaluate --images OUT --prompts prompt.json --sources DIR --targets DIR
     # for a model that draws at 64x64 pixels: colours are measured farther from the edges
     python3 -m p3_controlnet.evaluate ... --resolution 64
+    # a page with every image between its control image and its target, the worst first
+    python3 -m p3_controlnet.evaluate ... --html page.html
     # with the grader's own networks
     python3 -m p3_controlnet.evaluate ... --clip ViT-B-32.pt --sam2 FOLDER
 
@@ -15,14 +17,13 @@ Exit code: 0 if every image is present and IoU and colour errors reach their thr
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common import cli
 from common.clip.loading import load_judge
@@ -44,6 +45,8 @@ from common.metrics.segmentation import (
     median_colour,
     object_mask,
 )
+from common.page import Grade, Measure, Picture, check_page, write_grade
+from common.progress import Progress
 
 if TYPE_CHECKING:
     from common.clip.model import Clip
@@ -87,6 +90,8 @@ class Config:
     passes."""
     result: Path | None = None
     """JSON file for the results; none is written by default."""
+    html: Path | None = None
+    """Page for the results, with every image and its verdict; none is written by default."""
 
 
 def main(config: Config) -> None:
@@ -95,28 +100,49 @@ def main(config: Config) -> None:
         raise InputError(f"--resolution must be between 16 and {SIZE}, not {config.resolution}")
     if not config.images.is_dir():
         raise InputError(f"the folder {config.images} does not exist")
+    check_page(config.html)
     pairs = read_prompts(config.prompts, config.sources, config.targets)
-    scenes = [read_scene(pair) for pair in pairs]
-    pictures, dropped = read_output(
-        config.images, [pair.target.relative_to(config.targets) for pair in pairs]
-    )
     judge, note = load_judge(pretrained=None if config.clip == "auto" else config.clip)
     if judge is None and config.clip == "auto":
         # `load_judge` names --pretrained, the flag of other programs.
         note = f"left out, since {note.replace('--pretrained', '--clip')}"
     segmenter = load_sam2(config.sam2) if config.sam2 else centre_mask
-    lines = []
-    for pair, scene, picture in zip(
-        pairs, scenes, tqdm(pictures, unit="image", dynamic_ncols=True), strict=True
-    ):
+    lines: list[dict[str, Any]] = []
+    dropped: dict[str, str] = {}
+    ungraded: dict[str, str] = {}
+    for pair in Progress(pairs, desc="grading", unit="images"):
+        name = pair.target.relative_to(config.targets)
         line: dict[str, Any] = {"target": pair.target.name, "prompt": pair.prompt}
-        if picture is not None:
-            line["iou_centre"] = iou(segmenter(picture), segmenter(pair.read_target()))
+        picture, target = None, pair.read_target()
+        try:
+            picture = read_output(config.images, name)
+        except InputError as error:
+            dropped[str(name)] = str(error)
+        else:
+            line["iou_centre"] = iou(segmenter(picture), segmenter(target))
             line["cosine"] = cosine(judge, picture, pair.prompt) if judge else None
-        lines.append(line | measure(picture, pair.read_target(), *scene, config.resolution))
+        circles = fit_circles(pair.read_source())
+        try:
+            described = read_description(pair, circles)
+        except UngradedError as error:
+            ungraded[str(name)] = str(error)
+        else:
+            line |= measure(picture, target, circles, described, config.resolution)
+        lines.append(line)
+    if len(dropped) == len(pairs):
+        raise InputError(
+            f"none of the {len(pairs)} images can be read from {config.images}; the first:"
+            f" {next(iter(dropped.values()))}"
+        )
+    if len(ungraded) == len(pairs):
+        raise InputError(
+            f"none of the {len(pairs)} lines of {config.prompts} can be graded; the first:"
+            f" {next(iter(ungraded.values()))}"
+        )
     result = {
         "images": len(lines) - len(dropped),
         "dropped": dropped,
+        "ungraded": ungraded,
         "resolution": config.resolution,
         "grader": grade(lines) | {"mask": "SAM2" if config.sam2 else "two colours", "clip": note},
         **means(lines),
@@ -127,72 +153,73 @@ def main(config: Config) -> None:
     _print(result)
     if config.result:
         write_json(config.result, result)
+    if config.html:
+        write_grade(config.html, page_content(config, result, pairs))
     if not result["passes"]:
         raise SystemExit(1)
 
 
 def means(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The mean of each of `MEASURES` over the lines."""
-    return {name: sum(line[name] for line in lines) / len(lines) for name in MEASURES}
+    """The mean of each of `MEASURES` over the lines that could be graded."""
+    graded = [line for line in lines if "iou" in line]
+    return {name: sum(line[name] for line in graded) / len(graded) for name in MEASURES}
 
 
 def passes(result: dict[str, Any]) -> bool:
     """Whether every image is present and the IoU and both colour errors reach their thresholds."""
-    errors = max(result["circle_error"], result["background_error"])
-    return (
-        not result["dropped"]
-        and result["iou"] >= result["bar"]["iou"]
-        and errors <= result["bar"]["colour_error"]
-    )
+    return not result["dropped"] and reaches(result, result["bar"])
+
+
+def reaches(measures: Mapping[str, Any], bar: Mapping[str, float]) -> bool:
+    """Whether the IoU and both colour errors reach their thresholds."""
+    errors = max(measures["circle_error"], measures["background_error"])
+    return measures["iou"] >= bar["iou"] and errors <= bar["colour_error"]
 
 
 # ----------------------------------------------------------------------------
 # Reading images and scenes.
 
 
-def read_output(folder: Path, names: Sequence[Path]) -> tuple[list[Tensor | None], dict[str, str]]:
-    """Reads the named images of a folder, or of its subfolder target/.
+class UngradedError(InputError):
+    """A line whose prompt and control image do not say what its image should show."""
 
-    Returns the images uint8 [3, 512, 512] in the order of `names`, None for one that is missing,
-    unreadable or of another size, and a dict from the names of those to the reason. The grader
-    drops their lines. Raises InputError if no image can be used.
+
+def read_output(folder: Path, name: Path) -> Tensor:
+    """The named image of a folder, or of its subfolder target/, uint8 [3, 512, 512].
+
+    Raises InputError if it is missing, unreadable or of another size; the grader drops such lines.
     """
-    pictures: list[Tensor | None] = []
-    dropped: dict[str, str] = {}
-    for name in names:
-        path = next(
-            (path for path in (folder / name, folder / "target" / name) if path.is_file()),
-            folder / name,
-        )
-        try:
-            pictures.append(read_rgb(path, (SIZE, SIZE)))
-        except InputError as error:
-            pictures.append(None)
-            dropped[str(name)] = str(error)
-    if len(dropped) == len(names):
-        raise InputError(
-            f"none of the {len(names)} images can be read from {folder}; the first:"
-            f" {next(iter(dropped.values()))}"
-        )
-    return pictures, dropped
+    found = (path for path in (folder / name, folder / "target" / name) if path.is_file())
+    return read_rgb(next(found, folder / name), (SIZE, SIZE))
 
 
-def read_scene(pair: Pair) -> tuple[list[Circle], Description]:
-    """The circles in a pair's control image, and the colours that its prompt names.
+def read_description(pair: Pair, circles: Sequence[Circle]) -> Description:
+    """The colours that the prompt of a pair names, for the circles in its control image.
 
-    Raises InputError if the control image shows no circle, or if the prompt names neither one
-    circle colour nor one for each circle.
+    Raises UngradedError if the control image shows no circle, if the prompt has another form, names
+    another number of circles or neither one colour nor one for each circle, or if a circle has the
+    background's colour, so that it cannot be seen.
     """
-    circles, described = fit_circles(pair.read_source()), parse_caption(pair.prompt)
+    try:
+        described = parse_caption(pair.prompt)
+    except InputError as error:
+        raise UngradedError(str(error)) from None
     if not circles:
-        raise InputError(f"{pair.source} shows no circle: white outlines on black are expected")
+        raise UngradedError(f"{pair.source} shows no circle: white outlines on black are expected")
+    count = described.count or len(described.colours)
     if len(described.colours) not in (1, len(circles)):
-        count = len(described.colours)
-        raise InputError(
+        raise UngradedError(
             f"{pair.source} shows {len(circles)} circles, but its prompt names {count} circle"
             f" colours: {pair.prompt!r}"
         )
-    return circles, described
+    if described.count not in (None, 1, len(circles)):
+        raise UngradedError(
+            f"{pair.source} shows {len(circles)} circles, but its prompt asks for {count}:"
+            f" {pair.prompt!r}"
+        )
+    if described.background in described.colours:
+        raise UngradedError(f"a circle in the background's colour cannot be seen: {pair.prompt!r}")
+    return described
 
 
 # ----------------------------------------------------------------------------
@@ -305,6 +332,11 @@ def assign_colours(
     return min(orders, key=lambda order: sum(score.error for _, score in order))
 
 
+def badness(line: dict[str, Any]) -> float:
+    """(1 - IoU) + (the larger colour error) / `NO_OBJECT_ERROR`; 0 for a perfect image."""
+    return 1.0 - line["iou"] + max(line["circle_error"], line["background_error"]) / NO_OBJECT_ERROR
+
+
 def cells(circles: Sequence[Circle]) -> Tensor:
     """The pixels nearest to each of the K circles, bool [K, 512, 512].
 
@@ -315,17 +347,70 @@ def cells(circles: Sequence[Circle]) -> Tensor:
     return distance.argmin(0) == torch.arange(len(circles))[:, None, None]
 
 
+def page_content(config: Config, result: Mapping[str, Any], pairs: Sequence[Pair]) -> Grade:
+    """The grade of a folder, with every image between its control image and its target."""
+    bar, shown = result["bar"], []
+    for pair, line in zip(pairs, result["lines"], strict=True):
+        name = pair.target.relative_to(config.targets)
+        images = {"control": pair.read_source(), "target": pair.read_target()}
+        if str(name) not in result["dropped"]:
+            images["image"] = read_output(config.images, name)
+        if "iou" in line:
+            verdict = (
+                f"IoU {line['iou']:.3f}, colour error {line['circle_error']:.1f} of the circle and"
+                f" {line['background_error']:.1f} of the background"
+            )
+        else:
+            verdict = f"not graded: {result['ungraded'][str(name)]}"
+        if "image" not in images:
+            verdict = "no readable image"
+        shown.append(
+            Picture(
+                name=f"{line['target']}: {line['prompt']}",
+                images=images,
+                verdict=verdict,
+                passed="image" in images and ("iou" not in line or reaches(line, bar)),
+                badness=badness(line) if "iou" in line else 0.0,
+            )
+        )
+    error, dropped, grader = bar["colour_error"], len(result["dropped"]), result["grader"]
+    measures = [
+        Measure("images that are missing or unreadable", str(dropped), "0", not dropped),
+        Measure(
+            "mean IoU", f"{result['iou']:.4f}", f">= {bar['iou']:g}", result["iou"] >= bar["iou"]
+        ),
+        *(
+            Measure(
+                f"mean colour error (CIEDE2000), {part}",
+                f"{result[f'{part}_error']:.2f}",
+                f"<= {error:g}",
+                result[f"{part}_error"] <= error,
+            )
+            for part in ("circle", "background")
+        ),
+        Measure("the course's score", f"{grader['score']:.4f}"),
+        Measure("CLIP of the course's score", grader["clip"]),
+    ]
+    note = "A picture counts as wrong where its own numbers miss the thresholds of the means."
+    return Grade(
+        "Problem 3, 2025: circles", config.images, result["passes"], measures, shown, note=note
+    )
+
+
 def _print(result: dict[str, Any]) -> None:
     columns = ["target", "iou_centre", "iou", "circle_error", "background_error", "prompt"]
-    worst = sorted(
-        result["lines"], key=lambda line: line["iou"] - line["circle_error"] / NO_OBJECT_ERROR
-    )[:5]
+    graded = [line for line in result["lines"] if "iou" in line]
+    worst = sorted(graded, key=lambda line: line["iou"] - line["circle_error"] / NO_OBJECT_ERROR)[
+        :5
+    ]
     print(f"the worst {len(worst)} lines, by IoU and colour error of the circle:")
     print(pd.DataFrame(worst).reindex(columns=columns).round(3).to_string(index=False, na_rep="-"))
     for name in MEASURES:
         print(f"{name.replace('_', ' '):<18}{result[name]:7.3f}")
     for name, reason in result["dropped"].items():
         print(f"dropped {name}: {reason}")
+    for name, reason in result["ungraded"].items():
+        print(f"left out of the means {name}: {reason}")
     grader = result["grader"]
     print(f"CLIP: {grader['clip']}")
     print(
@@ -341,6 +426,7 @@ def _print(result: dict[str, Any]) -> None:
         f" {result['circle_error']:.2f} and background {result['background_error']:.2f} (each at"
         f" most {bar['colour_error']:g})"
         + (f", {len(result['dropped'])} lines dropped" if result["dropped"] else "")
+        + (f", {len(result['ungraded'])} lines left out" if result["ungraded"] else "")
     )
 
 

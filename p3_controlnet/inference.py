@@ -11,19 +11,22 @@ kept, so repeating an interrupted command finishes it.
 """
 
 import dataclasses
+import functools
+import os
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from torch import Tensor
 
 from common import cli
-from common.data.fill50k import SIZE, read_prompts
+from common.config import Side, Size
+from common.data.fill50k import SIZE, Pair, read_prompts
 from common.devices import pick_device, this_process
-from common.errors import InputError
 from common.latent.control import residual_scales
 from common.latent.generate import ControlledGenerationConfig, Request
 from common.latent.model import LatentDiffusion
-from common.latent.save_pictures import Picture, draw_missing
+from common.latent.save_pictures import Mapped, Picture, draw_missing
 from p3_controlnet.hints import image_seed, read_hint, resize_hint
 from p3_controlnet.loading import ModelConfig, load_model
 from p3_controlnet.patches import patched
@@ -34,15 +37,16 @@ class Config:
     """Draws one image for each line of a prompt.json, from its prompt and its control image."""
 
     prompts: Path
-    """prompt.json: one JSON object per line, with the keys source, target and prompt."""
+    """prompt.json: one JSON object on each line, or one array of them, with the keys source, target
+    and prompt."""
     sources: Path
     """Folder of the control images, which `source` names."""
     output_dir: Path
     """Folder for the drawn images, which `target` names."""
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig()
-    size: int = SIZE
+    size: Side = SIZE
     """Side of the written images, in pixels."""
-    patch_stride: int | None = None
+    patch_stride: Size | None = None
     """Stride, in latents, of overlapping patches of the model's own size. With it, a --size above
     512 is drawn on a larger canvas; by default every image is drawn at the model's own size and
     then resized."""
@@ -56,8 +60,6 @@ def main(config: Config) -> None:
     config.generation.check()
     device = pick_device(config.model.device)
     pairs = read_prompts(config.prompts, config.sources, config.output_dir, targets_exist=False)
-    # All control images are read first, so that a bad one is reported before any image is drawn.
-    hints = [read_hint(pair.source) for pair in pairs]
     model = load_model(config.model).to(device).eval()
     residual_scales(config.generation, model.controlnet.num_residuals)  # checks their number
     side = canvas(model, config)
@@ -66,24 +68,24 @@ def main(config: Config) -> None:
         network = patched(
             model.apply_model, model.latent_side, config.patch_stride, model.downscale
         )
-    pictures = [
-        Picture(
-            pair.target,
-            Request(
-                pair.prompt,
-                image_seed(
-                    pair.target.relative_to(config.output_dir).as_posix(), config.generation.seed
-                ),
-                resize_hint(hint, side),
-            ),
-        )
-        for pair, hint in zip(pairs, hints, strict=True)
-    ]
+
+    # A control image is read when its turn comes, since thousands do not fit into memory, and kept
+    # until its chunk is written.
+    @functools.lru_cache(maxsize=config.generation.chunk_size)
+    def read(path: str) -> Tensor:
+        return resize_hint(read_hint(Path(path)), side)
+
+    def picture(pair: Pair) -> Picture:
+        name = pair.target_path.removeprefix(os.path.join(config.output_dir, ""))
+        seed = image_seed(name, config.generation.seed)
+        hint = functools.partial(read, pair.source_path)
+        return Picture(pair.target, Request(pair.prompt, seed, hint))
+
     settings = {"patch_stride": config.patch_stride}
     latent_side = side // model.downscale
     draw_missing(
         model,
-        pictures,
+        Mapped(picture, pairs),
         config.generation,
         config.size,
         settings=settings,
@@ -102,10 +104,8 @@ def canvas(model: LatentDiffusion, config: Config) -> int:
     """Side of the images that the model draws, in pixels, before they are resized to `size`.
 
     It is the model's own side, or, with a patch stride and a `size` above 512, `size` / 512 times
-    that, rounded down to whole latents. Raises InputError if `size` is below 1.
+    that, rounded down to whole latents.
     """
-    if config.size < 1:
-        raise InputError(f"--size must be at least 1, not {config.size}")
     if config.patch_stride is None or config.size <= SIZE:
         return model.side
     return model.latent_side * config.size // SIZE * model.downscale

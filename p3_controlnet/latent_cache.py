@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from common.array_files import ArrayWriter, is_complete, map_arrays, read_ahead
 from common.data.examples import ExampleDataset
@@ -31,6 +30,7 @@ from common.devices import this_process, usable_cores
 from common.errors import InputError, raises_terminated
 from common.images import to_model_range
 from common.latent.model import LatentDiffusion
+from common.progress import Progress
 from common.seeds import batch_seed, random_indices
 from common.training import Batch
 
@@ -273,7 +273,7 @@ def _check_disk(folder: Path, needed: int, there: int, count: int) -> None:
     )
     if needed - there > free:
         raise InputError(sentence)
-    tqdm.write(sentence)
+    Progress.write(sentence)
 
 
 def _shown_bytes(count: float) -> str:
@@ -289,7 +289,7 @@ def _encode_texts(
         index = np.array([number[caption] for caption in captions])
         writer.append(captions=index, contexts=context)
     done = writer.rows("contexts") - 1
-    with _Progress(len(texts), done, "encoding captions", "caption", writer) as progress:
+    with _Progress(len(texts), done, "encoding captions", "captions", writer) as progress:
         for start in range(done, len(texts), CAPTIONS):
             contexts = model.encode_text(texts[start : start + CAPTIONS])
             writer.append(contexts=contexts.half().cpu().numpy())
@@ -303,7 +303,7 @@ def _encode_images(model: LatentDiffusion, data: ExampleDataset, writer: ArrayWr
     starts = range(done, len(data), max(PIXELS // data.size**2, 1))
     hint_end = writer.rows("hints")
     with (
-        _Progress(len(data), done, "encoding images", "image", writer) as progress,
+        _Progress(len(data), done, "encoding images", "images", writer) as progress,
         contextlib.closing(_decoded(data, starts, model)) as batches,
     ):
         for batch in batches:
@@ -323,7 +323,7 @@ class _Progress:
     """A progress bar over what is encoded, with a commit of the writer every few seconds."""
 
     def __init__(self, total: int, done: int, what: str, unit: str, writer: ArrayWriter) -> None:
-        self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True)
+        self._bar = Progress(desc=what, unit=unit, total=total, initial=done)
         self._writer, self._committed = writer, time.monotonic()
 
     def __enter__(self) -> Callable[[int], None]:

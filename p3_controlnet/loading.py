@@ -10,7 +10,9 @@ from common.errors import InputError
 from common.files import ROOT
 from common.latent.load import holds_base, kind_of, load_base
 from common.latent.model import LatentDiffusion
-from p3_controlnet.formats import is_small, load_controlnet
+from common.latent.stable_diffusion.naming import CONFIG_FILE
+from common.weights import followed, say
+from p3_controlnet.formats import is_small, load_controlnet, refuse_foreign
 
 SHIPPED_BASE = ROOT / "checkpoints" / "ldm_shapes"
 SHIPPED_CONTROL = ROOT / "checkpoints" / "controlnet_circles"
@@ -28,9 +30,9 @@ class ModelConfig:
     """Base model, if --checkpoint is a ControlNet. By default: for a small ControlNet the shipped
     small model; otherwise the checkpoint itself if it holds its base too, else $SD_BASE."""
     control: Path | None = None
-    """ControlNet, if --checkpoint is a base model. By default checkpoints/controlnet_circles for a
-    small base model; for Stable Diffusion $CONTROLNET if it is set, else
-    checkpoints/controlnet_sd14."""
+    """ControlNet, if --checkpoint is a base model. By default the one in the base's own folder;
+    else checkpoints/controlnet_circles for a small base model, and for Stable Diffusion $CONTROLNET
+    if it is set, else checkpoints/controlnet_sd14."""
     device: DeviceName = "auto"
     """Device to compute on; auto is CUDA if present, else MPS, else the CPU."""
     precision: Precision = "fp32"
@@ -57,6 +59,7 @@ def _load_float32(config: ModelConfig) -> LatentDiffusion:
     _check_shipped(checkpoint)
     kind = kind_of(checkpoint)
     if kind == "unknown":
+        refuse_foreign(checkpoint)
         raise InputError(
             f"{checkpoint} is neither a Stable Diffusion v1.4 model, nor a ControlNet, nor a model"
             " folder of this project: name one of these with --checkpoint"
@@ -75,7 +78,7 @@ def _load_float32(config: ModelConfig) -> LatentDiffusion:
         )
     if kind == "small":
         return with_control(checkpoint, config.control or SHIPPED_CONTROL)
-    if control := config.control or _sd_control():
+    if control := config.control or _control_inside(checkpoint) or _sd_control():
         return with_control(checkpoint, control)
     training = f"--preset sd14 --base {shlex.quote(str(checkpoint))} --fill50k hw2_data/fill50k"
     print(
@@ -85,6 +88,26 @@ def _load_float32(config: ModelConfig) -> LatentDiffusion:
         f" checkpoints/{SHIPPED_CONTROL.name}"
     )
     return with_control(SHIPPED_BASE, SHIPPED_CONTROL)
+
+
+def _control_inside(base: Path) -> Path | None:
+    """The ControlNet in the folder of a `StableDiffusionControlNetPipeline`, or None.
+
+    Raises InputError if the folder holds several.
+    """
+    found = sorted(
+        path.parent
+        for path in followed(base).glob(f"controlnet*/{CONFIG_FILE}")
+        if path.parent.is_dir()
+    )
+    if len(found) > 1:
+        raise InputError(
+            f"{base} holds several ControlNets ({', '.join(path.name for path in found)}): name one"
+            " with --control"
+        )
+    if found:
+        say(f"the ControlNet is that in {found[0]}")
+    return found[0] if found else None
 
 
 def _sd_control() -> Path | None:

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from common.checkpoint import load_strict, load_tensors, save_tensors
+from common.checkpoint import build_network, load_strict, save_tensors
+from common.config import read_entries
 from common.errors import InputError
-from common.files import make_folder, read_json, write_json
+from common.files import make_folder, write_json
 from common.latent.control import ControlText
+from common.latent.network_config import NETWORK
 from common.latent.stable_diffusion.naming import CONFIG_FILE, CONTROL_CLASS, WEIGHTS_FILE
+from common.weights import read_weights
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -239,12 +242,12 @@ class ControlNet(nn.Module):
         Raises InputError if a file is missing or does not fit a ControlNet.
         """
         path = Path(folder) / CONFIG_FILE
-        config = read_json(path)
-        if not isinstance(config, dict):
-            raise InputError(f"{path} does not describe a {CONTROL_CLASS}")
-        control = cls.from_config(config)
-        path = Path(folder) / WEIGHTS_FILE
-        load_strict(control, load_tensors(path)[0], path)
+        config = read_entries(path, NETWORK)
+        weights = Path(folder) / WEIGHTS_FILE
+        control = build_network(
+            lambda: cls.from_config(config), path, f"a {CONTROL_CLASS}", weights
+        )
+        load_strict(control, read_weights(weights), weights)
         return control.eval()
 
     def _run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:

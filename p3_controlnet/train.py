@@ -5,13 +5,12 @@
         --base sd-v1-4.ckpt --fill50k hw2_data/fill50k
 
 Running the same command again resumes. Images and captions are encoded once, before the first step,
-so a step computes the U-Net and the ControlNet only. RUN_DIR/last and RUN_DIR/best are diffusers
-ControlNet folders; they hold the ControlNet's weights only.
+into mapped files, so a step computes the U-Net and the ControlNet only. RUN_DIR/last and
+RUN_DIR/best are diffusers ControlNet folders; they hold the ControlNet's weights only.
 """
 
 import dataclasses
 import functools
-import json
 import operator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -23,6 +22,7 @@ from torch import Tensor
 from common import cli
 from common.cli import Preset
 from common.colour import colour_difference
+from common.config import Bounds, Probability, Side, Size
 from common.data.examples import DrawnCircles, ExampleDataset, RealPairs, drawn_circles
 from common.devices import DTYPES, check_memory, make_accelerator, this_process
 from common.diffusion.loss import LossWeight, LossWeighting, TimestepDistribution
@@ -42,6 +42,7 @@ from common.metrics.segmentation import (
     object_mask,
 )
 from common.seeds import Draws, derive_seeds
+from common.text_files import read_records
 from common.training import Batch, TrainingConfig, fit, settings_of
 from p3_controlnet.check import run_checks
 from p3_controlnet.formats import load_controlnet
@@ -111,21 +112,21 @@ class Config:
     ones; None for drawn pairs only."""
     init_from: Path | None = None
     """ControlNet file or folder to start from, instead of a copy of the base's encoder."""
-    size: int | None = None
+    size: Side | None = None
     """Side of the training images, in pixels; None is the base's own, 128 or 512."""
-    pictures: int | None = None
+    pictures: Annotated[int | None, Bounds(at_least=0, at_most=10**7)] = None
     """Number of drawn pairs of circle and outline; None is 20,000 for the small model and 0 for
     Stable Diffusion, which is trained on --fill50k."""
-    several_fraction: float = 0.4
+    several_fraction: Probability = 0.4
     """Fraction of the drawn pairs with two or three circles; the rest show one, as in fill50k."""
     control_text: ControlText = "empty"
     """Text that the ControlNet reads: the full prompt, as in the paper, or the empty one. Without
     text it learns where things are and leaves their colours to the base model, which reads the full
     prompt in either case."""
-    hint_channels: tuple[int, ...] | None = None
+    hint_channels: tuple[Size, ...] | None = None
     """Channels of the hint encoder. From each entry to the next, the hint's sides are halved.
     Stable Diffusion's own are 16 32 96 256; None is 8 16 32 64, as many as the base needs."""
-    cond_drop_prob: float = 0.3
+    cond_drop_prob: Probability = 0.3
     """Probability that a caption is replaced by the empty prompt, so that ControlNet learns to use
     the hint without text (Section 3.3 of the paper)."""
     loss_weight: LossWeight = "learned"
@@ -302,6 +303,7 @@ def main(config: Config) -> None:
         save=control.save,
         validate=validate,
         preview=preview,
+        next_command=f"bash hw2_3.sh prompt.json SOURCES OUT LAST --base {config.base}",
     )
     if this_process().rank == 0:
         step = convergence(config.run_dir / "metrics.jsonl")
@@ -377,7 +379,7 @@ def convergence(metrics: Path) -> int | None:
 
     `metrics` is the path of the file.
     """
-    for line in map(json.loads, metrics.read_text().splitlines()):
+    for _, line in read_records(metrics):
         if line.get("validation_iou", 0.0) >= CONVERGED:
             return line["step"]
     return None

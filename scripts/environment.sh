@@ -20,3 +20,15 @@ if ! cat "$ROOT/requirements.txt" "$ROOT/constraints.txt" | cmp -s - "$stamp"; t
 fi
 PYTHON="$ROOT/.venv/bin/python"
 export PYTHON
+
+# install_extra NAME installs an extra of pyproject.toml into .venv at the versions of
+# constraints.txt, if this was not done since one of the two files changed.
+install_extra() {
+  local installed="$ROOT/.venv/installed_$1"
+  if ! cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cmp -s - "$installed"; then
+    echo "Installing the extra $1 of pyproject.toml."
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --editable "$ROOT[$1]" \
+      -c "$ROOT/constraints.txt"
+    cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" > "$installed"
+  fi
+}

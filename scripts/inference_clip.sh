@@ -2,6 +2,7 @@
 # Zero-shot classification of images by CLIP (Problem 3):
 # inference_clip.sh IMAGES LABELS OUT [flags of p3_clip.inference]
 set -euo pipefail
+HELP_OF=p3_clip.inference
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 3 ]; then
   echo "usage: bash scripts/inference_clip.sh IMAGES LABELS OUT" \

@@ -2,6 +2,7 @@
 # Samples images from prompts and control images (Problem 3, 2025):
 # inference_controlnet.sh prompt.json SOURCES OUT [flags of p3_controlnet.inference]
 set -euo pipefail
+HELP_OF=p3_controlnet.inference
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 3 ]; then
   echo "usage: bash scripts/inference_controlnet.sh prompt.json SOURCES OUT" \

@@ -9,8 +9,10 @@ circles. No data is needed.
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 from common import cli
+from common.config import Bounds, Pictures, Seed
 from common.data.examples import circle_scenes
 from common.data.layouts import LAYOUT_COUNT, LayoutKind, make_layouts, write_layouts
 from common.errors import InputError
@@ -22,20 +24,18 @@ class Config:
 
     output_dir: Path
     """Output folder of prompt.json, source/ and target/."""
-    circles: int = 25
+    circles: Annotated[int, Bounds(at_least=0, at_most=10**7)] = 25
     """Number of pairs with one circle, like fill50k's."""
     layouts: tuple[LayoutKind, ...] = ("two_shared", "two")
     """Kinds of pairs with several circles, which follow the single circles."""
-    count: int = LAYOUT_COUNT
+    count: Pictures = LAYOUT_COUNT
     """Number of pairs of each kind in --layouts."""
-    seed: int = 2025
+    seed: Seed = 2025
     """Seed of the single circles. 0 and 1 are the seeds of training and validation."""
 
 
 def main(config: Config) -> None:
     """Draws and writes the pairs."""
-    if config.circles < 0 or config.count < 1:
-        raise InputError("--circles must not be negative, and --count must be at least 1")
     scenes = circle_scenes(config.circles, config.seed)
     scenes += [scene for kind in config.layouts for scene in make_layouts(kind, config.count)]
     if not scenes:

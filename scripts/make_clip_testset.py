@@ -15,13 +15,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common import cli
+from common.config import Pictures, Seed, Side
 from common.data.shapes import held_out_classes, held_out_scene, render
 from common.errors import InputError
 from common.files import ROOT, make_folder, write_json
 from common.images import write_png
+from common.progress import Progress
 from common.seeds import derive_seed
 
 
@@ -31,11 +32,11 @@ class Config:
 
     output_dir: Path = ROOT / "hw2_data" / "clip_shapes_test"
     """Output folder of val/ and id2label.json; must be missing or empty."""
-    count: int = 50
+    count: Pictures = 50
     """Number of images of each class."""
-    size: int = 64
+    size: Side = 64
     """Height and width of the images in pixels."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of positions, sizes and backgrounds."""
 
 
@@ -44,11 +45,6 @@ def main(config: Config) -> None:
 
     An interrupted run therefore leaves no incomplete set.
     """
-    for name in ("count", "size"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name} must be at least 1, not {getattr(config, name)}")
-    if config.seed < 0:
-        raise InputError(f"--seed must not be negative, not {config.seed}")
     target = config.output_dir
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
@@ -58,7 +54,7 @@ def main(config: Config) -> None:
     staging = make_folder(target.parent) / f".{target.name}.{os.getpid()}.partial"
     try:
         make_folder(staging / "val")
-        for c in tqdm(range(len(classes)), unit="class", dynamic_ncols=True):
+        for c in Progress(range(len(classes)), desc="drawing", unit="classes"):
             for n in range(config.count):
                 scene = held_out_scene(c, np.random.default_rng(derive_seed(config.seed, c, n)))
                 write_png(staging / "val" / f"{c}_{n:03d}.png", render(scene, config.size))

@@ -10,14 +10,13 @@ concept depends on the seed, the side, the concept and NN alone.
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from common import cli
+from common.config import Bounds, Pictures, Seed
 from common.data.concepts import DRAWN, PHOTOS, SIDE, draw_photo
-from common.errors import InputError
 from common.files import ROOT, make_folder, write_json
 from common.images import write_png
-from common.seeds import derive_seed
 from p3_clip.personalisation.templates import HELD_OUT_SHAPES
 
 SENTENCES = ("a {}", HELD_OUT_SHAPES[0])
@@ -29,22 +28,16 @@ class Config:
 
     output_dir: Path = ROOT / "hw2_data" / "concepts"
     """Output folder of NAME/NN.png and input.json."""
-    count: int = PHOTOS
+    count: Pictures = PHOTOS
     """Number of photos of each concept."""
-    side: int = SIDE
+    side: Annotated[int, Bounds(at_least=8, at_most=8192)] = SIDE
     """Height and width of the photos in pixels."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all photos."""
 
 
 def main(config: Config) -> None:
     """Writes the photos and input.json."""
-    if config.count < 1 or config.side < 8:
-        raise InputError(
-            f"--count must be at least 1 and --side at least 8, not {config.count} and"
-            f" {config.side}"
-        )
-    derive_seed(config.seed)  # raises InputError on a bad seed before anything is written
     for name in DRAWN:
         folder = make_folder(config.output_dir / name)
         for index in range(config.count):

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from common import cli
-from common.errors import InputError
+from common.config import Pictures, Seed, Side
 from common.files import atomic_write, make_folder
-from common.seeds import StackedRandomGenerator, derive_seed
+from p2_ddim.sampling import numbered_noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,26 +26,21 @@ class Config:
 
     output_dir: Path
     """Output folder of NN.pt."""
-    count: int = 10
+    count: Pictures = 10
     """Number of files, named 00.pt to (COUNT - 1).pt."""
-    side: int = 64
+    side: Side = 64
     """Height and width of the noises in pixels."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all noises."""
 
 
 def main(config: Config) -> None:
     """Writes the noise files."""
-    if config.count < 1 or config.side < 1:
-        raise InputError(
-            f"--count and --side must be at least 1, not {config.count} and {config.side}"
-        )
-    seeds = [derive_seed(config.seed, number) for number in range(config.count)]
     folder = make_folder(config.output_dir)
-    for number, seed in enumerate(seeds):
-        noise = StackedRandomGenerator([seed]).randn(3, config.side, config.side)
+    for number in range(config.count):
+        noise = numbered_noise(number, config.side, config.seed)
         buffer = io.BytesIO()
-        torch.save(noise, buffer)
+        torch.save(noise[None], buffer)
         atomic_write(folder / f"{number:02d}.pt", buffer.getvalue())
     print(f"{config.count} noises in {folder}")
 

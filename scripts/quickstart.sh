@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Makes the environment, runs a problem with the shipped weights, and makes its figures:
 # quickstart.sh [JOB|all] [OUT]. Defaults: p1 and outputs/.
+# The job demo opens the web demo instead and is no part of all.
 # A job has a name in `jobs`, its weights in `weights_of`, and a function `run_NAME`.
 set -euo pipefail
+PYTHON="made below" source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 jobs=(p1 p2 clip controlnet personalisation)
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 weights_of() {  # the folders in checkpoints/ that the job needs
   case "$1" in
@@ -19,7 +20,7 @@ weights_of() {  # the folders in checkpoints/ that the job needs
 missing_of() {  # the first of these folders that is missing; empty if none is
   local folder
   for folder in $(weights_of "$1"); do
-    if [ ! -d "$here/checkpoints/$folder" ]; then echo "$folder"; return; fi
+    if [ ! -d "$ROOT/checkpoints/$folder" ]; then echo "$folder"; return; fi
   done
 }
 
@@ -87,6 +88,11 @@ run_personalisation() {
     "one image); the images are in $pictures."
 }
 
+if [ "${1:-}" = demo ]; then
+  shift
+  exec bash "$here/scripts/demo.sh" --open-browser "$@"
+fi
+
 # Check the job and its weights before anything is installed.
 job="${1:-p1}"
 if [ "$job" = all ]; then
@@ -98,7 +104,7 @@ else
   done
   if [ ${#asked[@]} -eq 0 ]; then
     echo "error: unknown job $job; usage: bash scripts/quickstart.sh" \
-      "[$(IFS="|"; echo "${jobs[*]}")|all] [OUT]" >&2
+      "[$(IFS="|"; echo "${jobs[*]}")|all] [OUT], or demo" >&2
     exit 2
   fi
   missing="$(missing_of "$job")"
@@ -108,7 +114,7 @@ else
     exit 2
   fi
 fi
-source "$here/scripts/environment.sh"
+source "$ROOT/scripts/environment.sh"
 out="${2:-$ROOT/outputs}"
 
 for job in "${asked[@]}"; do

@@ -28,4 +28,5 @@ if [ ${#pairs[@]} -gt 0 ]; then
 fi
 "$PYTHON" -m p3_controlnet.study.figures --output-dir "$ROOT/results/figures/p3_controlnet" \
   "${figures[@]}"
+"$PYTHON" -m scripts.make_frames --only p3_control_scale p3_control_image p3_without_control
 "$PYTHON" -m scripts.make_report

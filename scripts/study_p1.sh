@@ -16,4 +16,5 @@ done
   --output-dir "$ROOT/results/figures/p1"
 "$PYTHON" -m p1_diffusion.study.sweeps guidance
 "$PYTHON" -m p1_diffusion.study.sweeps samplers
+"$PYTHON" -m scripts.make_frames --only p1_reverse p1_guidance p1_steps
 "$PYTHON" -m scripts.make_report

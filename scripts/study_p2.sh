@@ -29,4 +29,5 @@ if [ ${#photos[@]} -gt 0 ]; then
       --result "$ROOT/results/p2_features.json"
   fi
 fi
+"$PYTHON" -m scripts.make_frames --only p2_eta p2_interpolation p2_steps
 "$PYTHON" -m scripts.make_report

@@ -3,6 +3,7 @@
 # real pairs of hw2_data/fill50k are mixed in if they exist. Flags are passed to p3_clip.train. The
 # result is RUNS_DIR/clip_shapes/last; checkpoints/clip_shapes was made in this way.
 set -euo pipefail
+HELP_OF=p3_clip.train
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ -d "$ROOT/hw2_data/fill50k" ] && [[ " $* " != *" --fill50k"* ]]; then
   set -- --fill50k "$ROOT/hw2_data/fill50k" "$@"

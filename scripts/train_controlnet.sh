@@ -4,6 +4,7 @@
 # pairs, or --preset sd14 --base sd-v1-4.ckpt --fill50k hw2_data/fill50k for Stable Diffusion, whose
 # run folder is runs/controlnet_sd14 instead of runs/controlnet_circles.
 set -euo pipefail
+HELP_OF=p3_controlnet.train
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 case " $* " in
   *" --preset sd14 "* | *" --preset=sd14 "*) name=controlnet_sd14 ;;

@@ -4,6 +4,7 @@
 # The learning rate is constant for four fifths of the time; then it falls to 0 over a quarter as
 # many steps again. Running the same command again resumes.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 case "${1:-}" in
   p1) name=p1_digits ;;  # the run folders of train_p1.sh and train_p2.sh
   p2) name=p2_faces ;;
@@ -13,7 +14,6 @@ if [ -z "$name" ] || ! [[ "${2:-}" =~ ^[0-9]+([.][0-9]+)?$ ]]; then
   echo "usage: scripts/train_for.sh p1|p2 MINUTES [flags of the trainer but --run-dir]" >&2
   exit 2
 fi
-source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 problem="$1" minutes="$2"
 shift 2
 run_dir="${RUNS_DIR:-$ROOT/runs}/$name"

@@ -166,6 +166,16 @@ def test_common_imports_a_heavy_library_only_where_it_is_needed(path: str) -> No
     assert {name.split(".")[0] for name in eager_imports(path, PROGRAM[path])} & HEAVY == set()
 
 
+def test_only_the_demo_imports_gradio() -> None:
+    importing = {
+        path
+        for path, source in PROGRAM.items()
+        if "gradio" in {name.split(".")[0] for name in imports(path, source)}
+    }
+    assert importing and all(path.endswith("/demo.py") for path in importing)
+    assert "gradio" not in set(eager_imports("scripts/demo.py", PROGRAM["scripts/demo.py"]))
+
+
 def test_the_program_was_found() -> None:
     """So that the tests above look at something."""
     assert {

@@ -1,5 +1,5 @@
 """What test_two_processes.py runs under torchrun, in two processes. Arguments: folder to write
-into, digits, model folder."""
+into, digits, model folder, small base model, fill50k."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import torch
 from torch import distributed
 
 from common import cli
+from common.errors import InputError
 from common.seeds import Draws
 from common.training import Batch, TrainingConfig, fit
 from p1_diffusion import inference, train
@@ -28,10 +29,13 @@ LINE = TrainingConfig(
 
 
 def line_fit(
-    run_dir: Path, config: TrainingConfig, interrupt_at: int | None = None
+    run_dir: Path,
+    config: TrainingConfig,
+    interrupt_at: int | None = None,
+    unreadable_at: int | None = None,
 ) -> list[list[int]]:
-    """Fits a line; returns the indices of the images that this process got. Sends itself Ctrl-C at
-    a step if asked."""
+    """Fits a line; returns the indices of the images that this process got. Sends itself Ctrl-C, or
+    cannot read its data, at a step if asked."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(3))
     seen = []
@@ -39,6 +43,8 @@ def line_fit(
     def get_batch(step: int, generator: torch.Generator) -> Batch:
         if step == interrupt_at:
             signal.raise_signal(signal.SIGINT)
+        if step == unreadable_at:
+            raise InputError("line 4 of the data is unreadable")
         x = torch.randn(config.batch_size, 3, generator=torch.Generator().manual_seed(step))
         return {"index": torch.arange(config.batch_size), "x": x}
 
@@ -66,13 +72,21 @@ def inference_arguments(out: Path, checkpoint: Path) -> list[str]:
     return [*flags.split(" "), "--output-dir", str(out), "--checkpoint", str(checkpoint)]
 
 
+def control_arguments(run_dir: Path, base: Path, fill50k: Path) -> list[str]:
+    """Four steps of a ControlNet on drawn and real pairs, in two micro-batches."""
+    small = "--hint-channels 4 8 8 --pictures 6 --steps 4 --batch-size 4 --warmup 1 --log-every 1"
+    less = "--gradient-accumulation-steps 2 --validate-every 0 --preview-every 0 --device cpu"
+    flags = f"{small} {less}".split(" ")
+    return [*flags, "--run-dir", str(run_dir), "--base", str(base), "--fill50k", str(fill50k)]
+
+
 def quick_train(arguments: list[str]) -> None:
     """The training program, with little to validate and to preview."""
     train.VALIDATION_IMAGES, train.SamplingConfig = 10, lambda: inference.SamplingConfig(steps=1)
     cli.run(train.main, train.Config, arguments)
 
 
-def main(folder: Path, data: Path, checkpoint: Path) -> None:
+def main(folder: Path, data: Path, checkpoint: Path, base: Path, fill50k: Path) -> None:
     """A whole run; one in which Ctrl-C reaches the second process alone, and its continuation; then
     the programs."""
     rank = int(os.environ["RANK"])
@@ -84,6 +98,10 @@ def main(folder: Path, data: Path, checkpoint: Path) -> None:
     line_fit(folder / "halves", LINE)
     quick_train(train_arguments(folder / "train", data))
     cli.run(inference.main, inference.Config, inference_arguments(folder / "digits", checkpoint))
+    from p3_controlnet import train as control_train  # takes seconds, and other tests import this
+
+    arguments = control_arguments(folder / "control", base, fill50k)
+    cli.run(control_train.main, control_train.Config, arguments)
     (folder / f"report{rank}.json").write_text(json.dumps(report))
     distributed.destroy_process_group()
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.checkpoint import load_tensors, save_tensors
 from common.clip.model import Clip
 from common.errors import InputError
 from common.files import make_folder
 from common.images import open_image, to_pil, viewed
+from common.progress import Progress
 
 AHEAD = 2  # batches that are read and preprocessed while one is computed
 CHUNK = 16  # pictures per job of a thread
@@ -39,7 +39,9 @@ def extract_features(
     """
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(files), unit="images", disable=not show_progress, dynamic_ncols=True) as bar,
+        Progress(
+            desc="encoding", unit="images", total=len(files), disable=not show_progress
+        ) as bar,
     ):
         keys = [key for job in _submit(pool, _content_key, files) for key in job.result()]
         store = cache / f"{clip.identity}.safetensors" if cache else None

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.checkpoint import load_strict, save_tensors
+from common.checkpoint import build_network, load_strict, save_tensors
+from common.clip.config import IMAGES, MODEL, TOWER, TRANSFORMERS_IMAGES, TRANSFORMERS_TOWER
 from common.clip.fingerprint import (
     FINGERPRINT_TEXT,
     check_activation,
@@ -23,18 +24,20 @@ from common.clip.fingerprint import (
 from common.clip.formats import open_clip_config
 from common.clip.model import Clip, encode_tokens
 from common.clip.weights import (
+    FOLDER_NAMES,
     find_weights,
     fitted,
     hub_files,
     preprocessing,
+    read_clip_weights,
     read_state,
-    read_weights,
     tag_entry,
-    weight_files,
 )
+from common.config import check_entries, describing, read_entries
 from common.devices import DeviceName, pick_device
 from common.errors import InputError
-from common.files import ROOT, make_folder, read_json, shown, write_json
+from common.files import ROOT, atomic_write, make_folder, shown, write_json
+from common.weights import followed, weights_file
 
 SHIPPED = ROOT / "checkpoints" / "clip_shapes"
 DEFAULT_MODEL, DEFAULT_TAG = "ViT-B-32-quickgelu", "openai"
@@ -95,6 +98,7 @@ def load_clip(
             raise InputError(
                 f"{name} is a model folder with its own weights: leave out --pretrained"
             )
+        name = str(followed(Path(name)))
         return load_folder(Path(name), target), f"The model in {shown(Path(name))}."
     pretrained = pretrained or DEFAULT_TAG
     clip, remark = _load_named(name, pretrained, find_weights(name, pretrained), target)
@@ -132,7 +136,8 @@ def _load_named(
     import open_clip
 
     tag = None if Path(pretrained) == weights else pretrained
-    state, from_openai = read_weights(weights)
+    weights = followed(weights)
+    state, from_openai = read_clip_weights(weights)
     given, agreed = _given_preprocessing(weights) if weights.is_dir() else {}, True
     if not given and not from_openai:  # OpenAI's is open_clip's default
         given, agreed = preprocessing(name, tag)
@@ -183,19 +188,18 @@ def load_folder(folder: Path, device: torch.device) -> Clip:
         return clip
     import open_clip
 
-    content = read_json(folder / "open_clip_config.json")
-    if not isinstance(content, dict) or not isinstance(content.get("model_cfg"), dict):
-        raise InputError(f"{folder}/open_clip_config.json has no model_cfg")
-    try:
+    path = folder / "open_clip_config.json"
+    content = read_entries(path, {"model_cfg": dict, "preprocess_cfg": dict})
+    if "model_cfg" not in content:
+        raise InputError(f"{path} has no model_cfg")
+    check_entries(content["model_cfg"], MODEL, path)
+    for tower in ("vision_cfg", "text_cfg"):
+        check_entries(content["model_cfg"].get(tower, {}), TOWER, path)
+    check_entries(content.get("preprocess_cfg", {}), IMAGES, path)
+    with describing(path, "a model of open_clip"):
         network = _quietly(open_clip.create_model, f"local-dir:{folder}", load_weights=False)
         tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
-    except (TypeError, KeyError, ValueError, RuntimeError, AssertionError, OSError) as error:
-        raise InputError(
-            f"{folder}/open_clip_config.json does not describe a model of open_clip ({error})"
-        ) from None
-    weights = next(
-        (path for path in weight_files(folder) if path.is_file()), folder / "model.safetensors"
-    )
+    weights = weights_file(folder, FOLDER_NAMES)
     load_strict(network, fitted(network, read_state(weights)), weights)
     clip = _ready(network, tokenize, shown(folder), "in the folder", device, folder)
     if (folder / "fingerprint.json").is_file():
@@ -209,7 +213,14 @@ def _from_transformers_folder(folder: Path) -> tuple[nn.Module, Callable[[list[s
     import open_clip
     from open_clip.model import set_model_preprocess_cfg
 
-    network = open_clip.CLIP(**open_clip_config(_transformers_json(folder))).eval()
+    path = folder / "config.json"
+    config = _transformers_json(folder)
+    for tower in ("text_config", "vision_config"):
+        check_entries(config.get(tower) or {}, TRANSFORMERS_TOWER, path)
+    weights = weights_file(folder, FOLDER_NAMES)
+    network = build_network(
+        lambda: open_clip.CLIP(**open_clip_config(config)), path, "a CLIPModel", weights
+    ).eval()
     load_strict(network, read_state(folder), folder)
     preprocess = dataclasses.asdict(
         open_clip.transform.PreprocessCfg(size=network.visual.image_size)
@@ -219,8 +230,8 @@ def _from_transformers_folder(folder: Path) -> tuple[nn.Module, Callable[[list[s
 
 
 def _transformers_json(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or config.get("model_type") != "clip":
+    config = read_entries(folder / "config.json", {"text_config": dict, "vision_config": dict})
+    if config.get("model_type") != "clip":
         raise InputError(f"{folder}/config.json does not describe a CLIPModel")
     return config
 
@@ -228,7 +239,7 @@ def _transformers_json(folder: Path) -> dict[str, Any]:
 def _given_preprocessing(folder: Path) -> dict[str, Any]:
     """The mean and std that a transformers folder states for images; empty if it states none."""
     path = folder / "preprocessor_config.json"
-    given = read_json(path) if path.is_file() else {}
+    given = read_entries(path, TRANSFORMERS_IMAGES) if path.is_file() else {}
     return {key: tuple(given[f"image_{key}"]) for key in ("mean", "std") if f"image_{key}" in given}
 
 
@@ -300,4 +311,4 @@ def save_folder(
     quick_gelu = bool(model_cfg.get("quick_gelu", False))
     write_json(folder / "fingerprint.json", fingerprint(folder.name, embedding, quick_gelu))
     if templates is not None:
-        (folder / "templates.txt").write_text(templates)
+        atomic_write(folder / "templates.txt", templates.encode())

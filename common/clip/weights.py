@@ -17,13 +17,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from common.checkpoint import load_pickle, load_tensors
 from common.clip.formats import State, from_transformers
-from common.clip.torchscript import is_torchscript, load_torchscript
 from common.errors import InputError
 from common.library_versions import text_prefix, without_positions
+from common.weights import followed, read_weights, weights_file
 
 NETWORK_TIMEOUT = 5.0  # seconds
 CACHE = Path("~/.cache/clip")  # where open_clip keeps files that it downloads from a URL
@@ -244,47 +243,23 @@ def _places(entry: Mapping[str, Any]) -> str:
 # Reading.
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The paths at which a folder may hold its weights, safetensors first."""
-    names = (
-        "open_clip_model.safetensors",
-        "model.safetensors",
-        "open_clip_pytorch_model.bin",
-        "pytorch_model.bin",
-    )
-    return [folder / name for name in names]
+FOLDER_NAMES = ("open_clip_model", "model", "open_clip_pytorch_model", "pytorch_model")
+"""Names, without their endings, that the file of the weights in a folder may have."""
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a weight file or transformers folder, by open_clip's names."""
-    return read_weights(path)[0]
+    """The tensors of a weight file or of a folder of open_clip or transformers, by open_clip's
+    names."""
+    return read_clip_weights(path)[0]
 
 
-def read_weights(path: Path) -> tuple[State, bool]:
+def read_clip_weights(path: Path) -> tuple[State, bool]:
     """As `read_state`, and whether the file is one of OpenAI's archives."""
-    path = Path(path)
-    if path.is_dir():
-        files = [file for file in weight_files(path) if file.is_file()]
-        if not files:
-            raise InputError(
-                f"{path} holds no weights: one of model.safetensors and pytorch_model.bin is"
-                " expected"
-            )
-        path = files[0]
-    if path.suffix == ".safetensors":
-        content: Any = load_tensors(path)[0]
-    elif is_torchscript(path):
-        content = load_torchscript(path)
-    else:
-        content = load_pickle(path)
-        content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(
-        isinstance(value, Tensor) for value in content.values()
-    ):
-        raise InputError(f"{path} holds no dict of named weights")
-    # DataParallel puts "module." in front of names. Attention masks are constants, not weights.
+    path = followed(path)
+    content = read_weights(weights_file(path, FOLDER_NAMES) if path.is_dir() else path)
+    # Attention masks are constants, not weights.
     state = {
-        name.removeprefix("module."): value
+        name: value
         for name, value in without_positions(content).items()
         if name not in OPENAI_SIZES and not name.endswith("attn_mask")
     }

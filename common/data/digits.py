@@ -3,6 +3,7 @@
 The files are `{mnistm,svhn}/data/*.png` and `{mnistm,svhn}/train.csv`.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from common.data.split import Split, is_held_out
 from common.errors import InputError
 from common.images import read_rgb
+from common.text_files import read_text
 
 DATASETS = ("mnistm", "svhn")
 NUM_DIGITS = 10
@@ -125,8 +127,8 @@ def _read_table(root: Path, dataset: str) -> pd.DataFrame:
             " scripts.make_sample_data`"
         )
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
+        table = pd.read_csv(io.StringIO(read_text(path)), dtype=str, keep_default_na=False)
+    except ValueError as error:
         raise InputError(f"{path} is not a readable CSV file ({error})") from None
     if list(table.columns[:2]) != ["image_name", "label"]:
         raise InputError(
@@ -136,7 +138,14 @@ def _read_table(root: Path, dataset: str) -> pd.DataFrame:
     for label, row in zip(table["label"], table["row"], strict=True):
         if label not in {str(d) for d in range(NUM_DIGITS)}:
             raise InputError(f"{row}: the label must be one of 0..9, not {label!r}")
+    twice = table.drop_duplicates(["image_name", "label"])["image_name"].duplicated()
+    if twice.any():
+        name = table.loc[twice[twice].index[0]]
+        raise InputError(f"{name['row']}: {name['image_name']} has another label in an earlier row")
     table["label"] = table["label"].astype(int)
+    labels = table.groupby("image_name")["label"].nunique()
+    if (twice := labels[labels > 1]).size:
+        raise InputError(f"{path} lists the image {twice.index[0]} with two labels")
     return table.sort_values("image_name", kind="stable")
 
 

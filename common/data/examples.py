@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from common.colour import NAMES
 from common.data.fill50k import Part, load_fill50k
@@ -18,6 +17,7 @@ from common.data.layouts import draw_layout, render_control
 from common.data.shapes import KINDS, NUMBER_WORDS, Scene, draw_circle, draw_scene, render
 from common.errors import InputError
 from common.images import resize
+from common.progress import Progress
 from common.seeds import derive_seed
 
 WORDINGS = (
@@ -219,9 +219,7 @@ class Examples:
 
 def in_memory(data: ExampleDataset) -> Examples:
     """All pictures of a small set at once."""
-    examples = [
-        data[k] for k in tqdm(range(len(data)), "pictures", unit="picture", dynamic_ncols=True)
-    ]
+    examples = [data[k] for k in Progress(range(len(data)), desc="making", unit="pictures")]
     hints = [example.hint for example in examples if example.hint is not None]
     images = torch.stack([example.image for example in examples])
     return Examples(images, data.captions, torch.stack(hints) if hints else None)

@@ -3,52 +3,60 @@
 The files are `fill50k/{training,testing}/{source,target}/*.png` and `prompt.json` beside them.
 """
 
-import json
-import re
+import os
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from common.colour import CSS_COLOURS
+from common.colour import colour_name
 from common.errors import InputError
 from common.images import read_rgb
+from common.text_files import read_records
 
 SIZE = 512
 Part = Literal["training", "testing"]
 FIELDS = ("source", "target", "prompt")
-NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
-"""Characters that JSON can encode but file names and tokenizers reject."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
-    """One line of prompt.json."""
+    """One line of prompt.json; the paths are text, which needs a fifth of a Path's memory."""
 
-    source: Path
-    """File of the control picture, a white outline on black."""
-    target: Path
-    """File of the target picture, the circle."""
+    source_path: str
+    """Path of the control picture, a white outline on black."""
+    target_path: str
+    """Path of the target picture, the circle."""
     prompt: str
     """Caption of the target picture."""
     line: int = field(default=0, compare=False)
     """Number of the line, from 1."""
 
     @property
+    def source(self) -> Path:
+        """File of the control picture."""
+        return Path(self.source_path)
+
+    @property
+    def target(self) -> Path:
+        """File of the target picture."""
+        return Path(self.target_path)
+
+    @property
     def colours(self) -> tuple[str, str]:
-        """The colour names of the circle and of the background, from the prompt.
+        """The colours of the circle and of the background, by their names in `CSS_COLOURS`.
 
         Raises InputError if the prompt has another form.
         """
         circle, _, rest = self.prompt.partition(" circle with ")
-        background = rest.removesuffix(" background")
-        if not rest.endswith(" background") or {circle, background} - CSS_COLOURS.keys():
+        colours = colour_name(circle), colour_name(rest.removesuffix(" background"))
+        if not rest.endswith(" background") or None in colours:
             raise InputError(
                 f"the prompt {self.prompt!r} is not of the form COLOUR circle with COLOUR"
                 " background"
             )
-        return circle, background
+        return colours
 
     def read_source(self) -> Tensor:
         """The control picture, uint8 [3, 512, 512]."""
@@ -78,65 +86,53 @@ def load_fill50k(root: Path, part: Part = "training") -> list[Pair]:
 def read_prompts(
     path: Path, sources: Path, targets: Path, targets_exist: bool = True
 ) -> list[Pair]:
-    """The pairs of a prompt.json (JSON Lines), with files in the given folders; see `load_fill50k`.
+    """The pairs of a prompt.json, with files in the given folders; see `load_fill50k`.
 
-    With `targets_exist` off the targets are files still to be written, and a folder in their names
-    is kept.
+    The file has one object on each line (JSON Lines) or is one array of objects. With
+    `targets_exist` off the targets are files still to be written, and a folder in their names is
+    kept.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file") from None
     pairs: list[Pair] = []
-    seen: dict[Path, int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    seen: dict[str, int] = {}
+    for number, value in read_records(path):
         where = f"{path}, line {number}"
-        source, target, prompt = _fields(line, where)
+        source, target, prompt = _fields(value, where)
         pair = Pair(
-            sources / _below(source, "source", where),
-            targets / _below(target, "target" if targets_exist else "", where),
+            _below(sources, source, "source", where),
+            _below(targets, target, "target" if targets_exist else "", where),
             prompt,
             number,
         )
-        for file in (pair.source, pair.target) if targets_exist else (pair.source,):
-            if not file.is_file():
+        for file in (pair.source_path, pair.target_path)[: 2 if targets_exist else 1]:
+            if not os.path.isfile(file):
                 raise InputError(f"{where}: {file} does not exist")
-        if (before := seen.setdefault(pair.target, number)) != number:
+        if pair.target_path in seen:
+            before = seen[pair.target_path]
             raise InputError(f"{where}: the target {target!r} is that of line {before} as well")
+        seen[pair.target_path] = number
         pairs.append(pair)
     if not pairs:
         raise InputError(f"{path} is empty")
     return pairs
 
 
-def _fields(line: str, where: str) -> list[str]:
-    try:
-        value: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not valid JSON: {error.msg}") from None
+def _fields(value: Any, where: str) -> list[str]:
     if not isinstance(value, dict):
         raise InputError(f"{where} must be an object with {', '.join(FIELDS)}")
     for name in FIELDS:
-        if (
-            not isinstance(value.get(name), str)
-            or not value[name].strip()
-            or NO_TEXT.search(value[name])
-        ):
+        if not isinstance(value.get(name), str) or not value[name].strip():
             raise InputError(f"{where}: {name!r} is missing or is not text")
     return [value[name] for name in FIELDS]
 
 
-def _below(name: str, folder: str, where: str) -> PurePosixPath:
-    """The file name relative to `folder`, whether or not it begins with that folder."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    if not path.parts:  # "." is the folder itself
+def _below(root: Path, name: str, folder: str, where: str) -> str:
+    """The path of a file in `root`, whether or not its name begins with the name of `folder`."""
+    name = name.replace("\\", "/")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if not parts:  # "." is the folder itself
         raise InputError(f"{where}: {name!r} is no file name")
-    if path.is_absolute() or ".." in path.parts:
+    if name.startswith("/") or ".." in parts:
         raise InputError(f"{where}: the file name {name!r} leads out of its folder")
-    return (
-        PurePosixPath(*path.parts[1:]) if len(path.parts) > 1 and path.parts[0] == folder else path
-    )
+    if len(parts) > 1 and parts[0] == folder:
+        del parts[0]
+    return os.path.join(root, *parts)

@@ -16,7 +16,7 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from common.colour import CSS_COLOURS, NAMES, colour_difference
+from common.colour import CSS_COLOURS, NAMES, colour_difference, colour_name
 from common.data.shapes import NUMBER_WORDS, OUTLINE, VISIBLE, Scene, Shape, render_mask
 from common.errors import InputError
 from common.files import atomic_write, make_folder
@@ -153,23 +153,24 @@ def caption(scene: Scene, wording: Wording = "each") -> str:
 
 
 def parse_caption(prompt: str) -> Description:
-    """The inverse of `caption`.
+    """The inverse of `caption`, for colours in any of the spellings of `colour_name`.
 
     Raises InputError if the prompt has another form or a colour is no CSS colour.
     """
-    objects, _, rest = prompt.strip().lower().partition(" with ")
+    objects, _, rest = " ".join(prompt.lower().split()).partition(" with ")
     parts = [
         re.fullmatch(r"(?:(two|three) )?(.+?) circle(s?)", part)
         for part in objects.split(" next to ")
     ]
-    background = rest.removesuffix(" background")
-    if rest.endswith(" background") and background in CSS_COLOURS and all(parts):
-        numbers, colours, plurals = zip(*(part.groups() for part in parts), strict=True)
+    background = colour_name(rest.removesuffix(" background"))
+    if rest.endswith(" background") and background and all(parts):
+        numbers, words, plurals = zip(*(part.groups() for part in parts), strict=True)
+        colours = [colour_name(word) for word in words]
         fits = all(
             (number is not None) == bool(plural)
             for number, plural in zip(numbers, plurals, strict=True)
         )
-        if fits and set(colours) <= CSS_COLOURS.keys() and (len(parts) == 1 or not any(numbers)):
+        if fits and None not in colours and (len(parts) == 1 or not any(numbers)):
             count = NUMBERS.get(numbers[0]) if len(parts) == 1 else len(parts)
             return Description(tuple(colours), background, count)
     raise InputError(

@@ -1,19 +1,22 @@
 """Sampling settings that all problems share, and the loop over chunks of images."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from common.config import Bounds, Probability, Scale, Seed, check_fields
 from common.diffusion.samplers import SAMPLERS, Callback, SamplerName
 from common.errors import InputError
-from common.seeds import derive_seed, padded_chunks
+from common.memory import out_of_memory
+from common.progress import Progress
+from common.seeds import padded_chunks
 
 Item = TypeVar("Item")
+ChunkSize = Annotated[int, Bounds(at_least=1, at_most=4096)]
+PADDED = 64  # images; a chunk up to this size is filled even if there are fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,24 +29,28 @@ class SamplerConfig:
     """Sampling steps. Each is one network evaluation; Heun takes two."""
     spacing: Literal["leading", "trailing", "linspace", "homework"] = "trailing"
     """Timesteps that the steps visit (common/diffusion/schedule.py)."""
-    eta: float = 0.0
+    eta: Probability = 0.0
     """DDIM's eta in [0, 1], the scale of the noise added at each step: 0 is deterministic, 1 has
     DDPM's variance."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all random noise."""
-    chunk_size: int = 10
-    """Images in one network call. Output files are byte-identical between runs of equal chunk size.
-    """
+    chunk_size: ChunkSize = 10
+    """Images in one network call, at most 4096. Output files are byte-identical between runs of
+    equal chunk size."""
+
+    def for_job(self, images: int) -> Self:
+        """These settings for a job of so many images, with no chunk far larger than the job.
+
+        Chunks of up to PADDED images keep their size, so that the files of a few images are
+        byte-identical to those of many.
+        """
+        return dataclasses.replace(self, chunk_size=min(self.chunk_size, max(images, PADDED)))
 
     def check(self, num_timesteps: int = 1000) -> None:
         """Raises InputError if a value is outside its range."""
-        derive_seed(self.seed)
+        check_fields(self)
         if not 1 <= self.steps <= num_timesteps:
             raise InputError(f"--steps must be between 1 and {num_timesteps}, not {self.steps}")
-        if self.chunk_size < 1:
-            raise InputError(f"--chunk-size must be at least 1, not {self.chunk_size}")
-        if not 0.0 <= self.eta <= 1.0:
-            raise InputError(f"--eta must lie in [0, 1], not {self.eta}")
         if self.eta > 0.0 and not SAMPLERS[self.sampler].takes_eta:
             raise InputError(
                 f"--eta applies to DDIM only: with --sampler {self.sampler} it must be 0"
@@ -54,27 +61,23 @@ class SamplerConfig:
 class GuidedSamplerConfig(SamplerConfig):
     """`SamplerConfig` with classifier-free guidance (common/diffusion/guidance.py)."""
 
-    guidance_scale: float | None = 1.0
+    guidance_scale: Scale | None = 1.0
     """Scale of classifier-free guidance, uncond + scale (cond - uncond); 1 is no guidance."""
     guidance_interval: tuple[int, int] = (0, 999)
     """Lowest and highest timestep t at which guidance is applied."""
-    guidance_rescale: float = 0.0
+    guidance_rescale: Probability = 0.0
     """Fraction in [0, 1] by which the guided output's standard deviation is moved to the
     conditional output's; 0 is no change."""
 
     def check(self, num_timesteps: int = 1000) -> None:
         """Raises InputError if a value is outside its range."""
         super().check(num_timesteps)
-        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
-            raise InputError(f"--guidance-scale must be finite, not {self.guidance_scale}")
         low, high = self.guidance_interval
         if low > high:
             raise InputError(
                 "--guidance-interval must give the lowest t and then the highest, not"
                 f" {low} and {high}"
             )
-        if not 0.0 <= self.guidance_rescale <= 1.0:
-            raise InputError(f"--guidance-rescale must lie in [0, 1], not {self.guidance_rescale}")
 
 
 def sample_in_chunks(
@@ -104,9 +107,10 @@ def sample_in_chunks(
     hidden = not show_progress or share[0] > 0
     size = config.chunk_size  # a size that was halved stays halved for the chunks that follow
     done, count = 0, sum(real for _, real in chunks)
-    with tqdm(
-        total=len(chunks) * config.steps, unit="step", disable=hidden, dynamic_ncols=True
+    with Progress(
+        desc="sampling", unit="steps", total=len(chunks) * config.steps, disable=hidden
     ) as bar:
+        bar.set_postfix_str(f"0 of {count} images")
 
         def step(i: int, t: int, x_t: Tensor, x0: Tensor) -> None:
             bar.update()
@@ -120,11 +124,13 @@ def sample_in_chunks(
                     images += (
                         sample_chunk(chunk[len(images) : len(images) + size], step).float().cpu()
                     )
-                except torch.OutOfMemoryError:
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
                     size = _smaller(min(size, len(chunk) - len(images)))
             done += real
             bar.n = number * config.steps  # halves of a chunk repeat its steps
-            bar.set_postfix_str(f"{done}/{count} images")
+            bar.set_postfix_str(f"{done} of {count} images")
             _check_finite(images[:real], [name(item) for item in chunk[:real]])
             yield chunk[:real], torch.stack(images[:real])
 
@@ -145,5 +151,5 @@ def _smaller(size: int) -> int:
             " --device cpu"
         )
     half = (size + 1) // 2
-    tqdm.write(f"{size} images at once do not fit into the device's memory: trying {half}")
+    Progress.write(f"{size} images at once do not fit into the device's memory: trying {half}")
     return half

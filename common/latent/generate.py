@@ -1,11 +1,12 @@
 """Generating pictures from prompts with a latent-diffusion model and optional control images."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from common.config import Scale
 from common.diffusion.process import Network, denoiser
 from common.diffusion.samplers import Callback, sample
 from common.diffusion.sampling import GuidedSamplerConfig, sample_in_chunks
@@ -20,7 +21,7 @@ from common.seeds import StackedRandomGenerator
 class GenerationConfig(GuidedSamplerConfig):
     """Sampling settings; a picture depends on these, its prompt and its seed."""
 
-    guidance_scale: float | None = None
+    guidance_scale: Scale | None = None
     """Scale of classifier-free guidance, uncond + scale (cond - uncond); 1 is no guidance. By
     default the base model's own `default_guidance_scale`: 7.5 for Stable Diffusion, 2 for the small
     model."""
@@ -36,15 +37,20 @@ class ControlledGenerationConfig(ControlConfig, GenerationConfig):
         self.check_control()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Request:
     """The prompt, seed and control image of one picture to generate."""
 
     prompt: str
     seed: int
     """Seed of the picture's noise (`common.seeds.derive_seed`)."""
-    hint: Tensor | None = None
-    """Control image, uint8 [3, H, W]; in one call either all requests have one or none has."""
+    hint: Tensor | Callable[[], Tensor] | None = None
+    """Control image, uint8 [3, H, W], or a function that reads it, which is called when the
+    picture's turn comes; in one call either all requests have one or none has."""
+
+    def read_hint(self) -> Tensor | None:
+        """The control image, uint8 [3, H, W], or None."""
+        return self.hint() if callable(self.hint) else self.hint
 
 
 def with_default_guidance(config: GenerationConfig, model: LatentDiffusion) -> GenerationConfig:
@@ -61,13 +67,15 @@ def generate(
     latent_side: int | None = None,
     *,
     network: Network | None = None,
+    callback: Callback | None = None,
     show_progress: bool = True,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yields (indices of requests, pictures float32 [n, 3, H, W] on the CPU) for each chunk.
 
     Pictures are about in [-1, 1], not clamped. `latent_side` is the side of the latents (default:
-    the model's own). `network` replaces `model.apply_model`. Raises InputError if a picture is not
-    finite, or if a single one does not fit into the device's memory.
+    the model's own). `network` replaces `model.apply_model`. `callback` is passed to the sampler
+    (common/diffusion/samplers.py) and sees latents. Raises InputError if a picture is not finite,
+    or if a single one does not fit into the device's memory.
     """
     side = latent_side or model.latent_side
 
@@ -81,6 +89,7 @@ def generate(
         sample_chunk,
         config,
         name=lambda i: repr(requests[i].prompt),
+        callback=callback,
         show_progress=show_progress,
     )
 
@@ -137,7 +146,7 @@ def _conditions(
     null = model.encode_text([""]).expand_as(context)
     if requests[0].hint is None:
         return LatentCondition(context), LatentCondition(null)
-    hint = to_hint(torch.stack([request.hint for request in requests]).to(device))
+    hint = to_hint(torch.stack([request.read_hint() for request in requests]).to(device))
     scales = residual_scales(control, model.controlnet.num_residuals)
     text = control.control_text or model.controlnet.control_text
     read = null if text == "empty" else None

@@ -20,7 +20,7 @@ from common.latent.stable_diffusion.naming import (
     HINT_DIFFUSERS,
     UNET,
 )
-from common.latent.stable_diffusion.weights import weight_names
+from common.weights import followed, weight_names
 
 Kind = Literal["sd_file", "sd_folder", "controlnet", "small", "unknown"]
 
@@ -31,6 +31,7 @@ def load_base(path: Path) -> LatentDiffusion:
     Raises InputError if it is neither Stable Diffusion v1.4 nor a model folder of this project, and
     as `load_stable_diffusion` does.
     """
+    path = followed(path)
     kind = kind_of(path)
     if kind == "small":
         return small_diffusion.load_model(path)
@@ -53,10 +54,10 @@ def kind_of(path: Path) -> Kind:
 
     Raises InputError if `path` does not exist, or is a file that is damaged or would run code.
     """
-    path = Path(path)
+    path = followed(path)
     if path.is_dir():
         return _kind_of_folder(path)
-    names = {key.removeprefix(CONTROL) for key in weight_names(path) if isinstance(key, str)}
+    names = {key.removeprefix(CONTROL) for key in weight_names(path)}
     if names & {HINT_COMPVIS, HINT_DIFFUSERS}:
         return "controlnet"
     return "sd_file" if any(name.startswith(UNET) for name in names) else "unknown"
@@ -75,9 +76,7 @@ def _kind_of_folder(folder: Path) -> Kind:
 
 def holds_base(path: Path) -> bool:
     """Whether the ControlNet at `path` is a whole cldm file, which also holds the base's U-Net."""
-    return not Path(path).is_dir() and any(
-        str(key).startswith(UNET) for key in weight_names(Path(path))
-    )
+    return not Path(path).is_dir() and any(key.startswith(UNET) for key in weight_names(Path(path)))
 
 
 def base_hash(model: LatentDiffusion) -> str:

@@ -1,12 +1,14 @@
 """Generates pictures into files, split among processes; finished pictures are kept on a rerun."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +16,18 @@ from torch import Tensor, nn
 from common.checkpoint import state_hash
 from common.devices import this_process
 from common.diffusion.process import Network
-from common.files import make_folder
+from common.diffusion.samplers import Callback
+from common.errors import InputError
+from common.files import check_targets, make_folder
 from common.images import read_note, resize, to_uint8, write_png
 from common.latent.generate import GenerationConfig, Request, generate, with_default_guidance
 from common.latent.model import LatentDiffusion
+from common.memory import require_memory
 
 NOTE = "made with"
 """Name of the PNG text entry that identifies how a picture was made."""
+Value = TypeVar("Value")
+Item = TypeVar("Item")
 
 
 class Picture(NamedTuple):
@@ -28,6 +35,24 @@ class Picture(NamedTuple):
 
     path: Path
     request: Request
+
+
+class Mapped(Sequence[Item]):
+    """The sequence of `function(value)` for the values; each is made when it is used, and not kept.
+
+    A job of many pictures takes memory for those in work only.
+    """
+
+    def __init__(self, function: Callable[[Value], Item], values: Sequence[Value]) -> None:
+        self.function, self.values = function, values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Mapped(self.function, self.values[index])
+        return self.function(self.values[index])
 
 
 def draw_missing(
@@ -47,35 +72,39 @@ def draw_missing(
     made for the same request by the same networks with the same settings; `settings` are those that
     `config` does not hold. Prints how many pictures were kept, and warns of prompts that are too
     long for the text encoder. `latent_side` and `network` are passed to `generate`, `staging` to
-    `write_png`.
+    `write_png`. Raises InputError, before anything is drawn, if a file cannot be written or the
+    pictures do not fit into memory.
     """
+    require_memory(size**2 * 3 * (config.chunk_size + 8), f"a chunk of {size}x{size} pictures")
     rank, processes, _ = this_process()
-    for prompt in (
-        too_long(model, {picture.request.prompt for picture in pictures}) if rank == 0 else ()
-    ):
+    made_with = _made_with(model, config, {"size": size, **(settings or {})})
+    mine = range(len(pictures))[rank::processes]  # does not depend on which files exist
+    prompts: set[str] = set()
+    paths: list[str] = []
+    todo: list[int] = []
+    for i, picture in enumerate(pictures):
+        prompts.add(picture.request.prompt)
+        paths.append(os.fspath(picture.path))
+        if not paths[-1].lower().endswith(".png"):
+            raise InputError(
+                f"the target {picture.path} must end in .png, since PNG files are written"
+            )
+        if i in mine and not _is_kept(picture, made_with):
+            todo.append(i)
+    check_targets(paths)
+    missing = Mapped(pictures.__getitem__, todo)
+    for prompt in too_long(model, prompts) if rank == 0 else ():
         print(
             "warning: the prompt is cut to the text encoder's"
             f" {model.tokenizer.model_max_length} tokens: {prompt!r}",
             file=sys.stderr,
         )
-    # The split does not depend on which files exist.
-    mine = pictures[rank::processes]
-    made_with = _made_with(model, config, {"size": size, **(settings or {})})
-    notes = [_note(made_with, picture.request) for picture in mine]
-    missing = [
-        (picture, note)
-        for picture, note in zip(mine, notes, strict=True)
-        if read_note(picture.path, NOTE) != note
-    ]
     if kept := len(mine) - len(missing):
         print(f"{kept} of {len(pictures)} pictures are there already")
-    for path in {picture.path.parent for picture, _ in missing}:
-        make_folder(path)
-    requests = [picture.request for picture, _ in missing]
     chunks = draw(
         model,
-        requests,
-        config,
+        Mapped(lambda picture: picture.request, missing),
+        config.for_job(len(pictures)),
         size,
         latent_side=latent_side,
         network=network,
@@ -83,15 +112,34 @@ def draw_missing(
     )
     for indices, images in chunks:
         for i, image in zip(indices, images, strict=True):
-            picture, note = missing[i]
-            write_png(picture.path, image, staging, (NOTE, note))
+            path, request = missing[i]
+            make_folder(path.parent)
+            write_png(path, image, staging, (NOTE, _note(made_with, request)))
+
+
+def _is_kept(picture: Picture, made_with: str) -> bool:
+    """Whether the file is complete and was made for this request with these settings."""
+    return os.path.isfile(picture.path) and read_note(picture.path, NOTE) == _note(
+        made_with, picture.request
+    )
 
 
 def too_long(model: LatentDiffusion, prompts: Collection[str]) -> list[str]:
     """The prompts that `LatentDiffusion.tokenize` truncates, sorted."""
     tokenizer = model.tokenizer
     room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-    return sorted(prompt for prompt in prompts if len(tokenizer.tokenize(prompt)) > room)
+
+    # Counting whole prompts is slow, and their words repeat. A token has at least one letter, and
+    # no token but a placeholder holds a space, so the sum over the words is never too small.
+    @functools.lru_cache(maxsize=10_000)
+    def most_tokens(word: str) -> int:
+        return len(tokenizer.tokenize(word) if word.isalpha() or not word.isascii() else word)
+
+    return sorted(
+        prompt
+        for prompt in prompts
+        if sum(map(most_tokens, prompt.split())) > room and len(tokenizer.tokenize(prompt)) > room
+    )
 
 
 def draw(
@@ -102,14 +150,21 @@ def draw(
     *,
     latent_side: int | None = None,
     network: Network | None = None,
+    callback: Callback | None = None,
     show_progress: bool = True,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yields (indices of requests, pictures uint8 [n, 3, size, size]) for each chunk.
 
-    The chunks are those of `generate`.
+    The chunks are those of `generate`, which also gets `callback`.
     """
     chunks = generate(
-        model, requests, config, latent_side, network=network, show_progress=show_progress
+        model,
+        requests,
+        config,
+        latent_side,
+        network=network,
+        callback=callback,
+        show_progress=show_progress,
     )
     for indices, images in chunks:
         yield indices, torch.stack([resize(to_uint8(image), size) for image in images])
@@ -135,6 +190,6 @@ def _note(made_with: str, request: Request) -> str:
     digest = hashlib.blake2b(
         json.dumps([made_with, request.prompt, request.seed]).encode(), digest_size=16
     )
-    if request.hint is not None:
-        digest.update(request.hint.numpy().tobytes())
+    if (hint := request.read_hint()) is not None:
+        digest.update(hint.numpy().tobytes())
     return digest.hexdigest()

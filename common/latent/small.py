@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import load_config, load_strict, load_tensors, save_tensors
+from common.checkpoint import build_network, load_config, load_strict, save_tensors
+from common.config import Positive, check_entries, check_value, read_entries
 from common.diffusion.process import Parameterization
 from common.diffusion.schedule import make_schedule
 from common.errors import InputError
-from common.files import make_folder, read_json, write_json
+from common.files import make_folder, write_json
 from common.latent.model import LatentDiffusion, downscale_of
+from common.latent.network_config import NETWORK, SCHEDULER
 from common.latent.stable_diffusion.naming import CONFIG_FILE, SCHEDULER_FILE, WEIGHTS_FILE
 from common.latent.text_encoder import load_text_encoder, save_text_encoder
+from common.weights import followed, read_weights, weights_file
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC, UNet2DConditionModel
@@ -166,42 +169,46 @@ def load_model(folder: Path) -> LatentDiffusion:
     """
     from diffusers import AutoencoderDC, UNet2DConditionModel
 
-    folder = Path(folder)
+    folder = followed(folder)
     config = load_config(folder, KIND)
-    scheduler = read_json(folder / "scheduler" / SCHEDULER_FILE)
-    try:
-        schedule = make_schedule("scaled_linear", zero_terminal=scheduler["rescale_betas_zero_snr"])
-        parameterization = next(
-            k for k, v in PREDICTION_TYPES.items() if v == scheduler["prediction_type"]
-        )
-    except (KeyError, TypeError, StopIteration):
-        raise InputError(
-            f"{folder / 'scheduler' / SCHEDULER_FILE} does not describe a noise schedule of this"
-            " project"
-        ) from None
+    path = folder / "scheduler" / SCHEDULER_FILE
+    scheduler = read_entries(path, SCHEDULER, required=True)
+    schedule = make_schedule("scaled_linear", zero_terminal=scheduler["rescale_betas_zero_snr"])
+    parameterization = next(
+        k for k, v in PREDICTION_TYPES.items() if v == scheduler["prediction_type"]
+    )
     autoencoder = load_network(folder / "vae", AutoencoderDC)
-    statistics = {name: config.get(name) for name in LATENT_STATISTICS}
-    for name, values in statistics.items():
-        channels = autoencoder.config.latent_channels
-        if not (
-            isinstance(values, list)
-            and len(values) == channels
-            and all(isinstance(v, float) for v in values)
-        ):
+    channels = autoencoder.config.latent_channels
+    for name, number in zip(LATENT_STATISTICS, (float, Positive), strict=True):
+        values = config.get(name)
+        check_value(values, tuple[number, ...], f"{folder / CONFIG_FILE}: {name}")
+        if len(values) != channels:
             raise InputError(
-                f"{folder / CONFIG_FILE} does not give {name} as {channels} numbers, one for each"
-                " latent channel"
+                f"{folder / CONFIG_FILE}: {name} must be {channels} numbers, one for each latent"
+                f" channel, not {len(values)}"
             )
     tokenizer, text_encoder = load_text_encoder(folder / "text_encoder")
+    unet = load_network(folder / "unet", UNet2DConditionModel)
+    for name, needed in (
+        ("sample_size", SIDE // downscale_of(autoencoder)),
+        ("in_channels", channels),
+        ("out_channels", channels),
+        ("cross_attention_dim", text_encoder.config.hidden_size),
+    ):
+        if unet.config[name] != needed:
+            raise InputError(
+                f"{folder / 'unet' / CONFIG_FILE}: {name} is {unet.config[name]}, but the"
+                f" autoencoder and the text encoder need {needed}"
+            )
     return LatentDiffusion(
         autoencoder,
         text_encoder,
         tokenizer,
-        load_network(folder / "unet", UNet2DConditionModel),
+        unet,
         schedule,
         parameterization=parameterization,
         default_guidance_scale=DEFAULT_GUIDANCE_SCALE,
-        **statistics,
+        **{name: config[name] for name in LATENT_STATISTICS},
     )
 
 
@@ -225,18 +232,16 @@ def load_network(folder: Path, kind: type[nn.Module]) -> Any:
 
     Raises InputError if the folder holds something else.
     """
-    config = read_json(Path(folder) / CONFIG_FILE)
-    name = config.get("_class_name") if isinstance(config, dict) else None
-    if name != kind.__name__:
+    path = Path(folder) / CONFIG_FILE
+    config = read_entries(path, {})
+    if (name := config.get("_class_name")) != kind.__name__:
         raise InputError(f"{folder} holds a {name}, but {kind.__name__} is expected")
-    try:
-        network = kind.from_config(config)
-    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise InputError(
-            f"{folder}/config.json does not describe a {kind.__name__} ({error})"
-        ) from None
-    state = load_tensors(Path(folder) / WEIGHTS_FILE)[0]
-    load_strict(network, {key: value.float() for key, value in state.items()}, folder)
+    check_entries(config, NETWORK, path)
+    weights = weights_file(Path(folder))
+    network = build_network(
+        lambda: kind.from_config(dict(config)), path, f"a {kind.__name__}", weights
+    )
+    load_strict(network, read_weights(weights), weights)
     return network.eval()
 
 

@@ -14,12 +14,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import load_strict, load_tensors, save_tensors
+from common.checkpoint import build_network, load_strict, save_tensors
+from common.clip.config import TRANSFORMERS_TOWER
 from common.clip.formats import to_transformers, transformers_config
 from common.clip.loading import load_folder
+from common.config import check_entries, read_entries
 from common.errors import InputError
-from common.files import make_folder, read_json, write_json
-from common.library_versions import TEXT_PREFIX, new_text_model, new_tokenizer, text_prefix
+from common.files import make_folder, write_json
+from common.library_versions import (
+    TEXT_PREFIX,
+    new_text_model,
+    new_tokenizer,
+    text_prefix,
+    without_positions,
+)
+from common.weights import read_weights, weights_file
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -72,15 +81,13 @@ def load_text_encoder(folder: Path) -> "tuple[CLIPTokenizer, CLIPTextModel]":
     something else.
     """
     path = Path(folder) / "config.json"
-    config = read_json(path)
-    if not isinstance(config, dict) or config.get("model_type") != "clip_text_model":
+    config = read_entries(path, {})
+    if config.get("model_type") != "clip_text_model":
         raise InputError(f"{path} does not describe a CLIPTextModel")
-    try:
-        model = new_text_model(config)
-    except ValueError as error:
-        raise InputError(f"{path} does not describe a CLIPTextModel ({error})") from None
-    weights = Path(folder) / WEIGHTS
-    _fill(model, {name: value.float() for name, value in load_tensors(weights)[0].items()}, weights)
+    check_entries(config, TRANSFORMERS_TOWER, path)
+    weights = weights_file(Path(folder))
+    model = build_network(lambda: new_text_model(config), path, "a CLIPTextModel", weights)
+    _fill(model, without_positions(read_weights(weights)), weights)
     return clip_tokenizer(model.config.max_position_embeddings), model
 
 

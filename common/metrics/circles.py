@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 WHITE = 128  # least grey level of a white pixel
@@ -13,6 +14,7 @@ HALF_LINE = 2.5 / 512  # half the thickness of fill50k's outlines, as a fraction
 SUPPORT = 0.8
 REST = 0.04
 CROWDED = 0.25
+MIN_RADIUS = 0.03  # of a circle drawn by hand, as a fraction of the side
 
 
 class Circle(NamedTuple):
@@ -64,6 +66,24 @@ def fit_circles(outline: Tensor, seed: int = 0) -> list[Circle]:
             break
         circles.append(circle)
         points = points[np.abs(circle.distances(points)) > tolerance]
+    return sorted(circles)
+
+
+def circles_of_strokes(drawing: Tensor) -> list[Circle]:
+    """The least-squares circle of each white stroke, from left to right.
+
+    `drawing` is uint8 [3, S, S] with closed lines drawn by hand on black, which `fit_circles` does
+    not accept as circles. White pixels that touch are one stroke; a stroke whose circle's radius is
+    below MIN_RADIUS of the side, or above the side, is left out.
+    """
+    white = drawing.float().mean(0).numpy() >= WHITE
+    strokes, count = ndimage.label(white, np.ones((3, 3)))
+    circles = []
+    for k in range(1, count + 1):
+        points = np.argwhere(strokes == k)[:, ::-1] + 0.5
+        circle = _refine(Circle(*points.mean(0).tolist(), 0.0), points, np.inf)
+        if MIN_RADIUS * len(white) <= circle.radius <= len(white):
+            circles.append(circle)
     return sorted(circles)
 
 

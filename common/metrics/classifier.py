@@ -10,18 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.checkpoint import (
-    load_config,
-    load_pickle,
-    load_strict,
-    load_tensors,
-    load_weights,
-    save_model,
-)
+from common.checkpoint import load_config, load_strict, load_weights, save_model
 from common.data.digits import NUM_DIGITS
-from common.errors import InputError
 from common.images import to_model_range
 from common.metrics.small_resnet import SmallResNet
+from common.weights import read_weights
 
 KIND = "common.DigitClassifier"
 CHANNELS = (40, 96, 160)
@@ -106,12 +99,8 @@ def load_lenet(path: Path) -> LeNet:
     The file holds a dict with `state_dict`, or the state dict itself. Raises InputError if the
     weights do not fit.
     """
-    content = load_pickle(path)
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict):
-        raise InputError(f"{path} holds no state dict")
     model = LeNet()
-    load_strict(model, state, path)
+    load_strict(model, read_weights(path), path)
     return model.eval()
 
 
@@ -139,11 +128,7 @@ class PublishedSVHN(nn.Module):
 def load_published_svhn(path: Path) -> PublishedSVHN:
     """The published SVHN network from its weight file, `.bin`, `.pth` or `.safetensors`."""
     model = PublishedSVHN()
-    load_strict(
-        model.network,
-        load_tensors(path)[0] if Path(path).suffix == ".safetensors" else load_pickle(path),
-        path,
-    )
+    load_strict(model.network, read_weights(path), path)
     return model.eval()
 
 
@@ -159,6 +144,13 @@ def find_published_svhn() -> Path | None:
         if isinstance(found, str):
             return Path(found)
     return None
+
+
+@torch.no_grad()
+def log_probabilities(classifier: Classifier, images: Tensor, batch_size: int = 200) -> Tensor:
+    """Log-probabilities of the digits, [N, 10], of uint8 images [N, 3, 28, 28]."""
+    parts = images.split(batch_size)
+    return torch.cat([classifier(to_model_range(part)).log_softmax(1) for part in parts])
 
 
 @torch.no_grad()

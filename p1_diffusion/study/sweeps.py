@@ -16,7 +16,6 @@ A study takes minutes to an hour on two CPU cores. Finished rows of `guidance`, 
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from common.diffusion.schedule import SPACINGS, make_schedule
 from common.files import ROOT, make_folder, read_json, write_json
 from common.metrics.classifier import DigitClassifier
 from common.study import measured_rows
+from common.text_files import read_records
 from p1_diffusion.evaluate import GRADER, grade
 from p1_diffusion.model import ContextUNet
 from p1_diffusion.quality import load_reference, quality
@@ -135,7 +135,7 @@ def compare_recipes(config: Config) -> None:
 
     def measure_run(run: Path) -> dict[str, Any]:
         model = ContextUNet.load(run / "last").to(device)
-        losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses = [line for _, line in read_records(run / "metrics.jsonl")]
         found = measure(model, sampling, RECIPE_IMAGES, network, reference)
         recognised = recognise(model, held_out, RECIPE_DIGITS)
         validation = [line["validation_loss"] for line in losses if "validation_loss" in line][-1]

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import cli
+from common.checkpoint import tensors_hash
 from common.data.digits import DATASETS, BalancedDraw, Digits, load_digits
 from common.files import ROOT
 from common.images import to_model_range
@@ -87,9 +88,13 @@ def main(config: Config) -> None:
         get_batch,
         config.training,
         config.run_dir,
-        settings={"init_from": config.init_from},
+        settings={
+            "init_from": config.init_from,
+            "data_hash": tensors_hash(data.images, data.digits),
+        },
         save=save,
         validate=validate,
+        next_command="python3 -m p1_diffusion.evaluate --images OUT --grader LAST",
     )
     final = DigitClassifier.load(config.run_dir / "last")
     make_reference(final, data, held_out, config.run_dir / "last" / "reference.safetensors")

@@ -16,6 +16,8 @@ import tyro
 from torch import Tensor
 
 from common import cli
+from common.checkpoint import tensors_hash
+from common.config import Positive
 from common.contrastive import contrastive_loss
 from common.data.faces import load_faces
 from common.devices import this_process
@@ -39,7 +41,7 @@ class Config:
     """Folder with photos/, square photos of one size."""
     init_from: Path | None = None
     """Model folder with the initial weights; they are random if none is given."""
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """Temperature of the contrastive loss: cosine similarities are divided by it."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig(
         steps=700,
@@ -106,9 +108,14 @@ def main(config: Config) -> None:
         get_batch,
         config.training,
         config.run_dir,
-        settings={"init_from": config.init_from, "temperature": config.temperature},
+        settings={
+            "init_from": config.init_from,
+            "temperature": config.temperature,
+            "data_hash": tensors_hash(data.images),
+        },
         save=save,
         validate=validate,
+        next_command="python3 -m p2_ddim.evaluate --images OUT --photos FACES --features LAST",
     )
 
 

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.checkpoint import check_finite, is_plain_float
 from common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
-PLACEHOLDER = re.compile(r"<[^<>\s]+>")
+ONE_WORD = re.compile(r"<[^<>\s]+>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Concept:
             raise InputError(
                 f"the vectors of {self.token} have the shape {list(self.vectors.shape)}, not [k, D]"
             )
+        if not is_plain_float(self.vectors):
+            raise InputError(f"the vectors of {self.token} are {self.vectors.dtype}, not floats")
+        check_finite(self.vectors, f"the learned word {self.token}")
 
     @property
     def words(self) -> list[str]:
@@ -55,16 +59,19 @@ class ConceptEmbedding(nn.Module):
     def __init__(self, table: nn.Embedding, concepts: Sequence[Concept]) -> None:
         super().__init__()
         self.table = table.requires_grad_(False)
-        # A list of pairs keeps the order of the tokenizer's new words; ParameterDict would sort
-        # the keys of a plain dict.
-        self.rows = nn.ParameterDict(
-            [(concept.token, nn.Parameter(concept.vectors.clone())) for concept in concepts]
-        )
+        self.tokens = [concept.token for concept in concepts]
+        # A list, since a ParameterDict takes no names with a full stop.
+        self.vectors = nn.ParameterList(concept.vectors.clone() for concept in concepts)
+
+    @property
+    def rows(self) -> dict[str, nn.Parameter]:
+        """The trainable rows [k, D] of each placeholder, in the order of the tokenizer's words."""
+        return dict(zip(self.tokens, self.vectors, strict=True))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embeddings [N, L, D] of token ids [N, L]; ids from V on are the concepts' words."""
         known = self.table.num_embeddings
-        rows = torch.cat([self.rows[token] for token in self.rows])
+        rows = torch.cat(list(self.vectors))
         learned = F.embedding((ids - known).clamp(min=0), rows).to(self.table.weight.dtype)
         return torch.where((ids >= known)[..., None], learned, self.table(ids.clamp(max=known - 1)))
 
@@ -114,23 +121,26 @@ def check_tokens(tokens: Sequence[str], tokenizer: "CLIPTokenizer") -> None:
                 f"{token!r} is a word that the model already knows: choose another placeholder,"
                 " such as <new1>"
             )
-        if not PLACEHOLDER.fullmatch(token):
+        if not is_placeholder(token):
             raise InputError(f"the placeholder {token!r} must have the form <name>, such as <new1>")
         if token in tokens[:i]:
             raise InputError(f"the placeholder {token} occurs twice")
 
 
-def placeholders(prompt: str) -> list[str]:
-    """Returns the placeholders in a prompt, in order."""
-    return PLACEHOLDER.findall(prompt)
+def is_placeholder(token: str) -> bool:
+    """Whether the token has the form <name>; the name may hold spaces, full stops and brackets."""
+    return bool(re.fullmatch(r"<.*[^<>\s].*>", token)) and token.isprintable()
 
 
 def expand(prompt: str, concepts: Sequence[Concept]) -> str:
     """Returns the prompt with each placeholder replaced by the words of its concept.
 
-    Raises InputError if a placeholder is not among the concepts.
+    Raises InputError if a placeholder of one word is not among the concepts. (What is in angle
+    brackets with a space in it is a placeholder only if a concept has that name.)
     """
     by_token = {concept.token: concept for concept in concepts}
+    tokens = sorted(by_token, key=len, reverse=True)  # of two that fit, the longer one is meant
+    pattern = "|".join([*map(re.escape, tokens), ONE_WORD.pattern])
 
     def words(found: re.Match[str]) -> str:
         if found[0] not in by_token:
@@ -140,13 +150,13 @@ def expand(prompt: str, concepts: Sequence[Concept]) -> str:
             )
         return " ".join(by_token[found[0]].words)
 
-    return PLACEHOLDER.sub(words, prompt)
+    return re.sub(pattern, words, prompt)
 
 
 def unused(prompts: Sequence[str], concepts: Sequence[Concept]) -> list[str]:
     """Returns the placeholders of the concepts that occur in no prompt."""
-    named = {token for prompt in prompts for token in placeholders(prompt)}
-    return [concept.token for concept in concepts if concept.token not in named]
+    tokens = [concept.token for concept in concepts]
+    return [token for token in tokens if not any(token in prompt for prompt in prompts)]
 
 
 def initial_vectors(

@@ -6,21 +6,29 @@ weights stay frozen. Several concepts are trained jointly, or separately and the
 form. Only the trained matrices and words are saved.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from common.checkpoint import load_tensors, save_tensors
+from common.checkpoint import check_finite, is_plain_float, save_tensors
 from common.errors import InputError
+from common.files import make_folder
+from common.latent.stable_diffusion.naming import UNET, unet_names
+from common.weights import say
 from p3_clip.personalisation.concepts import Concept
+from p3_clip.personalisation.formats import named_concepts, save_concepts, save_pickle
 
 # diffusers' names: attn2 is the cross-attention to the text.
 PROJECTIONS = (".attn2.to_k.weight", ".attn2.to_v.weight")
 Weights = Mapping[str, Tensor]
+Form = Literal["own", "diffusers", "authors", "authors_compvis"]
+DIFFUSERS_NAME = "pytorch_custom_diffusion_weights"
+_PROCESSOR = r".processor.\1_custom_diffusion."
 
 
 class CustomDiffusionResult(NamedTuple):
@@ -74,33 +82,82 @@ def merge(
 # Files.
 
 
-def save_delta(path: Path, learned: CustomDiffusionResult) -> None:
-    """Writes matrices and words, all that differs from the base model, to a safetensors file."""
-    weights = {f"unet/{name}": value for name, value in learned.weights.items()}
-    save_tensors(
-        path,
-        weights | {f"concept/{concept.token}": concept.vectors for concept in learned.concepts},
-    )
+def save_delta(
+    path: Path, learned: CustomDiffusionResult, form: Form = "own", unet: nn.Module | None = None
+) -> None:
+    """Writes matrices and words, all that differs from the base model, in one of the forms.
 
-
-def load_delta(path: Path, base: Weights) -> CustomDiffusionResult:
-    """Reads a file written by `save_delta`, for a U-Net with the matrices `base`.
-
-    Raises InputError if it holds anything else, or matrices of other names or shapes than `base`.
+    - own: a safetensors file.
+    - diffusers: the folder that diffusers' training script writes.
+    - authors: delta.bin of the authors' code on diffusers.
+    - authors_compvis: delta.ckpt of the authors' code on CompVis's, with CompVis's names of the
+      matrices, which follow from `unet`. It holds the words' vectors without their names.
     """
-    tensors, _ = load_tensors(path)
-    weights = {
-        name.removeprefix("unet/"): value
-        for name, value in tensors.items()
-        if name.startswith("unet/")
-    }
-    words = {
-        name.removeprefix("concept/"): value
-        for name, value in tensors.items()
-        if name.startswith("concept/")
-    }
-    if not weights or len(weights) + len(words) < len(tensors):
-        raise InputError(f"{path} is not a result of Custom Diffusion")
+    weights = {name: value.detach().cpu().contiguous() for name, value in learned.weights.items()}
+    words = {concept.token: concept.vectors for concept in learned.concepts}
+    if form == "own":
+        matrices = {f"unet/{name}": value for name, value in weights.items()}
+        save_tensors(path, matrices | {f"concept/{token}": rows for token, rows in words.items()})
+    elif form == "diffusers":
+        make_folder(path)
+        save_pickle(
+            path / f"{DIFFUSERS_NAME}.bin",
+            {re.sub(r"\.(to_[kv])\.", _PROCESSOR, name): value for name, value in weights.items()},
+        )
+        for concept in learned.concepts:
+            file = path / f"{concept.token.replace('/', '_')}.bin"
+            save_concepts(file, [concept], "diffusers")
+    elif form == "authors":
+        save_pickle(path, {"unet": weights, "modifier_token": _single(words)})
+    else:
+        theirs = unet_names(unet.state_dict())
+        rows = torch.stack(list(_single(words).values()))
+        matrices = {theirs[name]: value for name, value in weights.items()}
+        save_pickle(path, {"state_dict": matrices | {"embed": rows}})
+
+
+def _single(words: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The words' vectors [D]. Raises InputError if one has several, which the form cannot hold."""
+    for token, rows in words.items():
+        if len(rows) != 1:
+            raise InputError(f"{token} has {len(rows)} vectors, but the form holds one for a word")
+    return {token: rows[0] for token, rows in words.items()}
+
+
+def is_delta(content: Any) -> bool:
+    """Whether the content of a file holds matrices of Custom Diffusion, in any of the forms."""
+    if not isinstance(content, Mapping):
+        return False
+    parts = [content, *(content.get(name) for name in ("unet", "state_dict"))]
+    names = [name for part in parts if isinstance(part, Mapping) for name in part]
+    return any(isinstance(name, str) and ".attn2." in name for name in names)
+
+
+def load_delta(path: Path, content: Any, unet: nn.Module) -> CustomDiffusionResult:
+    """The matrices and words in the content of the file `path`, in any form of `save_delta`.
+
+    Raises InputError if it holds anything else, or matrices of other names or shapes than `unet`.
+    """
+    entries = _entries(content, path)
+    words = {name: value for name, value in entries.items() if name.startswith("concept/")}
+    base, theirs = projections(unet), unet_names(unet.state_dict(), "")
+    own = {their: name for name, their in theirs.items()}
+    weights: dict[str, Tensor] = {}
+    for name, value in entries.items():
+        if name in words:
+            continue
+        plain = name.removeprefix("unet/").removeprefix(UNET)
+        plain = re.sub(r"\.processor\.(to_\w+)_custom_diffusion\.", r".\1.", plain)
+        plain = own.get(plain, plain)
+        if plain not in base or not isinstance(value, Tensor):
+            raise InputError(
+                f"{path} holds {name}, but only the key and value matrices of this U-Net's"
+                " cross-attention can be used"
+            )
+        if not is_plain_float(value):
+            raise InputError(f"{path}: {name} is {value.dtype}, not floats")
+        check_finite(value, f"{name} in {path}")
+        weights[plain] = value.detach()
     for name in sorted(weights.keys() | base.keys()):
         shapes = [list(state[name].shape) if name in state else None for state in (weights, base)]
         if shapes[0] != shapes[1]:
@@ -108,7 +165,48 @@ def load_delta(path: Path, base: Weights) -> CustomDiffusionResult:
                 f"{path} was trained on another U-Net: {name} is {shapes[0]} in it, but {shapes[1]}"
                 " here"
             )
-    return CustomDiffusionResult(weights, [Concept(token, rows) for token, rows in words.items()])
+    concepts = (
+        named_concepts(
+            {name.removeprefix("concept/"): value for name, value in words.items()}, path
+        )
+        if words
+        else []
+    )
+    return CustomDiffusionResult(weights, concepts)
+
+
+def _entries(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The matrices by their names in the file, and the words as "concept/TOKEN".
+
+    Raises InputError if the file holds something besides these.
+    """
+    content = dict(content)
+    names = content.pop("modifier_token", None)
+    matrices = next(
+        (dict(content.pop(name)) for name in ("unet", "state_dict") if name in content), None
+    )
+    if matrices is None:
+        matrices, content = content, {}
+    if content:
+        raise InputError(
+            f"{path} holds {next(iter(content))} besides matrices and words, which cannot be used"
+        )
+    embed = matrices.pop("embed", None)
+    if isinstance(embed, Tensor):
+        tokens = names.split("+") if isinstance(names, str) else list(names or [])
+        if not tokens:
+            tokens = [f"<new{k}>" for k in range(1, len(embed) + 1)]
+            say(f"{path} does not name its words: they are {', '.join(tokens)}")
+        if embed.dim() != 2 or len(tokens) != len(embed):
+            raise InputError(
+                f"{path} holds vectors {list(embed.shape)} for {len(tokens)} words, but one for"
+                " each is expected"
+            )
+        embed = dict(zip(tokens, embed, strict=True))
+    elif embed is None:
+        embed = names
+    words = embed if isinstance(embed, Mapping) else {}
+    return matrices | {f"concept/{token}": rows for token, rows in words.items()}
 
 
 @torch.no_grad()

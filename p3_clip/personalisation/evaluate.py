@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from statistics import fmean
+from typing import Annotated, Any
 
 import pandas as pd
 import tyro
@@ -12,8 +13,15 @@ from common.clip.features import extract_features
 from common.clip.loading import ClipConfig, load_judge
 from common.errors import InputError
 from common.files import write_json
-from common.images import image_files
-from common.metrics.clip_scores import grade_personalised, image_cosines, text_cosines
+from common.images import image_files, read_rgb
+from common.metrics.clip_scores import (
+    FORMS,
+    TEXT_WEIGHT,
+    grade_personalised,
+    image_cosines,
+    text_cosines,
+)
+from common.page import Grade, Measure, Picture, check_page, write_grade
 from p3_clip.personalisation.task import Task, read_tasks
 
 
@@ -36,6 +44,8 @@ class Personalised:
     """Images that each prompt must have."""
     result: Path | None = None
     """JSON file to write the scores to. Default: none is written."""
+    html: Path | None = None
+    """Page to write, with every image and its scores. Default: none is written."""
 
 
 def grade(config: Personalised) -> None:
@@ -44,6 +54,7 @@ def grade(config: Personalised) -> None:
     Exits with code 1 if a prompt misses a baseline. Raises InputError if the images, the references
     or the CLIP are not available.
     """
+    check_page(config.html)
     tasks = read_tasks(config.input)
     wrong = [
         f"{folder} holds {found} images"
@@ -96,8 +107,44 @@ def grade(config: Personalised) -> None:
                 "rows": rows,
             },
         )
-    if not all(row["passed"] for row in rows):
+    if config.html:
+        write_grade(config.html, page_content(config.images, tasks, rows))
+    passed = sum(row["passed"] for row in rows)
+    print(
+        f"{'PASS' if passed == len(rows) else 'FAIL'}: {passed} of {len(rows)} prompts reach both"
+        " baselines"
+    )
+    if passed < len(rows):
         raise SystemExit(1)
+
+
+def page_content(folder: Path, tasks: Sequence[Task], rows: Sequence[dict[str, Any]]) -> Grade:
+    """The grade of a folder: the scores of every prompt, and every image with its own."""
+    prompts = {task.key: task.prompts for task in tasks}
+    score = FORMS["dlcv2024"]
+    measures, pictures = [], []
+    for row in rows:
+        name = f"{row['concept']}, {prompts[row['concept']][row['prompt']]}"
+        bars = row["image_baseline"], row["text_baseline"]
+        for kind, bar in zip(("image", "text"), bars, strict=True):
+            value = score(fmean(row["cosines"][file][kind] for file in row["kept"]))
+            what = f"{kind} score of the best {len(row['kept'])}: {name}"
+            measures.append(Measure(what, f"{value:.2f}", f">= {bar:g}", value >= bar))
+        for file, cosines in row["cosines"].items():
+            image, text = (score(cosines[kind]) for kind in ("image", "text"))
+            pictures.append(
+                Picture(
+                    name=f"{file}: {name}",
+                    images={"image": read_rgb(folder / row["concept"] / str(row["prompt"]) / file)},
+                    verdict=f"image {image:.2f} of {bars[0]:g}, text {text:.2f} of {bars[1]:g}"
+                    + (", one of the best" if file in row["kept"] else ""),
+                    passed=image >= bars[0] and text >= bars[1],
+                    badness=bars[0] - image + TEXT_WEIGHT * (bars[1] - text),
+                )
+            )
+    passed = all(row["passed"] for row in rows)
+    note = "A picture counts as wrong where its own scores miss the baselines of its prompt."
+    return Grade("Problem 3, 2024: concepts", folder, passed, measures, pictures, note=note)
 
 
 def _folders(config: Personalised, tasks: Sequence[Task]) -> list[Path]:

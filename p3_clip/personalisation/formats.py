@@ -9,8 +9,9 @@
 | CompVis | .pt | {"string_to_token": {token: id}, "string_to_param": {token: [k, D]}} |
 
 In CompVis's files the id is a tensor and "string_to_param" a ParameterDict. Diffusers stores
-several vectors as several words, token, token_1, token_2; they are joined into one concept. A
-concept without a name in its file gets the file's name, as in A1111: dog.safetensors holds <dog>.
+several vectors as several words, token, token_1, token_2; they are joined into one concept. A1111's
+and CompVis's word "*" is called by the name of its file, as in the web UI, whatever name is inside:
+dog.pt holds <dog>. A name without angle brackets gets them.
 """
 
 import io
@@ -22,15 +23,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import load_pickle, load_tensors, save_tensors
+from common.checkpoint import is_plain_float, load_pickle, load_tensors, save_tensors
 from common.errors import InputError
 from common.files import atomic_write
-from p3_clip.personalisation.concepts import Concept
+from common.weights import is_safetensors, say
+from p3_clip.personalisation.concepts import Concept, is_placeholder
 
 Form = Literal["own", "diffusers", "a1111", "a1111_safetensors", "compvis"]
 ANY = "*"  # the placeholder in A1111's files
 A1111_TOKEN_ID = 265  # id of "*" in CLIP's vocabulary, which A1111 writes beside it
-_STUBS = ((nn.ParameterDict, "torch.nn.modules.container.ParameterDict"),)
+STUBS = {"torch.nn.modules.container.ParameterDict": nn.ParameterDict}
+"""Classes of PyTorch in files of learned words."""
+OTHER_MODELS = {
+    "clip_g": "Stable Diffusion XL (clip_l and clip_g)",
+    "t5xxl": "Stable Diffusion 3 or Flux (t5xxl)",
+    "clip_l": "Stable Diffusion XL or Flux (clip_l)",
+}
+"""Names of tensors in the learned words of models with several text encoders."""
 
 
 def save_concepts(path: Path, concepts: Sequence[Concept], form: Form = "own") -> None:
@@ -46,12 +55,12 @@ def save_concepts(path: Path, concepts: Sequence[Concept], form: Form = "own") -
     elif form == "a1111_safetensors":
         save_tensors(path, {"emb_params": next(iter(vectors.values()))})
     elif form == "diffusers":
-        _save_pickle(
+        save_pickle(
             path, {token: rows[0] if len(rows) == 1 else rows for token, rows in vectors.items()}
         )
     elif form == "a1111":
         token, rows = next(iter(vectors.items()))
-        _save_pickle(
+        save_pickle(
             path,
             {
                 "string_to_token": {ANY: A1111_TOKEN_ID},
@@ -62,17 +71,22 @@ def save_concepts(path: Path, concepts: Sequence[Concept], form: Form = "own") -
     else:
         ids = {token: torch.tensor(A1111_TOKEN_ID) for token in vectors}
         rows_of = nn.ParameterDict({token: nn.Parameter(rows) for token, rows in vectors.items()})
-        _save_pickle(path, {"string_to_token": ids, "string_to_param": rows_of})
+        save_pickle(path, {"string_to_token": ids, "string_to_param": rows_of})
 
 
 def load_concepts(path: Path, token: str | None = None) -> list[Concept]:
-    """Reads the concepts of a file of any of the forms.
+    """Reads the concepts of a file of any of the forms; see `named_concepts`."""
+    return named_concepts(read_file(path), path, token)
+
+
+def named_concepts(content: Any, path: Path, token: str | None = None) -> list[Concept]:
+    """The concepts in the content of the file `path`.
 
     `token` replaces the placeholder of a file's only concept. Raises InputError if the file is
     missing, damaged, would run code when unpickled, or holds something else.
     """
     path = Path(path)
-    found = _named_vectors(_read(path), path)
+    found = _named_vectors(content, path)
     if token is not None:
         if len(found) != 1:
             raise InputError(
@@ -80,22 +94,29 @@ def load_concepts(path: Path, token: str | None = None) -> list[Concept]:
                 f" renamed to {token}"
             )
         found = {token: next(iter(found.values()))}
-    return [
-        Concept(f"<{path.stem}>" if name == ANY else name, rows) for name, rows in found.items()
-    ]
+    return [Concept(_placeholder(name, path), rows) for name, rows in found.items()]
 
 
-def _read(path: Path) -> Any:
-    return load_tensors(path)[0] if path.suffix == ".safetensors" else load_pickle(path, _STUBS)
+def _placeholder(name: str, path: Path) -> str:
+    if name == ANY:
+        name = path.stem
+    elif not is_placeholder(name):
+        say(f"the word {name!r} in {path} is written <{name}> in prompts")
+    return name if is_placeholder(name) else f"<{name}>"
+
+
+def read_file(path: Path) -> Any:
+    """The content of a file of learned words or matrices, a pickle or safetensors."""
+    return load_tensors(path)[0] if is_safetensors(path) else load_pickle(path, STUBS)
 
 
 def _named_vectors(content: Any, path: Path) -> dict[str, Tensor]:
     """Returns the vectors [k, D] by token. Raises InputError if there are none."""
+    for name, model in OTHER_MODELS.items():
+        if isinstance(content, Mapping) and name in content:
+            raise InputError(f"{path} holds a learned word for {model}, not for this text encoder")
     if isinstance(content, Mapping) and "string_to_param" in content:
         values = _parameters(content["string_to_param"])
-        name = content.get("name")
-        if set(values) == {ANY} and isinstance(name, str):
-            values = {f"<{name.strip('<>')}>": values[ANY]}
     elif isinstance(content, Mapping) and "emb_params" in content:
         values = {ANY: content["emb_params"]}
     elif isinstance(content, Mapping):
@@ -119,8 +140,8 @@ def _parameters(content: Any) -> dict[str, Any]:
 
 
 def _rows(value: Tensor) -> Tensor | None:
-    """Returns the vectors as float32 [k, D]; None if `value` is neither [D] nor [k, D]."""
-    value = value.detach().float()
+    """Returns the vectors as [k, D], float32 if they are floats; None if it has another shape."""
+    value = value.detach().float() if is_plain_float(value) else value.detach()
     value = value[None] if value.dim() == 1 else value
     return value if value.dim() == 2 and len(value) else None
 
@@ -138,7 +159,8 @@ def _joined(content: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _save_pickle(path: Path, content: Any) -> None:
+def save_pickle(path: Path, content: Any) -> None:
+    """Writes a PyTorch file, atomically."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     atomic_write(Path(path), buffer.getvalue())

@@ -21,6 +21,7 @@ from typing import Annotated
 import tyro
 
 from common import cli
+from common.config import Pictures, Side
 from common.devices import DTYPES, DeviceName, Precision, pick_device, this_process
 from common.errors import InputError
 from common.files import ROOT
@@ -50,11 +51,12 @@ class Config:
     """Folder for the images."""
     checkpoint: Path = SHIPPED_BASE
     """Stable Diffusion v1.4 file or folder, or the folder of the small model."""
-    concepts: tuple[Path, ...] = ()
-    """Folders or files of learned concepts. Default: the shipped ones."""
-    count: int = COUNT
+    concepts: tuple[str, ...] = ()
+    """Folders or files of learned concepts; FILE=<word> calls the only word of a file <word>.
+    Default: the shipped ones."""
+    count: Pictures = COUNT
     """Images per prompt."""
-    size: int = SIZE
+    size: Side = SIZE
     """Width and height of the written images, in pixels."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if present."""
@@ -68,10 +70,6 @@ class Config:
 
 def main(config: Config) -> None:
     """Generates and writes the images; each process generates a share of them."""
-    if config.count < 1 or config.size < 1:
-        raise InputError(
-            f"--count and --size must be at least 1, not {config.count} and {config.size}"
-        )
     tasks = read_tasks(config.prompts)
     kind = checked_kind(config.checkpoint)
     config.generation.check()
@@ -110,7 +108,7 @@ def checked_kind(checkpoint: Path) -> BaseKind:
     return SMALL if kind == "small" else STABLE_DIFFUSION
 
 
-def find_concepts(config: Config, tasks: Sequence[Task], kind: BaseKind) -> Sequence[Path]:
+def find_concepts(config: Config, tasks: Sequence[Task], kind: BaseKind) -> Sequence[Path | str]:
     """Returns the folders or files of learned concepts: --concepts, or the shipped ones.
 
     Raises InputError if there are none; for Stable Diffusion it gives the command that trains them.
@@ -176,10 +174,20 @@ def plan(config: Config, tasks: Sequence[Task], concepts: Sequence[Concept]) -> 
         for index, prompt in enumerate(task.prompts):
             words = expand(prompt, concepts)
             for number in range(config.count):
-                path = Path(task.key) / str(index) / f"source{task.key}_prompt{index}_{number}.png"
-                seed = derive_seed(config.generation.seed, zlib.crc32(path.as_posix().encode()))
-                pictures.append(Picture(config.output_dir / path, Request(words, seed)))
+                path = picture_path(task.key, index, number)
+                request = Request(words, picture_seed(path, config.generation.seed))
+                pictures.append(Picture(config.output_dir / path, request))
     return pictures
+
+
+def picture_path(key: str, prompt: int, number: int) -> Path:
+    """Path of a picture below the output folder, from the concept's key and the prompt's index."""
+    return Path(key) / str(prompt) / f"source{key}_prompt{prompt}_{number}.png"
+
+
+def picture_seed(path: Path, seed: int) -> int:
+    """The seed of a picture's noise, from its `picture_path` and the run's seed."""
+    return derive_seed(seed, zlib.crc32(path.as_posix().encode()))
 
 
 def check_output(folder: Path, pictures: Sequence[Picture]) -> None:

@@ -5,27 +5,29 @@ cross-attention. A result's folder holds config.json, which records how the resu
 model.safetensors.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from common.checkpoint import tensor_names
 from common.errors import InputError
 from common.files import make_folder, read_json, write_json
 from common.latent.load import base_hash
 from common.latent.model import LatentDiffusion
+from common.weights import followed
 from p3_clip.personalisation.base_kind import BaseKind
-from p3_clip.personalisation.concepts import Concept, with_concepts
+from p3_clip.personalisation.concepts import Concept, is_placeholder, with_concepts
 from p3_clip.personalisation.custom_diffusion import (
+    DIFFUSERS_NAME,
     CustomDiffusionResult,
     apply_weights,
+    is_delta,
     load_delta,
-    projections,
     save_delta,
 )
-from p3_clip.personalisation.formats import load_concepts, save_concepts
+from p3_clip.personalisation.formats import named_concepts, read_file, save_concepts
 
 KIND = "p3_clip.personalisation"
 FILE = "model.safetensors"
@@ -44,18 +46,20 @@ def save_learned(folder: Path, learned: CustomDiffusionResult, about: Mapping[st
     write_json(folder / "config.json", {"kind": KIND, **about})
 
 
-def load_learned(paths: Sequence[Path], base: LatentDiffusion) -> CustomDiffusionResult:
+def load_learned(paths: Sequence[Path | str], base: LatentDiffusion) -> CustomDiffusionResult:
     """Loads the results in folders or files and joins their words and matrices.
 
-    Words may have any form of `formats.py`; at most one path may hold matrices, which must be
-    trained on the base model `base`. Raises InputError if that is not so, or if a file holds
-    something else.
+    A path may be followed by the placeholder to use for its only word: FILE=<word>. Words may have
+    any form of `formats.py` and matrices any of `save_delta`; at most one path may hold matrices,
+    which must be trained on the base model `base`. Raises InputError if that is not so, or if a
+    file holds something else.
     """
-    own: Mapping[str, Tensor] = projections(base.unet)
-    parts = [_load(Path(path), own) for path in paths]
-    with_weights = [path for path, part in zip(paths, parts, strict=True) if part.weights]
+    located = [_path_and_token(str(path)) for path in paths]
+    parts = [_load(path, token, base) for path, token in located]
+    with_weights = [path for (path, _), part in zip(located, parts, strict=True) if part.weights]
     for path in with_weights:
-        made_on = read_json(Path(path) / "config.json").get("base") if Path(path).is_dir() else None
+        config = path / "config.json"
+        made_on = read_json(config).get("base") if config.is_file() else None
         if made_on not in (None, base_hash(base)):
             raise InputError(
                 f"{path} was trained on another base model: its matrices do not fit this one"
@@ -69,13 +73,65 @@ def load_learned(paths: Sequence[Path], base: LatentDiffusion) -> CustomDiffusio
     return CustomDiffusionResult(weights, [concept for part in parts for concept in part.concepts])
 
 
-def _load(path: Path, own: Mapping[str, Tensor]) -> CustomDiffusionResult:
-    file = path / FILE if path.is_dir() else path
-    if file.suffix == ".safetensors" and any(
-        name.startswith("unet/") for name in tensor_names(file)
-    ):
-        return load_delta(file, own)
-    return CustomDiffusionResult({}, load_concepts(file))
+def _path_and_token(text: str) -> tuple[Path, str | None]:
+    """The path and the placeholder of FILE=<word>; None for a path alone."""
+    file, _, token = text.rpartition("=")
+    named = file and is_placeholder(token) and not Path(text).exists()
+    return (followed(Path(file)), token) if named else (followed(Path(text)), None)
+
+
+def _load(path: Path, token: str | None, base: LatentDiffusion) -> CustomDiffusionResult:
+    """The words and matrices of one path."""
+    files = _files(path) if path.is_dir() else [path]
+    weights: Mapping[str, Tensor] = {}
+    concepts: list[Concept] = []
+    for file in files:
+        content = read_file(file)
+        if is_delta(content):
+            weights, words = load_delta(file, content, base.unet)
+            concepts += words
+        else:
+            concepts += named_concepts(content, file)
+    if path.is_file() and not weights and (beside := _matrices(path.parent)):
+        print(
+            f"warning: only the word in {path} is used, not the matrices in {beside} beside it:"
+            " name the folder to use both",
+            file=sys.stderr,
+        )
+    if token is not None:
+        if len(concepts) != 1:
+            known = ", ".join(concept.token for concept in concepts) or "none"
+            raise InputError(
+                f"{path} holds {len(concepts)} concepts ({known}): only a single one can be renamed"
+                f" to {token}"
+            )
+        concepts = [Concept(token, concepts[0].vectors)]
+    return CustomDiffusionResult(weights, concepts)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a result's folder: of this project, of Custom Diffusion, of textual inversion.
+
+    Raises InputError if the folder holds none.
+    """
+    if (folder / FILE).is_file():
+        return [folder / FILE]
+    if matrices := _matrices(folder):
+        words = [file for file in sorted(folder.iterdir()) if is_placeholder(file.stem)]
+        return [matrices, *(file for file in words if file.suffix in (".bin", ".safetensors"))]
+    for name in ("learned_embeds.safetensors", "learned_embeds.bin", "delta.bin", "delta.ckpt"):
+        if (folder / name).is_file():
+            return [folder / name]
+    raise InputError(
+        f"{folder} holds no learned words: neither {FILE}, learned_embeds, {DIFFUSERS_NAME} nor"
+        " delta is there"
+    )
+
+
+def _matrices(folder: Path) -> Path | None:
+    """The file in which diffusers' script of Custom Diffusion stores the matrices, or None."""
+    files = (folder / f"{DIFFUSERS_NAME}{suffix}" for suffix in (".safetensors", ".bin"))
+    return next((file for file in files if file.is_file()), None)
 
 
 def personalise(model: LatentDiffusion, learned: CustomDiffusionResult) -> None:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from common.errors import InputError
 from common.files import read_json
-from p3_clip.personalisation.concepts import PLACEHOLDER, placeholders
+from p3_clip.personalisation.concepts import is_placeholder
 
 
 class Task(NamedTuple):
@@ -72,10 +72,10 @@ def _read_task(path: Path, key: str, value: Any) -> Task:
     if not all(_is_pair(pair) for pair in baselines):
         raise InputError(f"{where} needs baselines of two numbers, for image and text")
     token = value["token_name"]
-    if not PLACEHOLDER.fullmatch(token):
+    if not is_placeholder(token):
         raise InputError(f"{where}: the token {token!r} must have the form <name>, such as <new1>")
     for prompt in prompts:
-        if token not in placeholders(prompt):
+        if token not in prompt:
             raise InputError(f"{where}: the prompt {prompt!r} does not hold its token {token}")
     return Task(
         key,

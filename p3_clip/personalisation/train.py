@@ -212,6 +212,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         save=save,
         validate=validate,
         preview=preview,
+        next_command=f"bash hw2_3.sh input.json OUT {config.base} --concepts LAST",
     )
 
 

@@ -15,9 +15,10 @@ import tyro
 from torch import Tensor
 
 from common import cli
+from common.checkpoint import tensors_hash
 from common.cli import Preset
+from common.config import NonNegative, Pictures
 from common.data.examples import RealPairs, drawn_examples, in_memory
-from common.errors import InputError
 from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
 from common.latent.small import (
@@ -59,12 +60,12 @@ class Config:
     ones; None for drawn images only."""
     init_from: Path | None = None
     """Autoencoder folder to start from, instead of random weights."""
-    pictures: int = 20_000
+    pictures: Pictures = 20_000
     """Number of drawn training images."""
-    kl_weight: float = 1e-4
+    kl_weight: NonNegative = 1e-4
     """Weight of the KL divergence of the posterior from a standard normal, the mean over all
     elements of the latents."""
-    posterior_std: float = 0.1
+    posterior_std: NonNegative = 0.1
     """Standard deviation of the posterior, the same for all elements: in training, the decoder gets
     latents with noise of this size."""
     model: AutoencoderConfig = AutoencoderConfig()
@@ -92,8 +93,6 @@ def main(config: Config) -> None:
     """Trains from the start, or resumes the run in `config.run_dir`."""
     from diffusers import AutoencoderDC
 
-    if config.pictures < 1:
-        raise InputError(f"--pictures must be at least 1, not {config.pictures}")
     torch.manual_seed(config.training.seed)
     model = (
         load_network(config.init_from, AutoencoderDC)
@@ -145,10 +144,11 @@ def main(config: Config) -> None:
         get_batch,
         config.training,
         config.run_dir,
-        settings=settings_of(config, fill50k=bool(config.fill50k)),
+        settings=settings_of(config, fill50k=bool(config.fill50k), data_hash=tensors_hash(images)),
         save=lambda folder: save_network(folder, model, torch.float16),
         validate=validate,
         preview=preview,
+        next_command="bash scripts/train_ldm.sh unet --autoencoder LAST",
     )
 
 

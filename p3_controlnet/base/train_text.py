@@ -26,9 +26,9 @@ from torch.nn import functional as F
 from common import cli
 from common.cli import Preset
 from common.colour import CSS_COLOURS, colour_difference
+from common.config import Pictures
 from common.data.examples import describe, described_scenes
 from common.data.shapes import KINDS, Scene
-from common.errors import InputError
 from common.files import ROOT
 from common.latent.text_encoder import load_text_tower, save_text_encoder
 from common.seeds import Draws, random_indices
@@ -53,7 +53,7 @@ class Config:
     """Folder of the run: checkpoints and metrics."""
     clip: Path = ROOT / "checkpoints" / "clip_shapes"
     """Folder of the CLIP whose text encoder is fine-tuned."""
-    captions: int = 60_000
+    captions: Pictures = 60_000
     """Number of training captions."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {
@@ -101,8 +101,6 @@ class Reader(nn.Module):
 
 def main(config: Config) -> None:
     """Trains from the start, or resumes the run in `config.run_dir`."""
-    if config.captions < 1:
-        raise InputError(f"--captions must be at least 1, not {config.captions}")
     torch.manual_seed(config.training.seed)
     tokenizer, tower = load_text_tower(config.clip)
     model = nn.ModuleDict({"tower": tower, "reader": Reader(tower.config.hidden_size)}).train()
@@ -149,6 +147,7 @@ def main(config: Config) -> None:
         settings=settings_of(config, "clip"),
         save=lambda folder: save_text_encoder(folder, tower),
         validate=validate,
+        next_command="bash scripts/train_ldm.sh unet --text-encoder LAST",
     )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from common import cli
 from common.checkpoint import state_hash
 from common.cli import Preset
+from common.config import Pictures, Probability
 from common.data.examples import DrawnScenes, ExampleDataset, RealPairs, drawn_examples
 from common.devices import make_accelerator
 from common.diffusion.loss import LossWeight, LossWeighting, TimestepDistribution
@@ -89,9 +90,9 @@ class Config:
     ones; None for drawn images only."""
     init_from: Path | None = None
     """Folder of a U-Net to start from (unet/ in a model's folder), instead of random weights."""
-    pictures: int = 60_000
+    pictures: Pictures = 60_000
     """Number of drawn training images."""
-    cond_drop_prob: float = 0.1
+    cond_drop_prob: Probability = 0.1
     """Probability that a caption is replaced by the empty prompt; classifier-free guidance needs
     some."""
     parameterization: Parameterization = "v"
@@ -130,8 +131,6 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains from the start, or resumes the run in `config.run_dir`."""
-    if config.pictures < 1:
-        raise InputError(f"--pictures must be at least 1, not {config.pictures}")
     if config.parameterization == "eps" and config.zero_terminal:
         raise InputError(
             "eps prediction needs --no-zero-terminal: at SNR 0, in pure noise, x0 cannot be"
@@ -206,6 +205,7 @@ def main(config: Config) -> None:
         save=lambda folder: save_model(folder, model, config.zero_terminal),
         validate=validate,
         preview=preview,
+        next_command="bash scripts/train_controlnet.sh --base LAST",
     )
 
 

@@ -36,8 +36,7 @@ from common.grid import labelled_grid
 from common.images import resize, write_png
 from common.latent.generate import ControlledGenerationConfig
 from common.latent.model import LatentDiffusion
-from common.metrics.segmentation import NO_OBJECT_ERROR
-from p3_controlnet.evaluate import read_output
+from p3_controlnet.evaluate import badness, read_output
 from p3_controlnet.hints import resize_hint
 from p3_controlnet.loading import ModelConfig, load_model
 from p3_controlnet.study.canvas import canvas_task, draw_canvas
@@ -149,13 +148,7 @@ class FigureInputs:
         """
         if self._pictures is None:
             if self.config.images:
-                found, dropped = read_output(
-                    self.config.images, [Path(task.name) for task in self.tasks]
-                )
-                if dropped:
-                    raise InputError(
-                        f"{self.config.images} lacks an image: {next(iter(dropped.values()))}"
-                    )
+                found = [read_output(self.config.images, Path(task.name)) for task in self.tasks]
                 self._pictures = torch.stack(found)
             else:
                 self._pictures = draw_tasks(self.model, self.tasks, self.generation)
@@ -281,11 +274,6 @@ def wrapped(labels: Sequence[str]) -> list[str]:
 def small(pictures: Tensor) -> Tensor:
     """Images uint8 [N, 3, S, S], resized to SHOWN x SHOWN pixels."""
     return torch.stack([resize_hint(picture, SHOWN) for picture in pictures])
-
-
-def badness(line: dict[str, Any]) -> float:
-    """(1 - IoU) + (the larger colour error) / `NO_OBJECT_ERROR`; 0 for a perfect image."""
-    return 1.0 - line["iou"] + max(line["circle_error"], line["background_error"]) / NO_OBJECT_ERROR
 
 
 def verdict(line: dict[str, Any]) -> str:

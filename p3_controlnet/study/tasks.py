@@ -23,9 +23,9 @@ from common.data.shapes import Scene
 from common.latent.generate import ControlledGenerationConfig, Request
 from common.latent.model import LatentDiffusion
 from common.latent.save_pictures import draw
-from common.metrics.circles import Circle
+from common.metrics.circles import Circle, fit_circles
 from common.metrics.segmentation import SIZE
-from p3_controlnet.evaluate import measure, read_scene
+from p3_controlnet.evaluate import measure, read_description
 from p3_controlnet.hints import image_seed, resize_hint
 
 
@@ -53,9 +53,11 @@ def real_tasks(root: Path) -> list[Task]:
 
 
 def read_task(pair: Pair) -> Task:
-    """The task of a pair on disk. Raises InputError as `p3_controlnet.evaluate.read_scene` does."""
-    circles = tuple(read_scene(pair)[0])
-    return Task(pair.target.name, pair.prompt, pair.read_source(), pair.read_target(), circles)
+    """The task of a pair on disk. Raises InputError as `read_description` of evaluate.py does."""
+    source = pair.read_source()
+    circles = tuple(fit_circles(source))
+    read_description(pair, circles)  # checks that the pair can be measured
+    return Task(pair.target.name, pair.prompt, source, pair.read_target(), circles)
 
 
 def layout_tasks(

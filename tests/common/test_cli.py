@@ -1,11 +1,19 @@
-"""Presets on the command line: their values, what changes them, and what --help says of them."""
+"""Command lines: presets, what --help says, and how programs end."""
 
 import dataclasses
+import errno
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import pytest
+import torch
 import tyro
+from tiny import environment, exit_code, refusal, refused, run_process
 
 import p1_diffusion.train
 import p2_ddim.train
@@ -16,6 +24,9 @@ import p3_controlnet.base.train_unet
 import p3_controlnet.train
 from common import cli
 from common.cli import Preset
+from common.config import Bounds
+from common.errors import InputError
+from common.files import ROOT, claimed
 from p3_clip.personalisation.config import CustomDiffusion, TextualInversion
 
 
@@ -151,7 +162,10 @@ TRAINERS = (
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_every_trainers_presets_fit_its_settings(trainer: type) -> None:
+def test_every_trainers_presets_fit_its_settings(
+    trainer: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     known = {field.name for field in dataclasses.fields(trainer)}
     assert {"small", "smoke"} <= set(trainer.PRESETS)
     for name, preset in trainer.PRESETS.items():
@@ -183,3 +197,158 @@ def test_the_memory_of_a_gpu_changes_no_result(trainer: type) -> None:
     ]
     assert training[0] == training[1] == training[2]
     assert all(set(more) <= {"training", "gradient_checkpointing"} for more in sizes.values())
+
+
+# ----------------------------------------------------------------------------
+# Folders, pipes, memory and interpreters.
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """Writes."""
+
+    output_dir: Path
+    """Folder."""
+    count: Annotated[int, Bounds(at_least=1, at_most=9)] = 1
+    """Count."""
+
+
+def test_a_number_outside_its_bounds_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = refused(capsys, print, Writer, "--output-dir", "x", "--count", "10")
+    assert sentence == "--count must be between 1 and 9, not 10"
+
+
+def test_two_jobs_on_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second is refused while the first runs, whether in this process or another."""
+    out = tmp_path / "out"
+    hold = "import sys\nfrom pathlib import Path\nfrom common.files import claimed\n" + (
+        "with claimed(Path(sys.argv[1])):\n    print('in', flush=True)\n    sys.stdin.read()"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", hold, out],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+    )
+    assert first.stdout is not None and first.stdout.readline() == b"in\n"
+    sentence = refused(capsys, print, Writer, "--output-dir", out)
+    assert sentence.startswith(f"another job is writing to {out}: ")
+    first.kill()  # a dead process holds no lock
+    first.communicate()
+    assert exit_code(print, Writer, "--output-dir", out) == 0
+    assert list(out.iterdir()) == []
+
+
+def test_the_other_processes_of_a_job_share_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with claimed(tmp_path):
+        monkeypatch.setenv("RANK", "1")
+        assert exit_code(print, Writer, "--output-dir", tmp_path) == 0
+        monkeypatch.setenv("RANK", "0")
+        assert exit_code(print, Writer, "--output-dir", tmp_path) == 2
+
+
+def test_an_error_leaves_no_empty_folder(tmp_path: Path) -> None:
+    def fails(config: Writer) -> None:
+        raise InputError("no")
+
+    assert exit_code(fails, Writer, "--output-dir", tmp_path / "a" / "b") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("broken", ["a file is in the way", "the disk is full"])
+def test_an_output_folder_that_cannot_be_written_is_named_before_the_work(
+    broken: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if broken == "a file is in the way":
+        (tmp_path / "out").write_text("")
+    else:
+
+        def full(**_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "out"))
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    said = refused(capsys, pytest.fail, Writer, "--output-dir", tmp_path / "out")
+    assert str(tmp_path / "out") in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_exhausted_memory_is_one_sentence(
+    error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(config: Writer) -> None:
+        raise error
+
+    assert refused(capsys, fails, Writer, "--output-dir", tmp_path).startswith(
+        "there is not enough memory"
+    )
+
+
+def test_a_defect_keeps_its_traceback_and_is_no_grade(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(config: Writer) -> None:
+        raise RuntimeError("shape mismatch")
+
+    assert exit_code(fails, Writer, "--output-dir", tmp_path) == os.EX_SOFTWARE
+    assert "Traceback" in (said := capsys.readouterr().err) and "shape mismatch" in said
+
+
+def test_help_into_a_closed_pipe_is_silent() -> None:
+    command = f"{sys.executable} -m scripts.make_noise --help | true; echo ${{PIPESTATUS[0]}}"
+    done = run_process(["bash", "-c", command])
+    assert done.stderr == "" and done.stdout.strip() in ("0", "141")
+
+
+def test_without_asserts_and_docstrings(tmp_path: Path) -> None:
+    command = [sys.executable, "-OO", "-m", "p1_diffusion.train", "--run-dir", tmp_path]
+    done = run_process([*command, "--help"])
+    assert done.returncode == 0 and "Config(" not in done.stdout
+    assert "Optimiser steps in total" in done.stdout
+    done = run_process([*command, "--steps", "0"])
+    assert done.returncode == 2 and refusal(done.stderr) == "--steps must be at least 1, not 0"
+
+
+def test_ctrl_c_during_imports_gives_no_traceback(tmp_path: Path) -> None:
+    """A module that is imported on the way sends Ctrl-C."""
+    (tmp_path / "tyro.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = run_process(
+        [sys.executable, "-m", "scripts.make_noise", "--help"],
+        env=environment(PYTHONPATH=f"{tmp_path}:{ROOT}"),
+    )
+    assert done.returncode == -signal.SIGINT and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK must be a whole number, not 'one'"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK must be a whole number, not '-1'"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0.5"}, "LOCAL_RANK must be"),
+        ({"RANK": "3", "WORLD_SIZE": "2"}, "RANK is 3, but must be below WORLD_SIZE, which is 2"),
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE is 4, but RANK is not set"),
+    ],
+)
+def test_ranks_that_make_no_sense_are_named(
+    variables: dict[str, str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert sentence in refused(capsys, pytest.fail, Writer, "--output-dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

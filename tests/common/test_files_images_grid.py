@@ -1,6 +1,7 @@
 """Files that are never half-written, images that survive the way to disk, and grids that put each
 image in its place."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from tiny import environment, run_process
 from torch import Tensor
 
 from common.errors import InputError
-from common.files import ROOT, atomic_write, make_folder, read_json, write_json
+from common.files import ROOT, atomic_write, check_targets, make_folder, read_json, write_json
 from common.grid import GAP, MARGIN, TEXT_SIZE, labelled_grid
 from common.images import (
     image_files,
@@ -153,7 +154,9 @@ def test_json_comes_back_and_bad_json_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "none.json")
     for content in (b"{", b"", b"\xff\xfe"):
         (tmp_path / "bad.json").write_bytes(content)
-        with pytest.raises(InputError, match=r"bad\.json is not valid JSON"):
+        with pytest.raises(
+            InputError, match=r"bad\.json(, line 1 is not valid JSON| is text in U)"
+        ):
             read_json(tmp_path / "bad.json")
 
 
@@ -234,6 +237,18 @@ def test_unreadable_and_wrong_size_images_are_named(tmp_path: Path) -> None:
             read_rgb(path)
     with pytest.raises(InputError, match="is not a readable image"):
         read_rgb(tmp_path)
+
+
+def test_a_picture_of_another_size_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("it was decoded")
+
+    write_png(tmp_path / "a.png", torch.zeros(3, 6, 8, dtype=torch.uint8))
+    monkeypatch.setattr("common.images.viewed", refuse)
+    with pytest.raises(InputError, match=r"a\.png has 8x6 pixels, but 4x4 are expected"):
+        read_rgb(tmp_path / "a.png", (4, 4))
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -429,3 +444,33 @@ def test_postscript_is_never_run(name: str, tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="is not a readable image"):
         read_rgb(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["a.png", "a.png/b.png"], "a.png cannot be both a file and the folder of"),
+        (["x" * 250 + ".png"], "is too long: it has 254 bytes"),
+        (["\u4e2d" * 83 + ".png"], "is too long: it has 253 bytes"),
+        (["folder.png"], "folder.png is a folder"),
+        (["file.png/b.png"], "file.png is a regular file"),
+    ],
+)
+def test_targets_that_cannot_be_written_are_named(
+    names: list[str], sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file.png").write_text("")
+    check_targets([tmp_path / "good.png", tmp_path / "sub" / ("x" * 200 + ".png")])
+    with pytest.raises(InputError, match=sentence):
+        check_targets([tmp_path / "good.png", *(tmp_path / name for name in names)])
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        atomic_write(tmp_path / "a.png", b"")
+    assert error.value.filename == str(tmp_path / "a.png") and list(tmp_path.iterdir()) == []

@@ -9,13 +9,12 @@ import torch
 
 from common.errors import InputError
 from common.library_versions import (
-    has_old_attention,
     new_text_model,
-    old_attention_names,
     read_vocabulary,
     text_prefix,
     without_positions,
 )
+from common.weights import has_old_attention, old_attention_names
 
 
 def test_names_of_a_text_model_with_and_without_prefix() -> None:

@@ -253,6 +253,7 @@ def test_every_slot_is_filled_once_and_the_rest_is_kept(document: Path, results:
         ("<!-- = p1 accuracy percent -->1<!-- / -->", "must not begin a line"),
         ("<!-- claim: p1 accuracy < 2 --> so", "must not begin a line"),
         ("![](absent.png)", "the link points to absent.png, which does not exist"),
+        ("<!-- frames: absent -->", "there are no frames 'absent' in "),
         ("[page](docs/absent.md#part)", "the link points to docs/absent.md"),
         ("<!-- table: none -->\n<!-- end -->", "there is no table 'none', only eta, broken"),
         (
@@ -328,7 +329,19 @@ def test_a_stale_number_fails_the_check_and_is_filled(
     assert run(make_report) == 0 and "wrote docs/report.md: 1 slots" in capsys.readouterr().out
     assert (checkout / "README.md").read_text() == before.replace("?", "98 %")
     assert run(make_report, "--check") == 0 and run(make_report) == 0
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == f"wrote {checkout / 'report.html'}\n"
+    assert "It is 98 %" in (checkout / "report.html").read_text()
+
+
+def test_the_check_writes_no_page(
+    make_report: ModuleType, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(make_report, "--check", "--pdf") == 2
+    assert "--check writes nothing" in capsys.readouterr().err
+    assert run(make_report, "--html", str(checkout / "docs")) == 2
+    assert "it is a folder" in capsys.readouterr().err
+    assert run(make_report, "--html", str(checkout / "new" / "a.html")) == 0
+    assert (checkout / "new" / "a.html").is_file() and not (checkout / "report.html").exists()
 
 
 @pytest.mark.parametrize("argv", [(), ("--check",)])

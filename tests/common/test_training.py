@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,6 +237,11 @@ def whole(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def reached_a_checkpoint(run_dir: Path) -> bool:
+    path = run_dir / "state.safetensors"
+    return path.exists() and load_tensors(path)[1]["step"] > 0
+
+
 def start_and_kill(command: list[str], run_dir: Path) -> int:
     """Starts a program and kills it at an arbitrary moment after its first checkpoint; returns its
     exit code."""
@@ -245,7 +251,7 @@ def start_and_kill(command: list[str], run_dir: Path) -> int:
     try:
         deadline = time.monotonic() + 120
         while (
-            not (run_dir / "state.safetensors").exists()
+            not reached_a_checkpoint(run_dir)
             and process.poll() is None
             and time.monotonic() < deadline
         ):
@@ -553,7 +559,7 @@ def test_a_run_of_before_a_setting_existed_resumes(tmp_path: Path) -> None:
     before = json.loads(path.read_text())
     del before["ema"], before["tf32"]
     path.write_text(json.dumps(before))
-    with pytest.raises(InputError, match="holds a run with ema = device, not none"):
+    with pytest.raises(InputError, match="is of a run with ema = device, not none"):
         Line().fit(tmp_path, dataclasses.replace(SMALL, ema="none"))
     Line().fit(tmp_path, SMALL)
 
@@ -611,6 +617,17 @@ def test_a_non_finite_loss_between_two_readings_is_named_and_never_saved(tmp_pat
     assert load_tensors(tmp_path / "state.safetensors")[1]["step"] == 10
 
 
+def test_data_that_cannot_be_read_stops_with_the_state_saved(tmp_path: Path) -> None:
+    """Between two checkpoints; the same command goes on with the same numbers."""
+    config = dataclasses.replace(LINE, checkpoint_every=20, steps=6)
+    line_fit(tmp_path / "whole", config)
+    with pytest.raises(InputError, match="line 4 of the data"):
+        line_fit(tmp_path / "halves", config, unreadable_at=3)
+    assert load_tensors(tmp_path / "halves" / "state.safetensors")[1]["step"] == 3
+    line_fit(tmp_path / "halves", config)
+    assert contents(tmp_path / "halves") == contents(tmp_path / "whole")
+
+
 def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) -> None:
     """At learning rate 0 the trained network is the one it started from, whatever the model flags
     say."""
@@ -641,12 +658,12 @@ def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) 
         ("checkpoint_every", 0, "--checkpoint-every must be at least 1, not 0"),
         ("validate_every", -1, "--validate-every must be at least 0, not -1"),
         ("warmup", -3, "--warmup must be at least 0, not -3"),
-        ("weight_decay", float("nan"), "--weight-decay must be at least 0, not nan"),
+        ("weight_decay", float("nan"), "--weight-decay must be a finite number, not nan"),
         ("lr", -0.001, "--lr must be at least 0, not -0.001"),
-        ("lr", float("inf"), "--lr must be at least 0, not inf"),
+        ("lr", float("inf"), "--lr must be a finite number, not inf"),
         ("max_grad_norm", 0.0, "--max-grad-norm must be above 0, not 0.0"),
         ("beta2", 5.0, "--beta2 must be at least 0 and below 1, not 5.0"),
-        ("ema_decay", float("nan"), "--ema-decay must be at least 0 and below 1, not nan"),
+        ("ema_decay", float("nan"), "--ema-decay must be a finite number, not nan"),
     ],
 )
 def test_numbers_out_of_range_are_refused_before_anything_is_written(
@@ -673,3 +690,22 @@ def test_tensorboard_is_asked_for_by_name_when_missing(
     with pytest.raises(InputError, match="needs the package tensorboard"):
         Line().fit(tmp_path / "run", dataclasses.replace(SMALL, tensorboard=True))
     assert not (tmp_path / "run").exists()
+
+
+def test_other_data_of_the_same_shape_is_noticed(
+    digits_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = shutil.copytree(digits_root, tmp_path / "data"), tmp_path / "run"
+    arguments = tiny_arguments(data, run, steps=1)
+    assert exit_code(train.main, train.Config, *arguments) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2:] == [
+        f"the weights are in {run / 'last'}",
+        f"next: bash hw2_1.sh OUT --checkpoint {run / 'last'}",
+    ]
+    before = contents(run)
+    table = data / "svhn" / "train.csv"
+    header, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([header, *(f"{line[:-1]}{9 - int(line[-1])}" for line in lines)]))
+    sentence = refused(capsys, train.main, train.Config, *tiny_arguments(data, run, steps=2))
+    assert "is of a run with data_hash = " in sentence and contents(run) == before

@@ -8,10 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import contents, exit_code, run_process
-from under_torchrun import LINE, inference_arguments, line_fit, train_arguments
+from tiny_base import tiny_base
+from tiny_pairs import write_pairs
+from under_torchrun import (
+    LINE,
+    control_arguments,
+    inference_arguments,
+    line_fit,
+    train_arguments,
+)
 
+from common.checkpoint import load_tensors
+from common.latent.small import save_model
 from p1_diffusion import inference, train
+from p3_controlnet import train as control_train
+from p3_controlnet.model import WEIGHTS_FILE
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -22,8 +35,20 @@ def losses(run_dir: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
+def control_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small base model's folder, and a folder of fill50k."""
+    root = tmp_path_factory.mktemp("control_data")
+    save_model(root / "base", tiny_base(), zero_terminal=True)
+    write_pairs(root / "fill50k" / "training", 3)
+    return root / "base", root / "fill50k"
+
+
+@pytest.fixture(scope="module")
 def two(
-    digits_root: Path, digit_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    digits_root: Path,
+    digit_checkpoint: Path,
+    control_data: tuple[Path, Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Path]:
     """What two processes wrote, with `stdout.txt`, what they said."""
     folder = tmp_path_factory.mktemp("two")
@@ -36,7 +61,7 @@ def two(
         "2",
     ]
     script = Path(__file__).parents[1] / "under_torchrun.py"
-    result = run_process([*launcher, script, folder, digits_root, digit_checkpoint])
+    result = run_process([*launcher, script, folder, digits_root, digit_checkpoint, *control_data])
     assert result.returncode == 0, result.stderr
     (folder / "stdout.txt").write_text(result.stdout)
     yield folder
@@ -75,6 +100,19 @@ def test_the_digit_model_trains_in_two_processes_as_in_one(
     assert exit_code(train.main, train.Config, *train_arguments(tmp_path, digits_root)) == 0
     assert len(losses(tmp_path)) == 20
     assert losses(two / "train") == pytest.approx(losses(tmp_path), abs=1e-5)
+
+
+def test_controlnet_streams_in_two_processes_as_in_one(
+    two: Path, control_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The main process encodes; each reads its slices of the batch from the same files."""
+    arguments = control_arguments(tmp_path, *control_data)
+    assert exit_code(control_train.main, control_train.Config, *arguments) == 0
+    assert len(losses(tmp_path)) == 4
+    assert losses(two / "control") == pytest.approx(losses(tmp_path), abs=1e-5)
+    assert contents(two / "control" / "latent_cache") == contents(tmp_path / "latent_cache")
+    one, other = (load_tensors(x / "last" / WEIGHTS_FILE)[0] for x in (tmp_path, two / "control"))
+    assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
 
 
 def test_two_processes_sample_the_same_files(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pages import outline
 from tiny import exit_code, refused, run_process
 from torch import Tensor
 
@@ -157,6 +158,33 @@ def test_confusion_has_the_digit_asked_for_in_rows() -> None:
     assert result["mean_accuracy"] == pytest.approx(5 / 12)
 
 
+def test_wrong_images_come_first_then_the_least_certain() -> None:
+    """Images of brightness 0 to 3, asked to be 0, 1, 1 and 1 by a judge that knows brightness."""
+    images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 3, 28, 28)
+
+    def judge(images: Tensor) -> Tensor:
+        brightness = ((images.mean((1, 2, 3)) + 1.0) * 127.5).round().long()
+        rows = [[4.0, 0.0], [0.0, 9.0], [5.0, 0.0], [0.0, 1.0]]
+        logits = torch.full((len(images), NUM_DIGITS), -50.0)
+        logits[:, :2] = torch.tensor(rows)[brightness]
+        return logits
+
+    digits, datasets = torch.tensor([0, 1, 1, 1]), torch.zeros(4, dtype=torch.long)
+    pictures = evaluate.judged_pictures(
+        images, digits, datasets, {"mnistm": ("judge", judge), "svhn": ("judge", oracle)}
+    )
+    order = sorted(pictures, key=lambda picture: -picture.badness)
+    assert [(picture.name, picture.passed) for picture in order] == [
+        ("mnistm/1_002.png", False),
+        ("mnistm/1_003.png", True),
+        ("mnistm/0_001.png", True),
+        ("mnistm/1_001.png", True),
+    ]
+    # softmax of (5, 0) and (1, 0): 1 / (1 + e^5) and 1 / (1 + e^-1).
+    verdicts = [picture.verdict for picture in order[:2]]
+    assert verdicts == ["read as 0, p(1) = 0.007", "read as 1, p(1) = 0.731"]
+
+
 def test_a_perfect_folder_passes_and_the_result_is_written(
     perfect: Path,
     grader: Path,
@@ -167,7 +195,12 @@ def test_a_perfect_folder_passes_and_the_result_is_written(
     judges = {"mnistm": ("oracle", oracle), "svhn": ("oracle", oracle)}
     monkeypatch.setattr(evaluate, "pick_judges", lambda config, network: judges)
     path = tmp_path / "new" / "result.json"
-    assert exit_code(main, Config, "--images", perfect, "--grader", grader, "--result", path) == 0
+    page = tmp_path / "page.html"
+    arguments = ("--images", perfect, "--grader", grader, "--result", path, "--html", page)
+    assert exit_code(main, Config, *arguments) == 0
+    found = outline(page.read_text())
+    assert len(found.all("article")) == 500 and not found.all("article", "failed")
+    assert len(found.all("figure", "matrix")) == 2 and "PASS</span>" in page.read_text()
     assert "500 images of 2025, mean accuracy 100.00%: passes" in capsys.readouterr().out
     result = json.loads(path.read_text())
     assert (

@@ -11,7 +11,7 @@ from tiny import contents, exit_code, refused
 
 from common.errors import InputError
 from common.images import to_uint8
-from p1_diffusion.inference import Config, main, prepare_output
+from p1_diffusion.inference import Config, main, pick_classes, prepare_output
 from p1_diffusion.model import ContextUNet
 from p1_diffusion.sampling import ImageKey, SamplingConfig, sample_digits, translate_guide_w
 
@@ -238,14 +238,14 @@ def test_guidance_acts_inside_its_interval_alone(network: ContextUNet) -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"guidance_scale": float("nan")}, "--guidance-scale must be finite"),
-        ({"guidance_scale": float("inf")}, "--guidance-scale must be finite"),
+        ({"guidance_scale": float("nan")}, "--guidance-scale must be a finite number"),
+        ({"guidance_scale": float("inf")}, "--guidance-scale must be a finite number"),
         ({"guidance_interval": (2, 1)}, "--guidance-interval must give"),
         ({"steps": 0}, "--steps must be between 1 and 1000, not 0"),
         ({"steps": 1001}, "--steps must be between 1 and 1000, not 1001"),
-        ({"chunk_size": 0}, "--chunk-size must be at least 1"),
-        ({"eta": 1.5}, r"--eta must lie in \[0, 1\]"),
-        ({"guidance_rescale": float("nan")}, "--guidance-rescale must lie in"),
+        ({"chunk_size": 0}, "--chunk-size must be between 1 and 4096"),
+        ({"eta": 1.5}, "--eta must be between 0 and 1, not 1.5"),
+        ({"guidance_rescale": float("nan")}, "--guidance-rescale must be a finite number, not nan"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(values: dict[str, float], sentence: str) -> None:
@@ -322,3 +322,7 @@ def test_a_third_dataset_breaks_no_checkpoint(
         "dataset.weight",
         "class_embedding.weight",
     }
+
+
+def test_a_class_given_twice_counts_once() -> None:
+    assert pick_classes("2025", ["svhn/7", "mnistm/0", "svhn/7"]) == [("svhn", 7), ("mnistm", 0)]

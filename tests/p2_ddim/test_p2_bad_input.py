@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import Malice, contents, refused
 from tiny_faces import CONFIG, save_noises, save_photos, tiny_faces
 
+from common.errors import InputError
 from common.images import write_png
 from p2_ddim import evaluate, inference, train
 from p2_ddim import model as model_module
+from p2_ddim.sampling import read_noises
 from p2_ddim.study import calibrate, figures
 from p2_ddim.study import sweeps as study
 
@@ -71,8 +74,9 @@ def test_a_missing_or_empty_noise_folder(sampling: Callable[..., str], tmp_path:
         (torch.full((3, 16, 16), torch.nan), "holds numbers that are not finite"),
         (torch.full((3, 16, 16), torch.inf), "holds numbers that are not finite"),
         (torch.zeros(3, 32, 32), "is 3x32x32, but 00.pt is 3x16x16: all noises must have one size"),
-        ({"noise": torch.zeros(3, 16, 16)}, "holds no tensor"),
+        (dict.fromkeys("ab", torch.zeros(3, 16, 16)), "holds 2 entries, such as weights"),
         ([1.0], "holds no tensor"),
+        (np.zeros((1, 3, 16, 16)), "holds no tensor: save a noise with torch.save"),
     ],
 )
 def test_a_file_that_is_no_noise(
@@ -89,7 +93,24 @@ def test_a_damaged_noise_file(content: bytes, sampling: Callable[..., str], tmp_
     folder = save_noises(tmp_path / "noises", 2)
     (folder / "01.pt").write_bytes(content)
     said = sampling("--noises", folder)
-    assert "01.pt is not a readable" in said or "01.pt was refused" in said
+    assert "01.pt is" in said or "01.pt was refused" in said
+
+
+def test_a_noise_may_lie_in_a_list_or_dict_and_end_in_pth(tmp_path: Path) -> None:
+    noise = torch.randn(1, 3, 16, 16)
+    for name, content in {"0.pt": [noise], "1.PT": {"noise": noise}, "2.pth": noise.half()}.items():
+        torch.save(content, tmp_path / name)
+    found = dict(read_noises(tmp_path))
+    assert found.keys() == {"0", "1", "2"} and found["2"].dtype == torch.float32
+    assert torch.equal(found["0"], noise[0]) and torch.equal(found["1"], noise[0])
+    torch.save(noise, tmp_path / "0.pth")
+    with pytest.raises(InputError, match="two noises of the name 0"):
+        read_noises(tmp_path)
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "outer" / "inner").mkdir()
+    torch.save(noise, tmp_path / "outer" / "inner" / "0.pt")
+    with pytest.raises(InputError, match="expected; .*inner holds some"):
+        read_noises(tmp_path / "outer")
 
 
 def test_a_pickle_that_would_run_code_does_not(
@@ -135,9 +156,10 @@ def test_missing_and_extra_keys_are_named(
 def test_a_network_that_gives_nan_ends_in_a_sentence(
     noises: Path, tmp_path: Path, capsys: Any
 ) -> None:
+    """Weights that are not finite are refused; finite ones may overflow."""
     network = tiny_faces()
     with torch.no_grad():
-        network.down1.weight.fill_(torch.nan)
+        network.down1.weight.fill_(1e38)
     network.save(tmp_path / "model")
     arguments = (
         "--noises",
@@ -151,6 +173,11 @@ def test_a_network_that_gives_nan_ends_in_a_sentence(
     )
     said = refused(capsys, inference.main, inference.Config, *arguments, "--device", "cpu")
     assert "the image of 00 is not finite" in said and contents(tmp_path / "out") == {}
+    with torch.no_grad():
+        network.down1.weight.fill_(torch.nan)
+    network.save(tmp_path / "model")
+    said = refused(capsys, inference.main, inference.Config, *arguments, "--device", "cpu")
+    assert "down1.weight in" in said and "is not finite" in said
 
 
 # ----------------------------------------------------------------------------
@@ -162,11 +189,11 @@ def test_a_network_that_gives_nan_ends_in_a_sentence(
     [
         ("--steps 0", "--steps must be between 1 and 1000, not 0"),
         ("--steps 1001", "--steps must be between 1 and 1000, not 1001"),
-        ("--chunk-size 0", "--chunk-size must be at least 1, not 0"),
-        ("--eta 1.5", "--eta must lie in [0, 1], not 1.5"),
-        ("--seed -1", "a seed must lie between 0 and 4294967295, not -1"),
-        ("--eta nan", "--eta must lie in [0, 1], not nan"),
-        ("--table-length 1", "--table-length must be at least 2, not 1"),
+        ("--chunk-size 0", "--chunk-size must be between 1 and 4096, not 0"),
+        ("--eta 1.5", "--eta must be between 0 and 1, not 1.5"),
+        ("--seed -1", "--seed must be between 0 and 4294967295, not -1"),
+        ("--eta nan", "--eta must be a finite number, not nan"),
+        ("--table-length 1", "--table-length must be between 2 and 1000000, not 1"),
         ("--table-offset -2", "--table-offset -2 leads out of the table"),
         ("--table-offset 1000", "--table-offset 1000 leads out of the table"),
         ("--table-offset -1 --spacing leading", "--table-offset -1 leads out of the table"),

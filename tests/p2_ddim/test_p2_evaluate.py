@@ -3,10 +3,12 @@ figures and studies."""
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from pages import outline
 from PIL import Image
 from tiny import contents, exit_code, refused
 from tiny_faces import noise, save_noises, tiny_faces
@@ -84,6 +86,25 @@ def test_the_verdict_is_the_exit_code(
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["max_difference"] == offset and result["passes"] == (code == 0)
     assert result["sum_mse"] == pytest.approx(3 * offset**2)
+
+
+def test_the_page_shows_the_worst_face_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    references = {name: image // 2 for name, image in random_images(3).items()}
+    images = {name: image + 3 * int(name) for name, image in references.items()}
+    page = tmp_path / "page.html"
+    arguments = ("--images", write(tmp_path / "out", images), "--html", page)
+    assert "give --references too" in refused(
+        capsys, evaluate.main, evaluate.Config, *arguments, "--photos", tmp_path
+    )
+    arguments += ("--references", write(tmp_path / "references", references))
+    assert exit_code(evaluate.main, evaluate.Config, *arguments) == 0
+    text = page.read_text()
+    verdicts = re.findall(r'name">(\d\d)</p><p class="(\w+)">MSE ([\d.]+)<', text)
+    assert verdicts == [("02", "bad", "36.000"), ("01", "good", "9.000"), ("00", "good", "0.000")]
+    captions = ["02, image", "02, reference", "02, difference x 8"]
+    assert [image["alt"] for image in outline(text).all("img")[:3]] == captions
 
 
 @pytest.mark.parametrize("name", ["homework", "no clamp", "trailing"])

@@ -267,7 +267,7 @@ def test_missing_extra_and_misshapen_keys_are_named(small_default: None, tmp_pat
 @pytest.mark.parametrize("content", [[1, 2], {"state": 1}, torch.zeros(3)])
 def test_a_file_without_a_state_dict_is_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "UNet.pt")
-    with pytest.raises(InputError, match="holds no state dict"):
+    with pytest.raises(InputError, match="does not hold a dict of named weights"):
         load_network(tmp_path / "UNet.pt")
 
 
@@ -309,7 +309,7 @@ def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="p1_diffusion.ContextUNet"):
         load_network(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"kind": model_module.KIND, "channels": [32]}))
-    with pytest.raises(InputError, match="does not describe a network"):
+    with pytest.raises(InputError, match=r"config.json: \w+ is missing"):
         load_network(tmp_path)
 
 
@@ -337,5 +337,5 @@ def test_a_diffusers_folder_whose_weights_do_not_fit_is_refused(tmp_path: Path) 
     with pytest.raises(InputError, match="conv_in.bias"):
         load_network(tmp_path)
     weights.unlink()
-    with pytest.raises(InputError, match="not a complete diffusers model"):
+    with pytest.raises(InputError, match="holds no weights"):
         load_network(tmp_path)

@@ -1,6 +1,7 @@
 """Intervals, calibration, confusions, figures and the program of the 2024 grader's rule."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from clip_tiny import CLASSES
+from pages import outline
 from PIL import Image
 from tiny import exit_code, refused, run_process
 from torch.nn import functional as F
@@ -259,6 +261,22 @@ def test_the_grader_keeps_every_cosine(personalised: list[str], tmp_path: Path) 
     kept = [row["cosines"][name] for name in row["kept"]]
     for what in ("image", "text"):
         assert 100 * np.mean([pair[what] for pair in kept]) == pytest.approx(row[what], abs=0.006)
+
+
+def test_the_page_shows_every_image_with_its_scores(
+    personalised: list[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    write_baseline(tmp_path, [-100, 101])
+    assert exit_code(evaluate.main, evaluate.Config, *personalised, "--html", page) == 1
+    found = outline(page.read_text())
+    assert len(found.all("article", "failed")) == 25
+    verdicts = re.findall(r"image ([-\d.]+) of -100, text ([-\d.]+) of 101", page.read_text())
+    ranking = [float(image) + 2.5 * float(text) for image, text in verdicts]
+    assert len(ranking) == 25 and all(
+        a < b + 0.05 for a, b in zip(ranking, ranking[1:], strict=False)
+    )
+    assert page.read_text().count("one of the best") == 5
 
 
 def test_only_openais_vit_b32_grades_unless_another_is_named(

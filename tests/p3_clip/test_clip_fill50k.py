@@ -102,6 +102,26 @@ def test_targets_may_still_be_to_write(tmp_path: Path) -> None:
     assert pairs[0].target == tmp_path / "out" / "target" / "0.png"  # literally as the line says
 
 
+def test_prompts_are_read_as_one_array_too(tmp_path: Path) -> None:
+    root = fill50k(tmp_path, bare=True)
+    path = root / "training" / "prompt.json"
+    pairs = load_fill50k(root)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(rows, indent=4).replace("\n", "\r\n").encode())
+    assert load_fill50k(root) == pairs
+    path.write_text(json.dumps([*rows, 3]))
+    with pytest.raises(InputError, match=r"prompt\.json, line 1 must be an object with source"):
+        load_fill50k(root)
+
+
+def test_colours_have_all_spellings(tmp_path: Path) -> None:
+    path = fill50k(tmp_path, bare=True) / "training" / "prompt.json"
+    path.write_text(
+        path.read_text().replace("old lace", "OldLace").replace("golden rod", "GoldenRod")
+    )
+    assert load_fill50k(tmp_path)[0].colours == ("pale golden rod", "old lace")
+
+
 def test_a_prompt_of_another_form_has_no_colours(tmp_path: Path) -> None:
     path = fill50k(tmp_path, bare=True) / "training" / "prompt.json"
     path.write_text(path.read_text().replace("old lace", "lace"))

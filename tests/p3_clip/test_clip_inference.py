@@ -234,6 +234,8 @@ def test_the_classifier_is_normalise_mean_normalise_and_follows_the_class_list(c
 def test_names_and_templates() -> None:
     classes = {"0": "pine_tree", "1": "mouse", "2": "bus"}
     assert class_names(classes, {}) == (["pine tree", "mouse", "bus"], 1)
+    cranes = {"134": "crane", "517": "crane"}
+    assert class_names(cranes, {"517": "construction crane"})[0] == ["crane", "construction crane"]
     assert class_names(classes, {"1": "mouse animal", "pine tree": "a pine"}) == (
         ["a pine", "mouse animal", "bus"],
         2,
@@ -302,7 +304,7 @@ def _torn(root: Path) -> None:
         (_gone, "does not exist"),
         (_double, "the classes 0 and 3 have the same name, 'red square'"),
         (_list, "must map class ids to names"),
-        (_torn, "id2label.json is not valid JSON"),
+        (_torn, "id2label.json, line 1 is not valid JSON"),
     ],
 )
 def test_bad_data(
@@ -333,7 +335,7 @@ def test_bad_data(
     [
         (["--template", ""], "--template: the template is empty"),
         (["--template", "a photo"], "'a photo' must contain {} exactly once"),
-        (["--ensemble", "nowhere.txt"], "the template file nowhere.txt does not exist"),
+        (["--ensemble", "nowhere.txt"], "nowhere.txt does not exist"),
         (["--names", "nowhere.json"], "nowhere.json does not exist"),
         (["--batch-size", "0"], "--batch-size must be at least 1, not 0"),
         (["--workers", "0"], "--workers must be at least 1, not 0"),
@@ -381,8 +383,8 @@ def test_an_empty_line_of_a_template_file_is_named(
             None,
             "holds neither open_clip_config.json nor transformers' config.json",
         ),
-        ("model.safetensors", "abc", "is not a complete safetensors file"),
-        ("model.safetensors", None, "model.safetensors does not exist"),
+        ("model.safetensors", "abc", "is a text file that begins with 'abc'"),
+        ("model.safetensors", None, "holds no weights"),
         ("fingerprint.json", "{}", "is not a fingerprint"),
     ],
 )

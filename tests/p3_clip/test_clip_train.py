@@ -342,6 +342,6 @@ def test_the_test_set_has_the_courses_layout_and_repeats(
     assert "is already there" in refused(
         capsys, script.main, script.Config, "--output-dir", tmp_path / "one"
     )
-    assert "--count must be at least 1" in refused(
+    assert "--count must be between 1 and" in refused(
         capsys, script.main, script.Config, "--count", "0"
     )

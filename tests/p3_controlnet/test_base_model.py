@@ -167,7 +167,7 @@ def test_a_small_control_folder_fits_its_own_base_alone(
 @pytest.mark.parametrize(
     ("file", "change", "sentence"),
     [
-        ("config.json", {"latent_std": [1.0]}, "does not give latent_std as 4 numbers"),
+        ("config.json", {"latent_std": [1.0]}, "latent_std must be 4 numbers"),
         (
             "config.json",
             {"kind": "p1_diffusion.ContextUNet"},
@@ -176,7 +176,7 @@ def test_a_small_control_folder_fits_its_own_base_alone(
         (
             "scheduler/scheduler_config.json",
             {"prediction_type": "flow"},
-            "does not describe a noise schedule",
+            "prediction_type must be one of epsilon, sample, v_prediction, not flow",
         ),
         (
             "unet/config.json",
@@ -451,7 +451,7 @@ def test_trainings_that_make_no_sense(folder: Path, tmp_path: Path, capsys: Any)
         folder / "text_encoder",
     )
     for flags, sentence in (
-        (("--pictures", 0), "--pictures must be at least 1, not 0"),
+        (("--pictures", 0), "--pictures must be between 1 and 10000000, not 0"),
         (
             ("--parameterization", "eps"),
             "eps prediction needs --no-zero-terminal",
@@ -477,9 +477,9 @@ def test_trainings_that_make_no_sense(folder: Path, tmp_path: Path, capsys: Any)
         "--pictures",
         0,
     )
-    assert sentence == "--pictures must be at least 1, not 0"
+    assert sentence == "--pictures must be between 1 and 10000000, not 0"
     for flags, sentence in (
-        (("--captions", 0), "--captions must be at least 1, not 0"),
+        (("--captions", 0), "--captions must be between 1 and 10000000, not 0"),
         (("--clip", tmp_path / "none"), "the model folder"),
     ):
         words = ("--run-dir", tmp_path / "run", *flags)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pages import outline
 from PIL import Image
 from tiny import exit_code, refused, run_process
 from torch import Tensor
@@ -168,11 +169,17 @@ def test_what_the_grader_drops_is_named_and_fails(
     spoil: Callable[[Path], str], out: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reason = spoil(out / "1.png")
-    result = result_of(out, data, 1, "--iou-bar", 0.5, "--colour-bar", 50)
+    bars = ("--iou-bar", 0.5, "--colour-bar", 50)
+    result = result_of(out, data, 1, *bars, "--html", data.parent / "page.html")
     assert list(result["dropped"]) == ["1.png"] and reason in result["dropped"]["1.png"]
     assert result["images"] == 2 == result["grader"]["lines"] and result["grader"]["score"] == 1.0
     assert result["lines"][1]["iou"] == 0.0 and result["lines"][1]["circle_error"] == 50.0
     printed = capsys.readouterr().out
+    page = (data.parent / "page.html").read_text()
+    found = outline(page)
+    assert [image["alt"].split(":")[0] for image in found.all("img")][:2] == ["1.png", "1.png"]
+    assert len(found.all("article", "failed")) == 1 and "no readable image" in page
+    assert len(found.all("img")) == 8  # the missing image has a control image and a target only
     assert re.search(f"^dropped 1.png: .*{reason}", printed, re.M) and "1 lines dropped" in printed
 
 
@@ -194,17 +201,6 @@ def test_what_cannot_be_graded_is_one_sentence(
     [
         ("{", "prompt.json, line 2 is not valid JSON"),
         ('{"source": "9.png", "target": "1.png", "prompt": "x"}', "line 2: .*9.png does not exist"),
-        (
-            '{"source": "1.png", "target": "1.png", "prompt": "a cat"}',
-            "'a cat' is not of the form COLOUR circle",
-        ),
-        (
-            (
-                '{"source": "1.png", "target": "1.png", "prompt": "red circle next to lime circle'
-                ' with teal background"}'
-            ),
-            "shows 1 circles, but its prompt names 2",
-        ),
     ],
 )
 def test_a_bad_line_is_refused(
@@ -216,11 +212,51 @@ def test_a_bad_line_is_refused(
     assert re.search(sentence, said), said
 
 
-def test_a_blank_control_picture_is_refused(
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ("a cat", "'a cat' is not of the form COLOUR circle"),
+        (
+            "red circle next to lime circle with teal background",
+            "its prompt names 2 circle colours",
+        ),
+        ("two red circles with teal background", "its prompt asks for 2"),
+        (
+            "dark olive green circle with dark olive green background",
+            "a circle in the background's colour cannot be seen",
+        ),
+        ("cyan circle with Aqua background", "a circle in the background's colour"),
+    ],
+)
+def test_a_line_that_cannot_be_graded_is_left_out_and_listed(
+    prompt: str, reason: str, out: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = result_of(out, data, 0)
+    lines = (data / "prompt.json").read_text().splitlines()
+    changed = json.loads(lines[1]) | {"prompt": prompt}
+    (data / "prompt.json").write_text("\n".join([lines[0], json.dumps(changed), lines[2]]))
+    capsys.readouterr()
+    result = result_of(out, data, 0)
+    assert list(result["ungraded"]) == ["1.png"] and reason in result["ungraded"]["1.png"]
+    graded = [before["lines"][i] for i in (0, 2)]
+    for name in ("iou", "circle_error", "background_error"):
+        assert result[name] == sum(line[name] for line in graded) / 2
+    assert result["grader"]["lines"] == 3  # the course's grader does not read colours
+    printed = capsys.readouterr().out
+    assert re.search("^left out of the means 1.png: ", printed, re.M) and "1 lines left" in printed
+
+
+def test_a_blank_control_picture_is_left_out_and_none_is_refused(
     out: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_png(data / "source" / "1.png", torch.zeros(3, 512, 512, dtype=torch.uint8))
-    assert "1.png shows no circle" in refused(capsys, main, Config, *arguments(out, data))
+    blank = torch.zeros(3, 512, 512, dtype=torch.uint8)
+    write_png(data / "source" / "1.png", blank)
+    assert "1.png shows no circle" in result_of(out, data, 0)["ungraded"]["1.png"]
+    for name in ("0.png", "2.png"):
+        write_png(data / "source" / name, blank)
+    capsys.readouterr()
+    said = refused(capsys, main, Config, *arguments(out, data))
+    assert "none of the 3 lines" in said and "0.png shows no circle" in said
 
 
 def test_grade_sh_knows_the_problem_by_its_prompts(out: Path, data: Path) -> None:

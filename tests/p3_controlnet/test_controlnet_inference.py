@@ -19,7 +19,7 @@ from tiny_pairs import write_pairs
 from common.checkpoint import save_tensors
 from common.devices import DTYPES
 from common.errors import InputError
-from common.files import ROOT
+from common.files import ROOT, write_json
 from common.images import read_rgb, write_png
 from common.latent.model import LatentDiffusion
 from p3_controlnet import inference, loading
@@ -180,7 +180,12 @@ def test_the_scripts_pass_their_flags_on(tmp_path: Path) -> None:
         "--seed",
         "1",
     ]
-    assert said("scripts/train_ldm.sh", "--seed", "1") == first + second + third
+    assert said("scripts/train_ldm.sh", "--seed", "1") == [
+        *second,
+        *("--seed", "1"),
+        *first,
+        *third,
+    ]
     assert said("scripts/train_ldm.sh", "autoencoder", "--seed", "1") == first
     assert said("scripts/train_ldm.sh", "text", "--steps", "3") == [*second, "--steps", "3"]
     assert said("scripts/train_ldm.sh", "unet", "--seed", "1") == third
@@ -299,9 +304,15 @@ def test_patches_draw_a_larger_canvas(world: Path, quickly: None, tmp_path: Path
         ([{**LINE, "target": "a/../../0.png"}], "leads out of its folder"),
         ([{**LINE, "source": "../source/0.png"}], "leads out of its folder"),
         ([{**LINE, "target": "."}], "line 1: '.' is no file name"),
-        ([{**LINE, "target": "a\0.png"}], "line 1: 'target' is missing or is not text"),
-        ([{**LINE, "prompt": "red \ud800 circle"}], "line 1: 'prompt' is missing or is not text"),
+        ([{**LINE, "target": "a\0.png"}], "line 1 is not valid JSON: NUL and half a surrogate"),
+        ([{**LINE, "prompt": "red \ud800 circle"}], "line 1 is not valid JSON: NUL and half a"),
         ([LINE, {**LINE, "target": "1.png", "source": "9.png"}], "line 2: "),
+        ([{**LINE, "target": "a.jpg"}], "a.jpg must end in .png, since PNG files are written"),
+        ([{**LINE, "target": "x" * 250 + ".png"}], "is too long"),
+        (
+            [{**LINE, "target": "a.png"}, {**LINE, "target": "a.png/b.png"}],
+            "cannot be both a file and the folder of",
+        ),
         ([""], "prompt.json is empty"),
         (["[1, 2]"], "line 1 must be an object with source, target, prompt"),
     ],
@@ -329,16 +340,16 @@ def test_a_missing_prompt_file_is_named(
     assert "prompt.json does not exist" in sentence(capsys, world, data, tmp_path / "out")
 
 
-def test_a_bad_hint_is_named_before_anything_is_drawn(
+def test_a_bad_hint_is_named_when_its_turn_comes_and_a_missing_one_before(
     world: Path, quickly: None, data: Path, tmp_path: Path, capsys: Any
 ) -> None:
     path = data / "source" / "2.png"
     Image.fromarray(np.zeros((300, 512, 3), np.uint8)).save(path)
-    assert "2.png has 512x300 pixels, but must be square" in sentence(
-        capsys, world, data, tmp_path / "out"
-    )
-    path.write_bytes(b"no image")
-    assert "2.png is not a readable image" in sentence(capsys, world, data, tmp_path / "out")
+    for k, reason in enumerate(("2.png has 512x300 pixels, but must be square", "2.png is not a")):
+        out = tmp_path / f"out{k}"
+        assert reason in refused(capsys, main, Config, *arguments(world, data, out))
+        assert contents(out).keys() == {"target/0.png", "target/1.png"}  # the first chunk
+        path.write_bytes(b"no image")
     path.unlink()
     said = sentence(capsys, world, data, tmp_path / "out")
     assert "line 3: " in said and "2.png does not exist" in said
@@ -348,14 +359,14 @@ def test_a_bad_hint_is_named_before_anything_is_drawn(
     ("flags", "said"),
     [
         (("--steps", 0), "--steps must be between 1 and 1000, not 0"),
-        (("--chunk-size", 0), "--chunk-size must be at least 1, not 0"),
+        (("--chunk-size", 0), "--chunk-size must be between 1 and 4096, not 0"),
         (
             ("--control-start", 0.8, "--control-end", 0.2),
             "--control-start and --control-end must be fractions",
         ),
         (("--control-scales", 1, 2), "--control-scales needs 1 number, or"),
-        (("--seed", -1), "a seed must lie between"),
-        (("--size", 0), "--size must be at least 1, not 0"),
+        (("--seed", -1), "--seed must be between"),
+        (("--size", 0), "--size must be between 1 and 8192, not 0"),
         (("--patch-stride", 0), "--patch-stride must be between 1 and"),
         (("--patch-stride", 99), "the side of a patch, not 99"),
     ],
@@ -473,6 +484,33 @@ def test_a_flag_that_has_no_place_is_refused(world: Path) -> None:
         load_model(ModelConfig(world / "control", world / "base", world / "control"))
     with pytest.raises(InputError, match="is a base model itself, so --base"):
         load_model(ModelConfig(world / "base", world / "base", world / "control"))
+
+
+def test_the_controlnet_in_a_pipelines_folder_is_used(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As StableDiffusionControlNetPipeline saves it, also as a repository in the hub's cache."""
+    folder = tmp_path / "models--X--Y" / "snapshots" / "abc"
+    for part in ("unet", "vae"):
+        write_json(folder / part / "config.json", {})
+    used = []
+    model = SimpleNamespace(cast=lambda dtype: None)
+    monkeypatch.setattr(loading, "with_control", lambda *paths: used.append(paths) or model)
+    shutil.copytree(world / "control", folder / "controlnet")
+    load_model(ModelConfig(folder))
+    load_model(ModelConfig(tmp_path / "models--X--Y"))
+    load_model(ModelConfig(folder, control=tmp_path / "own"))
+    assert [control for _, control in used] == [folder / "controlnet"] * 2 + [tmp_path / "own"]
+    assert "the ControlNet is that in" in capsys.readouterr().err
+    shutil.copytree(world / "control", folder / "controlnet_1")
+    with pytest.raises(InputError, match="holds several ControlNets"):
+        load_model(ModelConfig(folder))
+
+
+def test_a_control_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "t2i.safetensors", {"body.0.block1.weight": torch.ones(1)})
+    with pytest.raises(InputError, match=r"t2i\.safetensors is a T2I-Adapter"):
+        load_model(ModelConfig(tmp_path / "t2i.safetensors"))
 
 
 def test_stable_diffusion_without_a_control_is_drawn_by_the_small_model(

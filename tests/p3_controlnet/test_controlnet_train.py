@@ -1,7 +1,9 @@
 """The training of ControlNet over a frozen base: what it changes, what it leaves alone, and what it
 says."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from tiny import exit_code, refused, stop_after
 from tiny_base import tiny_base
 from tiny_pairs import write_pairs
 
+from common import devices
 from common.checkpoint import load_tensors, state_hash
 from common.data.examples import drawn_circles
+from common.errors import InputError
 from common.files import read_json
 from common.latent.generate import ControlledGenerationConfig
 from common.latent.load import kind_of, load_base
@@ -215,16 +219,72 @@ def test_pictures_are_compared_by_shape_and_colour() -> None:
 def test_trainings_that_make_no_sense(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    damaged = tmp_path / "damaged"
+    write_pairs(damaged / "training", 2)
+    (damaged / "training" / "target" / "1.png").write_bytes(b"")
     for flags, sentence in (
         (("--pictures", 0), "--pictures must be at least 1, or --fill50k must be given"),
-        (("--pictures", -1), "--pictures must be at least 1, or --fill50k must be given"),
+        (("--pictures", -1), "--pictures must be between 0 and 10000000, not -1"),
         (("--size", 66), "--size must be a multiple of 4, the pixels per latent, not 66"),
         (("--hint-channels", 4, 8), "divide the hint's sides by 2, but one latent spans 4 pixels"),
         (("--base", base / "unet"), "is no base model"),
         (("--base", tmp_path / "none"), "does not exist"),
         (("--init-from", base), "config.json"),
         (("--fill50k", tmp_path), "the pairs of fill50k are not there"),
+        (("--pictures", 0, "--fill50k", damaged), "prompt.json, line 2: "),
     ):
         arguments = ("--run-dir", tmp_path / "run", "--base", base, *FEW, *flags)
         assert sentence in refused(capsys, train.main, train.Config, *arguments), flags
         assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_too_little_memory_is_said_before_encoding(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(devices, "available_memory", lambda: 10_000)
+    arguments = ("--run-dir", tmp_path / "run", "--base", base, *FEW)
+    sentence = refused(capsys, train.main, train.Config, *arguments)
+    assert re.fullmatch(
+        r"training needs about 0\.\d GB more memory, but 0\.0 GB are available", sentence
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_stable_diffusion_is_trained_on_real_pairs_alone(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "kind_of", lambda path: "sd_file")
+    config = train.Config(run_dir=tmp_path, base=base, fill50k=tmp_path)
+    assert train.drawn_pictures(config) == 0
+    assert train.drawn_pictures(dataclasses.replace(config, pictures=7)) == 7
+    with pytest.raises(InputError, match="--fill50k must be given"):
+        train.drawn_pictures(dataclasses.replace(config, fill50k=None))
+    monkeypatch.undo()
+    assert train.drawn_pictures(config) == train.DRAWN_PAIRS == 20_000
+
+
+def test_a_cache_of_another_base_or_of_other_pairs_is_refused(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(tmp_path / "fill50k" / "training", 2)
+    run_dir, flags = tmp_path / "run", ("--fill50k", tmp_path / "fill50k", "--steps", 1)
+    assert run(run_dir, base, *flags) == 0
+    capsys.readouterr()
+    write_pairs(tmp_path / "fill50k" / "training", 3)
+    arguments = ("--run-dir", run_dir, "--base", base, *FEW, *flags)
+    sentence = refused(capsys, train.main, train.Config, *arguments)
+    assert "latent_cache was made from other data" in sentence and "examples is 12" in sentence
+    write_pairs(tmp_path / "fill50k" / "training", 2)
+    (tmp_path / "fill50k" / "training" / "prompt.json").write_text(
+        "".join(
+            json.dumps({"source": f"{k}.png", "target": f"{k}.png", "prompt": "red circle"}) + "\n"
+            for k in range(2)
+        )
+    )
+    assert "(its data is" in refused(capsys, train.main, train.Config, *arguments)
+    other = tiny_base()
+    with torch.no_grad():
+        other.unet.conv_out.weight += 1.0
+    save_model(tmp_path / "other", other, zero_terminal=True)
+    arguments = ("--run-dir", run_dir, "--base", tmp_path / "other", *FEW, *flags)
+    assert "(its base is" in refused(capsys, train.main, train.Config, *arguments)

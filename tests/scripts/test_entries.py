@@ -77,7 +77,7 @@ def test_hw2_1_from_another_folder_in_a_clone_with_spaces(clone: Path, tmp_path:
     )
     assert result.returncode == 0, result.stderr
     assert "500 images" in result.stdout
-    assert "10/10" in result.stderr  # progress is shown
+    assert "10 of 10 steps" in result.stderr  # progress is shown
     checkpoint = clone / "checkpoints" / "p1_digits"
     arguments = ("--steps", 1, "--device", "cpu", "--checkpoint", checkpoint, "--classes", "svhn/7")
     assert (
@@ -286,6 +286,16 @@ def test_quickstart_says_which_weights_are_not_there(job: str, folder: str, clon
     assert not (clone / ".venv").exists()
 
 
+def test_quickstart_opens_the_demo(tmp_path: Path) -> None:
+    """It is an entry of its own, which the jobs and `all` leave out."""
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    shutil.copy(ROOT / "scripts" / "quickstart.sh", scripts)
+    (scripts / "demo.sh").write_text('printf "%s\\n" "$@"\n')
+    result = run_entry(scripts / "quickstart.sh", "demo", "--port", "7000")
+    assert result.stdout.split() == ["--open-browser", "--port", "7000"]
+
+
 DIGITS = ["p1_diffusion.inference", "p1_diffusion.evaluate", "p1_diffusion.study.figures"]
 FACES = ["make_noise", "p2_ddim.inference", "p2_ddim.study.figures"]
 SHAPES = ["make_clip_testset", "p3_clip.inference", "p3_clip.evaluate", "p3_clip.study.figures"]
@@ -443,3 +453,55 @@ def test_training_for_a_time_cools_down_from_where_it_came_to(clone: Path, tmp_p
     for wrong in ((), ("p1",), ("p9", "4"), ("p1", "soon")):
         result = run_entry(script, *wrong, PYTHON=str(fake))
         assert result.returncode == 2 and result.stderr.startswith("usage: scripts/train_for.sh")
+
+
+# ----------------------------------------------------------------------------
+# Help.
+
+ENTRIES = [
+    path
+    for path in sorted([*ROOT.glob("hw2_*.sh"), *ROOT.glob("scripts/*.sh")])
+    if path.name not in ("python.sh", "environment.sh")  # sourced by the others
+]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda path: path.name)
+@pytest.mark.parametrize("arguments", [["--help"], ["OUT", "IN", "-h"]])
+def test_every_entry_explains_itself_and_starts_nothing(
+    entry: Path, arguments: list[str], echo: str, tmp_path: Path
+) -> None:
+    (tmp_path / "work").mkdir()
+    result = run_entry(entry, *arguments, PYTHON=echo, cwd=str(tmp_path / "work"))
+    first = entry.read_text().splitlines()[1].removeprefix("# ")
+    assert result.returncode == 0 and result.stderr == ""
+    assert result.stdout.startswith(first)
+    given = result.stdout.partition("\n\n-m\n")[2].splitlines()  # what Python was called with
+    assert not given or given[-1] == "--help" and given[0].split(".")[0] in ROOT_PACKAGES
+    assert "-m" not in given and list((tmp_path / "work").iterdir()) == []
+
+
+ROOT_PACKAGES = ("p1_diffusion", "p2_ddim", "p3_clip", "p3_controlnet")
+
+
+def test_train_ldm_passes_flags_to_all_three_trainings(echo: str) -> None:
+    flags = ["--steps", "4", "--fill50k", "a folder"]
+    result = run_entry(ROOT / "scripts" / "train_ldm.sh", *flags, PYTHON=echo, RUNS_DIR="runs")
+    text, autoencoder, unet = result.stdout.split("-m\n")[1:]
+    assert text.splitlines() == [
+        "p3_controlnet.base.train_text",
+        *["--run-dir", "runs/ldm_text", "--steps", "4"],
+    ]
+    assert autoencoder.splitlines()[3:] == unet.splitlines()[7:] == flags
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 70])
+def test_grade_ends_with_a_verdict(code: int, tmp_path: Path) -> None:
+    """The programs print the verdict of a grade; grade.sh adds the one of a folder without."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f"#!/bin/sh\necho 'a grade'\nexit {code}\n")
+    stand_in.chmod(0o755)
+    (tmp_path / "out" / "svhn").mkdir(parents=True)
+    result = run_entry(ROOT / "scripts" / "grade.sh", tmp_path / "out", PYTHON=str(stand_in))
+    assert result.returncode == code
+    last = result.stdout.splitlines()[-1]
+    assert last == ("a grade" if code < 2 else f"FAIL: {tmp_path / 'out'} could not be graded")

@@ -1,9 +1,11 @@
 """scripts/environment.sh: what it installs, when it installs again, and the versions in
 constraints.txt."""
 
+import itertools
 import os
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 from tiny import environment, run_process
@@ -58,6 +60,30 @@ def test_the_environment_is_made_again_when_either_file_changes(tmp_path: Path) 
         assert installed() == []
 
 
+def test_an_extra_is_installed_on_first_use(tmp_path: Path) -> None:
+    """With a stand-in for the Python of .venv, which notes its arguments."""
+    root, log = tmp_path / "a clone", tmp_path / "log"
+    (root / "scripts").mkdir(parents=True)
+    names = ("scripts/environment.sh", "scripts/python.sh", "scripts/demo.sh")
+    for name in (*names, "requirements.txt", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, root / name)
+    python = root / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "$@" >> "{log}"\n')
+    python.chmod(0o755)
+    (root / ".venv" / "installed").write_bytes(
+        (root / "requirements.txt").read_bytes() + (root / "constraints.txt").read_bytes()
+    )
+    for installs in (1, 0):
+        log.write_text("")
+        result = run_process(["bash", root / "scripts" / "demo.sh", "--port", "7000"])
+        assert result.returncode == 0, result.stderr
+        *pip, program = log.read_text().splitlines()
+        assert program == "-m scripts.demo --port 7000"
+        assert len(pip) == installs
+    assert (root / ".venv" / "installed_demo").is_file()
+
+
 def test_constraints_pin_every_requirement_to_a_public_version() -> None:
     """No local version such as +cpu, and none of the packages that belong to one build of
     PyTorch."""
@@ -66,5 +92,8 @@ def test_constraints_pin_every_requirement_to_a_public_version() -> None:
     names = [pin["name"] for pin in pins]
     assert len(set(names)) == len(names)
     assert not [name for name in names if name.startswith(("nvidia", "cuda", "triton"))]
-    required = [re.split("[<>=]", line)[0] for line in lines(ROOT / "requirements.txt")]
-    assert set(required) <= set(names)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    required = [*lines(ROOT / "requirements.txt"), *itertools.chain(*extras.values())]
+    assert {re.split("[<>=]", line)[0] for line in required} <= set(names)

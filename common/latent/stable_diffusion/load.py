@@ -8,6 +8,7 @@ files.
 """
 
 import functools
+import re
 from pathlib import Path
 
 import torch
@@ -33,37 +34,61 @@ from common.latent.stable_diffusion.sd14 import (
     empty_networks,
     noise_schedule,
 )
-from common.latent.stable_diffusion.weights import Part, fill, own_names, read_folder, read_weights
+from common.latent.stable_diffusion.weights import Part, fill, own_names
 from common.latent.text_encoder import clip_tokenizer
 from common.library_versions import (
-    has_old_attention,
-    old_attention_names,
     text_prefix,
     without_positions,
 )
+from common.progress import Progress
+from common.weights import (
+    followed,
+    has_old_attention,
+    old_attention_names,
+    read_folder,
+    read_weights,
+    say,
+)
+
+UNNEEDED = re.compile(
+    r"embedding_manager\.|safety_checker\.|loss\.|first_stage_model\.(loss|model_ema)\.|denoiser\."
+    r"|cond_stage_model\.(transformer\.)?(logit_scale|text_projection|visual_projection"
+    r"|vision_model)\b"
+)
+"""Weights in Stable Diffusion v1 files that no network needs to generate pictures: those of the
+trainings of the U-Net and the autoencoder, and of the rest of the text encoder's CLIP."""
+OTHERS = (
+    ("cond_stage_model.model.", "Stable Diffusion 2"),
+    ("conditioner.embedders.", "Stable Diffusion XL"),
+    ("model.diffusion_model.joint_blocks.", "Stable Diffusion 3"),
+    ("model.diffusion_model.double_blocks.", "Flux"),
+)
+"""Beginnings of names in the files of other models."""
 
 
 def load_stable_diffusion(
-    path: Path, *, ema: bool = False, dtype: torch.dtype = torch.float32, configs: Path = SD14
+    path: Path, *, ema: bool | None = None, dtype: torch.dtype = torch.float32, configs: Path = SD14
 ) -> LatentDiffusion:
     """Stable Diffusion v1.4 from a CompVis file or a diffusers folder, on the CPU as `dtype`.
 
-    v1.1 to v1.5 have the same networks and load as well. `ema` selects the averaged U-Net that some
-    files hold besides the last one. `configs` is the folder with the expected configuration; only
-    tests use another than v1.4's.
+    v1.1 to v1.5 have the same networks and load as well. `ema` says whether to take the averaged
+    U-Net that some files hold besides the last one; by default it is taken where there is one.
+    `path` may also be a repository's folder in the hub's cache. `configs` is the folder with the
+    expected configuration; only tests use another than v1.4's.
 
     Raises InputError if a file is missing, truncated or would run code, if the weights do not fit
     (the message names them as the file does), if the file has another noise schedule, or if a
     folder's configuration differs.
     """
-    path = Path(path)
+    path = followed(path)
     if path.is_dir() and ema:
         raise InputError(
             f"{path} is a folder, which holds no averaged U-Net: only CompVis files do"
         )
     parts = _parts_of_folder(path, configs) if path.is_dir() else _parts_of_file(path, configs, ema)
     unet, vae, text_encoder = networks = empty_networks(configs)
-    for network, part in zip(networks, parts, strict=True):
+    pairs = list(zip(networks, parts, strict=True))
+    for network, part in Progress(pairs, desc=f"loading {path.name}", unit="networks"):
         fill(network, part, dtype)
     std = 1.0 / vae.config.scaling_factor
     return LatentDiffusion(
@@ -71,8 +96,17 @@ def load_stable_diffusion(
     )
 
 
-def _parts_of_file(path: Path, configs: Path, ema: bool) -> tuple[Part, Part, Part]:
+def _parts_of_file(path: Path, configs: Path, ema: bool | None) -> tuple[Part, Part, Part]:
     state = read_weights(path)
+    for prefix, name in OTHERS:
+        if any(key.startswith(prefix) for key in state):
+            raise InputError(f"{path} is a file of {name}, not of Stable Diffusion v1")
+    if unneeded := [key for key in state if UNNEEDED.match(key)]:
+        say(
+            f"{len(unneeded)} weights in {path} are left out, which no network needs to generate"
+            f" pictures, such as {unneeded[0]}"
+        )
+        state = {key: value for key, value in state.items() if not UNNEEDED.match(key)}
     by_prefix = {
         prefix: {k: v for k, v in state.items() if k.startswith(prefix)}
         for prefix in (UNET, VAE, TEXT, EMA)
@@ -85,9 +119,12 @@ def _parts_of_file(path: Path, configs: Path, ema: bool) -> tuple[Part, Part, Pa
         raise InputError(f"{path} is not a Stable Diffusion v1 file: it holds {found}")
     check_table(state.get("alphas_cumprod"), configs, path)
     unet = Part(by_prefix[UNET], path, unet_names)
-    if ema:
-        counters = {f"{EMA}decay", f"{EMA}num_updates"}
-        unet = Part({k: v for k, v in by_prefix[EMA].items() if k not in counters}, path, ema_names)
+    counters = {f"{EMA}decay", f"{EMA}num_updates"}
+    averaged = {k: v for k, v in by_prefix[EMA].items() if k not in counters}
+    if ema is None and averaged:
+        say(f"{path} holds two U-Nets: the averaged one ({EMA}*) is used")
+    if ema or (ema is None and averaged):
+        unet = Part(averaged, path, ema_names)
     return unet, Part(by_prefix[VAE], path, vae_names), _text_part(by_prefix[TEXT], path, TEXT)
 
 

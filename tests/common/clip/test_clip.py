@@ -100,7 +100,8 @@ def small_name(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize(
-    "form", ["pt", "module", "bin", "safetensors", "torchscript", "transformers", "folder"]
+    "form",
+    ["pt", "module", "epoch", "bin", "safetensors", "torchscript", "transformers", "folder"],
 )
 def test_every_form_of_weights_loads_without_network(
     form: str, small_name: str, tmp_path: Path, offline: None
@@ -112,6 +113,10 @@ def test_every_form_of_weights_loads_without_network(
         torch.save({"state_dict": state}, path)
     elif form == "module":
         torch.save({f"module.{name}": value for name, value in state.items()}, path)
+    elif form == "epoch":  # as open_clip's training leaves it, compiled
+        wrapped = {f"module._orig_mod.{name}": value for name, value in state.items()}
+        optimizer = {"state": {}, "param_groups": [{"lr": 1e-4}]}
+        torch.save({"epoch": 5, "state_dict": wrapped, "optimizer": optimizer}, path)
     elif form == "safetensors":
         save_tensors(path, state)
     elif form == "torchscript":
@@ -481,8 +486,7 @@ def test_a_tokenizer_on_the_hub_is_looked_for_in_the_cache_and_then_named(
     offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    (tmp_path / "w.pt").touch()
-    torch.save({}, tmp_path / "w.pt")
+    torch.save({"w": torch.ones(1)}, tmp_path / "w.pt")
     started = time.monotonic()
     with pytest.raises(
         InputError,

@@ -5,7 +5,7 @@ import torch
 from PIL import ImageColor
 from skimage.color import deltaE_ciede2000
 
-from common.colour import CSS_COLOURS, colour_difference, nearest_name, to_lab
+from common.colour import CSS_COLOURS, colour_difference, colour_name, nearest_name, to_lab
 from common.data.shapes import KINDS, Scene, Shape, draw_scene, render, render_mask
 
 
@@ -13,6 +13,21 @@ def test_every_css_colour_has_one_name() -> None:
     assert len(CSS_COLOURS) == len(set(CSS_COLOURS.values())) == 139
     assert set(CSS_COLOURS.values()) == {ImageColor.getrgb(name) for name in ImageColor.colormap}
     assert all(nearest_name(rgb) == name for name, rgb in CSS_COLOURS.items())
+
+
+def test_every_spelling_is_its_colour() -> None:
+    """Of all 148 CSS names: joined and in words, in any letter case, grey as gray."""
+    for css in ImageColor.colormap:
+        name = colour_name(css)
+        assert name and CSS_COLOURS[name] == ImageColor.getrgb(css)
+        for spelling in (name, name.upper(), name.replace(" ", "-"), name.replace(" ", "")):
+            assert colour_name(spelling) == name
+        if "gray" in name:
+            assert colour_name(name.replace("gray", "Grey")) == name
+    assert colour_name("medium aquamarine") == colour_name("medium aqua marine")
+    assert colour_name("cyan") == "aqua" and colour_name("magenta") == "fuchsia"
+    assert colour_name("light  sky\u00a0blue") == "light sky blue"
+    assert [colour_name(text) for text in ("", "reddish", "red circle", "two red")] == [None] * 4
 
 
 def test_differences_match_published_values() -> None:

@@ -173,6 +173,16 @@ def test_a_missing_folder_names_the_commands_that_bring_it(tmp_path: Path) -> No
         assert command in message and (ROOT / file).is_file()
 
 
+def test_an_image_with_two_labels_is_refused(digits_copy: Path) -> None:
+    table = digits_copy / "svhn" / "train.csv"
+    name, label = table.read_text().splitlines()[1].split(",")
+    table.write_text(table.read_text() + f"{name},{label}\n")
+    load_digits(digits_copy)
+    table.write_text(table.read_text() + f"{name},{(int(label) + 1) % 10}\n")
+    with pytest.raises(InputError, match=f"{table} lists the image {name} with two labels"):
+        load_digits(digits_copy)
+
+
 def test_a_missing_image_names_the_row_of_the_table(digits_copy: Path) -> None:
     table = digits_copy / "svhn" / "train.csv"
     _replace_row(table, 8, "99999.png,3")
@@ -231,7 +241,7 @@ def test_an_image_of_the_wrong_size_names_file_and_row(digits_copy: Path) -> Non
     [
         (b"", "is not a readable CSV file"),
         (b'image_name,label\n"00000.png,1\n', "is not a readable CSV file"),
-        (b"\xff\xfe\x00bad", "is not a readable CSV file"),
+        (b"\xff\xfe\x00bad", "is text in UTF-16: save it as UTF-8"),
         (b"name,digit\n00000.png,1\n", "must have the header image_name,label, not name,digit"),
         (b"image_name\n00000.png\n", "must have the header image_name,label, not image_name"),
         (b"image_name,label\n00000.png\n", "row 2: the label must be one of 0..9"),
@@ -368,7 +378,10 @@ def test_sample_data_runs_as_a_module_and_refuses_in_one_sentence(tmp_path: Path
         "0",
     ]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "error: --count must be at least 1, not 0\n"
+    assert (
+        done.returncode == 2
+        and done.stderr == "error: --count must be between 1 and 10000000, not 0\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,15 +22,15 @@ SHARED = {field.name for field in dataclasses.fields(SamplerConfig)}
     [
         ({"steps": 0}, "--steps must be between 1 and 1000, not 0"),
         ({"steps": 1001}, "--steps must be between 1 and 1000, not 1001"),
-        ({"chunk_size": 0}, "--chunk-size must be at least 1, not 0"),
-        ({"seed": -1}, "a seed must lie between"),
-        ({"sampler": "ddim", "eta": NAN}, r"--eta must lie in \[0, 1\], not nan"),
-        ({"sampler": "ddim", "eta": 1.5}, r"--eta must lie in \[0, 1\], not 1.5"),
+        ({"chunk_size": 0}, "--chunk-size must be between 1 and 4096, not 0"),
+        ({"seed": -1}, "--seed must be between"),
+        ({"sampler": "ddim", "eta": NAN}, r"--eta must be a finite number, not nan"),
+        ({"sampler": "ddim", "eta": 1.5}, r"--eta must be between 0 and 1, not 1.5"),
         ({"eta": 0.5}, "--eta applies to DDIM only: with --sampler dpmpp_2m it must be 0"),
-        ({"guidance_scale": NAN}, "--guidance-scale must be finite, not nan"),
-        ({"guidance_scale": -INF}, "--guidance-scale must be finite, not -inf"),
+        ({"guidance_scale": NAN}, "--guidance-scale must be a finite number, not nan"),
+        ({"guidance_scale": -INF}, "--guidance-scale must be a finite number, not -inf"),
         ({"guidance_interval": (700, 150)}, "the lowest t and then the highest, not 700 and 150"),
-        ({"guidance_rescale": 1.1}, r"--guidance-rescale must lie in \[0, 1\], not 1.1"),
+        ({"guidance_rescale": 1.1}, r"--guidance-rescale must be between 0 and 1, not 1.1"),
     ],
 )
 def test_numbers_out_of_range_are_refused_in_every_problem(
@@ -128,6 +128,14 @@ def test_an_image_that_is_not_finite_is_named() -> None:
 def test_progress_counts_steps_and_images(capsys: pytest.CaptureFixture[str]) -> None:
     draw(3, 2, [])
     said = capsys.readouterr().err
-    assert "4/4" in said and "3/3 images" in said
+    assert "4 of 4 steps" in said and "3 of 3 images" in said
     draw(3, 2, [], show_progress=False)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("chunk_size", "images", "used"),
+    [(10, 3, 10), (64, 3, 64), (4096, 50, 64), (4096, 500, 500), (300, 500, 300)],
+)
+def test_a_chunk_is_not_far_larger_than_the_job(chunk_size: int, images: int, used: int) -> None:
+    assert SamplerConfig(chunk_size=chunk_size).for_job(images).chunk_size == used

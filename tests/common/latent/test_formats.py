@@ -298,13 +298,16 @@ def test_half_precision_is_read_as_single_and_as_asked(
     assert {param.dtype for param in model.parameters()} == {torch.bfloat16}
 
 
-def test_averaged_weights_are_taken_when_asked(
-    tmp_path: Path, networks: Any, configs: Path
+def test_averaged_weights_win_where_both_are_there(
+    tmp_path: Path, networks: Any, configs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     averaged = random_networks(configs, seed=1)[0]
     path = save_published(tmp_path / "ema.ckpt", networks, averaged)
-    assert_equal_weights(load_stable_diffusion(path, configs=configs).unet, networks[0])
+    assert_equal_weights(load_stable_diffusion(path, configs=configs).unet, averaged)
+    assert "holds two U-Nets: the averaged one" in capsys.readouterr().err
     assert_equal_weights(load_stable_diffusion(path, configs=configs, ema=True).unet, averaged)
+    last = load_stable_diffusion(path, configs=configs, ema=False).unet
+    assert_equal_weights(last, networks[0])
     save_tensors(tmp_path / "pruned.safetensors", compvis_state(*networks))
     with pytest.raises(InputError, match=r"\d+ missing \(model_ema\.diffusion_model"):
         load_stable_diffusion(tmp_path / "pruned.safetensors", configs=configs, ema=True)
@@ -363,7 +366,7 @@ def test_another_noise_schedule_is_refused(tmp_path: Path, networks: Any, config
             lambda s: [
                 s.update({k.replace("transformer.text_model", "model"): s.pop(k)}) for k in list(s)
             ],
-            r"not a Stable Diffusion v1 file: it holds cond_stage_model\.model\.",
+            r"is a file of Stable Diffusion 2, not of Stable Diffusion v1",
         ),
         (
             lambda s: s.update({"conditioner.x": torch.ones(1)}),
@@ -400,7 +403,8 @@ def test_a_truncated_file_is_refused(
                     read(path)
 
 
-def test_only_the_one_class_is_let_in(tmp_path: Path, configs: Path) -> None:
+def test_no_class_of_a_file_ever_runs(tmp_path: Path, configs: Path) -> None:
+    """Those of Lightning are replaced by one that does nothing."""
     trace = tmp_path / "it_ran"
     torch.save({**published_form({}), "callbacks": Malice(trace)}, tmp_path / "evil.ckpt")
     with lightning_installed("Other"):
@@ -408,11 +412,11 @@ def test_only_the_one_class_is_let_in(tmp_path: Path, configs: Path) -> None:
             {"state_dict": {}, "callbacks": {sys.modules[LIGHTNING].Other: 1}},
             tmp_path / "other.ckpt",
         )
-    for name in ("evil.ckpt", "other.ckpt"):
-        for read in (lambda p: load_stable_diffusion(p, configs=configs), kind_of):
-            with pytest.raises(InputError, match=f"{name} was refused"):
-                read(tmp_path / name)
+    for read in (lambda p: load_stable_diffusion(p, configs=configs), kind_of):
+        with pytest.raises(InputError, match=r"evil\.ckpt was refused"):
+            read(tmp_path / "evil.ckpt")
     assert not trace.exists()
+    assert kind_of(tmp_path / "other.ckpt") == "unknown"  # it holds no weights
 
 
 # ----------------------------------------------------------------------------
@@ -686,6 +690,125 @@ def test_wrong_controlnet_files_are_refused(
         load_controlnet(tmp_path / "none.pth", networks[0])
 
 
+def test_a_difference_controlnet_is_added_to_its_base(
+    tmp_path: Path, networks: Any, control: ControlNet
+) -> None:
+    """The form of the web UI's extension: a tensor named "difference" marks the file."""
+    base, ours = networks[0].state_dict(), control.state_dict()
+    change = {key: value - base[key] if key in base else value for key, value in ours.items()}
+    file = bare(to_compvis(change, unet_names(change, CONTROL)))
+    save_tensors(tmp_path / "diff.safetensors", {**file, "difference": torch.ones(1)})
+    loaded = load_controlnet(tmp_path / "diff.safetensors", networks[0])
+    for key, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, ours[key], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("lora_controlnet", "a ControlLoRA"),
+        ("body.0.block1.weight", "a T2I-Adapter"),
+        ("adapter.body.0.resnets.0.block1.weight", "a T2I-Adapter"),
+        ("lllite_unet_input_blocks_4_1.depth1.0.weight", "a ControlNet-LLLite"),
+        ("ip_adapter.1.to_k_ip.weight", "an IP-Adapter"),
+        ("add_embedding.linear_1.weight", "Stable Diffusion XL"),
+        ("controlnet_x_embedder.weight", "Stable Diffusion 3 or Flux"),
+        ("down_blocks.0.motion_modules.0.proj_in.weight", "a SparseCtrl"),
+    ],
+)
+def test_other_forms_are_refused_by_their_names(
+    tmp_path: Path, networks: Any, control: ControlNet, name: str, kind: str
+) -> None:
+    save_tensors(tmp_path / "x.safetensors", {**control.state_dict(), name: torch.ones(1)})
+    with pytest.raises(InputError, match=rf"x\.safetensors is .*{kind}"):
+        load_controlnet(tmp_path / "x.safetensors", networks[0])
+
+
+def test_a_controlnet_of_stable_diffusion_2_is_refused_by_its_name(
+    tmp_path: Path, networks: Any, control: ControlNet
+) -> None:
+    state = {
+        key: torch.ones(len(value), 1024) if key.endswith("attn2.to_k.weight") else value
+        for key, value in control.state_dict().items()
+    }
+    save_tensors(tmp_path / "x.safetensors", state)
+    with pytest.raises(InputError, match="a ControlNet for Stable Diffusion 2: its text features"):
+        load_controlnet(tmp_path / "x.safetensors", networks[0])
+
+
+def test_parts_that_no_network_needs_are_left_out_and_said(
+    tmp_path: Path, networks: Any, configs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra = (
+        "embedding_manager.string_to_param_dict.*",
+        "first_stage_model.loss.perceptual_loss.lin0.model.1.weight",
+        "cond_stage_model.logit_scale",
+        "cond_stage_model.transformer.logit_scale",
+    )
+    state = compvis_state(*networks) | {name: torch.ones(1) for name in extra}
+    save_tensors(tmp_path / "extra.safetensors", state)
+    assert_equal_models(
+        load_stable_diffusion(tmp_path / "extra.safetensors", configs=configs), networks
+    )
+    assert "4 weights in" in capsys.readouterr().err
+
+
+def test_shards_wrappers_and_the_hubs_cache_are_understood(
+    tmp_path: Path, sd_folder: Path, networks: Any, configs: Path
+) -> None:
+    """A cache's root is followed to the snapshot of refs/main, and shards by their index."""
+    root = tmp_path / "models--X--Y"
+    shutil.copytree(sd_folder, root / "snapshots" / "abc")
+    (root / "snapshots" / "old").mkdir()
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("abc")
+    unet = root / "snapshots" / "abc" / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    state = networks[0].state_dict()
+    names = sorted(state)
+    first, second = (f"a-0000{k}-of-00002.safetensors" for k in (1, 2))
+    shards = {first: names[::2], second: names[1::2]}
+    for file, own in shards.items():
+        save_tensors(unet / file, {f"module.{name}": state[name] for name in own})
+    write_json(
+        unet / "diffusion_pytorch_model.safetensors.index.json",
+        {"weight_map": {f"module.{name}": file for file, own in shards.items() for name in own}},
+    )
+    assert kind_of(root) == "sd_folder"
+    assert_equal_models(load_stable_diffusion(root, configs=configs), networks)
+    (unet / second).unlink()
+    with pytest.raises(InputError, match=f"{second}, which .* names, does not exist"):
+        load_stable_diffusion(root, configs=configs)
+    (root / "refs" / "main").unlink()
+    with pytest.raises(InputError, match="with 2 snapshots"):
+        kind_of(root)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (torch.full((8,), float("nan")), "is not finite"),
+        (torch.ones(8, dtype=torch.int8), "1 of another kind of number"),
+        (torch.ones(8, dtype=torch.bool), "1 of another kind of number"),
+        (torch.ones(8, dtype=torch.complex64), "1 of another kind of number"),
+        (torch.ones(1), "1 of another shape"),
+    ],
+)
+def test_weights_that_would_draw_nonsense_are_refused(
+    tmp_path: Path, networks: Any, configs: Path, value: torch.Tensor, reason: str
+) -> None:
+    for name in (
+        "model.diffusion_model.input_blocks.0.0.bias",
+        "first_stage_model.decoder.conv_out.bias",
+        "cond_stage_model.transformer.text_model.final_layer_norm.bias",
+    ):
+        state = compvis_state(*networks)
+        bad = value if len(value) == 1 else value[:1].expand_as(state[name])
+        save_tensors(tmp_path / "x.safetensors", state | {name: bad})
+        with pytest.raises(InputError, match=reason):
+            load_stable_diffusion(tmp_path / "x.safetensors", configs=configs)
+
+
 # ----------------------------------------------------------------------------
 # What is it?
 
@@ -721,7 +844,7 @@ def test_the_kind_is_found_without_reading_the_values(
 
     monkeypatch.setattr(torch, "load", spy)
     assert kind_of(sd_file) == "sd_file"
-    assert loaded == [True]
+    assert set(loaded) == {True}
 
 
 # ----------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from common.latent.generate import (
     with_default_guidance,
 )
 from common.latent.model import LatentCondition, LatentDiffusion
-from common.latent.save_pictures import too_long
+from common.latent.save_pictures import Mapped, too_long
 from p3_controlnet.patches import patched, pyramid, starts
 
 QUICK = ControlledGenerationConfig(steps=3, chunk_size=2, guidance_scale=2.0)
@@ -71,6 +71,27 @@ def test_a_picture_depends_on_its_own_request_bit_for_bit(
         assert torch.equal(pictures(model, [wanted[k] for k in order], config), together[order])
 
 
+def test_a_hint_is_read_when_its_turn_comes(model: LatentDiffusion) -> None:
+    """And the picture is that of the hint itself."""
+    wanted, read = requests(3), []
+
+    def reading(k: int) -> Tensor:
+        read.append(k)
+        return wanted[k].hint
+
+    lazy = Mapped(
+        lambda k: dataclasses.replace(wanted[k], hint=lambda: reading(k)), range(len(wanted))
+    )
+    chunks = generate(model, lazy, QUICK, show_progress=False)
+    first = next(chunks)
+    assert read == [0, 1]  # the first chunk
+    rest = next(chunks)
+    assert set(read) == {0, 1, 2}
+    together = torch.cat([first[1], rest[1]])
+    assert torch.equal(together, pictures(model, wanted))
+    assert len(lazy[1:]) == 2 and lazy[1:][0].prompt == wanted[1].prompt
+
+
 def test_chunk_sizes_agree_but_for_rounding(model: LatentDiffusion) -> None:
     wanted = requests(3)
     one, three = (pictures(model, wanted, with_(chunk_size=size)) for size in (1, 3))
@@ -105,6 +126,17 @@ def test_pictures_are_those_of_the_model_called_by_hand(model: LatentDiffusion) 
         x0 = (x - (1 - now) ** 0.5 * eps) / now**0.5
         x = after**0.5 * x0 + (1 - after) ** 0.5 * eps
     assert torch.allclose(ours, model.decode(x), atol=1e-4)
+
+
+def test_the_callback_sees_each_step_of_each_chunk(model: LatentDiffusion) -> None:
+    seen = []
+    pictures(
+        model,
+        requests(3),
+        callback=lambda i, t, x_t, x0: seen.append((i, tuple(x_t.shape), tuple(x0.shape))),
+    )
+    latents = (QUICK.chunk_size, 4, SIDE, SIDE)
+    assert seen == [(i, latents, latents) for i in range(QUICK.steps)] * 2
 
 
 def test_without_hints_no_control_network_is_needed() -> None:
@@ -219,12 +251,12 @@ def test_a_prompt_that_is_cut_is_named(model: LatentDiffusion) -> None:
     ("values", "sentence"),
     [
         ({"steps": 0}, "--steps must be between 1 and 1000, not 0"),
-        ({"chunk_size": 0}, "--chunk-size must be at least 1"),
-        ({"guidance_scale": float("nan")}, "--guidance-scale must be finite"),
+        ({"chunk_size": 0}, "--chunk-size must be between 1 and 4096"),
+        ({"guidance_scale": float("nan")}, "--guidance-scale must be a finite number"),
         ({"control_scales": ()}, "--control-scales must be finite"),
-        ({"control_scales": (1.0, float("inf"))}, "--control-scales must be finite"),
-        ({"eta": 2.0}, r"--eta must lie in \[0, 1\]"),
-        ({"guidance_rescale": -0.5}, r"--guidance-rescale must lie in \[0, 1\]"),
+        ({"control_scales": (1.0, float("inf"))}, "--control-scales must be a list of which each"),
+        ({"eta": 2.0}, "--eta must be between 0 and 1"),
+        ({"guidance_rescale": -0.5}, "--guidance-rescale must be between 0 and 1"),
         (
             {"guidance_interval": (900, 100)},
             "--guidance-interval must give the lowest t and then the highest",
@@ -234,7 +266,7 @@ def test_a_prompt_that_is_cut_is_named(model: LatentDiffusion) -> None:
             "--control-start and --control-end must be fractions",
         ),
         ({"control_end": 1.5}, "--control-start and --control-end must be fractions"),
-        ({"seed": -1}, "a seed must lie between 0"),
+        ({"seed": -1}, "--seed must be between 0"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(values: dict[str, Any], sentence: str) -> None:

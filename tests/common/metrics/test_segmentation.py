@@ -17,7 +17,7 @@ from common.colour import CSS_COLOURS, colour_difference
 from common.data.fill50k import SIZE
 from common.errors import InputError
 from common.images import resize
-from common.metrics.circles import Circle, disc, fit_circles
+from common.metrics.circles import Circle, circles_of_strokes, disc, fit_circles
 from common.metrics.segmentation import (
     centre_mask,
     inner_region,
@@ -362,3 +362,21 @@ def test_the_disc_has_the_area_of_the_circle() -> None:
     assert quarter.shape == (256, 256) and quarter.sum().item() == pytest.approx(
         math.pi * 128.0**2 / 4, rel=2e-3
     )
+
+
+def test_lines_drawn_by_hand_become_the_nearest_circles() -> None:
+    """`fit_circles` does not accept them; a dot is no circle, and neither is an empty drawing."""
+    drawing = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
+    angle = torch.linspace(0.0, 2.0 * math.pi, 4000, dtype=torch.float64)
+    for circle in (AWAY, MIDDLE):
+        radius = circle.radius * (1.0 + 0.08 * torch.sin(3.0 * angle))
+        for shift in range(-3, 4):
+            x, y = ((radius + shift) * part for part in (torch.cos(angle), torch.sin(angle)))
+            drawing[:, (circle.y + y).long(), (circle.x + x).long()] = 255
+    drawing[:, 500:505, 500:505] = 255
+    assert fit_circles(drawing) == []
+    found = circles_of_strokes(drawing)
+    assert len(found) == 2
+    for circle, expected in zip(found, (AWAY, MIDDLE), strict=True):
+        assert circle == pytest.approx(expected, abs=2.0)
+    assert circles_of_strokes(torch.zeros_like(drawing)) == []

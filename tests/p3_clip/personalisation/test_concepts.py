@@ -9,6 +9,7 @@ from tiny_base import tiny_base
 from tiny_latent import WIDTH, tiny_model
 from torch import nn
 
+from common.checkpoint import save_tensors
 from common.errors import InputError
 from common.latent.model import LatentDiffusion
 from p3_clip.personalisation.base_kind import SMALL, STABLE_DIFFUSION
@@ -17,12 +18,11 @@ from p3_clip.personalisation.concepts import (
     expand,
     initial_vectors,
     norms,
-    placeholders,
     unused,
     with_concepts,
 )
 from p3_clip.personalisation.formats import Form, load_concepts, save_concepts
-from p3_clip.personalisation.model import usual_words
+from p3_clip.personalisation.model import load_learned, usual_words
 
 
 def concept(token: str = "<new1>", count: int = 1, width: int = WIDTH) -> Concept:
@@ -88,7 +88,7 @@ def test_training_moves_the_rows_and_no_other() -> None:
     optimizer.step()
     after = model.text_encoder.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert len(changed) == 1 and changed.pop().endswith("rows.<new1>")
+    assert len(changed) == 1 and changed.pop().endswith("vectors.0")
     assert len(embedding.concepts()) == 1 and torch.equal(
         embedding.concepts()[0].vectors, rows[0].detach()
     )
@@ -155,7 +155,6 @@ def test_what_cannot_be_a_concept_is_refused(concepts: list[Concept], message: s
 
 
 def test_placeholders_must_be_loaded_and_should_be_used() -> None:
-    assert placeholders("a <new1> next to a <new2>, 3 < 4") == ["<new1>", "<new2>"]
     with pytest.raises(InputError, match=r"holds <new2>, which is not loaded \(loaded: <new1>\)"):
         expand("a <new1> next to a <new2>", [concept()])
     assert unused(["a <new1>"], [concept(), concept("<new2>")]) == ["<new2>"]
@@ -199,7 +198,7 @@ def test_a1111_holds_one_and_may_not_name_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds one concept, not 2"):
         save_concepts(tmp_path / "a.pt", [concept(), concept("<new2>")], "a1111")
     save_concepts(tmp_path / "a.pt", [concept()], "a1111")
-    assert load_concepts(tmp_path / "a.pt")[0].token == "<new1>"
+    assert load_concepts(tmp_path / "a.pt")[0].token == "<a>"  # the file's name counts
     save_concepts(tmp_path / "dog.safetensors", [concept()], "a1111_safetensors")
     assert load_concepts(tmp_path / "dog.safetensors")[0].token == "<dog>"  # as A1111 does
 
@@ -250,3 +249,87 @@ def test_a_pickle_that_would_run_code_never_runs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="was refused"):
         load_concepts(tmp_path / "file.bin")
     assert not (tmp_path / "ran").exists()
+
+
+# ----------------------------------------------------------------------------
+# Names and files as people have them.
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["<my.dog>", "<The Little Robot-moon >", "<dog (v1.0)>", "<[x]>", "<a<b>>", "<größe>", "<*>"],
+)
+def test_a_name_may_hold_anything_between_its_brackets(token: str) -> None:
+    """It reads as the word whose vectors it has, alone and beside a name that begins alike."""
+    model = tiny_model()
+    ids = model.tokenizer("b", add_special_tokens=False).input_ids
+    row = model.text_encoder.get_input_embeddings().weight[ids]
+    concepts = [Concept(f"{token[:-1]}y>", -row), Concept(token, row)]
+    learned = known(*concepts)
+    prompt = expand(f"a {token} c", concepts)
+    assert torch.equal(learned.encode_text([prompt]), model.encode_text(["a b c"]))
+    assert unused([f"a {token} c"], concepts) == [concepts[0].token]
+    assert list(learned.text_encoder.get_input_embeddings().rows) == [x.token for x in concepts]
+
+
+def test_brackets_around_several_words_are_no_placeholder_unless_loaded() -> None:
+    assert expand("3 < 4 and 5 > 4, a <new1>", [concept()]) == "3 < 4 and 5 > 4, a <new1>"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "token"),
+    [
+        ("dog.pt", {"string_to_param": {"*": 1}, "name": "charturner"}, "<dog>"),
+        ("Empire Style v1.0.safetensors", {"emb_params": 1}, "<Empire Style v1.0>"),
+        ("<new1>.pt", {"string_to_param": {"*": 1}}, "<new1>"),
+        ("bare.bin", {"cat-toy": 1}, "<cat-toy>"),
+        ("spaces.bin", {"<The Little Robot-moon >": 1}, "<The Little Robot-moon >"),
+        ("embeddings_gs-6099.pt", {"string_to_param": {"*": 1}}, "<embeddings_gs-6099>"),
+    ],
+)
+def test_the_name_of_a_word_follows_from_its_file(
+    tmp_path: Path, file: str, content: dict[str, object], token: str
+) -> None:
+    rows = concept().vectors
+    inner = content.get("string_to_param")
+    if inner:
+        content = {**content, "string_to_token": {"*": 265}, "string_to_param": {"*": rows}}
+    else:
+        content = dict.fromkeys(content, rows)
+    if file.endswith(".safetensors"):
+        save_tensors(tmp_path / file, content)
+    else:
+        torch.save(content, tmp_path / file)
+    model = tiny_model()
+    (loaded,) = load_learned([tmp_path / file], model).concepts
+    assert loaded.token == token and torch.equal(loaded.vectors, rows)
+    renamed = load_learned([f"{tmp_path / file}=<my dog.1>"], model).concepts
+    assert [one.token for one in renamed] == ["<my dog.1>"]
+
+
+def test_a_folder_of_textual_inversion_is_read(tmp_path: Path) -> None:
+    for name in ("learned_embeds", "learned_embeds-steps-500"):
+        save_tensors(tmp_path / f"{name}.safetensors", {"<new1>": concept().vectors})
+    model = tiny_model()
+    assert [one.token for one in load_learned([tmp_path], model).concepts] == ["<new1>"]
+    (tmp_path / "learned_embeds.safetensors").unlink()
+    with pytest.raises(InputError, match="holds no learned words: neither"):
+        load_learned([tmp_path], model)
+    save_concepts(tmp_path / "two.safetensors", [concept(), concept("<new2>")])
+    with pytest.raises(InputError, match="holds 2 concepts .* only a single one can be renamed"):
+        load_learned([f"{tmp_path / 'two.safetensors'}=<x>"], model)
+
+
+def test_words_of_other_models_and_nonsense_are_refused(tmp_path: Path) -> None:
+    model, path = tiny_model(), tmp_path / "x.safetensors"
+    rows = concept().vectors
+    for content, reason in (
+        ({"clip_l": rows, "clip_g": 2 * rows}, "Stable Diffusion XL"),
+        ({"<new1>": rows * torch.nan}, "the learned word <new1> is not finite"),
+        ({"<new1>": rows.to(torch.int8)}, "are torch.int8, not floats"),
+        ({"<new1>": rows > 0}, "are torch.bool, not floats"),
+        ({"<new1>": rows.to(torch.complex64)}, "are torch.complex64, not floats"),
+    ):
+        save_tensors(path, content)
+        with pytest.raises(InputError, match=reason):
+            load_learned([path], model)

@@ -7,18 +7,20 @@ import torch
 from tiny_latent import WIDTH, inputs, tiny_model, tiny_unet
 from torch import Tensor
 
-from common.checkpoint import save_tensors
 from common.errors import InputError
-from common.latent.model import LatentCondition
+from common.latent.model import LatentCondition, LatentDiffusion
 from p3_clip.personalisation.concepts import Concept
 from p3_clip.personalisation.custom_diffusion import (
     CustomDiffusionResult,
+    Form,
     apply_weights,
     load_delta,
     merge,
     projections,
     save_delta,
 )
+from p3_clip.personalisation.formats import read_file
+from p3_clip.personalisation.model import load_learned
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -97,7 +99,8 @@ def test_a_delta_brings_the_same_picture_back(tmp_path: Path) -> None:
     concept = Concept("<new1>", random(2, WIDTH, seed=6).float())
     save_delta(tmp_path / "delta.safetensors", CustomDiffusionResult(learned, [concept]))
 
-    loaded = load_delta(tmp_path / "delta.safetensors", base)
+    file = tmp_path / "delta.safetensors"
+    loaded = load_delta(file, read_file(file), model.unet)
     assert loaded.concepts[0].token == "<new1>" and torch.equal(
         loaded.concepts[0].vectors, concept.vectors
     )
@@ -110,14 +113,119 @@ def test_a_delta_brings_the_same_picture_back(tmp_path: Path) -> None:
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    path, name = tmp_path / "delta.safetensors", "a.attn2.to_k.weight"
-    save_delta(path, CustomDiffusionResult({name: torch.ones(2, 3)}, []))
-    with pytest.raises(
-        InputError, match=r"another U-Net: a.attn2.to_k.weight is \[2, 3\] in it, but \[2, 4\] here"
+    unet, path = tiny_unet(), tmp_path / "delta.safetensors"
+    base = {name: weight.detach() for name, weight in projections(unet).items()}
+    name = next(iter(base))
+    wide = {name: torch.ones(2, 3), "other.attn2.to_k.weight": torch.ones(1)}
+    changes: list[tuple[dict[str, Tensor], str]] = [
+        ({name: wide[name]}, rf"another U-Net: {name} is \[2, 3\] in it, but \[\d+, \d+\] here"),
+        (wide, r"holds unet/other\.attn2\.to_k\.weight, but only the key and value matrices"),
+        ({name: base[name] * torch.nan}, "is not finite"),
+        ({name: base[name].to(torch.int8)}, "is torch.int8, not floats"),
+        ({name: base[name].to(torch.complex64)}, "is torch.complex64, not floats"),
+    ]
+    for change, reason in changes:
+        save_delta(path, CustomDiffusionResult({**base, **change}, []))
+        with pytest.raises(InputError, match=reason):
+            load_delta(path, read_file(path), unet)
+    del base[name]
+    save_delta(path, CustomDiffusionResult(base, []))
+    with pytest.raises(InputError, match=rf"another U-Net: {name} is None in it"):
+        load_delta(path, read_file(path), unet)
+
+
+# ----------------------------------------------------------------------------
+# The forms of others.
+
+
+def learned_on(model: LatentDiffusion) -> CustomDiffusionResult:
+    weights = {
+        name: weight.detach() + 0.1 * random(*weight.shape, seed=5).float()
+        for name, weight in projections(model.unet).items()
+    }
+    words = [Concept(f"<new{k}>", random(1, WIDTH, seed=k).float()) for k in (1, 2)]
+    return CustomDiffusionResult(weights, words)
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("own", "model.safetensors"),
+        ("diffusers", "folder"),
+        ("authors", "delta.bin"),
+        ("authors_compvis", "delta.ckpt"),
+    ],
+)
+def test_each_form_comes_back_by_its_file_or_its_folder(
+    tmp_path: Path, form: Form, name: str
+) -> None:
+    model = tiny_model()
+    learned, path = learned_on(model), tmp_path / "result" / name
+    path.parent.mkdir()
+    save_delta(path, learned, form, model.unet)
+    for place in (path,) if form == "diffusers" else (path, path.parent):
+        loaded = load_learned([place], model)
+        assert loaded.weights.keys() == learned.weights.keys()
+        assert all(torch.equal(loaded.weights[k], v) for k, v in learned.weights.items())
+        assert [concept.token for concept in loaded.concepts] == ["<new1>", "<new2>"]
+        assert all(
+            torch.equal(ours.vectors, theirs.vectors)
+            for ours, theirs in zip(learned.concepts, loaded.concepts, strict=True)
+        )
+
+
+def test_the_names_of_the_forms_are_those_of_the_other_programs(tmp_path: Path) -> None:
+    model = tiny_model()
+    learned = learned_on(model)
+    own = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    save_delta(tmp_path / "d", learned, "diffusers")
+    matrices = read_file(tmp_path / "d" / "pytorch_custom_diffusion_weights.bin")
+    theirs = own.replace("to_k", "processor.to_k_custom_diffusion")
+    assert torch.equal(matrices[theirs], learned.weights[own])
+    assert read_file(tmp_path / "d" / "<new1>.bin").keys() == {"<new1>"}
+    save_delta(tmp_path / "delta.bin", learned, "authors")
+    content = read_file(tmp_path / "delta.bin")
+    assert content.keys() == {"unet", "modifier_token"}
+    assert content["modifier_token"]["<new2>"].shape == (WIDTH,)
+    save_delta(tmp_path / "delta.ckpt", learned, "authors_compvis", model.unet)
+    state = read_file(tmp_path / "delta.ckpt")["state_dict"]
+    theirs = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    assert torch.equal(state[theirs], learned.weights[own])
+    assert state["embed"].shape == (2, WIDTH)
+
+
+def test_other_variants_of_the_authors_files_are_read(tmp_path: Path) -> None:
+    model = tiny_model()
+    weights, words = learned_on(model)
+    named = {word.token: word.vectors[0] for word in words}
+    prefixed = {f"model.diffusion_model.{name}": value for name, value in weights.items()}
+    rows = torch.stack(list(named.values()))
+    contents = [
+        {"state_dict": {**prefixed, "embed": named}},
+        {"state_dict": {**prefixed, "embed": rows}, "modifier_token": "<new1>+<new2>"},
+        {"state_dict": {**prefixed, "embed": rows}, "modifier_token": ["<new1>", "<new2>"]},
+        {"state_dict": prefixed, "modifier_token": named},
+    ]
+    for content in contents:
+        torch.save(content, tmp_path / "delta.ckpt")
+        loaded = load_learned([tmp_path / "delta.ckpt"], model)
+        assert all(torch.equal(loaded.weights[k], v) for k, v in weights.items())
+        assert [concept.token for concept in loaded.concepts] == list(named)
+    for content, reason in (
+        ({"unet": weights, "text_encoder": {}}, "holds text_encoder besides"),
+        ({"state_dict": {**prefixed, "embed": rows}, "modifier_token": "<new1>"}, "for 1 words"),
+        ({"unet": {**weights, "a.attn2.to_q.weight": rows}}, "only the key and value matrices"),
     ):
-        load_delta(path, {name: torch.zeros(2, 4)})
-    with pytest.raises(InputError, match=r"another U-Net: b is None in it, but \[1\] here"):
-        load_delta(path, {name: torch.zeros(2, 3), "b": torch.zeros(1)})
-    save_tensors(path, {"other": torch.zeros(1)})
-    with pytest.raises(InputError, match="is not a result of Custom Diffusion"):
-        load_delta(path, {name: torch.zeros(2, 3)})
+        torch.save(content, tmp_path / "delta.ckpt")
+        with pytest.raises(InputError, match=reason):
+            load_learned([tmp_path / "delta.ckpt"], model)
+
+
+def test_matrices_beside_a_word_are_not_left_out_silently(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_model()
+    save_delta(tmp_path / "d", learned_on(model), "diffusers")
+    loaded = load_learned([tmp_path / "d" / "<new1>.bin"], model)
+    assert not loaded.weights and len(loaded.concepts) == 1
+    assert "not the matrices in" in capsys.readouterr().err

@@ -131,7 +131,7 @@ def test_hw2_3_writes_the_exact_files_and_a_fresh_process_the_same_bytes(
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == f"6 pictures in {out}"
-    assert "6/6 images" in result.stderr  # progress, with the time left
+    assert "6 of 6 images" in result.stderr  # progress, with the time left
     files = contents(out)
     assert sorted(files) == names(2)
     for name in files:
@@ -325,7 +325,7 @@ def test_files_and_flags_that_make_no_sense(
     save_concepts(
         wide, [Concept("<new1>", torch.ones(1, 768)), Concept("<new2>", torch.ones(1, 768))]
     )
-    save_concepts(words, [Concept("red</w>", torch.ones(1, 16))])
+    save_concepts(words, [Concept("<|endoftext|>", torch.ones(1, 16))])
     (tmp_path / "text").write_text("hello")
     for flags, said in (
         (
@@ -334,7 +334,7 @@ def test_files_and_flags_that_make_no_sense(
         ),
         (
             ("--concepts", world / "words", words),
-            "'red</w>' is a word that the model already knows",
+            "'<|endoftext|>' is a word that the model already knows",
         ),
         (("--concepts", tmp_path / "none.safetensors"), "does not exist"),
         (
@@ -345,9 +345,9 @@ def test_files_and_flags_that_make_no_sense(
         (("--prompts", tmp_path / "text"), "is not valid JSON"),
         (("--checkpoint", world / "clip"), "is neither Stable Diffusion v1.4 nor a model folder"),
         (("--checkpoint", tmp_path / "none.ckpt"), "does not exist"),
-        (("--count", 0), "must be at least 1"),
+        (("--count", 0), "must be between 1 and"),
         (("--steps", 0), "--steps must be between 1 and 1000"),
-        (("--chunk-size", 0), "--chunk-size must be at least 1"),
+        (("--chunk-size", 0), "--chunk-size must be between 1 and 4096"),
     ):
         given = arguments(world, task_file, tmp_path / "out", *flags)
         assert said in refused(capsys, main, Config, *given), flags

@@ -1,0 +1,110 @@
+"""What the tabs of the web demo share: one job at a time, steps to watch, errors as sentences.
+
+Each problem has a `demo.py` with a function `tab`, which `scripts/demo.py` calls inside gradio's
+`Blocks`. Only these files and this one import gradio, which the extra `demo` installs.
+"""
+
+import contextlib
+import html
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import gradio as gr
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.diffusion.samplers import Callback
+from common.errors import InputError
+
+Result = TypeVar("Result")
+
+QUEUED: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "network"}
+"""Options of every event that uses a network: all of them wait in one queue."""
+PICTURE: dict[str, Any] = {
+    "format": "png",
+    "interactive": False,
+    "buttons": ["download", "fullscreen"],
+}
+"""Options of `gr.Image` for results, which are shown without loss."""
+GRID: dict[str, Any] = {**PICTURE, "show_label": False}
+"""The same for grids, which have labels of their own."""
+
+# One thread for all networks: each thread would start OpenMP threads of its own.
+_worker = ThreadPoolExecutor(1, "network")
+
+
+class Step(NamedTuple):
+    """A sampling step: what a sampler's callback is given (common/diffusion/samplers.py)."""
+
+    i: int
+    t: int
+    x_t: Tensor
+    x0: Tensor
+
+
+class Steps(Generic[Result]):
+    """Iterates over the steps of a sampling run while it goes on; then `result` is its result.
+
+    `run(callback)` samples and passes `callback` to the sampler.
+    """
+
+    result: Result
+
+    def __init__(self, run: Callable[[Callback], Result]) -> None:
+        self._run = run
+
+    def __iter__(self) -> Iterator[Step]:
+        seen: SimpleQueue[Step | None] = SimpleQueue()
+
+        def callback(i: int, t: int, x_t: Tensor, x0: Tensor) -> None:
+            seen.put(Step(i, t, x_t.float().cpu(), x0.float().cpu()))
+
+        job = _worker.submit(self._run, callback)
+        job.add_done_callback(lambda _: seen.put(None))
+        while step := seen.get():
+            yield step
+        self.result = job.result()
+
+
+def compute(function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+    """The result of a call in the thread of all networks."""
+    return _worker.submit(function, *arguments, **options).result()
+
+
+@contextlib.contextmanager
+def errors_in_the_page() -> Iterator[None]:
+    """Shows bad input and failures of files in the page, as one sentence."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        raise gr.Error(
+            in_the_page(str(error)), title="This cannot be done", print_exception=False
+        ) from None
+
+
+def in_the_page(sentence: str) -> str:
+    """A program's error sentence for a page: flags by their words, files by their names alone.
+
+    Characters that HTML would read, such as those around <new1>, are escaped.
+    """
+    sentence = re.sub(r"--([a-z][a-z0-9-]*)", lambda flag: flag[1].replace("-", " "), sentence)
+    sentence = " ".join(re.sub(r"/(?:[^/\s]+/)+(?=[^/\s])", "", sentence).split())
+    if sentence.split(" ")[0].isalpha():
+        sentence = sentence[0].upper() + sentence[1:]
+    return f"{html.escape(sentence, quote=False)}."
+
+
+def shown(picture: Tensor) -> NDArray[np.uint8]:
+    """uint8 [3, H, W] as the array [H, W, 3] that `gr.Image` takes."""
+    return picture.permute(1, 2, 0).contiguous().numpy()
+
+
+def whole(value: float | None, name: str) -> int:
+    """The value of a number field as an integer; InputError with its name if it holds none."""
+    if value is None or not float(value).is_integer():
+        raise InputError(f"{name} must be a whole number")
+    return int(value)
