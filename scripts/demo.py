@@ -48,6 +48,7 @@ CSS = """
   .gradio-container { max-width: 100vw !important; overflow-x: hidden }
   .gradio-container main { padding-left: 10px !important; padding-right: 10px !important }
   .tab-container button { padding: 0 6px !important }
+  .grid-container { grid-template-columns: 1fr 1fr !important }
 }
 """
 MOST_WAITING = 100  # jobs in the queue

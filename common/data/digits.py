@@ -143,9 +143,6 @@ def _read_table(root: Path, dataset: str) -> pd.DataFrame:
         name = table.loc[twice[twice].index[0]]
         raise InputError(f"{name['row']}: {name['image_name']} has another label in an earlier row")
     table["label"] = table["label"].astype(int)
-    labels = table.groupby("image_name")["label"].nunique()
-    if (twice := labels[labels > 1]).size:
-        raise InputError(f"{path} lists the image {twice.index[0]} with two labels")
     return table.sort_values("image_name", kind="stable")
 
 

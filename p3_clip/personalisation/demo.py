@@ -36,7 +36,7 @@ from p3_clip.personalisation.model import load_learned, personalise, usual_words
 
 EXAMPLES = (
     "a <new1> circle with pink background",
-    "a <new3> next to a <new1> circle with white background",
+    "a <new1> circle with <new2> background",
     "a <new4> with sky blue background",
     "a violet circle with <new2> background",
 )

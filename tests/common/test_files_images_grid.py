@@ -461,9 +461,10 @@ def test_targets_that_cannot_be_written_are_named(
 ) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file.png").write_text("")
-    check_targets([tmp_path / "good.png", tmp_path / "sub" / ("x" * 200 + ".png")])
+    good = str(tmp_path / "good.png")
+    check_targets([good, str(tmp_path / "sub" / ("x" * 200 + ".png"))])
     with pytest.raises(InputError, match=sentence):
-        check_targets([tmp_path / "good.png", *(tmp_path / name for name in names)])
+        check_targets([good, *(str(tmp_path / name) for name in names)])
 
 
 def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_a_run_writes_the_results(
     output = capsys.readouterr()
     assert output.out.startswith(f"The model in {clip_world / 'model'}.\n")
     assert "3 of 3 class names changed" in output.out
-    assert "images/s" in output.err
+    assert "encoding: 12 of 12 images" in output.err
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert result["metrics"].keys() == {"acc1", "acc5", "mean_per_class_recall"}
     assert result["metrics"]["acc5"] == 1.0  # of three classes

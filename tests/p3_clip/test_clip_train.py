@@ -316,6 +316,7 @@ def test_several_processes_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     arguments = ["--run-dir", tmp_path / "run", "--model", model_file, *FLAGS]
     assert "train in one process" in refused(capsys, train.main, Config, *arguments)
 

@@ -543,15 +543,15 @@ def test_folders_that_hold_no_controlnet_are_refused(tmp_path: Path) -> None:
         ControlNet.load(tmp_path)
     for change, named in (
         ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
-        ({"conditioning_embedding_out_channels": 16}, "does not describe"),
-        ({"conditioning_embedding_out_channels": ["a", "b"]}, "does not describe"),
-        ({"layers_per_block": "two"}, "does not describe"),
+        ({"conditioning_embedding_out_channels": 16}, "out_channels must be a list, not 16"),
+        ({"conditioning_embedding_out_channels": ["a", "b"]}, "out_channels"),
+        ({"layers_per_block": "two"}, "layers_per_block"),
     ):
         (tmp_path / CONFIG_FILE).write_text(json.dumps({**control.config, **change}))
         with pytest.raises(InputError, match=named):
             ControlNet.load(tmp_path)
     (tmp_path / CONFIG_FILE).write_text("[]")
-    with pytest.raises(InputError, match="does not describe"):
+    with pytest.raises(InputError, match="config.json"):
         ControlNet.load(tmp_path)
 
 

@@ -29,4 +29,4 @@ def test_pairs_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_nothing_to_draw_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program = (capsys, make_circles.main, make_circles.Config, "--output-dir", tmp_path)
     assert "nothing to draw" in refused(*program, "--circles", 0, "--layouts")
-    assert "must not be negative" in refused(*program, "--circles", -1)
+    assert "must be between 0 and" in refused(*program, "--circles", -1)
