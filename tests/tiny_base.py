@@ -20,7 +20,6 @@ from common.latent.small import (
 from common.latent.text_encoder import clip_tokenizer, text_tower
 from p3_controlnet.model import ControlNet
 
-SIDE = 64
 AUTOENCODER = AutoencoderConfig((8, 16), (1, 1), (2, 1), latent_channels=4)
 UNET = UNetConfig(channels=(16, 32), heads=2, groups=4)
 HINT_CHANNELS = (4, 8, 8)
@@ -32,7 +31,7 @@ def tiny_base() -> LatentDiffusion:
     """Pictures of 64x64, latents of 16x16."""
     clip = tiny_clip()
     autoencoder = seeded(build_autoencoder, AUTOENCODER)
-    unet = seeded(build_unet, UNET, autoencoder, clip.token_embedding.embedding_dim, SIDE)
+    unet = seeded(build_unet, UNET, autoencoder, clip.token_embedding.embedding_dim)
     with torch.no_grad():
         unet.conv_out.weight *= 0.3  # a random network amplifies rounding along the steps
     schedule = make_schedule("scaled_linear", zero_terminal=True)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderDC, UNet2DConditionModel
 
 KIND = "small_diffusion"
-SIDE = 128
+LATENT_SIDE = 16  # of all small models; those with two resolutions draw pictures of 64x64
 DEFAULT_GUIDANCE_SCALE = 2.0
 LATENT_STATISTICS = ("latent_mean", "latent_std")
 PREDICTION_TYPES: dict[Parameterization, str] = {
@@ -102,18 +102,23 @@ def build_autoencoder(config: AutoencoderConfig) -> "AutoencoderDC":
     return network
 
 
-def build_unet(
-    config: UNetConfig, autoencoder: "AutoencoderDC", context_width: int, side: int = SIDE
-) -> "UNet2DConditionModel":
-    """A new U-Net for the latents that `autoencoder` makes of pictures of side `side`.
+def side_of(autoencoder: "AutoencoderDC") -> int:
+    """Side in pixels of the pictures for which a small model with this autoencoder is trained."""
+    return LATENT_SIDE * downscale_of(autoencoder)
 
-    It is conditioned on text features [N, L, context_width].
+
+def build_unet(
+    config: UNetConfig, autoencoder: "AutoencoderDC", context_width: int
+) -> "UNet2DConditionModel":
+    """A new U-Net for the latents of `autoencoder`, conditioned on text features.
+
+    The text features are [N, L, context_width].
     """
     from diffusers import UNet2DConditionModel
 
     levels = len(config.channels)
     return UNet2DConditionModel(
-        sample_size=side // downscale_of(autoencoder),
+        sample_size=LATENT_SIDE,
         in_channels=autoencoder.config.latent_channels,
         out_channels=autoencoder.config.latent_channels,
         down_block_types=("CrossAttnDownBlock2D",) * levels,
@@ -190,7 +195,7 @@ def load_model(folder: Path) -> LatentDiffusion:
     tokenizer, text_encoder = load_text_encoder(folder / "text_encoder")
     unet = load_network(folder / "unet", UNet2DConditionModel)
     for name, needed in (
-        ("sample_size", SIDE // downscale_of(autoencoder)),
+        ("sample_size", LATENT_SIDE),
         ("in_channels", channels),
         ("out_channels", channels),
         ("cross_attention_dim", text_encoder.config.hidden_size),

@@ -22,12 +22,12 @@ from common.data.examples import RealPairs, drawn_examples, in_memory
 from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
 from common.latent.small import (
-    SIDE,
     AutoencoderConfig,
     build_autoencoder,
     load_network,
     psnr,
     save_network,
+    side_of,
 )
 from common.seeds import Draws, random_indices
 from common.training import Batch, TrainingConfig, fit, settings_of
@@ -100,12 +100,11 @@ def main(config: Config) -> None:
         else build_autoencoder(config.model)
     )
     model.train()
-    images = drawn_examples(config.pictures, SIDE, config.training.seed).images
+    side, seed = side_of(model), config.training.seed
+    images = drawn_examples(config.pictures, side, seed).images
     if config.fill50k:
-        images = torch.cat([images, in_memory(RealPairs(config.fill50k, SIDE, hints=False)).images])
-    held_out = drawn_examples(
-        VALIDATION_IMAGES, SIDE, VALIDATION_SEED + config.training.seed
-    ).images
+        images = torch.cat([images, in_memory(RealPairs(config.fill50k, side, hints=False)).images])
+    held_out = drawn_examples(VALIDATION_IMAGES, side, VALIDATION_SEED + seed).images
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
         index = random_indices(len(images), config.training.batch_size, generator).cpu()

@@ -33,12 +33,12 @@ from common.latent.generate import GenerationConfig, Request, generate
 from common.latent.model import LatentDiffusion
 from common.latent.small import (
     DEFAULT_GUIDANCE_SCALE,
-    SIDE,
     UNetConfig,
     build_unet,
     latent_statistics,
     load_network,
     save_model,
+    side_of,
 )
 from common.latent.text_encoder import load_text_encoder
 from common.seeds import Draws, derive_seeds
@@ -146,16 +146,16 @@ def main(config: Config) -> None:
     )
     frozen = state_hash(torch.nn.ModuleList([model.autoencoder, model.text_encoder]))
 
-    seed = config.training.seed
-    data: ExampleDataset = DrawnScenes(config.pictures, SIDE, seed)
+    seed, side = config.training.seed, model.side
+    data: ExampleDataset = DrawnScenes(config.pictures, side, seed)
     if config.fill50k:
-        data = data + RealPairs(config.fill50k, SIDE, hints=False)
+        data = data + RealPairs(config.fill50k, side, hints=False)
     made_from = {"networks": frozen, "channelwise": config.channelwise}
     cache = LatentCache.cached(config.run_dir / "latent_cache", model, data, made_from)
     held_out = LatentCache.cached(
         config.run_dir / "validation_cache",
         model,
-        DrawnScenes(VALIDATION_EXAMPLES, SIDE, VALIDATION_SEED + seed),
+        DrawnScenes(VALIDATION_EXAMPLES, side, VALIDATION_SEED + seed),
         made_from,
     )
     null = cache.null.to(accelerator.device)
@@ -230,7 +230,7 @@ def new_model(config: Config) -> LatentDiffusion:
                     f" autoencoder and the text encoder need {needed[name]}"
                 )
     schedule = make_schedule("scaled_linear", zero_terminal=config.zero_terminal)
-    measured = drawn_examples(MEASURED_EXAMPLES, SIDE, seed=0).images
+    measured = drawn_examples(MEASURED_EXAMPLES, side_of(autoencoder), seed=0).images
     return LatentDiffusion(
         autoencoder,
         text_encoder,
