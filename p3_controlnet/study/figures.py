@@ -36,6 +36,7 @@ from common.grid import labelled_grid
 from common.images import resize, write_png
 from common.latent.generate import ControlledGenerationConfig
 from common.latent.model import LatentDiffusion
+from common.metrics.segmentation import SIZE
 from p3_controlnet.evaluate import badness, read_output
 from p3_controlnet.hints import resize_hint
 from p3_controlnet.loading import ModelConfig, load_model
@@ -80,7 +81,8 @@ class Config:
     are drawn here."""
     resolution: int | None = None
     """Side, in pixels, of the images before they were enlarged to 512; it decides where the figure
-    of failures measures colours (see `p3_controlnet.evaluate`). By default that of the model."""
+    of failures measures colours (see `p3_controlnet.evaluate`). By default that of the model, and
+    512 for pictures in --images."""
     rows: int = FIRST
     """Number of pairs in the figure of circles."""
     only: tuple[Figure, ...] = FIGURES
@@ -173,7 +175,7 @@ def circles(inputs: FigureInputs) -> Tensor:
 
 def failures_figure(inputs: FigureInputs) -> Tensor:
     """The images with the highest `badness` and below them those with the lowest, with verdicts."""
-    resolution = inputs.config.resolution or inputs.model.side
+    resolution = inputs.config.resolution or (SIZE if inputs.config.images else inputs.model.side)
     lines = measure_tasks(inputs.tasks, inputs.pictures, resolution)
     order = sorted(range(len(lines)), key=lambda k: badness(lines[k]))
     shown = max(1, min(WORST, len(order) // 2))
