@@ -158,6 +158,7 @@ def samplings(
     Each result is uint8 [3, 512, 512]. Raises InputError if the prompt holds no placeholder, or one
     that is not learned.
     """
+    expand(prompt, learned.concepts)  # refuses a word that is not loaded
     plain = without(prompt, learned.concepts)
     if plain == " ".join(prompt.split()):
         known = ", ".join(concept.token for concept in learned.concepts) or "none"
