@@ -90,7 +90,7 @@ run_personalisation() {
 
 if [ "${1:-}" = demo ]; then
   shift
-  exec bash "$here/scripts/demo.sh" --open-browser "$@"
+  exec bash "$ROOT/scripts/demo.sh" --open-browser "$@"
 fi
 
 # Check the job and its weights before anything is installed.

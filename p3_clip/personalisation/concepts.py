@@ -153,6 +153,13 @@ def expand(prompt: str, concepts: Sequence[Concept]) -> str:
     return re.sub(pattern, words, prompt)
 
 
+def without(prompt: str, concepts: Sequence[Concept]) -> str:
+    """Returns the prompt without the placeholders of the concepts."""
+    for concept in sorted(concepts, key=lambda concept: len(concept.token), reverse=True):
+        prompt = prompt.replace(concept.token, "")
+    return " ".join(prompt.split())
+
+
 def unused(prompts: Sequence[str], concepts: Sequence[Concept]) -> list[str]:
     """Returns the placeholders of the concepts that occur in no prompt."""
     tokens = [concept.token for concept in concepts]

@@ -22,13 +22,7 @@ from common.latent.generate import GenerationConfig, Request, with_default_guida
 from common.latent.model import LatentDiffusion
 from common.latent.save_pictures import draw
 from p3_clip.personalisation.base_kind import BaseKind
-from p3_clip.personalisation.concepts import (
-    PLACEHOLDER,
-    Concept,
-    expand,
-    initial_vectors,
-    placeholders,
-)
+from p3_clip.personalisation.concepts import ONE_WORD, Concept, expand, initial_vectors, without
 from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult
 from p3_clip.personalisation.inference import SIZE, picture_path, picture_seed
 from p3_clip.personalisation.inference import Config as InferenceConfig
@@ -60,7 +54,9 @@ def tab(base: LatentDiffusion, kind: BaseKind, paths: Sequence[Path]) -> None:
     )
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            examples = [prompt for prompt in EXAMPLES if set(placeholders(prompt)) <= words.keys()]
+            examples = [
+                prompt for prompt in EXAMPLES if set(ONE_WORD.findall(prompt)) <= words.keys()
+            ]
             prompt = gr.Textbox(
                 examples[0] if examples else "a photo of a <name>",
                 label="Prompt",
@@ -162,11 +158,12 @@ def samplings(
     Each result is uint8 [3, 512, 512]. Raises InputError if the prompt holds no placeholder, or one
     that is not learned.
     """
-    if not placeholders(prompt):
+    expand(prompt, learned.concepts)  # refuses a word that is not loaded
+    plain = without(prompt, learned.concepts)
+    if plain == " ".join(prompt.split()):
         known = ", ".join(concept.token for concept in learned.concepts) or "none"
         raise InputError(f"the prompt holds no learned word (loaded: {known})")
     untrained = CustomDiffusionResult({}, untrained_concepts(base, kind, learned.concepts, words))
-    plain = " ".join(PLACEHOLDER.sub("", prompt).split())
     drawings = [(personalised(base, each), prompt, each.concepts) for each in (learned, untrained)]
     return [
         sampling(model, expand(text, concepts), config)

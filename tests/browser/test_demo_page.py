@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError
+from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
@@ -60,6 +61,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
         assert process.stdout
         started = any("The demo is at" in line for line in iter(process.stdout.readline, ""))
+        if not started:
+            process.communicate()
         assert started, log.read_text()
         yield f"http://127.0.0.1:{port}/"
         process.send_signal(signal.SIGTERM)
@@ -403,7 +406,7 @@ def test_the_endpoints_are_documented(client: "Client") -> None:
 @pytest.mark.parametrize("path", ["/etc/passwd", str(ROOT / "README.md"), "../README.md"])
 def test_no_other_file_is_served(demo: str, path: str) -> None:
     with pytest.raises(HTTPError) as refusal:
-        urlopen(f"{demo}gradio_api/file={path}")
+        urlopen(f"{demo}gradio_api/file={quote(path)}")
     assert refusal.value.code in (403, 404)
     refusal.value.close()
 

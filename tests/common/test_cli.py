@@ -307,7 +307,7 @@ def test_a_defect_keeps_its_traceback_and_is_no_grade(
 
 
 def test_help_into_a_closed_pipe_is_silent() -> None:
-    command = f"{sys.executable} -m scripts.make_noise --help | true; echo ${{PIPESTATUS[0]}}"
+    command = f"'{sys.executable}' -m scripts.make_noise --help | true; echo ${{PIPESTATUS[0]}}"
     done = run_process(["bash", "-c", command])
     assert done.stderr == "" and done.stdout.strip() in ("0", "141")
 

@@ -290,7 +290,8 @@ def test_quickstart_opens_the_demo(tmp_path: Path) -> None:
     """It is an entry of its own, which the jobs and `all` leave out."""
     scripts = tmp_path / "scripts"
     scripts.mkdir()
-    shutil.copy(ROOT / "scripts" / "quickstart.sh", scripts)
+    for name in ("quickstart.sh", "python.sh"):
+        shutil.copy(ROOT / "scripts" / name, scripts)
     (scripts / "demo.sh").write_text('printf "%s\\n" "$@"\n')
     result = run_entry(scripts / "quickstart.sh", "demo", "--port", "7000")
     assert result.stdout.split() == ["--open-browser", "--port", "7000"]
