@@ -104,7 +104,7 @@ def sample_in_chunks(
     memory.
     """
     chunks = list(padded_chunks(items, config.chunk_size))[share[0] :: share[1]]
-    hidden = not show_progress or share[0] > 0
+    hidden = not show_progress or share[0] > 0 or not chunks
     size = config.chunk_size  # a size that was halved stays halved for the chunks that follow
     done, count = 0, sum(real for _, real in chunks)
     with Progress(

@@ -32,7 +32,7 @@ def test_the_graders_command_draws_with_v14_and_a_control_of_the_original_reposi
     """One picture of 256 in two steps; the ControlNet is control_model.* in a .pth file."""
     base, control = tmp_path / "sd-v1-4.ckpt", tmp_path / "control.pth"
     write_pairs(tmp_path / "data", 1)
-    prompts = tmp_path / "data" / "prompt.json"
+    prompts, sources = tmp_path / "data" / "prompt.json", tmp_path / "data" / "source"
     try:
         networks = random_networks(SD14, dtype=torch.float16)
         with torch.device("meta"):
@@ -45,7 +45,7 @@ def test_the_graders_command_draws_with_v14_and_a_control_of_the_original_reposi
         gc.collect()
         done = run_process(
             [
-                *("bash", ROOT / "hw2_3.sh", prompts, tmp_path / "data", tmp_path / "out", base),
+                *("bash", ROOT / "hw2_3.sh", prompts, sources, tmp_path / "out", base),
                 *("--steps", 2, "--size", 256, "--guidance-scale", 1, "--chunk-size", 1),
                 *("--device", "cpu"),
             ],
