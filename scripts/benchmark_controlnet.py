@@ -43,11 +43,11 @@ from common.latent.stable_diffusion.sd14 import empty_networks
 from common.seeds import StackedRandomGenerator, derive_seeds
 from p3_controlnet.loss import latent_loss
 from p3_controlnet.model import SD_HINT_CHANNELS, ControlNet
-from p3_controlnet.train import Config as TrainerConfig
+from p3_controlnet.train import HINT_CHANNELS
 
 Size = Literal["sd14", "small", "tiny"]
 BATCH = {"sd14": 1, "small": 32, "tiny": 2}  # default of --batch-size
-IMAGE = {"sd14": 256, "small": 64, "tiny": 64}  # default of --image
+IMAGE = {"sd14": 256, "small": 128, "tiny": 64}  # default of --image
 CLIP_SHAPES = ROOT / "p3_clip" / "data" / "clip_shapes.json"
 LEARNING = {"lr": 1e-5, "weight_decay": 1e-2}  # arguments of AdamW
 CLIP_NORM = 1.0  # largest gradient norm
@@ -102,7 +102,7 @@ class Config:
     batch_size: int | None = None
     """Images in a step. If it is not given, 32 (small), 1 (sd14) or 2 (tiny)."""
     image: int | None = None
-    """Height and width of the images in pixels. If it is not given, 64 (small, tiny) or 256
+    """Height and width of the images in pixels. If it is not given, 128 (small), 64 (tiny) or 256
     (sd14)."""
     rounds: int = 3
     """Number of measurements of each recipe."""
@@ -276,7 +276,7 @@ def build(size: Size, device: torch.device | str = "cpu") -> Networks:
     autoencoder, unet = AutoencoderConfig(), UNetConfig()
     if size == "tiny":
         text = text | {"width": 16, "heads": 2, "layers": 1, "vocab_size": 100}
-        autoencoder = AutoencoderConfig(channels=(8, 16))
+        autoencoder = AutoencoderConfig((8, 16), (1, 1), (2, 1), latent_channels=4)
         unet = UNetConfig(channels=(16, 32), heads=2, groups=4)
     encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -292,9 +292,8 @@ def build(size: Size, device: torch.device | str = "cpu") -> Networks:
         )
     )
     network = build_autoencoder(autoencoder)
-    return Networks(
-        build_unet(unet, network, text["width"]), network, encoder, TrainerConfig.hint_channels
-    )
+    hint_channels = HINT_CHANNELS[: downscale_of(network).bit_length()]
+    return Networks(build_unet(unet, network, text["width"]), network, encoder, hint_channels)
 
 
 def draw_inputs(networks: Networks, batch: int, image: int) -> Inputs:
