@@ -68,8 +68,8 @@ class Config:
     loss_weight: LossWeight = "learned"
     """Loss weight of the noise levels. learned: by a learned log-variance; min_snr: min(SNR + 1, 5)
     on the x0 error; none: the plain error of the network's output."""
-    timesteps: TimestepDistribution = "logit_normal"
-    """Distribution of the timesteps t in training."""
+    timesteps: TimestepDistribution = "mixed"
+    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal."""
     guidance_scale: Annotated[float, Bounds(at_least=1)] = 1.0
     """Guidance scale that the network learns to imitate (Model Guidance), so that sampling needs no
     guidance; 1 is off. Meant for the last steps of a training, with --init-from."""

@@ -133,8 +133,9 @@ class Config:
     """Loss weight of the noise levels. learned: by a learned log-variance; min_snr: min(SNR + 1, 5)
     on the x0 error (min(SNR, 5) with eps prediction); none: the plain error of the U-Net's output,
     as in the paper."""
-    timesteps: TimestepDistribution = "logit_normal"
-    """Distribution of the timesteps t in training; uniform in the paper."""
+    timesteps: TimestepDistribution = "mixed"
+    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal. The
+    paper's is uniform."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of storing them, to save memory."""
     check: bool = False

@@ -106,8 +106,8 @@ class Config:
     """Loss weight of the noise levels. learned: by a learned log-variance; min_snr: min(SNR + 1, 5)
     on the x0 error (min(SNR, 5) with eps prediction); none: the plain error of the U-Net's output.
     """
-    timesteps: TimestepDistribution = "logit_normal"
-    """Distribution of the timesteps t in training."""
+    timesteps: TimestepDistribution = "mixed"
+    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal."""
     model: UNetConfig = UNetConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {

@@ -311,6 +311,18 @@ def test_logit_normal_timesteps_are_those_of_a_normal_variable() -> None:
     assert (t < 1000 / (1 + math.e)).float().mean().item() == pytest.approx(0.1587, abs=0.02)
 
 
+def test_mixed_timesteps_are_half_uniform_and_half_logit_normal() -> None:
+    """Each tail and the middle hold the mean of both distributions' shares."""
+    draws = {
+        kind: draw_timesteps(1000, kind, StackedRandomGenerator(range(4000)))
+        for kind in ("mixed", "uniform", "logit_normal")
+    }
+    for low, high in ((0, 100), (100, 900), (900, 1000)):
+        share = {kind: ((t >= low) & (t < high)).float().mean().item() for kind, t in draws.items()}
+        expected = (share["uniform"] + share["logit_normal"]) / 2
+        assert share["mixed"] == pytest.approx(expected, abs=0.03)
+
+
 def test_drop_context_rate() -> None:
     """Over 4000 draws the rate stays within 5 standard deviations, 5 sqrt(0.1 0.9 / 4000) =
     0.024."""
