@@ -92,8 +92,8 @@ def draw_timesteps(num_timesteps: int, distribution: TimestepDistribution, draws
 
     - "uniform" is DDPM's choice.
     - "logit_normal" is T sigmoid(n) with n standard normal (Equation 19 of arXiv:2403.03206). It is
-      denser in the middle, where most of an image is decided, but leaves 0.16 % of the draws to
-      t above 0.95 T: too few to learn an image's contrast (docs/experiments.md).
+      denser in the middle, where most of an image is decided, but leaves only 0.16 % of the draws
+      to t above 0.95 T.
     - "mixed" draws each timestep from one of the two with equal probability.
     """
     if distribution == "uniform":

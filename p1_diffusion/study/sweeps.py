@@ -4,11 +4,13 @@
     python3 -m p1_diffusion.study.sweeps samplers
     python3 -m p1_diffusion.study.sweeps classifier --data hw2_data/digits
     python3 -m p1_diffusion.study.sweeps recipes --data hw2_data/digits --runs runs/recipes/*
+    python3 -m p1_diffusion.study.sweeps denoising --data hw2_data/digits
 
 - `guidance` sweeps the guidance strength w, and makes a plot as well.
 - `samplers` compares samplers and numbers of steps.
 - `classifier` measures the accuracy of the diffusion model used as a classifier.
 - `recipes` compares training runs.
+- `denoising` compares the network with a Wiener filter at several noise levels.
 
 A study takes minutes to an hour on two CPU cores. Finished rows of `guidance`, `samplers` and
 `recipes` are saved one by one; running the study again measures the missing rows only.
@@ -39,6 +41,7 @@ from p1_diffusion.model import ContextUNet
 from p1_diffusion.quality import load_reference, quality
 from p1_diffusion.sampling import IMAGES_PER_CLASS, SamplingConfig, sample_digits
 from p1_diffusion.study.classify import TIMESTEPS, classify_by_error
+from p1_diffusion.study.denoising import denoising_errors
 
 # (w, interval of t with guidance): every timestep, and the default interval.
 ALWAYS = (0, 999)
@@ -64,14 +67,16 @@ RECIPE_DIGITS = 200  # held-out digits of each dataset to classify for a row of 
 class Config:
     """Runs a study of Problem 1 on the classes of the edition 2024: all digits of both datasets."""
 
-    study: tyro.conf.Positional[Literal["guidance", "samplers", "classifier", "recipes"]]
+    study: tyro.conf.Positional[
+        Literal["guidance", "samplers", "classifier", "recipes", "denoising"]
+    ]
     """The study to run."""
     checkpoint: Path = ROOT / "checkpoints" / "p1_digits"
     """Model folder; "recipes" does not use it."""
     grader: Path = GRADER
     """Folder of the project's classifier, which grades the samples."""
     data: Path = ROOT / "hw2_data" / "digits"
-    """Folder of the real digits; "classifier" and "recipes" classify its held-out tenth."""
+    """Folder of the real digits; "classifier", "recipes" and "denoising" use its held-out tenth."""
     runs: tuple[Path, ...] = ()
     """Run folders that "recipes" compares; their samples are drawn without guidance."""
     results: Path = ROOT / "results"
@@ -88,6 +93,9 @@ def main(config: Config) -> None:
     model = ContextUNet.load(config.checkpoint).to(pick_device(config.device))
     if config.study == "classifier":
         write_recognised(config, model)
+        return
+    if config.study == "denoising":
+        write_denoising(config, model)
         return
     network, reference = DigitClassifier.load(config.grader), load_reference(config.grader)
     default = SamplingConfig()
@@ -184,6 +192,19 @@ def write_recognised(config: Config, model: ContextUNet) -> None:
     )
     for name, value in rows.items():
         print(f"{name}: {value:.2%} of the held-out digits classified correctly")
+
+
+def write_denoising(config: Config, model: ContextUNet) -> None:
+    """Writes p1_denoising.json and prints the rows of `denoising_errors`."""
+    train, held_out = (load_digits(config.data, part) for part in ("train", "held_out"))
+    rows = denoising_errors(model, train, held_out)
+    command = "python3 -m p1_diffusion.study.sweeps denoising --data hw2_data/digits"
+    write_json(config.results / "p1_denoising.json", {"command": command, "rows": rows})
+    for row in rows:
+        print(
+            "{dataset}, t = {t}: error {error:.4f} (Wiener filter {wiener:.4f}), slope"
+            " {slope:.3f}".format(**row)
+        )
 
 
 def measure(
