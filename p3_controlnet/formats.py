@@ -25,7 +25,7 @@ from common.latent.stable_diffusion.naming import (
 )
 from common.latent.stable_diffusion.sd14 import SD14, check_config
 from common.latent.stable_diffusion.weights import Part, fill, own_names
-from common.library_versions import defaults_of
+from common.versions import defaults_of
 from common.weights import followed, read_folder, read_weights, weight_names
 from p3_controlnet.model import ENCODER_KEYS, ControlNet
 

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Makes the environment if it is missing, then runs ruff and pytest. Flags are passed to pytest.
+# Makes the environment if it is missing, then runs ruff and pytest. Arguments are passed to pytest;
+# without any, all tests run, those of pages in a browser by themselves: a page waits where other
+# tests take its cores.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$ROOT"
@@ -8,4 +10,8 @@ cd "$ROOT"
 # One worker with one thread for each core. The tests of a file run in one worker, since they share
 # fixtures.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$PYTHON" -m pytest --numprocesses logical --dist loadfile "$@"
+if [ $# -gt 0 ]; then
+  exec "$PYTHON" -m pytest --numprocesses logical --dist loadfile "$@"
+fi
+"$PYTHON" -m pytest --numprocesses logical --dist loadfile --ignore tests/browser
+exec "$PYTHON" -m pytest tests/browser

@@ -144,7 +144,7 @@ def test_one_file_knows_versions_of_libraries() -> None:
         r" \d|__version__|importlib\.metadata|position_ids|StrictDataclassError"
     )
     assert {path for path, source in PROGRAM.items() if told_apart.search(source)} == {
-        "common/library_versions.py"
+        "common/versions.py"
     }
 
 

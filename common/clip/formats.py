@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from common.clip.fingerprint import uses_quick_gelu
 from common.errors import InputError
-from common.library_versions import without_positions
+from common.versions import without_positions
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig

@@ -21,7 +21,7 @@ from torch import nn
 
 from common.clip.formats import State, from_transformers
 from common.errors import InputError
-from common.library_versions import text_prefix, without_positions
+from common.versions import text_prefix, without_positions
 from common.weights import followed, read_weights, weights_file
 
 NETWORK_TIMEOUT = 5.0  # seconds

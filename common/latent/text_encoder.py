@@ -21,7 +21,7 @@ from common.clip.loading import load_folder
 from common.config import check_entries, read_entries
 from common.errors import InputError
 from common.files import make_folder, write_json
-from common.library_versions import (
+from common.versions import (
     TEXT_PREFIX,
     new_text_model,
     new_tokenizer,

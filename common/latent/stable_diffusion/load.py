@@ -36,11 +36,11 @@ from common.latent.stable_diffusion.sd14 import (
 )
 from common.latent.stable_diffusion.weights import Part, fill, own_names
 from common.latent.text_encoder import clip_tokenizer
-from common.library_versions import (
+from common.progress import Progress
+from common.versions import (
     text_prefix,
     without_positions,
 )
-from common.progress import Progress
 from common.weights import (
     followed,
     has_old_attention,

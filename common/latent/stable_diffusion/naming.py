@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from common.errors import InputError
-from common.library_versions import TEXT_PREFIX
+from common.versions import TEXT_PREFIX
 
 Names = dict[str, str]
 State = dict[str, Tensor]

@@ -17,7 +17,7 @@ from common.errors import InputError
 from common.files import read_json
 from common.latent.stable_diffusion.naming import CONFIG_FILE, SCHEDULER_FILE
 from common.latent.text_encoder import clip_tokenizer
-from common.library_versions import defaults_of, read_vocabulary
+from common.versions import defaults_of, read_vocabulary
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel

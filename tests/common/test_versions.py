@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.errors import InputError
-from common.library_versions import (
+from common.versions import (
     new_text_model,
     read_vocabulary,
     text_prefix,
