@@ -13,14 +13,22 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from common.config import Bounds, Count, Fraction, NonNegative, Positive, check_fields
-from common.devices import make_accelerator, pick_device
+from common.config import (
+    Bounds,
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    check_fields,
+    describing,
+)
+from common.devices import check_memory, make_accelerator, pick_device
 from common.ema import EMA, Place
 from common.errors import InputError, Terminated
 from common.files import make_folder
@@ -45,6 +53,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Batch = dict[str, Tensor]
+Network = TypeVar("Network", bound=nn.Module)
 COOL_DOWN = 0.2  # fraction of a run in which the learning rate falls, for the schedule "constant"
 SECONDS_BETWEEN_READINGS = 0.5  # of the losses, and of whether another process was told to stop
 STEPS_BETWEEN_READINGS = 50  # the most, however fast the steps are
@@ -326,6 +335,18 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
         return config.lr * min(1.0, (config.steps - step) / max(COOL_DOWN * config.steps, 1.0))
     through = (step - config.warmup) / max(config.steps - config.warmup, 1)
     return config.lr * 0.5 * (1.0 + math.cos(math.pi * through))
+
+
+def new_network(make: Callable[[], Network]) -> Network:
+    """The network that `make` builds, to be trained from the start.
+
+    It is first built without memory. Raises InputError if the sizes in the flags --model.* make no
+    network, or if its training needs more memory than there is.
+    """
+    with describing(Path("--model"), "a network"), torch.device("meta"):
+        parameters = list(make().parameters())
+    check_memory(parameters)
+    return make()
 
 
 def prepare_network(model: nn.Module, config: TrainingConfig) -> Callable[..., Tensor]:

@@ -34,7 +34,14 @@ from common.files import ROOT
 from common.grid import labelled_grid
 from common.images import to_model_range, write_png
 from common.seeds import Draws
-from common.training import Batch, TrainingConfig, fit, prepare_network, settings_of
+from common.training import (
+    Batch,
+    TrainingConfig,
+    fit,
+    new_network,
+    prepare_network,
+    settings_of,
+)
 from common.validation import held_out_loss
 from p1_diffusion.augment import AUGMENTATION, augment
 from p1_diffusion.model import NULL_DIGIT, ContextUNet, ContextUNetConfig
@@ -104,14 +111,16 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains the network, or resumes the run in `run_dir`."""
+    dataclasses.replace(SamplingConfig(), guidance_interval=config.guidance_interval).check()
     torch.manual_seed(config.training.seed)
     if config.init_from:
         model = ContextUNet.load(config.init_from).train()
     else:
         augmentation = AUGMENTATION if config.augment else 0
-        model = ContextUNet(
-            dataclasses.replace(config.model, augmentation=augmentation, datasets=len(DATASETS))
+        sizes = dataclasses.replace(
+            config.model, augmentation=augmentation, datasets=len(DATASETS)
         )
+        model = new_network(lambda: ContextUNet(sizes))
     if config.augment and model.config.augmentation != AUGMENTATION:
         raise InputError(f"{config.init_from} takes no augmentation vector: give --augment 0")
     network = prepare_network(model, config.training)

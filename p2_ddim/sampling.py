@@ -142,6 +142,8 @@ def read_noise(path: Path) -> Tensor:
             f"{path} holds a tensor {shape} of {noise.dtype}, but floats [1, 3, H, W] or [3, H, W]"
             " are expected"
         )
+    if noise.layout != torch.strided:
+        raise InputError(f"{path} holds a sparse tensor: save noise.to_dense()")
     if not bool(noise.isfinite().all()):
         raise InputError(f"{path} holds numbers that are not finite")
     return noise.float()

@@ -26,7 +26,14 @@ from common.files import ROOT
 from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
 from common.seeds import Draws, StackedRandomGenerator, derive_seeds, random_indices
-from common.training import Batch, TrainingConfig, fit, prepare_network, settings_of
+from common.training import (
+    Batch,
+    TrainingConfig,
+    fit,
+    new_network,
+    prepare_network,
+    settings_of,
+)
 from common.validation import held_out_loss
 from p2_ddim.model import FaceUNet, FaceUNetConfig
 from p2_ddim.sampling import SamplingConfig, sample_faces
@@ -116,7 +123,10 @@ def main(config: Config) -> None:
     """Trains the network, or resumes the run in `run_dir`."""
     torch.manual_seed(config.training.seed)
     schedule = linear_schedule()
-    model = FaceUNet.load(config.init_from).train() if config.init_from else FaceUNet(config.model)
+    if config.init_from:
+        model = FaceUNet.load(config.init_from).train()
+    else:
+        model = new_network(lambda: FaceUNet(config.model))
     network = prepare_network(model, config.training)
     device = next(model.parameters()).device
     weighting = LossWeighting(config.loss_weight, model.parameterization, config.timesteps).to(

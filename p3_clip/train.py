@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common import cli
-from common.checkpoint import load_strict
+from common.checkpoint import load_strict, tensors_hash
 from common.cli import Preset
 from common.clip.loading import load_folder, save_folder
 from common.clip.model import Clip, encode_tokens
@@ -156,6 +156,7 @@ def main(config: Config) -> None:
     shorten_vocabulary(network, tokenize(vocabulary()).unique())
     size = network.visual.image_size[0]
     real = read_real(config.fill50k, size) if config.fill50k else None
+    data_hash = {"data_hash": real.hash()} if real else {}
     captions = Captioner(config, size, real)
     watched = watched_pictures(size)
 
@@ -212,7 +213,7 @@ def main(config: Config) -> None:
         lambda step, generator: batch_of(step),
         config.training,
         config.run_dir,
-        settings=settings_of(config, fill50k=bool(config.fill50k), model=model_cfg),
+        settings=settings_of(config, fill50k=bool(real), model=model_cfg, **data_hash),
         save=lambda folder: save_folder(
             folder, whole_state(network), model_cfg, read_text(TEMPLATES)
         ),
@@ -331,6 +332,11 @@ class RealPairs:
     """uint8 [N, 3, S, S]."""
     colours: list[tuple[str, str]]
     """For each image, the names of the circle's and the background's colour."""
+
+    def hash(self) -> str:
+        """Identifies the training data."""
+        names = json.dumps(self.colours).encode()
+        return tensors_hash(self.images, torch.frombuffer(bytearray(names), dtype=torch.uint8))
 
 
 def read_real(root: Path, size: int) -> RealPairs:

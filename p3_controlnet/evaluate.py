@@ -74,7 +74,7 @@ class Config:
     """Folder of the control images."""
     targets: Path
     """Folder of the target images."""
-    resolution: int = SIZE
+    resolution: Side = SIZE
     """Side, in pixels, of the images that the model draws before they are enlarged to 512. Colours
     are measured at least 4 of these pixels away from an edge."""
     clip: str = "auto"
@@ -83,9 +83,9 @@ class Config:
     sam2: Path | None = None
     """Folder of a SAM2 in transformers' format, which finds the mask at the centre. By default the
     mask comes from splitting the image into two colours, which needs no network."""
-    iou_bar: float = 0.95
+    iou_bar: Probability = 0.95
     """Lowest mean IoU with the true circles, in [0, 1], at which the evaluation passes."""
-    colour_bar: float = 8.0
+    colour_bar: NonNegative = 8.0
     """Highest mean colour error (CIEDE2000), of circles and of background, at which the evaluation
     passes."""
     result: Path | None = None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint import build_network, load_config, load_strict, save_tensors
-from common.config import Positive, check_entries, check_value, read_entries
+from common.config import Depth, Positive, Size, check_entries, check_value, read_entries
 from common.diffusion.process import Parameterization
 from common.diffusion.schedule import make_schedule
 from common.errors import InputError
@@ -47,13 +47,13 @@ class AutoencoderConfig:
     It folds 2x2 pixels into channels, so its highest resolution is half of the pictures' side.
     """
 
-    channels: tuple[int, ...] = (32, 64, 128)
+    channels: tuple[Size, ...] = (32, 64, 128)
     """Channels at 64x64, 32x32 and 16x16."""
     encoder_layers: tuple[int, ...] = (1, 1, 1)
     """Residual blocks of the encoder at each resolution."""
     decoder_layers: tuple[int, ...] = (2, 1, 1)
     """Residual blocks of the decoder at each resolution."""
-    latent_channels: int = 8
+    latent_channels: Size = 8
     """Channels of the latents."""
 
 
@@ -61,14 +61,14 @@ class AutoencoderConfig:
 class UNetConfig:
     """Sizes of the U-Net."""
 
-    channels: tuple[int, ...] = (64, 128, 128)
+    channels: tuple[Size, ...] = (64, 128, 128)
     """Channels at 16x16, 8x8 and 4x4."""
-    layers: int = 1
+    layers: Depth = 1
     """Residual blocks per resolution, each with self- and cross-attention; the decoder has one
     more."""
-    heads: int = 4
+    heads: Depth = 4
     """Number of attention heads."""
-    groups: int = 8
+    groups: Depth = 8
     """Number of groups of the group normalisation."""
 
 

@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from common import cli
+from common.config import Count
 from common.devices import DeviceName, pick_device
 from common.errors import InputError
 from common.files import write_json
@@ -38,7 +39,7 @@ class Config:
     """Folder of the reference images NAME.png."""
     checkpoint: Path = FACES
     """Network that made the references. The default is the shipped 64x64 face model."""
-    count: int = 1
+    count: Count = 1
     """Number of images to sample with each convention, the first ones by name."""
     device: DeviceName = "auto"
     """Device of the computation; auto is CUDA if available."""
@@ -63,8 +64,7 @@ def main(config: Config) -> None:
     ][: config.count]
     if not named_noises:
         raise InputError(
-            f"no noise in {config.noises} has an image of its name in {config.references}, or"
-            " --count is below 1"
+            f"no noise in {config.noises} has an image of its name in {config.references}"
         )
     network = load_network(config.checkpoint).to(device)
     check_side(network, named_noises[0][1], config.noises)

@@ -23,6 +23,7 @@ import tyro
 from torch import Tensor
 
 from common import cli
+from common.config import Seed, Side
 from common.data.faces import load_faces
 from common.devices import DeviceName, pick_device
 from common.diffusion.samplers import SAMPLERS, count_evaluations
@@ -79,9 +80,9 @@ class Config:
     count: int | None = None
     """Number of noises (steps, eta) or of pairs of noises (paths). If it is not given, 8 for steps
     and 96 for eta and paths."""
-    side: int = 64
+    side: Side = 64
     """Height and width of the noises, in pixels."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the noises."""
     device: DeviceName = "auto"
     """Device of the computation; auto is CUDA if available."""
@@ -95,12 +96,12 @@ def main(config: Config) -> None:
     device = pick_device(config.device)
     network = load_network(config.checkpoint).to(device)
     check_side(network, torch.empty(3, config.side, config.side), Path(f"--side {config.side}"))
+    photos = read_photos(config.photos, config.side) if config.photos else None
     plot = None
     if config.study == "steps":
         result = study_steps(network, make_noises(count, config.side, config.seed), device)
         plot = plot_steps(result["rows"])
     else:
-        photos = read_photos(config.photos, config.side) if config.photos else None
         features, name = choose_features(config.features)
         if config.study == "eta":
             found = study_eta(

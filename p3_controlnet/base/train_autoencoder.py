@@ -30,7 +30,7 @@ from common.latent.small import (
     side_of,
 )
 from common.seeds import Draws, random_indices
-from common.training import Batch, TrainingConfig, fit, settings_of
+from common.training import Batch, TrainingConfig, fit, new_network, settings_of
 
 VALIDATION_SEED, VALIDATION_IMAGES = 1, 256
 PREVIEW_IMAGES = 16
@@ -97,7 +97,7 @@ def main(config: Config) -> None:
     model = (
         load_network(config.init_from, AutoencoderDC)
         if config.init_from
-        else build_autoencoder(config.model)
+        else new_network(lambda: build_autoencoder(config.model))
     )
     model.train()
     side, seed = side_of(model), config.training.seed

@@ -42,7 +42,7 @@ from common.latent.small import (
 )
 from common.latent.text_encoder import load_text_encoder
 from common.seeds import Draws, derive_seeds
-from common.training import Batch, TrainingConfig, fit, settings_of
+from common.training import Batch, TrainingConfig, fit, new_network, settings_of
 from common.validation import held_out_loss
 from p3_controlnet.latent_cache import CachedBatches, LatentCache
 from p3_controlnet.loss import latent_loss
@@ -219,7 +219,9 @@ def new_model(config: Config) -> LatentDiffusion:
 
     autoencoder = load_network(config.autoencoder, AutoencoderDC)
     tokenizer, text_encoder = load_text_encoder(config.text_encoder)
-    unet = build_unet(config.model, autoencoder, text_encoder.config.hidden_size)
+    unet = new_network(
+        lambda: build_unet(config.model, autoencoder, text_encoder.config.hidden_size)
+    )
     if config.init_from:
         needed = unet.config
         unet = load_network(config.init_from, UNet2DConditionModel)
