@@ -4,7 +4,7 @@
     python3 -m p1_diffusion.study.sweeps samplers
     python3 -m p1_diffusion.study.sweeps classifier --data hw2_data/digits
     python3 -m p1_diffusion.study.sweeps recipes --data hw2_data/digits --runs runs/recipes/*
-    python3 -m p1_diffusion.study.sweeps denoising --data hw2_data/digits
+    python3 -m p1_diffusion.study.sweeps denoising --data hw2_data/digits --runs runs/p1_digits
 
 - `guidance` sweeps the guidance strength w, and makes a plot as well.
 - `samplers` compares samplers and numbers of steps.
@@ -72,13 +72,13 @@ class Config:
     ]
     """The study to run."""
     checkpoint: Path = ROOT / "checkpoints" / "p1_digits"
-    """Model folder; "recipes" does not use it."""
+    """Model folder; "recipes" and "denoising" do not use it."""
     grader: Path = GRADER
     """Folder of the project's classifier, which grades the samples."""
     data: Path = ROOT / "hw2_data" / "digits"
     """Folder of the real digits; "classifier", "recipes" and "denoising" use its held-out tenth."""
     runs: tuple[Path, ...] = ()
-    """Run folders that "recipes" compares; their samples are drawn without guidance."""
+    """Run folders that "recipes" and "denoising" compare; "recipes" draws without guidance."""
     results: Path = ROOT / "results"
     """Output folder of p1_STUDY.json, and of figures/p1/guidance.png."""
     device: DeviceName = "auto"
@@ -87,15 +87,12 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the study and writes its file."""
-    if config.study == "recipes":
-        compare_recipes(config)
+    if config.study in ("recipes", "denoising"):
+        (compare_recipes if config.study == "recipes" else write_denoising)(config)
         return
     model = ContextUNet.load(config.checkpoint).to(pick_device(config.device))
     if config.study == "classifier":
         write_recognised(config, model)
-        return
-    if config.study == "denoising":
-        write_denoising(config, model)
         return
     network, reference = DigitClassifier.load(config.grader), load_reference(config.grader)
     default = SamplingConfig()
@@ -194,17 +191,23 @@ def write_recognised(config: Config, model: ContextUNet) -> None:
         print(f"{name}: {value:.2%} of the held-out digits classified correctly")
 
 
-def write_denoising(config: Config, model: ContextUNet) -> None:
-    """Writes p1_denoising.json and prints the rows of `denoising_errors`."""
+def write_denoising(config: Config) -> None:
+    """Writes p1_denoising.json: the rows of `denoising_errors` for each run's last weights."""
     train, held_out = (load_digits(config.data, part) for part in ("train", "held_out"))
-    rows = denoising_errors(model, train, held_out)
-    command = "python3 -m p1_diffusion.study.sweeps denoising --data hw2_data/digits"
-    write_json(config.results / "p1_denoising.json", {"command": command, "rows": rows})
-    for row in rows:
-        print(
-            "{dataset}, t = {t}: error {error:.4f} (Wiener filter {wiener:.4f}), slope"
-            " {slope:.3f}".format(**row)
+    device = pick_device(config.device)
+    plan = [
+        (
+            {"name": run.name},
+            lambda run=run: {
+                "errors": denoising_errors(
+                    ContextUNet.load(run / "last").to(device), train, held_out
+                )
+            },
         )
+        for run in config.runs
+    ]
+    command = "python3 -m p1_diffusion.study.sweeps denoising --data hw2_data/digits --runs RUN ..."
+    measured_rows(config.results / "p1_denoising.json", command, plan, ("name", "errors"))
 
 
 def measure(
