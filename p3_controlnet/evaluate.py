@@ -27,6 +27,7 @@ from torch import Tensor
 
 from common import cli
 from common.clip.loading import load_judge
+from common.config import NonNegative, Probability, Side
 from common.data.fill50k import SIZE, Pair, read_prompts
 from common.data.layouts import Description, parse_caption
 from common.errors import InputError
