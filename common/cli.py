@@ -16,7 +16,7 @@ import tyro
 
 from common.config import check_fields
 from common.devices import this_process
-from common.errors import InputError, Terminated
+from common.errors import InputError, Terminated, raises_terminated
 from common.files import claimed
 from common.memory import out_of_memory
 from common.progress import close_all
@@ -67,7 +67,7 @@ def run(
         try:
             config = _parse(config_class, list(sys.argv[1:] if argv is None else argv))
             check_fields(config)
-            with _claimed_folder(config):
+            with _claimed_folder(config), raises_terminated():
                 program(config)
         finally:
             sys.stdout.flush()

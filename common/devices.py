@@ -76,8 +76,18 @@ def pick_device(name: DeviceName) -> torch.device:
     kind = next(kind for kind, there in present.items() if there) if name == "auto" else name
     if not present[kind]:
         raise InputError(f"--device {name} was given, but no {name.upper()} device is present")
-    rank = this_process().local_rank
-    return torch.device(kind, rank) if kind == "cuda" and rank is not None else torch.device(kind)
+    return torch.device(kind, _cuda_index()) if kind == "cuda" else torch.device(kind)
+
+
+def _cuda_index() -> int | None:
+    """The index of this process's CUDA device, its LOCAL_RANK; None without a launcher."""
+    rank, count = this_process().local_rank, torch.cuda.device_count()
+    if rank is not None and rank >= count:
+        raise InputError(
+            f"LOCAL_RANK is {rank}, but there are {count} CUDA devices: start at most as many"
+            " processes on this node"
+        )
+    return rank
 
 
 def usable_cores() -> int:
@@ -117,8 +127,7 @@ def gpu_memory() -> float:
     """Memory of this process's CUDA device in GiB; 0 if there is none."""
     if not torch.cuda.is_available():
         return 0.0
-    device = this_process().local_rank or 0
-    return torch.cuda.get_device_properties(device).total_memory / 2**30
+    return torch.cuda.get_device_properties(_cuda_index() or 0).total_memory / 2**30
 
 
 def make_accelerator(device: DeviceName, mixed_precision: str = "no") -> "Accelerator":

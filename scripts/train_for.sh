@@ -23,6 +23,10 @@ if [ ! -f "$run_dir/cooling" ]; then
   code=0
   timeout --foreground --signal=TERM "$seconds" "${train[@]}" --steps 100000000 || code=$?
   [ "$code" -eq 124 ] || exit "$code"
+  if [ ! -f "$run_dir/state.safetensors" ]; then
+    echo "error: $minutes minutes ended before the training began: give more" >&2
+    exit 2
+  fi
   "$PYTHON" - "$run_dir/state.safetensors" > "$run_dir/cooling" <<'PYTHON'
 import sys
 from pathlib import Path

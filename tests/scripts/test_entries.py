@@ -443,6 +443,10 @@ def test_training_for_a_time_cools_down_from_where_it_came_to(clone: Path, tmp_p
     fake.chmod(0o755)
     (tmp_path / "runs" / "p1_digits").mkdir(parents=True)
     script, runs = clone / "scripts" / "train_for.sh", str(tmp_path / "runs")
+    early = run_entry(script, "p1", "4", PYTHON=str(fake), RUNS_DIR=runs)
+    assert early.returncode == 2
+    assert early.stderr == "error: 4 minutes ended before the training began: give more\n"
+    (tmp_path / "runs" / "p1_digits" / "state.safetensors").touch()
     result = run_entry(script, "p1", "4", "--batch-size", "8", PYTHON=str(fake), RUNS_DIR=runs)
     assert result.returncode == 0, result.stderr
     first, second = result.stdout.splitlines()
