@@ -343,7 +343,11 @@ def new_network(make: Callable[[], Network]) -> Network:
     It is first built without memory. Raises InputError if the sizes in the flags --model.* make no
     network, or if its training needs more memory than there is.
     """
-    with describing(Path("--model"), "a network"), torch.device("meta"):
+    with (
+        describing(Path("--model"), "a network"),
+        torch.random.fork_rng(devices=[]),  # the weights are drawn once
+        torch.device("meta"),
+    ):
         parameters = list(make().parameters())
     check_memory(parameters)
     return make()

@@ -117,9 +117,7 @@ def main(config: Config) -> None:
         model = ContextUNet.load(config.init_from).train()
     else:
         augmentation = AUGMENTATION if config.augment else 0
-        sizes = dataclasses.replace(
-            config.model, augmentation=augmentation, datasets=len(DATASETS)
-        )
+        sizes = dataclasses.replace(config.model, augmentation=augmentation, datasets=len(DATASETS))
         model = new_network(lambda: ContextUNet(sizes))
     if config.augment and model.config.augmentation != AUGMENTATION:
         raise InputError(f"{config.init_from} takes no augmentation vector: give --augment 0")

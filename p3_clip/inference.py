@@ -27,6 +27,7 @@ from common import cli
 from common.checkpoint import load_tensors, save_tensors
 from common.clip.features import extract_features
 from common.clip.loading import ClipConfig
+from common.config import Bounds, Count
 from common.errors import InputError
 from common.files import ROOT, atomic_write, check_folder, make_folder, read_json, shown, write_json
 from common.images import image_files
@@ -58,9 +59,9 @@ class Config:
     names: Path | None = None
     """JSON file that maps a class id or name to the words to use for it, for example
     p3_clip/data/names/course_2024.json. Default: the names in --labels."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images per forward pass."""
-    workers: int = 2
+    workers: Annotated[int, Bounds(at_least=1, at_most=256)] = 2
     """Threads that read and preprocess images while the network computes."""
     cache: Path = ROOT / "outputs" / "clip_features"
     """Folder of the image-feature cache, which identifies images by content."""
@@ -71,11 +72,6 @@ class Config:
 
 def main(config: Config) -> None:
     """Classifies the images, writes the three files and prints a table of the accuracies."""
-    for name in ("batch_size", "workers"):
-        if getattr(config, name) < 1:
-            raise InputError(
-                f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}"
-            )
     single = check_template(config.template, "--template")
     if config.ensemble:
         read_templates(config.ensemble)
@@ -246,9 +242,20 @@ class Run:
             raise InputError(f"{path} does not exist: write {folder} with p3_clip.inference first")
         tensors, metadata = load_tensors(path)
         try:
-            return cls(labels=tensors.pop("labels"), cosines=tensors, **metadata)
+            run = cls(labels=tensors.pop("labels"), cosines=tensors, **metadata)
+            shape = (len(run.files), len(run.ids))
+            whole = (
+                {"single", "ensemble"} <= tensors.keys()
+                and all(cosines.shape == shape for cosines in tensors.values())
+                and run.labels.shape == shape[:1]
+                and set(run.labels.tolist()) <= set(range(shape[1]))
+                and len(run.names) == shape[1]
+            )
         except (KeyError, TypeError):
-            raise InputError(f"{path} was not written by p3_clip.inference") from None
+            whole = False
+        if not whole:
+            raise InputError(f"{path} was not written by p3_clip.inference")
+        return run
 
     def probabilities(self, prompts: str) -> Tensor:
         """Class probabilities, float32 [N, C]: the softmax of the scaled cosines of `prompts`."""

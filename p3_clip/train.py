@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from common import cli
 from common.checkpoint import load_strict, tensors_hash
 from common.cli import Preset
+from common.clip.config import check_model_cfg
 from common.clip.loading import load_folder, save_folder
 from common.clip.model import Clip, encode_tokens
 from common.clip.weights import check_model_name
@@ -50,7 +51,7 @@ from common.images import resize, to_model_range, write_png
 from common.progress import Progress
 from common.seeds import Draws, batch_seed, derive_seed
 from common.text_files import read_text
-from common.training import Batch, TrainingConfig, fit, settings_of
+from common.training import Batch, TrainingConfig, fit, new_network, settings_of
 from p3_clip.model import DATA, read_templates, zero_shot_classifier
 
 CAPTIONS = (
@@ -240,6 +241,7 @@ def read_model_cfg(model: str) -> dict[str, Any]:
             or not {"embed_dim", "vision_cfg", "text_cfg"} <= value.keys()
         ):
             raise InputError(f"{model} must hold embed_dim, vision_cfg and text_cfg")
+        check_model_cfg(value, Path(model))
         return value
     check_model_name(model)
     import open_clip
@@ -254,12 +256,7 @@ def build(model_cfg: dict[str, Any]) -> nn.Module:
     """
     import open_clip
 
-    try:
-        network = open_clip.CLIP(**json.loads(json.dumps(model_cfg)))
-    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
-        raise InputError(
-            f"the configuration does not describe a plain CLIP of open_clip ({error})"
-        ) from None
+    network = new_network(lambda: open_clip.CLIP(**json.loads(json.dumps(model_cfg))))
     if (
         not isinstance(network.visual, open_clip.transformer.VisionTransformer)
         or network.text_pool_type != "argmax"

@@ -233,7 +233,9 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> Iterator[str
         if name not in found or name not in expected:
             yield f"{name} is {'missing' if name in expected else 'left over'}"
         elif name.endswith("metrics.jsonl"):
-            lines = [[(line["step"], line.get("loss")) for line in x[name]] for x in (found, expected)]
+            lines = [
+                [(line["step"], line.get("loss")) for line in x[name]] for x in (found, expected)
+            ]
             if lines[0] != lines[1]:
                 yield f"{name} has the lines {lines[0]} instead of {lines[1]}"
         elif found[name] != expected[name]:

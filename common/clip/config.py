@@ -1,8 +1,10 @@
 """Types and bounds of what the configuration files of CLIPs hold, of transformers and open_clip."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
-from common.config import Bounds, Depth, Fraction, Positive, Size
+from common.config import Bounds, Depth, Fraction, Positive, Size, check_entries
 
 _Channels = tuple[float, float, float]
 _Deviations = tuple[Positive, Positive, Positive]
@@ -58,3 +60,13 @@ IMAGES: dict[str, Any] = {
     "resize_mode": str,
 }
 """Entries of preprocess_cfg in open_clip_config.json."""
+
+
+def check_model_cfg(model_cfg: Mapping[str, Any], path: Path) -> None:
+    """Checks the entries of a model_cfg of open_clip; absent ones are open_clip's to judge.
+
+    Raises InputError that names the file `path` and the entry.
+    """
+    check_entries(model_cfg, MODEL, path)
+    for tower in ("vision_cfg", "text_cfg"):
+        check_entries(model_cfg.get(tower) or {}, TOWER, path)

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.checkpoint import build_network, load_strict, save_tensors
-from common.clip.config import IMAGES, MODEL, TOWER, TRANSFORMERS_IMAGES, TRANSFORMERS_TOWER
+from common.clip.config import (
+    IMAGES,
+    TRANSFORMERS_IMAGES,
+    TRANSFORMERS_TOWER,
+    check_model_cfg,
+)
 from common.clip.fingerprint import (
     FINGERPRINT_TEXT,
     check_activation,
@@ -192,9 +197,7 @@ def load_folder(folder: Path, device: torch.device) -> Clip:
     content = read_entries(path, {"model_cfg": dict, "preprocess_cfg": dict})
     if "model_cfg" not in content:
         raise InputError(f"{path} has no model_cfg")
-    check_entries(content["model_cfg"], MODEL, path)
-    for tower in ("vision_cfg", "text_cfg"):
-        check_entries(content["model_cfg"].get(tower, {}), TOWER, path)
+    check_model_cfg(content["model_cfg"], path)
     check_entries(content.get("preprocess_cfg", {}), IMAGES, path)
     with describing(path, "a model of open_clip"):
         network = _quietly(open_clip.create_model, f"local-dir:{folder}", load_weights=False)

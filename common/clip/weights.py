@@ -77,6 +77,10 @@ def check_model_name(name: str) -> None:
 
     if name in list_models():
         return
+    if Path(name).is_file():
+        raise InputError(
+            f"{name} is a file of weights: name it with --pretrained, and its model with --model"
+        )
     if name.startswith("hf-hub:"):
         repository = name.removeprefix("hf-hub:")
         raise InputError(

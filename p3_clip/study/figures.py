@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from common import cli
+from common.config import Seed
 from common.errors import InputError
 from common.files import make_folder
 from common.images import read_rgb, to_pil, write_png
@@ -40,7 +41,7 @@ class Config:
     """Folder for the figures."""
     prompts: Literal["single", "ensemble"] = "single"
     """Show the single prompt or the ensemble."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the choice of examples."""
 
 

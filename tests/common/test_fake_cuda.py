@@ -28,6 +28,7 @@ from common.diffusion.schedule import (
     trailing_pairs,
 )
 from common.embedding import SinusoidalEmbedding
+from common.errors import InputError
 from common.images import to_model_range
 from common.latent.generate import ControlledGenerationConfig, Request, generate
 from common.metrics.classifier import DigitClassifier, LeNet
@@ -175,12 +176,16 @@ def test_sampling_digits(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_process_of_several_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert pick_device("auto") == torch.device("cuda", 1) and pick_device("cpu") == torch.device(
         "cpu"
     )
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="LOCAL_RANK is 2, but there are 2 CUDA devices"):
+        pick_device("auto")
 
 
 # ----------------------------------------------------------------------------

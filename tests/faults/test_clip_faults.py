@@ -9,6 +9,7 @@ from faults import (
     Damage,
     Fault,
     edited,
+    first,
     folder,
     gone,
     halved,
@@ -19,6 +20,8 @@ from faults import (
 TRAIN, CLASSIFY, REPORT = "p3_clip.train", "p3_clip.inference", "p3_clip.evaluate"
 COLOURS, FIGURES = "p3_clip.study.colours", "p3_clip.study.figures"
 WEIGHTS, CONFIG, LABELS = "clip/model/model.safetensors", "clip/model", "clip/id2label.json"
+PRETRAINED = "--model ViT-B-32 --pretrained @ViT-B-32.pt"
+COSINES = "clip_run/cosines.safetensors"
 
 
 def tiny(**changes: object) -> Damage:
@@ -78,9 +81,10 @@ FAULTS = [
         for content, said in NO_WEIGHTS.values()
     ),
     *(
-        Fault(CLASSIFY, "--model @ViT-B-32.pt", f"ViT-B-32.pt|{said}", put("ViT-B-32.pt", content))
+        Fault(CLASSIFY, PRETRAINED, f"ViT-B-32.pt|{said}", put("ViT-B-32.pt", content))
         for content, said in NO_WEIGHTS.values()
     ),
+    Fault(CLASSIFY, "--model @ViT-B-32.pt", "--pretrained", put("ViT-B-32.pt", "x")),
     *(
         Fault(CLASSIFY, "", f"model.safetensors|{said}", tensors(WEIGHTS, change))
         for change, said in WRONG_TENSORS.values()
@@ -99,7 +103,6 @@ FAULTS = [
             {"embed_dim": "24"},
             {"embed_dim": 10**9},
             {"vision_cfg": {**TINY["vision_cfg"], "patch_size": 0}},
-            {"vision_cfg": {**TINY["vision_cfg"], "patch_size": 99}},
             {"vision_cfg": {**TINY["vision_cfg"], "layers": -1}},
             {"vision_cfg": {**TINY["vision_cfg"], "image_size": 10**6}},
             {"vision_cfg": {**TINY["vision_cfg"], "head_width": 0}},
@@ -111,20 +114,31 @@ FAULTS = [
             {"text_cfg": []},
         )
     ),
+    Fault(
+        CLASSIFY,
+        "",
+        "clip/model",
+        edited(
+            f"{CONFIG}/open_clip_config.json",
+            model_cfg=TINY | {"vision_cfg": {**TINY["vision_cfg"], "patch_size": 99}},
+        ),
+    ),
     Fault(CLASSIFY, "", "fingerprint.json", put(f"{CONFIG}/fingerprint.json", "{}")),
     Fault(CLASSIFY, "", "fingerprint.json", put(f"{CONFIG}/fingerprint.json", "[1e999]")),
     Fault(TRAIN, "--model @none.json", "none.json"),
     Fault(TRAIN, "", "tiny.json", put("tiny.json", "{}")),
     Fault(TRAIN, "", "tiny.json", put("tiny.json", "")),
-    Fault(TRAIN, "", "configuration", tiny(embed_dim=0)),
-    Fault(TRAIN, "", "configuration", tiny(text_cfg={**TINY["text_cfg"], "heads": 0})),
-    Fault(TRAIN, "", "GB", tiny(embed_dim=10**9)),
+    Fault(TRAIN, "", "tiny.json|embed_dim", tiny(embed_dim=0)),
+    Fault(TRAIN, "", "tiny.json|heads", tiny(text_cfg={**TINY["text_cfg"], "heads": 0})),
+    Fault(TRAIN, "", "tiny.json|embed_dim", tiny(embed_dim=10**9)),
+    Fault(TRAIN, "", "GB", tiny(text_cfg={**TINY["text_cfg"], "width": 65536, "layers": 200})),
     # Runs.
     Fault(REPORT, "--run @none", "none"),
-    Fault(REPORT, "--prompts ensemble", "ensemble"),
-    Fault(REPORT, "", "results.json", put("clip_run/results.json", "{}")),
-    Fault(REPORT, "", "results.json", halved("clip_run/results.json")),
-    Fault(REPORT, "", "clip_run", gone("clip_run/results.json")),
+    Fault(REPORT, "", "cosines.safetensors", gone(COSINES)),
+    Fault(REPORT, "", "cosines.safetensors", halved(COSINES)),
+    Fault(REPORT, "", "cosines.safetensors", tensors(COSINES, first(wider=True))),
+    Fault(REPORT, "", "cosines.safetensors", tensors(COSINES, first(without=True))),
+    Fault(REPORT, "", "cosines.safetensors", tensors(COSINES, lambda state: None, {"files": []})),
     Fault(REPORT, "--result @folder", "folder", folder("folder")),
     Fault(REPORT, "--result @file/r.json", "file is a regular file", put("file", "mine")),
     Fault(COLOURS, "--run @none", "none"),
@@ -133,7 +147,6 @@ FAULTS = [
     Fault(FIGURES, "--seed -1", "--seed"),
     # Outputs.
     Fault(CLASSIFY, "--output-dir @file", "file is a regular file", put("file", "mine")),
-    Fault(CLASSIFY, "--cache @file/x", "file is a regular file", put("file", "mine")),
     Fault(CLASSIFY, "--no-use-cache", "No space left", full_disk=True),
     Fault(CLASSIFY, "", "RANK", env="RANK=a"),
     Fault(TRAIN, "--run-dir @tiny.json", "tiny.json is a regular file", tiny()),

@@ -131,7 +131,9 @@ CHECKPOINTS = [
             ("heads", ...),
         )
     ),
-    Fault(DRAW, "", "config.json", put(CONFIG, '{"kind": "p1_diffusion.ContextUNet", "dropout": NaN}')),
+    Fault(
+        DRAW, "", "config.json", put(CONFIG, '{"kind": "p1_diffusion.ContextUNet", "dropout": NaN}')
+    ),
     Fault(GRADE, "", "images"),
     Fault(GRADE, "--grader @p1 --images @p1", "p1"),
     Fault(TRAIN, "--init-from @none", "none"),

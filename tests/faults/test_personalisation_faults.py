@@ -37,7 +37,7 @@ FAULTS = [
     Fault(DRAW, "", "input.json", put(INPUT, '{"0": ' * 50_000)),
     Fault(DRAW, "", "'0'", put(INPUT, {"0": []})),
     Fault(DRAW, "", "'../0'", put(INPUT, {"../0": TASK})),
-    Fault(DRAW, "", "input.json", put(INPUT, {"x" * 300: TASK})),
+    Fault(DRAW, "", "too long", put(INPUT, {"x" * 300: TASK})),
     Fault(DRAW, "", "input.json", put(INPUT, {"": TASK})),
     Fault(DRAW, "", "<new1>", put(INPUT, {"0": TASK, "1": TASK})),
     *(Fault(DRAW, "", f"'0'|{name}", task(**{name: ...})) for name in TASK),
@@ -65,7 +65,10 @@ FAULTS = [
     Fault(DRAW, NEW, "new.bin", word({3: torch.ones(16)})),
     Fault(DRAW, NEW, "<|endoftext|>", word({"<|endoftext|>": torch.ones(16)})),
     Fault(
-        DRAW, NEW, "new.bin|SDXL", word({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)})
+        DRAW,
+        NEW,
+        "new.bin|SDXL",
+        word({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}),
     ),
     Fault(DRAW, "--concepts @words/learned @words/learned", "<new1>"),
     Fault(DRAW, "--concepts @words/learned=dog", "dog"),

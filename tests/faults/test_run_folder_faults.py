@@ -8,7 +8,9 @@ import torch
 from faults import Check, Damage, Fault, edited, first, folder, gone, halved, put, tensors
 
 TRAIN = "p1_diffusion.train"
-STATE, METRICS, CONFIG = (f"run/out/{x}" for x in ("state.safetensors", "metrics.jsonl", "config.json"))
+STATE, METRICS, CONFIG = (
+    f"run/out/{x}" for x in ("state.safetensors", "metrics.jsonl", "config.json")
+)
 AGAIN = "--run-dir @run/out --steps 4 --log-every 1"
 
 

@@ -338,7 +338,7 @@ def test_bad_data(
         (["--ensemble", "nowhere.txt"], "nowhere.txt does not exist"),
         (["--names", "nowhere.json"], "nowhere.json does not exist"),
         (["--batch-size", "0"], "--batch-size must be at least 1, not 0"),
-        (["--workers", "0"], "--workers must be at least 1, not 0"),
+        (["--workers", "0"], "--workers must be between 1 and 256, not 0"),
         (["--model", "ViT-B32"], "open_clip knows no model 'ViT-B32'; did you mean"),
         (["--pretrained", "openai"], "leave out --pretrained"),
     ],
