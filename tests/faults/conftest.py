@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import PROGRAMS, Fault, arguments, check_fault
+from faults import PROGRAMS, TASK, Fault, arguments, check_fault
 from tiny import exit_code
 
 from common.metrics.classifier import DigitClassifier
@@ -79,15 +79,6 @@ def _photos(folder: Path, _: Callable[[str], Path]) -> None:
     folder.mkdir()
     for i in range(3):
         Image.new("RGB", (40, 52), (80 * i, 0, 90)).save(folder / f"{i}.jpg")
-
-
-TASK = {
-    "src_image": "dog",
-    "token_name": "<new1>",
-    "prompt": ["A <new1> on red."],
-    "prompt_4_clip_eval": ["A dog on red."],
-    "baseline": [[79, 34]],
-}
 
 
 def _words(folder: Path, _: Callable[[str], Path]) -> None:

@@ -3,6 +3,7 @@ these need, ways to damage files, and the one check of all rows."""
 
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import importlib
 import io
@@ -179,6 +180,15 @@ PROGRAMS: dict[str, tuple[str, str]] = {
 """Every program: the parts of the world that it reads (`conftest.parts`), and flags with which it
 works."""
 
+TASK = {
+    "src_image": "dog",
+    "token_name": "<new1>",
+    "prompt": ["A <new1> on red."],
+    "prompt_4_clip_eval": ["A dog on red."],
+    "baseline": [[79, 34]],
+}
+"""A concept in input.json, as the part `words` has it."""
+
 
 # ----------------------------------------------------------------------------
 # Damage.
@@ -274,6 +284,16 @@ def picture(path: str, mode: str = "RGB", size: tuple[int, int] = (16, 16), **mo
     def damage(world: Path) -> None:
         (world / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new(mode, size).save(world / path, **more)
+
+    return damage
+
+
+def locked(path: str) -> Damage:
+    """Another job holds the folder, until the tests end."""
+
+    def damage(world: Path) -> None:
+        (world / path).mkdir(exist_ok=True)
+        fcntl.flock(os.open(world / path, os.O_RDONLY), fcntl.LOCK_EX)
 
     return damage
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TASK
-from faults import NO_WEIGHTS, Check, Damage, Fault, folder, gone, halved, picture, put, saved
+from faults import NO_WEIGHTS, TASK, Check, Damage, Fault, folder, gone, halved, picture, put, saved
 from tiny import Malice
 
 TRAIN, DRAW = "p3_clip.personalisation.train", "p3_clip.personalisation.inference"

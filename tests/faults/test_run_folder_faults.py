@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import Check, Damage, Fault, edited, first, folder, gone, halved, put, tensors
+from faults import Check, Damage, Fault, edited, first, folder, gone, halved, locked, put, tensors
 
 TRAIN = "p1_diffusion.train"
 STATE, METRICS, CONFIG = (
@@ -41,6 +41,7 @@ FAULTS = [
     touched("--seed 1", "config.json|seed"),
     touched("--lr 0.5", "config.json|lr"),
     touched("--steps 1", "past --steps 1"),
+    touched("", "another job|run/out", locked("run/out")),
     touched("--augment 0", "config.json|augment"),
     touched("", "config.json|data_hash", relabelled),
     touched("--data @none", "get_dataset.sh"),
