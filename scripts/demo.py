@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import cli
+from common.config import Side
 from common.clip.loading import SHIPPED as SHIPPED_CLIP
 from common.clip.loading import load_clip
 from common.devices import DeviceName, pick_device
@@ -71,7 +72,7 @@ class Config:
     """Model folder of the digits."""
     unet: Path = FACES
     """Network of the faces: the homework's UNet.pt, a model folder, or a diffusers folder."""
-    noise_side: int | None = None
+    noise_side: Side | None = None
     """Height and width of numbered noises, in pixels. Default: 64 for a folder, 256 for a file such
     as UNet.pt."""
     base: Path = SHIPPED_BASE

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from common.cli import Preset
+from common.config import Bounds
 from common.data.concepts import DRAWN
 from common.files import ROOT
 from common.training import TrainingConfig
@@ -90,8 +91,8 @@ class _Common:
     "{} circle". Default: "{}" for textual inversion, "{} WORD" for Custom Diffusion."""
     styles: tuple[str, ...] = ()
     """Placeholders of the concepts that are styles, not objects; their training prompts differ."""
-    vectors: int = 1
-    """Embedding vectors per concept."""
+    vectors: Annotated[int, Bounds(at_least=1, at_most=75)] = 1
+    """Embedding vectors per concept; a text has 77 places, two of which are its ends."""
     start: str | None = None
     """Word whose token embeddings initialise the vectors. Default: the concept's own word; for
     Custom Diffusion on Stable Diffusion, the rare word ktn."""

@@ -27,6 +27,7 @@ import tyro
 from torch import Tensor
 
 from common import cli
+from common.config import Side
 from common.data.examples import circle_scenes
 from common.data.fill50k import read_prompts
 from common.devices import pick_device
@@ -79,7 +80,7 @@ class Config:
     images: Path | None = None
     """Folder of images that `p3_controlnet.inference` drew for these pairs; by default the pairs
     are drawn here."""
-    resolution: int | None = None
+    resolution: Side | None = None
     """Side, in pixels, of the images before they were enlarged to 512; it decides where the figure
     of failures measures colours (see `p3_controlnet.evaluate`). By default that of the model, and
     512 for pictures in --images."""

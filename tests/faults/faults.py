@@ -169,7 +169,7 @@ PROGRAMS: dict[str, tuple[str, str]] = {
     "scripts.make_noise": ("", "--output-dir @out --count 1 --side 8"),
     "scripts.make_report": ("", "--check"),
     "scripts.make_sample_data": ("", "--output-dir @out --count 1"),
-    "scripts.benchmark_clip": ("", "--result @r.json"),
+    "scripts.benchmark_clip": ("", "--images @images --result @r.json"),
     "scripts.benchmark_controlnet": ("", "--result @r.json"),
     "scripts.benchmark_demo": ("", "--result @r.json"),
     "scripts.benchmark_gpu": ("", "--result @r.json"),

@@ -29,8 +29,7 @@ FAULTS = [
     Fault("scripts.demo", "--port 99999", "--port"),
     Fault("scripts.demo", "--auth nobody", "--auth"),
     Fault("scripts.demo", "--noise-side 0", "--noise-side"),
-    Fault("scripts.demo", "--digits @none", "none"),
-    Fault("scripts.benchmark_clip", "--images 0", "--images"),
+    Fault("scripts.benchmark_clip", "--images @none", "none"),
     Fault("scripts.benchmark_streaming", "--fill50k @none", "none"),
 ]
 

@@ -439,7 +439,7 @@ def test_training_can_start_from_learned_words(
         ),
         (("--tokens", "new", "--drawn", "wine"), "'new' is a word that the model already knows"),
         (("--tokens", "newword", "--drawn", "wine"), "must have the form <name>"),
-        (("--drawn", "wine", "--vectors", "0"), "at least one vector, not 0"),
+        (("--drawn", "wine", "--vectors", "0"), "--vectors must be between 1 and 75, not 0"),
         (
             ("--drawn", "wine", "--augmentation", "resize", "--views", "0"),
             "--views must be at least 1, not 0",
