@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import cli
-from common.config import Side
 from common.clip.loading import SHIPPED as SHIPPED_CLIP
 from common.clip.loading import load_clip
+from common.config import Side
 from common.devices import DeviceName, pick_device
 from common.errors import InputError, Terminated
 from common.files import ROOT

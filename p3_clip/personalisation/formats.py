@@ -123,7 +123,11 @@ def _named_vectors(content: Any, path: Path) -> dict[str, Tensor]:
         values = _joined(content)
     else:
         values = {}
-    rows = {name: _rows(value) for name, value in values.items() if isinstance(value, Tensor)}
+    rows = {
+        name: _rows(value)
+        for name, value in values.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
     if not rows or len(rows) != len(values) or any(value is None for value in rows.values()):
         raise InputError(f"{path} holds no learned words")
     return rows

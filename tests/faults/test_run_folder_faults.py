@@ -61,7 +61,7 @@ FAULTS = [
     touched("", "state.safetensors|a.stranger", tensors(STATE, first(more=True))),
     touched("", "state.safetensors", tensors(STATE, first(without=True))),
     touched("", "state.safetensors", tensors(STATE, lambda state: None, [1, 2])),
-    touched("", "state.safetensors|step", tensors(STATE, lambda state: None, {"step": "two"})),
+    touched("", "state.safetensors", tensors(STATE, lambda state: None, {"step": "two"})),
     touched("", "state.safetensors", moved),
     touched("", "metrics.jsonl", gone(METRICS)),
     touched("", "metrics.jsonl", put(METRICS, "")),

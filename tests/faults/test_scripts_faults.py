@@ -24,7 +24,7 @@ FAULTS = [
     Fault("scripts.make_clip_testset", "--size 0", "--size"),
     Fault("scripts.make_concepts", "--side 7", "--side"),
     Fault("scripts.make_frames", "--only bogus", "--only"),
-    Fault("scripts.make_report", "--html @file/report.html", "file", put("file", "mine")),
+    Fault("scripts.make_report", "--html @r.html", "--check|--html"),
     Fault("scripts.demo", "--port 0", "--port"),
     Fault("scripts.demo", "--port 99999", "--port"),
     Fault("scripts.demo", "--auth nobody", "--auth"),
