@@ -26,7 +26,14 @@ from common.ema import EMA, Place
 from common.errors import InputError, Terminated
 from common.files import ROOT
 from common.seeds import Draws, batch_seed
-from common.training import Batch, TrainingConfig, fit, learning_rate, micro_batches_of
+from common.training import (
+    Batch,
+    TrainingConfig,
+    fit,
+    learning_rate,
+    micro_batches_of,
+    new_network,
+)
 from p1_diffusion import inference, train
 
 SMALL = TrainingConfig(
@@ -709,3 +716,14 @@ def test_other_data_of_the_same_shape_is_noticed(
     table.write_text("\n".join([header, *(f"{line[:-1]}{9 - int(line[-1])}" for line in lines)]))
     sentence = refused(capsys, train.main, train.Config, *tiny_arguments(data, run, steps=2))
     assert "is of a run with data_hash = " in sentence and contents(run) == before
+
+
+def test_a_new_network_draws_its_weights_once_and_fits_into_memory() -> None:
+    torch.manual_seed(0)
+    expected = nn.Linear(3, 2)
+    torch.manual_seed(0)
+    assert torch.equal(new_network(lambda: nn.Linear(3, 2)).weight, expected.weight)
+    with pytest.raises(InputError, match="--model does not describe a network"):
+        new_network(lambda: nn.Linear(3, -2))
+    with pytest.raises(InputError, match="GB more memory"):
+        new_network(lambda: nn.Linear(2**20, 2**20))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from faults import NO_WEIGHTS, TASK, Check, Damage, Fault, folder, gone, halved, picture, put, saved
+from faults import NO_WEIGHTS, TASK, Check, Damage, Fault, folder, gone, halved, put, saved
 from tiny import Malice
 
 TRAIN, DRAW = "p3_clip.personalisation.train", "p3_clip.personalisation.inference"
@@ -112,7 +112,6 @@ FAULTS = [
     Fault(TRAIN, "--photos @empty", "empty", folder("empty")),
     Fault(TRAIN, "", "1.jpg", halved("photos/1.jpg")),
     Fault(TRAIN, "", "1.jpg", put("photos/1.jpg", "no photo")),
-    Fault(TRAIN, "", "1.jpg", picture("photos/1.jpg", "L", (1, 20000))),
     # Models.
     Fault(DRAW, "--checkpoint @none", "none"),
     Fault(DRAW, "--checkpoint @words", "words"),
