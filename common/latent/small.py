@@ -84,6 +84,12 @@ def build_autoencoder(config: AutoencoderConfig) -> "AutoencoderDC":
     """
     from diffusers import AutoencoderDC
 
+    if not len(config.channels) == len(config.encoder_layers) == len(config.decoder_layers):
+        raise InputError(
+            "--model.channels, --model.encoder-layers and --model.decoder-layers must have equally"
+            " many numbers"
+        )
+
     levels = len(config.channels) + 1
     # The first is unused: there are no layers at the pictures' own resolution.
     channels = (config.channels[0], *config.channels)

@@ -176,6 +176,7 @@ PROGRAMS: dict[str, tuple[str, str]] = {
     "scripts.benchmark_p2": ("", "--result @r.json"),
     "scripts.benchmark_streaming": ("", "--fill50k @fill50k --result @r.json"),
     "scripts.benchmark_training": ("", "--result @r.json"),
+    "scripts.study_faults": ("", "--times 1 --result @r.json"),
 }
 """Every program: the parts of the world that it reads (`conftest.parts`), and flags with which it
 works."""

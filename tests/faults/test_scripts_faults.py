@@ -31,6 +31,8 @@ FAULTS = [
     Fault("scripts.demo", "--noise-side 0", "--noise-side"),
     Fault("scripts.benchmark_clip", "--images @none", "none"),
     Fault("scripts.benchmark_streaming", "--fill50k @none", "none"),
+    Fault("scripts.study_faults", "--times 0", "--times"),
+    Fault("scripts.study_faults", "--only p1", "--only"),
 ]
 
 
