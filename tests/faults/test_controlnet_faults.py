@@ -226,7 +226,6 @@ FAULTS = [
     Fault(TRAIN, "--fill50k @fill50k", "prompt.json", put("fill50k/training/prompt.json", "{")),
     Fault(AUTOENCODER, "--fill50k @none", "none"),
     Fault(UNET, "--fill50k @none", "none"),
-    Fault(SWEEPS, "circles --fill50k @none", "none"),
     # Grading.
     Fault(GRADE, "--images @none", "none"),
     Fault(GRADE, "--targets @none", "none"),
