@@ -120,7 +120,7 @@ FAULTS = [
     Fault(UNET, "--model.groups 0", "--model.groups"),
     Fault(UNET, "--model.groups 5", "--model|groups"),
     Fault(UNET, "--model.heads 0", "--model.heads"),
-    Fault(UNET, "--model.channels 60000 65536 --model.layers 200", "GB"),
+    Fault(UNET, "--model.channels 60000 65536", "GB"),
     Fault(UNET, "--parameterization eps", "--no-zero-terminal"),
     Fault(UNET, "--parameterization bogus", "--parameterization"),
     # Models.

@@ -47,7 +47,7 @@ FAULTS = [
     Fault(TRAIN, "--model.attention 9", "attention"),
     Fault(TRAIN, "--model.patch 32", "multiple"),
     Fault(TRAIN, "--model.channels 33 65", "channels"),
-    Fault(TRAIN, "--model.channels 60000 65536 --model.blocks 200", "GB"),
+    Fault(TRAIN, "--model.channels 60000 65536", "GB"),
     Fault(TRAIN, "--steps 1.5", "--steps"),
     Fault(FEATURES, "--temperature 0", "--temperature"),
     Fault(FEATURES, "--validate-every -1", "--validate-every"),
