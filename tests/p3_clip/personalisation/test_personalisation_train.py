@@ -352,7 +352,7 @@ def test_concepts_side_by_side_are_a_lesson_of_their_own(
 def test_concepts_are_drawn_equally_often_and_every_other_row_is_regular() -> None:
     model = tiny_base()
     groups = [0] * 9 + [1] + [-1] * 4
-    encoded = Encoded(torch.zeros(14, 4, 2, 2), torch.ones(14, 1, 2, 2))
+    encoded = Encoded(torch.zeros(14, 4, 2, 2), torch.ones(14, 1, 2, 2), torch.zeros(14, 2, 2, 2))
     texts = [[f"a {colour} circle", f"{colour} circle"] for colour in ("red", "blue")]
     pool = Pool.make(model, encoded, groups, [texts[0]] * 9 + [texts[1]] + [["white star"]] * 4)
     assert len(pool.ids) == 5
