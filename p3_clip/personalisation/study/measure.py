@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from scipy import ndimage
 from skimage.color import deltaE_ciede2000
@@ -34,6 +35,7 @@ from p3_clip.personalisation.sentences import Asked, Colour, Sentence
 
 NEAR = 10.0  # CIEDE2000 within which two colours count as equal
 ONE_COLOUR = 5.0  # CIEDE2000 within which two regions are parts of one object, or of the background
+RIM = 1.5  # pixels of the image's own resolution: half the width of a region that is only an edge
 MIN_AREA = 0.005  # least area of an object, as a fraction of the image's
 
 
@@ -88,7 +90,8 @@ def look(picture: Tensor, colours: int) -> Seen:
     """
     large = resize(picture, SIZE, "nearest")
     side = picture.shape[-1]
-    labels = _one_label_per_colour(segment(picture, colours + 1), large, side)
+    labels = _without_rims(segment(picture, colours + 1), side)
+    labels = _one_label_per_colour(labels, large, side)
     background = median_colour(large, inner_region(labels == 0, side))
     objects = [
         _object(large, labels, part, background, side)
@@ -173,6 +176,21 @@ def _equal(colour: Colour | None, asked: Colour | None, within: float = NEAR) ->
     if colour is None or asked is None:
         return asked is None
     return float(colour_difference(colour, asked)) <= within
+
+
+def _without_rims(labels: Tensor, side: int) -> Tensor:
+    """The labels of `segment`, where thin regions get the label nearest to them.
+
+    Where fewer colours are there than looked for, the blend along an edge becomes a region.
+    """
+    known, thick = labels.numpy(), np.zeros(labels.shape, dtype=bool)
+    for label in np.unique(known):
+        parts, count = ndimage.label(known == label)
+        depth = ndimage.distance_transform_edt(parts > 0)
+        deepest = ndimage.maximum(depth, parts, np.arange(count + 1))
+        thick |= (deepest > RIM * SIZE / side)[parts] & (parts > 0)
+    y, x = ndimage.distance_transform_edt(~thick, return_distances=False, return_indices=True)
+    return torch.from_numpy(known[y, x]) if thick.any() else labels
 
 
 def _one_label_per_colour(labels: Tensor, picture: Tensor, side: int) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from common.report import Results, Tables, table
 
+NOT_MEASURED = "*These sentences are not measured yet.*"
 SCORES = {"image score": "image_score number1?", "text score": "text_score number1?"}
 
 
@@ -72,9 +73,7 @@ def by_method(part: Literal["offered", "harder"], number: str, results: Results)
     columns = {"sentence": "sentence text"} | {
         method: f'"{method}".{number}?' for method in measured
     }
-    return (
-        table(list(rows.values()), columns) if rows else "*These sentences are not measured yet.*"
-    )
+    return table(list(rows.values()), columns) if rows else NOT_MEASURED
 
 
 TABLES: Tables = {

@@ -44,7 +44,6 @@ from p3_clip.personalisation.sentences import (
     OFFERED,
     PAIRS,
     SENTENCES,
-    SINGLES,
     Sentence,
 )
 from p3_clip.personalisation.study.measure import Seen, colour_error, judge, look_for, rates
