@@ -407,7 +407,7 @@ def test_the_script_is_sound(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     trained = [line for line in lines if "personalisation.train" in line]
-    assert len(trained) == 9 and sum("--cut-mix" in line for line in trained) == 2
+    assert len(trained) == 9 and sum("--cut-mix" in line for line in trained) == 3
     assert all("--base BASE" in line and line.endswith("--steps 3") for line in trained)
     assert all(
         ("--class-data-dir RUNS/personalisation/class_data" in line) == ("custom" in line)
