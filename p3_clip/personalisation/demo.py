@@ -27,13 +27,7 @@ from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult
 from p3_clip.personalisation.inference import SIZE, picture_path, picture_seed
 from p3_clip.personalisation.inference import Config as InferenceConfig
 from p3_clip.personalisation.model import load_learned, personalise, usual_words
-from p3_clip.personalisation.sentences import SENTENCES, TOKENS
-
-EXAMPLES = tuple(
-    SENTENCES[key].prompt(TOKENS)
-    for key in ("wine_on_pink", "place", "ring_on_sky_blue", "violet_on_mauve")
-)
-"""Prompts of the shipped concepts."""
+from p3_clip.personalisation.sentences import EXAMPLES
 
 
 def tab(base: LatentDiffusion, kind: BaseKind, paths: Sequence[Path]) -> None:

@@ -138,3 +138,8 @@ OFFERED = {
 """The sentences with one drawn concept besides SINGLES, by key."""
 SENTENCES = SINGLES | OFFERED | PAIRS | HARDER
 """All sentences by key."""
+EXAMPLES = tuple(
+    SENTENCES[key].prompt(TOKENS)
+    for key in ("wine_on_pink", "place", "ring_on_sky_blue", "violet_on_mauve")
+)
+"""Prompts of the shipped concepts in the web demo."""

@@ -6,10 +6,10 @@ from pathlib import Path
 from common.data.concepts import DRAWN
 from common.data.examples import VOCABULARY
 from common.files import ROOT
-from p3_clip.personalisation.demo import EXAMPLES
 from p3_clip.personalisation.sentences import (
     ALONE,
     BESIDE_SQUARE,
+    EXAMPLES,
     HARDER,
     OFFERED,
     PAIRS,
