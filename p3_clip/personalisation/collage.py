@@ -21,7 +21,7 @@ from common.images import resize, to_model_range
 from common.metrics.segmentation import SIZE, inner_region, median_colour, object_mask
 from p3_clip.personalisation.photos import View, central_square
 
-RIM = 4  # pixels at SIZE along an object's edge, whose colours are mixed with the background's
+RIM = 10  # pixels at SIZE along an object's edge, whose colours are mixed with the background's
 
 
 class CutOut(NamedTuple):
