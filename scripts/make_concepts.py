@@ -17,9 +17,7 @@ from common.config import Bounds, Pictures, Seed
 from common.data.concepts import DRAWN, PHOTOS, SIDE, draw_photo
 from common.files import ROOT, make_folder, write_json
 from common.images import write_png
-from p3_clip.personalisation.templates import HELD_OUT_SHAPES
-
-SENTENCES = ("a {}", HELD_OUT_SHAPES[0])
+from p3_clip.personalisation.sentences import ALONE, BESIDE_SQUARE, TOKENS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +48,14 @@ def main(config: Config) -> None:
 def tasks() -> dict[str, Any]:
     """The content of input.json: the drawn concepts in the homework's format."""
     found = {}
-    for number, (name, drawn) in enumerate(DRAWN.items(), 1):
-        prompts = [sentence.format(drawn.phrase) for sentence in SENTENCES]
+    for name, drawn in DRAWN.items():
+        sentences = (ALONE[name], BESIDE_SQUARE[name])
         found[name] = {
             "src_image": drawn.phrase.format(drawn.word),
-            "token_name": f"<new{number}>",
-            "prompt": [prompt.format(f"<new{number}>") for prompt in prompts],
-            "prompt_4_clip_eval": [prompt.format(drawn.word) for prompt in prompts],
-            "baseline": [[0, 0]] * len(prompts),
+            "token_name": TOKENS[name],
+            "prompt": [sentence.prompt(TOKENS) for sentence in sentences],
+            "prompt_4_clip_eval": [sentence.in_known_words for sentence in sentences],
+            "baseline": [[0, 0]] * len(sentences),
         }
     return found
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The study of personalisation with the small model. Learns the drawn concepts by textual inversion
-# and by joint Custom Diffusion, each with and without cut-mix, and by Custom Diffusion one by one,
-# merged afterwards; then measures the results and makes the figures. Takes two hours on one CPU
-# core with --mixed-precision bf16. Finished trainings and images are kept. Flags are passed to
+# and by joint Custom Diffusion, each with and without cut-mix, the latter also with collages, a loss
+# weighted to the objects and one on the attention; and by Custom Diffusion one by one, merged
+# afterwards; then measures the results and makes the figures. Estimated: four hours on one CPU core
+# with --mixed-precision bf16. Finished trainings and images are kept. Flags are passed to
 # every training, for example --steps. Scores are those of the small CLIP, or of $CLIP, a model
 # folder or a model name of open_clip.
-# At 64x64 Custom Diffusion uses the augmentation of textual inversion (--augmentation flip):
-# scaling photos to 0.4 of their size would leave little of a shape, and no word of the small model
-# describes that size.
+# The photos have plain backgrounds and no word of the small model describes a size, so views are
+# whole or smaller with a continued background (--augmentation shrink).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 runs="${RUNS_DIR:-$ROOT/runs}/personalisation"
@@ -19,15 +19,19 @@ train() { # METHOD NAME FLAGS...
   "$PYTHON" -m p3_clip.personalisation.train "$method" --run-dir "$runs/$name" --base "$base" \
     --clip "$clip" --warmup 50 "$@"
 }
-inversion=(--steps 600 --batch-size 16)
-custom=(--augmentation flip --class-data-dir "$runs/class_data"
+photos=(--drawn-photos 10 --augmentation shrink)
+custom=("${photos[@]}" --class-data-dir "$runs/class_data"
   --init-from "$runs/inversion/last" --lr 5e-4)
+inversion=("${photos[@]}" --steps 600 --batch-size 16)
 train textual-inversion inversion "${inversion[@]}" "$@"
 train textual-inversion inversion_cut_mix "${inversion[@]}" --cut-mix 4 "$@"
 train custom-diffusion joint "${custom[@]}" --steps 2500 --validate-every 1000 \
   --preview-every 1000 --checkpoint-every 500 "$@"
 train custom-diffusion joint_cut_mix "${custom[@]}" --cut-mix 4 --steps 2500 \
   --validate-every 1000 --preview-every 1000 --checkpoint-every 500 "$@"
+train custom-diffusion joint_collage "${custom[@]}" --cut-mix 4 --collage 240 \
+  --object-weight 3 --attention-weight 0.1 --steps 2500 --validate-every 1000 \
+  --preview-every 1000 --checkpoint-every 500 "$@"
 apart=()
 for concept in "wine <new1>" "mauve <new2>" "slate_triangle <new3>" "ring <new4>"; do
   read -r name token <<< "$concept"
@@ -40,6 +44,7 @@ done
 "$PYTHON" -m p3_clip.personalisation.study.sweeps --base "$base" \
   --inversion "$runs/inversion/last" --inversion-cut-mix "$runs/inversion_cut_mix/last" \
   --joint "$runs/joint/last" --joint-cut-mix "$runs/joint_cut_mix/last" \
+  --joint-collage "$runs/joint_collage/last" \
   --merged "$runs/merged" --output-dir "$runs/pictures" --clip "$clip"
 "$PYTHON" -m p3_clip.personalisation.study.figures --pictures "$runs/pictures"
 "$PYTHON" -m scripts.make_report

@@ -2,12 +2,12 @@
 
 A concept's folder holds a few photos of it and nothing else, as in the homework's
 `textual_inversion/{0,1,cat}/*.jpg`. The small model's vocabulary has no name for the drawn
-concepts: colours that are far from every CSS colour, a shape in such a colour, and a shape that
-`common.data.shapes` does not have.
+concepts: colours that are far from every CSS colour, a shape in such a colour, and a shape in any
+colour that `common.data.shapes` does not have.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +26,21 @@ GOLD = CSS_COLOURS["gold"]
 HOLE = 0.55
 """Radius of a ring's hole, as a fraction of the ring's radius."""
 PHOTOS, SIDE, FINER = 5, 128, 4
-OTHERS = ("white", "pink", "light green", "sky blue", "violet")
+OTHERS = (
+    *("white", "pink", "light green", "sky blue", "violet"),
+    *("black", "silver", "aquamarine", "olive", "royal blue"),
+)
 """Colours of the rest of a photo, in turn. Captions name them, so that they are not learned as part
 of the concept, and they differ, so that the concept is not learned for one of them only (a ring
 learned on white had no hole on any other background)."""
+RING_COLOURS = (
+    *("gold", "teal", "crimson", "purple", "green"),
+    *("orange", "indigo", "saddle brown", "blue", "yellow"),
+)
+"""Colours of the rings in photos, in turn. Captions name them too, so that the word means the shape
+alone."""
 Rgb = tuple[int, int, int]
+"""A colour, each channel in 0..255."""
 
 
 # ----------------------------------------------------------------------------
@@ -59,8 +69,8 @@ def read_photos(folder: Path) -> list[Tensor]:
 class DrawnConcept:
     """A concept whose photos are drawn."""
 
-    draw: Callable[[Generator, int, Rgb], Tensor]
-    """(random, side, other colour) -> a photo, uint8 [3, side, side]."""
+    draw: Callable[[Generator, int, Rgb, Rgb], Tensor]
+    """(random, side, own colour, other colour) -> a photo, uint8 [3, side, side]."""
     phrase: str
     """The concept in a sentence; {} stands for its name."""
     setting: str
@@ -69,12 +79,18 @@ class DrawnConcept:
     """The known word closest in meaning."""
     colour: Rgb | None = None
     """Its colour, if that is a part of the concept."""
+    colours: tuple[str, ...] = ()
+    """The names of its colours in the photos, in turn, if its colour is no part of the concept."""
     is_thing: bool = True
     """Whether it can be placed beside another concept; a background cannot."""
 
+    def phrase_in(self, index: int) -> str:
+        """The concept in photo `index`, with its colour if that has a name: "{}", "gold {}"."""
+        return f"{_in_turn(self.colours, index)} {self.phrase}" if self.colours else self.phrase
+
     def caption(self, index: int) -> str:
         """The caption of photo `index`; {} stands for the concept's name."""
-        return self.setting.format(phrase=self.phrase, other=OTHERS[index % len(OTHERS)])
+        return self.setting.format(phrase=self.phrase_in(index), other=_in_turn(OTHERS, index))
 
 
 def draw_photo(name: str, index: int, seed: int = 0, side: int = SIDE) -> Tensor:
@@ -83,26 +99,28 @@ def draw_photo(name: str, index: int, seed: int = 0, side: int = SIDE) -> Tensor
     It depends on the arguments only.
     """
     random = np.random.default_rng(derive_seed(seed, sorted(DRAWN).index(name), index))
-    return DRAWN[name].draw(random, side, CSS_COLOURS[OTHERS[index % len(OTHERS)]])
+    drawn = DRAWN[name]
+    own = drawn.colour or CSS_COLOURS[_in_turn(drawn.colours, index)]
+    return drawn.draw(random, side, own, CSS_COLOURS[_in_turn(OTHERS, index)])
 
 
-def _shape_of(kind: str, colour: Rgb) -> Callable[[Generator, int, Rgb], Tensor]:
-    return lambda random, side, other: _paint(_mask(_place(random, kind), side), colour, other)
+def _in_turn(names: Sequence[str], index: int) -> str:
+    return names[index % len(names)]
 
 
-def _background_of(colour: Rgb) -> Callable[[Generator, int, Rgb], Tensor]:
-    return lambda random, side, other: _paint(_mask(_place(random, "circle"), side), other, colour)
+def _draw_shape(kind: str) -> Callable[[Generator, int, Rgb, Rgb], Tensor]:
+    return lambda random, side, own, other: _paint(_mask(_place(random, kind), side), own, other)
 
 
-def _ring_of(colour: Rgb) -> Callable[[Generator, int, Rgb], Tensor]:
-    """Draws a circle with a hole."""
+def _draw_background(random: Generator, side: int, own: Rgb, other: Rgb) -> Tensor:
+    return _paint(_mask(_place(random, "circle"), side), other, own)
 
-    def draw(random: Generator, side: int, other: Rgb) -> Tensor:
-        disc = _place(random, "circle")
-        ring = _mask(disc, side) - _mask(dataclasses.replace(disc, radius=HOLE * disc.radius), side)
-        return _paint(ring, colour, other)
 
-    return draw
+def _draw_ring(random: Generator, side: int, own: Rgb, other: Rgb) -> Tensor:
+    """A circle with a hole."""
+    disc = _place(random, "circle")
+    hole = dataclasses.replace(disc, radius=HOLE * disc.radius)
+    return _paint(_mask(disc, side) - _mask(hole, side), own, other)
 
 
 def _place(random: Generator, kind: str) -> Shape:
@@ -130,19 +148,17 @@ def _paint(mask: Tensor, colour: Rgb, background: Rgb) -> Tensor:
 
 _ON_GROUND, _ROUND_CIRCLE = "{phrase} with {other} background", "{other} {phrase}"
 DRAWN: dict[str, DrawnConcept] = {
-    "wine": DrawnConcept(_shape_of("circle", WINE), "{} circle", _ON_GROUND, "maroon", WINE),
+    "wine": DrawnConcept(_draw_shape("circle"), "{} circle", _ON_GROUND, "maroon", WINE),
     "mauve": DrawnConcept(
-        _background_of(MAUVE),
+        _draw_background,
         "circle with {} background",
         _ROUND_CIRCLE,
         "gray",
         MAUVE,
         is_thing=False,
     ),
-    "slate_triangle": DrawnConcept(
-        _shape_of("triangle", SLATE), "{}", _ON_GROUND, "triangle", SLATE
-    ),
-    "ring": DrawnConcept(_ring_of(GOLD), "{}", _ON_GROUND, "circle"),
+    "slate_triangle": DrawnConcept(_draw_shape("triangle"), "{}", _ON_GROUND, "triangle", SLATE),
+    "ring": DrawnConcept(_draw_ring, "{}", _ON_GROUND, "circle", colours=RING_COLOURS),
 }
 """Drawn concepts by name: a colour of circles, a colour of backgrounds, a triangle in a colour of
-its own, and a golden ring."""
+its own, and a ring in any colour."""

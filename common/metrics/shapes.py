@@ -1,10 +1,11 @@
-"""Which shape an object is: the best-fitting ideal circle, square, triangle or star."""
+"""Which shape an object is: the best-fitting ideal circle, square, triangle or star, or a ring."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import ndimage
 from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +14,8 @@ from common.data.shapes import KINDS, Shape, render_coverage
 
 SIDE = 128  # pixels at which shapes are compared
 GOOD_FIT = 0.85  # least IoU with the ideal shape of its kind
+RING = "ring"
+HOLLOW = 0.05  # least area of a ring's hole, as a fraction of the filled ring's
 TURN = {"circle": 0.0, "square": math.pi / 2, "triangle": 2 * math.pi / 3, "star": 2 * math.pi / 5}
 """The rotation, in radians, after which a shape looks the same."""
 TURNS = 3  # initial angles within that rotation
@@ -26,9 +29,9 @@ class Fit(NamedTuple):
     """An ideal shape fitted to an object."""
 
     kind: str
-    """One of `common.data.shapes.KINDS`."""
+    """One of `common.data.shapes.KINDS`, or RING."""
     iou: float
-    """Its intersection over union with the object, inside the picture."""
+    """Its intersection over union with the object, inside the picture; of a ring see `fit_ring`."""
 
     def shows(self, kind: str) -> bool:
         """Whether the object is a shape of this kind: none fits better, and the fit is good."""
@@ -37,7 +40,21 @@ class Fit(NamedTuple):
 
 def recognise(mask: Tensor) -> Fit:
     """The ideal shape that fits an object with the mask bool [S, S] best; see `fit_shape`."""
-    return max((Fit(kind, fit_shape(mask, kind)) for kind in KINDS), key=lambda fit: fit.iou)
+    fits = [Fit(kind, fit_shape(mask, kind)) for kind in KINDS]
+    return max([*fits, Fit(RING, fit_ring(mask))], key=lambda fit: fit.iou)
+
+
+def fit_ring(mask: Tensor) -> float:
+    """The lower IoU with an ideal circle of the filled object and of its hole; 0 without a hole.
+
+    A ring is closed: an open one has no hole to fill. `mask` is as in `fit_shape`; what several
+    holes cover counts as one hole.
+    """
+    filled = torch.from_numpy(ndimage.binary_fill_holes(mask.numpy()))
+    hole = filled & ~mask
+    if hole.sum() < max(HOLLOW * float(filled.sum()), 1.0):
+        return 0.0
+    return min(fit_shape(filled, "circle"), fit_shape(hole, "circle"))
 
 
 def fit_shape(mask: Tensor, kind: str) -> float:

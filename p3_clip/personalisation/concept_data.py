@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from common.data.concepts import DRAWN, PHOTOS, draw_photo, read_photos
+from common.data.concepts import DRAWN, draw_photo, read_photos
 from common.errors import InputError
 from p3_clip.personalisation.base_kind import BaseKind
 from p3_clip.personalisation.config import CustomDiffusion, TextualInversion
@@ -29,8 +29,10 @@ class ConceptData:
     """Whether it is a style, which has prompts of its own."""
     photos: list[Tensor]
     """Training photos, uint8 [3, H, W] each."""
-    captions: list[str]
-    """Caption of each photo, where {} stands for the token; mostly the phrase alone."""
+    phrases: list[str]
+    """The phrase of each photo, where its colour may be named: "{}", "gold {}"."""
+    captions: list[tuple[str, ...]]
+    """Captions of each photo, where {} stands for the token; mostly the phrase alone."""
     is_thing: bool = True
     """Whether it can stand beside another object; a style and a background colour cannot."""
 
@@ -76,7 +78,7 @@ def read_concept_data(config: TextualInversion | CustomDiffusion) -> list[Concep
     concept_data = []
     for k, folder in enumerate(config.photos):
         photos = read_photos(folder)
-        style, captions = tokens[k] in config.styles, [phrases[k]] * len(photos)
+        style = tokens[k] in config.styles
         concept_data.append(
             ConceptData(
                 tokens[k],
@@ -85,7 +87,8 @@ def read_concept_data(config: TextualInversion | CustomDiffusion) -> list[Concep
                 described[k],
                 style,
                 photos,
-                captions,
+                [phrases[k]] * len(photos),
+                [(phrases[k],)] * len(photos),
                 not style,
             )
         )
@@ -108,12 +111,24 @@ def _drawn_concept_data(config: TextualInversion | CustomDiffusion) -> list[Conc
         )
     concept_data = []
     for token, name in zip(tokens, config.drawn, strict=True):
-        drawn, photos = DRAWN[name], [draw_photo(name, index) for index in range(PHOTOS)]
-        described = drawn.phrase.format(drawn.word)
-        captions = [drawn.caption(index) for index in range(PHOTOS)]
+        drawn, count = DRAWN[name], range(config.drawn_photos)
+        phrases = [drawn.phrase_in(index) for index in count]
+        # The phrases alone too, so that the concept is also learned where nothing else is named.
+        captions = [
+            tuple(dict.fromkeys((drawn.caption(index), phrases[index], drawn.phrase)))
+            for index in count
+        ]
         concept_data.append(
             ConceptData(
-                token, drawn.word, drawn.phrase, described, False, photos, captions, drawn.is_thing
+                token,
+                drawn.word,
+                drawn.phrase,
+                drawn.phrase.format(drawn.word),
+                False,
+                [draw_photo(name, index) for index in count],
+                phrases,
+                captions,
+                drawn.is_thing,
             )
         )
     return concept_data
@@ -145,12 +160,13 @@ def held_out_prompts(
 
 def pairs_to_mix(
     config: TextualInversion | CustomDiffusion, concept_data: Sequence[ConceptData]
-) -> list[tuple[ConceptData, ConceptData]]:
-    """Returns the pairs of concepts to show side by side; none if --cut-mix is 0.
+) -> list[tuple[int, int]]:
+    """Returns the indices of the pairs of concepts to show side by side; none if --cut-mix is 0.
 
     Raises InputError if --cut-mix is larger and fewer than two concepts can stand beside another.
     """
-    pairs = list(itertools.combinations([data for data in concept_data if data.is_thing], 2))
+    things = [k for k, data in enumerate(concept_data) if data.is_thing]
+    pairs = list(itertools.combinations(things, 2))
     if config.cut_mix and not pairs:
         raise InputError("--cut-mix needs two concepts that can stand beside each other")
     return pairs if config.cut_mix else []

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from common.cli import Preset
-from common.config import Bounds
-from common.data.concepts import DRAWN
+from common.config import Bounds, Count, NonNegative, Positive
+from common.data.concepts import DRAWN, PHOTOS
 from common.files import ROOT
 from common.training import TrainingConfig
 from p3_clip.personalisation.photos import Augmentation
@@ -84,6 +84,8 @@ class _Common:
     """A known word of similar meaning, such as dog, for each folder's concept."""
     drawn: tuple[str, ...] = tuple(DRAWN)
     """Names of the drawn concepts to learn; unused with --photos."""
+    drawn_photos: Count = PHOTOS
+    """Photos drawn of each of them; the first 10 have different backgrounds."""
     tokens: tuple[str, ...] = ()
     """Placeholder of each concept. Default: <new1>, <new2> and so on."""
     phrases: tuple[str, ...] = ()
@@ -102,10 +104,20 @@ class _Common:
     base: Path = ROOT / "checkpoints" / "ldm_shapes"
     """The frozen base model: a Stable Diffusion v1.4 file or folder, or a small model's folder."""
     views: int = 24
-    """Random views per photo, each encoded once before training; only for --augmentation resize."""
+    """Random views per photo, each encoded once before training; only for --augmentation resize and
+    shrink."""
     cut_mix: int = 0
     """Views per pair of photos of two concepts, side by side in either order (cut-mix; photos are
     paired by their position); 0: none."""
+    collage: Annotated[int, Bounds(at_least=0)] = 0
+    """Views of each object, and of each two objects side by side, cut out of photos with plain
+    backgrounds and placed on learned backgrounds and on named colours in turn; 0: none."""
+    object_weight: Positive = 1.0
+    """Weight of the objects in the loss, relative to the rest of the photo; photos need plain
+    backgrounds."""
+    attention_weight: NonNegative = 0.0
+    """Weight of a second loss, the fraction of a learned word's cross-attention that is not on its
+    concept; photos need plain backgrounds. 0: none."""
     held_out: tuple[str, ...] = ()
     """Validation prompts with {} in the place of the concept. Default: two, never trained on."""
     held_out_pictures: int = 4
@@ -123,7 +135,8 @@ class TextualInversion(_Common):
 
     augmentation: Augmentation = "flip"
     """Views of a photo: itself (none); itself and its mirror image (flip); random size and place,
-    mirrored or not (resize)."""
+    mirrored or not (resize); whole or smaller, with a continued border, mirrored or not, for plain
+    backgrounds (shrink)."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = WORDS
     PRESETS: ClassVar = {
         "small": Preset(
@@ -161,7 +174,8 @@ class CustomDiffusion(_Common):
 
     augmentation: Augmentation = "resize"
     """Views of a photo: itself (none); itself and its mirror image (flip); random size and place,
-    mirrored or not (resize)."""
+    mirrored or not (resize); whole or smaller, with a continued border, mirrored or not, for plain
+    backgrounds (shrink)."""
     num_class_images: int = 200
     """Regularisation images, which the base model generates; 0: none."""
     class_data_dir: Path | None = None

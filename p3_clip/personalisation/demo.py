@@ -27,14 +27,7 @@ from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult
 from p3_clip.personalisation.inference import SIZE, picture_path, picture_seed
 from p3_clip.personalisation.inference import Config as InferenceConfig
 from p3_clip.personalisation.model import load_learned, personalise, usual_words
-
-EXAMPLES = (
-    "a <new1> circle with pink background",
-    "a <new1> circle with <new2> background",
-    "a <new4> with sky blue background",
-    "a violet circle with <new2> background",
-)
-"""Prompts of the shipped concepts."""
+from p3_clip.personalisation.sentences import EXAMPLES
 
 
 def tab(base: LatentDiffusion, kind: BaseKind, paths: Sequence[Path]) -> None:

@@ -40,6 +40,7 @@ from common.metrics.clip_scores import FORMS, TEXT_WEIGHT, image_cosines, text_c
 from common.seeds import Draws, derive_seeds, views_seed
 from common.training import Batch, fit, settings_of
 from common.validation import held_out_loss
+from p3_clip.personalisation.attention_maps import attention_outside, keep_maps
 from p3_clip.personalisation.base_kind import BaseKind, base_kind
 from p3_clip.personalisation.concept_data import (
     ConceptData,
@@ -48,21 +49,14 @@ from p3_clip.personalisation.concept_data import (
     pairs_to_mix,
     photos_hash,
     read_concept_data,
-    sentences,
 )
 from p3_clip.personalisation.concepts import Concept, check_tokens, expand, initial_vectors, norms
 from p3_clip.personalisation.config import CustomDiffusion, TextualInversion
 from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult, projections
 from p3_clip.personalisation.model import load_learned, personalise, save_learned, usual_words
-from p3_clip.personalisation.photos import (
-    Encoded,
-    Pool,
-    View,
-    cut_mix_views,
-    encode_views,
-    make_views,
-)
+from p3_clip.personalisation.photos import Encoded, Pool, encode_views, make_views
 from p3_clip.personalisation.regularisation import RegularizationImages, regularization_images
+from p3_clip.personalisation.training_views import training_views
 
 if TYPE_CHECKING:
     from common.clip.model import Clip
@@ -82,7 +76,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     """Trains, or resumes the run in `config.run_dir`."""
     kind = base_kind(config.base)
     concept_data = read_concept_data(config)
-    mixed = pairs_to_mix(config, concept_data)
+    pairs_to_mix(config, concept_data)  # refuses concepts that cannot be mixed
     custom = isinstance(config, CustomDiffusion)
     torch.manual_seed(config.training.seed)
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
@@ -115,7 +109,9 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     personalise(model, CustomDiffusionResult({}, concepts))
     embedding = model.text_encoder.get_input_embeddings()
     params = {f"word/{token}": rows for token, rows in embedding.rows.items()} | matrices
-    pool = make_pool(config, kind, concept_data, mixed, concepts, model, regularization, base)
+    pool = make_pool(config, kind, concept_data, concepts, model, regularization, base)
+    maps = keep_maps(model.unet) if config.attention_weight else []
+    word_ids = [model.tokenizer.convert_tokens_to_ids(concept.words) for concept in concepts]
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
         return pool.draw(
@@ -124,7 +120,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
 
     def loss_fn(batch: Batch, draws: Draws) -> Tensor:
         validated.clear()
-        return diffusion_loss(
+        loss = diffusion_loss(
             model.apply_model,
             model.schedule,
             batch["latent"].float(),
@@ -133,6 +129,12 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
             parameterization=model.parameterization,
             weight=batch["weight"].float(),
         )
+        if config.attention_weight:
+            places = torch.stack([isin(batch["ids"], ids) for ids in word_ids], 1)
+            kept = [each.map for each in maps if each.map is not None]
+            outside = attention_outside(kept, places, batch["regions"].float())
+            loss = loss + config.attention_weight * outside
+        return loss
 
     held_out = held_out_prompts(config, concept_data, kind)
     validated: list[Tensor] = []  # pictures of the last validation, until the weights change
@@ -265,54 +267,26 @@ def _learned_before(
     return [known[data.token] for data in concept_data]
 
 
+def isin(ids: Tensor, words: Sequence[int]) -> Tensor:
+    """Which of the token ids are of one of these words, as a bool tensor like `ids`."""
+    return torch.isin(ids, torch.tensor(words, device=ids.device))
+
+
 def make_pool(
     config: TextualInversion | CustomDiffusion,
     kind: BaseKind,
     concept_data: Sequence[ConceptData],
-    mixed: Sequence[tuple[ConceptData, ConceptData]],
     concepts: Sequence[Concept],
     model: LatentDiffusion,
     regularization: RegularizationImages,
     base: str,
 ) -> Pool:
-    """Makes and encodes all views, and pairs them with their prompts.
-
-    The cut-mix views of each pair in `mixed` form a group of their own, drawn like a concept.
-    """
+    """Makes and encodes all views, see `training_views`, and pairs them with their prompts."""
     random = torch.Generator().manual_seed(views_seed(config.training.seed))
-    views: list[View] = []
-    groups: list[int] = []
-    prompts: list[list[str]] = []
-    for k, data in enumerate(concept_data):
-        for photo, caption in zip(data.photos, data.captions, strict=True):
-            shown = [
-                sentence.format(caption.format(data.token)) for sentence in sentences(data, kind)
-            ]
-            for view in make_views(photo, model.side, config.augmentation, config.views, random):
-                views.append(view)
-                groups.append(k)
-                words = view.words if kind.knows_distance else ("",)
-                prompts.append(
-                    [expand(word + prompt, concepts) for prompt in shown for word in words]
-                )
-    for group, (one, other) in enumerate(mixed, len(concept_data)):
-        for left, right in ((one, other), (other, one)):
-            for i in range(max(len(left.photos), len(right.photos))):
-                first, second = i % len(left.photos), i % len(right.photos)
-                shown = [
-                    sentence.format(
-                        f"{left.phrase.format(left.token)} next to {caption.format(right.token)}"
-                    )
-                    for sentence in sentences(left, kind)
-                    # A dict, so that a caption equal to the phrase occurs once.
-                    for caption in {right.phrase: None, right.captions[second]: None}
-                ]
-                both = cut_mix_views(
-                    left.photos[first], right.photos[second], model.side, config.cut_mix, random
-                )
-                views += both
-                groups += [group] * len(both)
-                prompts += [[expand(prompt, concepts) for prompt in shown]] * len(both)
+    shown = training_views(config, concept_data, kind, model.side, random)
+    views = [each.view for each in shown]
+    groups = [each.group for each in shown]
+    prompts = [[expand(prompt, concepts) for prompt in each.prompts] for each in shown]
     for prompt, picture in zip(regularization.prompts, regularization.pictures, strict=True):
         views += make_views(picture, model.side, "none", 1, random)
         groups.append(-1)
@@ -324,9 +298,20 @@ def make_pool(
         "augmentation": config.augmentation,
         "views": config.views,
         "cut_mix": config.cut_mix,
+        "collage": config.collage,
+        "object_weight": config.object_weight,
+        "regions": bool(config.attention_weight),
         "seed": config.training.seed,
     }
-    encoded: Encoded = encode_views(model, views, config.run_dir / "latents.safetensors", made_from)
+    encoded: Encoded = encode_views(
+        model,
+        views,
+        config.run_dir / "latents.safetensors",
+        made_from,
+        shown=[each.shown for each in shown] + [()] * len(regularization.pictures),
+        things=[data.is_thing for data in concept_data],
+        object_weight=config.object_weight,
+    )
     return Pool.make(model, encoded, groups, prompts)
 
 

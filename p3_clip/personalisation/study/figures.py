@@ -6,11 +6,12 @@
 single.png shows the photos of each drawn concept beside images of it by textual inversion and by
 joint Custom Diffusion (or, without both, by the study's last method). place.png, beside.png and
 place_ring.png show two concepts in one image: for each method, its first successes and its first
-failures, as `measure.py` judges them.
+failures, as `measure.py` judges them. harder.png shows the same of the harder sentences, by the
+last method that learned all of their concepts.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,19 @@ from common.errors import InputError
 from common.files import ROOT, make_folder, read_json
 from common.grid import labelled_grid
 from common.images import read_rgb, write_png
-from p3_clip.personalisation.study.measure import PAIRS
-from p3_clip.personalisation.study.sweeps import INVERSION, JOINT, JOINT_CUT_MIX, picture_paths
+from p3_clip.personalisation.sentences import HARDER, PAIRS
+from p3_clip.personalisation.study.sweeps import (
+    INVERSION,
+    JOINT,
+    JOINT_COLLAGE,
+    JOINT_CUT_MIX,
+    picture_paths,
+)
 
 EACH = 5  # images of each kind in a row
 WHITE = 255
-SHORT = {INVERSION: "inversion", JOINT: "Custom", JOINT_CUT_MIX: "Custom"}
+JOINTS = (JOINT, JOINT_CUT_MIX, JOINT_COLLAGE)
+SHORT = {INVERSION: "inversion"} | dict.fromkeys(JOINTS, "Custom")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +63,8 @@ def main(config: Config) -> None:
     figures |= {
         pair: pair_figure(config.pictures, pair, results) for pair in PAIRS if pair in asked
     }
+    if any(found.get("harder") for found in results["methods"].values()):
+        figures["harder"] = harder_figure(config.pictures, results)
     folder = make_folder(config.output_dir)
     for name, figure in figures.items():
         write_png(folder / f"{name}.png", figure)
@@ -64,11 +74,11 @@ def main(config: Config) -> None:
 def single_figure(folder: Path, results: dict[str, Any]) -> Tensor:
     """Returns a figure with one row per drawn concept: its photos, and images by each method shown.
 
-    The methods shown are textual inversion and joint Custom Diffusion (with cut-mix, if both
-    results exist), or the last method if there is neither.
+    The methods shown are textual inversion and joint Custom Diffusion (the last of its results), or
+    the last method if there is neither.
     """
     methods = results["methods"]
-    joint = [method for method in (JOINT, JOINT_CUT_MIX) if method in methods]
+    joint = [method for method in JOINTS if method in methods]
     shown = [method for method in (INVERSION, *joint[-1:]) if method in methods] or list(methods)[
         -1:
     ]
@@ -98,19 +108,42 @@ def pair_figure(folder: Path, pair: str, results: dict[str, Any]) -> Tensor:
 
     A success has both concepts in their places.
     """
+    shown = {
+        method: (method, pair, found["pairs"][pair])
+        for method, found in results["methods"].items()
+        if pair in found["pairs"]
+    }
+    return _successes_and_failures(folder, shown, results["images"])
+
+
+def harder_figure(folder: Path, results: dict[str, Any]) -> Tensor:
+    """Returns a figure with one row per harder sentence: its first successes and failures.
+
+    They are those of the last method that learned all concepts of the sentence.
+    """
+    shown = {}
+    for key in HARDER:
+        for method, found in results["methods"].items():
+            if numbers := found.get("harder", {}).get(key):
+                shown[numbers["prompt"]] = (method, key, numbers)
+    return _successes_and_failures(folder, shown, results["images"])
+
+
+def _successes_and_failures(
+    folder: Path, shown: Mapping[str, tuple[str, str, dict[str, Any]]], count: int
+) -> Tensor:
+    """A figure with a row for each label of `shown`: (method, key of the sentence, its numbers)."""
     rows, labels = [], []
-    for method, found in results["methods"].items():
-        if pair not in found["pairs"]:
-            continue
-        bound: Sequence[bool] = found["pairs"][pair]["bound_images"]
-        paths = picture_paths(folder, method, pair, results["images"])
+    for label, (method, key, numbers) in shown.items():
+        bound: Sequence[bool] = numbers["bound_images"]
+        paths = picture_paths(folder, method, key, count)
         side = read_rgb(paths[0]).shape[-1]
         for wanted in (True, False):
             chosen = [
                 path for path, is_bound in zip(paths, bound, strict=True) if is_bound == wanted
             ][:EACH]
             rows += _filled([read_rgb(path) for path in chosen], side)
-        labels.append(f"{method} ({sum(bound)} of {len(bound)})")
+        labels.append(f"{label} ({sum(bound)} of {len(bound)})")
     columns = ["in place"] * EACH + ["not"] * EACH
     return labelled_grid(torch.stack(rows), 2 * EACH, row_labels=labels, column_labels=columns)
 

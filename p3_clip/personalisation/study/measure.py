@@ -1,36 +1,26 @@
-"""Measures from pixels whether the drawn concepts are present, in place, swapped or blended.
+"""Measures from pixels whether a picture shows what a sentence asks for.
 
-An object counts as a ring if the background shows through a hole in it. It counts as angular, like
-a triangle, if the area of its convex hull is below ANGULAR times that of the ellipse with the same
-second moments (for an oval the two are equal). A colour counts as a concept's within NEAR
-(CIEDE2000). Two concepts are requested in one image by three prompts, the keys of PAIRS:
-
-- place, "a <new1> circle with <new2> background". In place: an object is wine, and the background
-  mauve. Swapped: an object is mauve, and the background wine. Blended: an object or the background
-  has a colour between the two.
-- beside, "a <new3> next to a <new1> circle". In place: one object is angular and slate, the
-  triangle's colour, and another is wine and not angular. Swapped: one is angular and wine, and
-  another is slate and not angular. Blended: an object has a colour between the two, or is angular
-  and wine.
-- place_ring, "a <new4> with <new2> background". In place: an object is a ring, and the background
-  mauve. Swapped: an object is mauve. Blended: an object or the background has a colour between
-  mauve and gold, the colour of the rings in the photos.
+A `Sentence` asks for objects, each of a shape and perhaps a colour, and perhaps for a colour of the
+background. A picture is in place if it shows exactly as many objects as asked for, if they can be
+assigned one to one so that each has its shape and its colour, and if the background has its colour.
+An object has the shape that fits it best (`common.metrics.shapes.recognise`), if that fits well,
+and a ring counts only if the background shows through its hole. Two colours are equal within NEAR.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import functools
+import itertools
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.color import deltaE_ciede2000
-from skimage.measure import regionprops
 from torch import Tensor
 
 from common.colour import colour_difference, to_lab
-from common.data.concepts import DRAWN, GOLD, MAUVE, SLATE, WINE
 from common.images import resize
 from common.metrics.segmentation import (
     NO_OBJECT_ERROR,
@@ -40,30 +30,36 @@ from common.metrics.segmentation import (
     segment,
     separate,
 )
+from common.metrics.shapes import RING, recognise
+from p3_clip.personalisation.sentences import Asked, Colour, Sentence
 
 NEAR = 10.0  # CIEDE2000 within which two colours count as equal
-HOLLOW = 0.05  # least area of a hole, as a fraction of the filled object's
-# Largest `_ellipticity` of an angular object. In images of the base model, 9 of 10 triangles beside
-# a circle have 0.983 or less, and 9 of 10 circles 0.996 or more.
-ANGULAR = 0.99
-MIN_AREA = 0.01  # least area of an object, as a fraction of the image's
-Colour = tuple[float, float, float]
-"""RGB, each in 0..255."""
+ONE_COLOUR = 5.0  # CIEDE2000 within which two regions are parts of one object, or of the background
+RIM = 1.5  # pixels of the image's own resolution: half the width of a region that is only an edge
+MIN_AREA = 0.005  # least area of an object, as a fraction of the image's
 
 
-class Object(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Object:
     """One object of an image."""
 
     colour: Colour | None
     """Its median colour; None if it is too thin to measure."""
-    hole: bool
-    """Whether the background shows through a hole in it."""
-    angular: bool
-    """Whether it is angular, like a triangle."""
+    mask: Tensor
+    """Its pixels, with those of objects on it, bool [SIZE, SIZE]."""
+    on_background: bool
+    """Whether all that shows through holes in it has the background's colour."""
 
-    def is_near(self, colour: Colour) -> bool:
-        """Whether its colour is within NEAR of `colour`."""
-        return self.colour is not None and is_near(self.colour, colour)
+    @functools.cached_property
+    def shape(self) -> str | None:
+        """One of `common.data.shapes.KINDS`, or RING; None if no shape fits well."""
+        fit = recognise(self.mask)
+        good = fit.shows(fit.kind) and (fit.kind != RING or self.on_background)
+        return fit.kind if good else None
+
+    def is_as(self, asked: Asked) -> bool:
+        """Whether it has the shape and the colour asked for."""
+        return _equal(self.colour, asked.colour) and self.shape == asked.shape
 
 
 class Seen(NamedTuple):
@@ -75,123 +71,92 @@ class Seen(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """How an image shows two requested concepts; the module's docstring defines each prompt's."""
+    """How an image shows what a sentence asks for."""
 
-    first: bool
-    """The first concept is anywhere in the image."""
-    second: bool
-    """The second concept is anywhere in the image."""
     bound: bool
-    """Each concept is in its place."""
+    """All is in place, and nothing else is there."""
+    present: tuple[bool, ...]
+    """Whether each object asked for is anywhere in the image, then the background if asked for."""
     swapped: bool
-    """Each concept is in the other's place."""
+    """It is not, but with the colours asked for exchanged among objects and background it is."""
     blended: bool
-    """Something is a mixture of both concepts."""
+    """An object or the background has a colour between two of those asked for."""
 
 
 def look(picture: Tensor, colours: int) -> Seen:
-    """Finds the objects, of up to `colours` colours, and the background of uint8 [3, S, S]."""
-    labels = segment(picture, colours)
+    """Finds the objects, of up to `colours` colours, and the background of uint8 [3, S, S].
+
+    One colour more is looked for, so that an object which was not asked for is found too.
+    """
     large = resize(picture, SIZE, "nearest")
     side = picture.shape[-1]
+    labels = _without_rims(segment(picture, colours + 1), side)
+    labels = _one_label_per_colour(labels, large, side)
     background = median_colour(large, inner_region(labels == 0, side))
     objects = [
-        _describe(large, part, background, side)
-        for label in range(1, colours + 1)
+        _object(large, labels, part, background, side)
+        for label in range(1, colours + 2)
         for part in separate(labels == label, MIN_AREA)
     ]
     return Seen(objects, background)
 
 
-def colour_error(name: str, seen: Seen) -> float:
-    """CIEDE2000 between a drawn concept's colour and the colour found in its place.
+def judge(sentence: Sentence, seen: Seen) -> Judgement:
+    """Judges what was found in an image by a sentence."""
+    shapes, colours = [asked.shape for asked in sentence.objects], sentence.colours
+    bound = in_place(shapes, colours, seen)
+    others = {*itertools.permutations(colours)} - {colours}
+    found = [each.colour for each in seen.objects] + [seen.background] * bool(seen.objects)
+    present = [any(each.is_as(asked) for each in seen.objects) for asked in sentence.objects]
+    if sentence.background is not None:
+        present.append(bool(seen.objects) and _equal(seen.background, sentence.background))
+    return Judgement(
+        bound,
+        tuple(present),
+        not bound and any(in_place(shapes, exchanged, seen) for exchanged in others),
+        any(
+            is_between(colour, *two)
+            for colour in found
+            if colour is not None
+            for two in itertools.combinations({*colours} - {None}, 2)
+        ),
+    )
 
-    The place is the background for mauve, else the first object; NO_OBJECT_ERROR, 50, if the image
-    shows nothing there.
+
+def look_for(sentence: Sentence, picture: Tensor) -> Seen:
+    """What is found in an image of a sentence; see `look`."""
+    named = {asked.colour for asked in sentence.objects} - {None}
+    return look(picture, len(named) + sum(asked.colour is None for asked in sentence.objects))
+
+
+def in_place(shapes: Sequence[str], colours: Sequence[Colour | None], seen: Seen) -> bool:
+    """Whether the image shows exactly objects of these shapes and colours on the background.
+
+    The background's colour is the last of `colours`; a colour of None may be any.
     """
-    if not seen.objects:
-        return NO_OBJECT_ERROR
-    found = seen.background if DRAWN[name].colour == MAUVE else seen.objects[0].colour
-    return NO_OBJECT_ERROR if found is None else float(colour_difference(found, DRAWN[name].colour))
-
-
-def is_present(name: str, seen: Seen) -> bool:
-    """Whether the image shows the drawn concept: mauve as the background, others as an object."""
-    if name == "mauve":
-        return (
-            bool(seen.objects) and seen.background is not None and is_near(seen.background, MAUVE)
+    asked = [Asked(*each) for each in zip(shapes, colours[:-1], strict=True)]
+    return (
+        len(seen.objects) == len(asked)
+        and _equal(seen.background, colours[-1])
+        and any(
+            all(each.is_as(one) for each, one in zip(order, asked, strict=True))
+            for order in itertools.permutations(seen.objects)
         )
-    return any(_is(name, each) for each in seen.objects)
-
-
-def judge_place(seen: Seen) -> Judgement:
-    """Judges an image of "place": wine as an object's colour, mauve as the background's."""
-    objects, ground = _colours(seen)
-    return Judgement(
-        first=_shows(objects + ground, WINE),
-        second=_shows(objects + ground, MAUVE),
-        bound=_shows(objects, WINE) and _shows(ground, MAUVE),
-        swapped=_shows(objects, MAUVE) and _shows(ground, WINE),
-        blended=any(is_between(each, WINE, MAUVE) for each in objects + ground),
     )
 
 
-def judge_beside(seen: Seen) -> Judgement:
-    """Judges an image of "beside": a slate triangle and a wine circle as two objects."""
-    triangle = any(_is("slate_triangle", each) for each in seen.objects)
-    triangle_in_wine = any(each.angular and each.is_near(WINE) for each in seen.objects)
-    circle = any(not each.angular and each.is_near(WINE) for each in seen.objects)
-    circle_in_slate = any(not each.angular and each.is_near(SLATE) for each in seen.objects)
-    return Judgement(
-        first=triangle,
-        second=circle,
-        bound=triangle and circle,
-        swapped=triangle_in_wine and circle_in_slate,
-        blended=triangle_in_wine
-        or any(is_between(each, SLATE, WINE) for each in _colours(seen)[0]),
-    )
+def colour_error(colour: Colour, seen: Seen, *, of_background: bool = False) -> float:
+    """CIEDE2000 between a colour asked for and the nearest of the objects, or the background.
 
-
-def judge_place_ring(seen: Seen) -> Judgement:
-    """Judges an image of "place_ring": a ring as an object, mauve as the background's colour."""
-    objects, ground = _colours(seen)
-    ring = any(_is("ring", each) for each in seen.objects)
-    return Judgement(
-        first=ring,
-        second=_shows(objects + ground, MAUVE),
-        bound=ring and _shows(ground, MAUVE),
-        swapped=_shows(objects, MAUVE),
-        blended=any(is_between(each, GOLD, MAUVE) for each in objects + ground),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """Two concepts that are requested in one image."""
-
-    names: tuple[str, str]
-    """Their keys in DRAWN."""
-    prompt: str
-    """The prompt, with {} and {} in the places of the two placeholders."""
-    colours: int
-    """Number of object colours to look for."""
-    judge: Callable[[Seen], Judgement]
-
-
-PAIRS = {
-    "place": Pair(("wine", "mauve"), "a {} circle with {} background", 1, judge_place),
-    "beside": Pair(("slate_triangle", "wine"), "a {} next to a {} circle", 2, judge_beside),
-    "place_ring": Pair(("ring", "mauve"), "a {} with {} background", 1, judge_place_ring),
-}
+    It is NO_OBJECT_ERROR, 50, if the image shows no object.
+    """
+    colours = [seen.background] if of_background else [each.colour for each in seen.objects]
+    found = [each for each in colours if each is not None and seen.objects]
+    return min((float(colour_difference(each, colour)) for each in found), default=NO_OBJECT_ERROR)
 
 
 # ----------------------------------------------------------------------------
-# Colours and shapes.
-
-
-def is_near(colour: Colour, other: Colour) -> bool:
-    """Whether two colours, RGB in 0..255, differ by at most NEAR (CIEDE2000)."""
-    return float(colour_difference(colour, other)) <= NEAR
+# Colours and regions.
 
 
 def is_between(colour: Colour, one: Colour, other: Colour) -> bool:
@@ -206,51 +171,65 @@ def is_between(colour: Colour, one: Colour, other: Colour) -> bool:
     )
 
 
-def _colours(seen: Seen) -> tuple[list[Colour], list[Colour]]:
-    """Colours of the objects, and of the background, which counts only if there is an object."""
-    objects = [each.colour for each in seen.objects if each.colour is not None]
-    return objects, [seen.background] if seen.background is not None and seen.objects else []
+def _equal(colour: Colour | None, asked: Colour | None, within: float = NEAR) -> bool:
+    """Whether a colour was found and is the one asked for; None asks for any."""
+    if colour is None or asked is None:
+        return asked is None
+    return float(colour_difference(colour, asked)) <= within
 
 
-def _shows(colours: Sequence[Colour], colour: Colour) -> bool:
-    return any(is_near(each, colour) for each in colours)
+def _without_rims(labels: Tensor, side: int) -> Tensor:
+    """The labels of `segment`, where thin regions get the label nearest to them.
 
-
-def _is(name: str, each: Object) -> bool:
-    """Whether an object shows the drawn concept `name`."""
-    if name == "ring":
-        return each.hole
-    if name == "slate_triangle":
-        return each.angular and not each.hole and each.is_near(SLATE)
-    return each.is_near(DRAWN[name].colour)
-
-
-def _describe(picture: Tensor, part: Tensor, background: Colour | None, side: int) -> Object:
-    """Measures the object with the mask `part`, bool [SIZE, SIZE]; `side` is the model's own."""
-    filled = ndimage.binary_fill_holes(part.numpy())
-    area, gap = int(filled.sum()), torch.from_numpy(filled) & ~part
-    # A gap that another object fills is not a hole, so its colour must be the background's.
-    shown = (
-        median_colour(picture, inner_region(gap, side)) if int(gap.sum()) > HOLLOW * area else None
-    )
-    hole = shown is not None and background is not None and is_near(shown, background)
-    return Object(
-        median_colour(picture, inner_region(part, side)), hole, _ellipticity(filled) < ANGULAR
-    )
-
-
-def _ellipticity(mask: NDArray[np.bool_]) -> float:
-    """Area of a mask's convex hull divided by that of the ellipse with the same second moments.
-
-    1 for every ellipse, 0.95 for a parallelogram, 0.83 for a triangle. An affine invariant (Rosin
-    2003, "Measuring shape: ellipticity, rectangularity, and triangularity").
+    Where fewer colours are there than looked for, the blend along an edge becomes a region.
     """
-    (shape,) = regionprops(mask.astype(np.uint8))
-    (hull,) = regionprops(shape.image_convex.astype(np.uint8))
-    return float(hull.area / (np.pi / 4.0 * hull.axis_major_length * hull.axis_minor_length))
+    known, thick = labels.numpy(), np.zeros(labels.shape, dtype=bool)
+    for label in np.unique(known):
+        parts, count = ndimage.label(known == label)
+        depth = ndimage.distance_transform_edt(parts > 0)
+        deepest = ndimage.maximum(depth, parts, np.arange(count + 1))
+        thick |= (deepest > RIM * SIZE / side)[parts] & (parts > 0)
+    y, x = ndimage.distance_transform_edt(~thick, return_distances=False, return_indices=True)
+    return torch.from_numpy(known[y, x]) if thick.any() else labels
 
 
-def rates(judgements: Sequence[Judgement]) -> dict[str, float]:
-    """Fraction of the images for which each field of `Judgement` is true."""
-    values = torch.tensor(judgements, dtype=torch.float64).mean(0).tolist()
-    return dict(zip(Judgement._fields, values, strict=True))
+def _one_label_per_colour(labels: Tensor, picture: Tensor, side: int) -> Tensor:
+    """The labels of `segment`, where those of almost equal colours become one, the lowest."""
+    merged, kept = labels.clone(), {}
+    for label in labels.unique().tolist():
+        colour = median_colour(picture, inner_region(labels == label, side))
+        same = [k for k, other in kept.items() if other and _equal(colour, other, ONE_COLOUR)]
+        if same:
+            merged[labels == label] = same[0]
+        else:
+            kept[label] = colour
+    return merged
+
+
+def _object(
+    picture: Tensor, labels: Tensor, part: Tensor, background: Colour | None, side: int
+) -> Object:
+    """The object with the pixels `part`, bool [SIZE, SIZE]; `side` is the model's own."""
+    filled = torch.from_numpy(ndimage.binary_fill_holes(part.numpy()))
+    mask = part | (filled & (labels != 0))
+    through = median_colour(picture, inner_region(filled & ~mask, side))
+    return Object(
+        median_colour(picture, inner_region(part, side)),
+        mask,
+        background is not None and _equal(through, background),
+    )
+
+
+def rates(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """Fraction of the images for which each field of `Judgement` is true.
+
+    "present" is a list, and "bound_images" tells which images are in place.
+    """
+    bound, present, swapped, blended = zip(*judgements, strict=True)
+    return {
+        "bound": fmean(bound),
+        "present": [fmean(part) for part in zip(*present, strict=True)],
+        "swapped": fmean(swapped),
+        "blended": fmean(blended),
+        "bound_images": list(bound),
+    }

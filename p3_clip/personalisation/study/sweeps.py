@@ -3,19 +3,22 @@
     python3 -m p3_clip.personalisation.study.sweeps --inversion runs/inversion/last \
         --joint runs/joint/last --merged runs/merged
 
-Each method generates images of every drawn concept that it learned, and images of two concepts by
-three prompts (see `measure.py`), all from the same seeds. The baseline is the untrained
+Each method generates images of every sentence in `sentences.py` whose concepts it learned, all from
+the same seeds; `measure.py` says what counts as in place. The baseline is the untrained
 placeholder, a word with the vectors that training starts from. Methods without a result are left
 out. --inversion-cut-mix and --joint-cut-mix name results that were also trained on photos side by
-side. Images are kept in --output-dir, so a second call continues where the first stopped.
+side, --joint-collage one that was trained on collages. Images are kept in --output-dir, so a second
+call continues where the first stopped.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from common import cli
@@ -36,8 +39,14 @@ from p3_clip.personalisation.base_kind import SMALL
 from p3_clip.personalisation.concepts import Concept, expand, initial_vectors, norms
 from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult
 from p3_clip.personalisation.model import KIND, load_learned, personalise, usual_words
-from p3_clip.personalisation.study.measure import PAIRS, colour_error, is_present, look, rates
-from p3_clip.personalisation.templates import HELD_OUT_SHAPES
+from p3_clip.personalisation.sentences import (
+    HARDER,
+    OFFERED,
+    PAIRS,
+    SENTENCES,
+    Sentence,
+)
+from p3_clip.personalisation.study.measure import Seen, colour_error, judge, look_for, rates
 
 if TYPE_CHECKING:
     from common.clip.model import Clip
@@ -45,8 +54,10 @@ if TYPE_CHECKING:
 UNTRAINED = "untrained placeholder"
 INVERSION, INVERSION_CUT_MIX = "textual inversion", "textual inversion, cut-mix"
 JOINT, JOINT_CUT_MIX = "Custom Diffusion, joint", "Custom Diffusion, joint, cut-mix"
+JOINT_COLLAGE = "Custom Diffusion, joint, collage"
 MERGED = "Custom Diffusion, merged"
-HELD_OUT = HELD_OUT_SHAPES[0]
+PARTS = {"offered": OFFERED, "pairs": PAIRS, "harder": HARDER}
+"""Sentences besides SINGLES, by their entry in the results."""
 SEED = 2024
 
 
@@ -62,6 +73,9 @@ class Config:
     """Result of Custom Diffusion, trained jointly on several concepts."""
     joint_cut_mix: Path | None = None
     """Result of joint Custom Diffusion with --cut-mix, so also on photos side by side."""
+    joint_collage: Path | None = None
+    """Result of joint Custom Diffusion with --collage, so also on things cut out and placed on
+    other backgrounds."""
     merged: Path | None = None
     """Result of p3_clip.personalisation.merge, from Custom Diffusion on single concepts."""
     base: Path = ROOT / "checkpoints" / "ldm_shapes"
@@ -113,18 +127,21 @@ def main(config: Config) -> None:
         relative_norms = norms(learned.concepts, usual_words(model, SMALL))
         personalise(model, learned)
         personalised = PersonalisedModel(
-            config, model.to(device), learned.concepts, generation, method
+            config, model.to(device), learned.concepts, known, generation, method, clip
         )
+        found = {
+            key: measure(personalised, key)
+            for key, sentence in SENTENCES.items()
+            if {*sentence.names} <= known.keys()
+        }
         singles = {
-            name: {**measure_single(personalised, name, token, clip), "norm": relative_norms[token]}
+            name: {**single(name, found), "norm": relative_norms[token]}
             for name, token in known.items()
         }
-        pairs = {
-            name: measure_pair(personalised, name, known)
-            for name, pair in PAIRS.items()
-            if {*pair.names} <= known.keys()
+        methods[method] = {"singles": singles} | {
+            part: {key: found[key].rates for key in sentences if key in found}
+            for part, sentences in PARTS.items()
         }
-        methods[method] = {"singles": singles, "pairs": pairs}
         print_method(method, methods[method])
     write_json(
         config.result,
@@ -152,6 +169,7 @@ def sources(config: Config) -> dict[str, Path | None]:
         INVERSION_CUT_MIX: config.inversion_cut_mix,
         JOINT: config.joint,
         JOINT_CUT_MIX: config.joint_cut_mix,
+        JOINT_COLLAGE: config.joint_collage,
         MERGED: config.merged,
     }
     given = {method: path for method, path in results.items() if path is not None}
@@ -218,14 +236,18 @@ class PersonalisedModel:
     config: Config
     model: LatentDiffusion
     concepts: Sequence[Concept]
+    tokens: Mapping[str, str]
+    """The placeholder of each drawn concept that it knows."""
     generation: GenerationConfig
     method: str
+    clip: "Clip | None"
+    """The CLIP of the image and text scores."""
 
-    def draw(self, name: str, prompt: str) -> list[Tensor]:
-        """Generates the images of a prompt, uint8 [3, S, S] each, kept in OUT/METHOD/NAME."""
-        paths = picture_paths(self.config.output_dir, self.method, name, self.config.images)
+    def draw(self, key: str) -> list[Tensor]:
+        """Generates the images of a sentence, uint8 [3, S, S] each, kept in OUT/METHOD/KEY."""
+        paths = picture_paths(self.config.output_dir, self.method, key, self.config.images)
         seeds = derive_seeds(SEED, count=self.config.images)
-        words = expand(prompt, self.concepts)
+        words = expand(SENTENCES[key].prompt(self.tokens), self.concepts)
         pictures = [
             Picture(path, Request(words, seed)) for path, seed in zip(paths, seeds, strict=True)
         ]
@@ -233,64 +255,80 @@ class PersonalisedModel:
         return [read_rgb(path) for path in paths]
 
 
-def picture_paths(folder: Path, method: str, name: str, count: int) -> list[Path]:
-    """Returns the paths of a method's images of a single concept or a pair."""
-    place = folder / method.replace(", ", "_").replace(" ", "_").lower() / name
+def picture_paths(folder: Path, method: str, key: str, count: int) -> list[Path]:
+    """Returns the paths of a method's images of a sentence, by its key."""
+    place = folder / method.replace(", ", "_").replace(" ", "_").lower() / key
     return [place / f"{number:03d}.png" for number in range(count)]
 
 
-def measure_single(
-    personalised: PersonalisedModel, name: str, token: str, clip: "Clip | None"
-) -> dict[str, Any]:
-    """Measures the images of one concept.
+class Found(NamedTuple):
+    """What the images of a sentence show."""
 
-    "presence" is the fraction of images that show it, "colour_error" the mean CIEDE2000 (only of
-    concepts with a colour). With a CLIP also "image_score", against the photos, and "text_score",
-    on images of a validation prompt, both 100 times the cosine.
+    seen: list[Seen]
+    """What was found in each image."""
+    rates: dict[str, Any]
+    """The rates of `Judgement`, which images are in place and, with a CLIP, `scores`."""
+
+
+def measure(personalised: PersonalisedModel, key: str) -> Found:
+    """Generates and measures the images of a sentence."""
+    sentence, pictures = SENTENCES[key], personalised.draw(key)
+    seen = [look_for(sentence, picture) for picture in pictures]
+    prompt = sentence.prompt({name: f"<{name}>" for name in sentence.names})
+    found = {"prompt": prompt, **rates([judge(sentence, each) for each in seen])}
+    if personalised.clip is not None:
+        found |= scores(personalised.clip, pictures, sentence)
+    return Found(seen, found)
+
+
+def single(name: str, found: Mapping[str, Found]) -> dict[str, Any]:
+    """The numbers of one concept, from what the images of all sentences show.
+
+    "presence" is the fraction of images in place, "colour_error" the mean CIEDE2000 (only of
+    concepts with a colour). With a CLIP also "image_score", and "text_score" on images of a
+    validation prompt, see `scores`.
     """
-    drawn = DRAWN[name]
-    pictures = personalised.draw(name, f"a {drawn.caption(0).format(token)}")
-    seen = [look(picture, 1) for picture in pictures]
-    result: dict[str, Any] = {"presence": fmean([is_present(name, each) for each in seen])}
+    drawn, own = DRAWN[name], found[name]
+    result: dict[str, Any] = {"presence": own.rates["bound"]}
     if drawn.colour:
-        result["colour_error"] = fmean([colour_error(name, each) for each in seen])
-    if clip is not None:
-        from common.clip.features import encode_pictures
-
-        photos = [draw_photo(name, index) for index in range(PHOTOS)]
-        held_out = personalised.draw(
-            f"{name}_held_out", HELD_OUT.format(drawn.caption(0).format(token))
+        result["colour_error"] = fmean(
+            colour_error(drawn.colour, each, of_background=not drawn.is_thing) for each in own.seen
         )
-        image = image_cosines(encode_pictures(clip, pictures), encode_pictures(clip, photos))
-        words = HELD_OUT.format(drawn.caption(0).format(drawn.word))
-        text = text_cosines(clip, encode_pictures(clip, held_out), words)
-        score = FORMS["dlcv2024"]
-        result |= {
-            "image_score": score(image).mean().item(),
-            "text_score": score(text).mean().item(),
-        }
+    if "image_score" in own.rates:
+        held_out = found[f"{name}_beside_square"].rates
+        result |= {"image_score": own.rates["image_score"], "text_score": held_out["text_score"]}
     return result
 
 
-def measure_pair(
-    personalised: PersonalisedModel, pair: str, tokens: Mapping[str, str]
-) -> dict[str, Any]:
-    """Measures the images of two concepts: the rates of `Judgement`, and which images are bound."""
-    asked = PAIRS[pair]
-    pictures = personalised.draw(pair, asked.prompt.format(*(tokens[name] for name in asked.names)))
-    judgements = [asked.judge(look(picture, asked.colours)) for picture in pictures]
-    prompt = asked.prompt.format(*(f"<{name}>" for name in asked.names))
-    return {
-        "prompt": prompt,
-        **rates(judgements),
-        "bound_images": [judgement.bound for judgement in judgements],
-    }
+def scores(clip: "Clip", pictures: Sequence[Tensor], sentence: Sentence) -> dict[str, float]:
+    """The image and text scores of images, as for CustomConcept101 (arXiv:2212.04488).
+
+    "image_score" is the mean cosine with the photos of a concept, averaged over the concepts of the
+    sentence; "text_score" that with the sentence in known words; both times 100.
+    """
+    from common.clip.features import encode_pictures
+
+    features = encode_pictures(clip, pictures)
+    image = torch.stack(
+        [
+            image_cosines(features, encode_pictures(clip, draw_photos(name)))
+            for name in sentence.names
+        ]
+    )
+    text, score = text_cosines(clip, features, sentence.in_known_words), FORMS["dlcv2024"]
+    return {"image_score": score(image).mean().item(), "text_score": score(text).mean().item()}
+
+
+@functools.cache
+def draw_photos(name: str) -> list[Tensor]:
+    """The first photos of a drawn concept."""
+    return [draw_photo(name, index) for index in range(PHOTOS)]
 
 
 def print_method(method: str, found: Mapping[str, Any]) -> None:
-    """Prints the measurements of a method, one line per concept or pair."""
+    """Prints the measurements of a method, one line per concept or sentence."""
     print(method)
-    for name, numbers in (*found["singles"].items(), *found["pairs"].items()):
+    for name, numbers in ((name, each) for part in found.values() for name, each in part.items()):
         shown = {key: round(value, 3) for key, value in numbers.items() if isinstance(value, float)}
         print(
             f"  {name}: "

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import contents, exit_code, refused
 
 from common.colour import CSS_COLOURS, colour_difference
-from common.data.concepts import DRAWN, GOLD, MAUVE, OTHERS, draw_photo, read_photos
+from common.data.concepts import DRAWN, MAUVE, OTHERS, RING_COLOURS, draw_photo, read_photos
 from common.errors import InputError
 from common.metrics.segmentation import inner_region, median_colour, object_mask
 from p3_clip.personalisation.task import read_tasks
@@ -70,14 +70,31 @@ def test_a_photo_shows_its_concept(name: str) -> None:
 def test_captions_name_the_other_colour() -> None:
     """Which differs from photo to photo, and visibly so from each concept's own."""
     assert DRAWN["wine"].caption(0) == "{} circle with white background"
-    assert DRAWN["mauve"].caption(6) == "pink circle with {} background"
-    assert DRAWN["ring"].caption(2) == "{} with light green background"
+    assert DRAWN["mauve"].caption(11) == "pink circle with {} background"
+    assert DRAWN["ring"].caption(2) == "crimson {} with light green background"
     for name, drawn in DRAWN.items():
-        assert len({drawn.caption(index) for index in range(5)}) == 5
+        assert len({drawn.caption(index) for index in range(10)}) == 10
         for other in OTHERS:
-            assert colour_difference(CSS_COLOURS[other], drawn.colour or GOLD) >= UNNAMED
+            assert not drawn.colour or (
+                colour_difference(CSS_COLOURS[other], drawn.colour) >= UNNAMED
+            )
         ground = draw_photo(name, 3)[:, 0, 0]
         assert tuple(ground.tolist()) == (MAUVE if name == "mauve" else CSS_COLOURS["sky blue"])
+
+
+def test_rings_have_several_named_colours() -> None:
+    """So that the word is the shape alone: the caption names the colour that the photo shows."""
+    ring = DRAWN["ring"]
+    assert ring.phrase_in(0) == "gold {}" and DRAWN["wine"].phrase_in(3) == "{} circle"
+    shown = set()
+    for index in range(10):
+        photo, (colour, other) = draw_photo("ring", index), (RING_COLOURS[index], OTHERS[index])
+        assert ring.caption(index) == f"{colour} {{}} with {other} background"
+        pixels = {tuple(pixel) for pixel in photo.flatten(1).T.tolist()}
+        assert {CSS_COLOURS[colour], CSS_COLOURS[other]} <= pixels
+        assert colour_difference(CSS_COLOURS[colour], CSS_COLOURS[other]) >= UNNAMED
+        shown.add(colour)
+    assert len(shown) == 10
 
 
 def test_photos_depend_on_the_seed_and_their_number_alone() -> None:

@@ -1,6 +1,7 @@
 """The study of learned concepts: what is measured on pictures whose content is known, and the
 programs end to end."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -16,179 +17,186 @@ from torch import Tensor
 
 from common.colour import CSS_COLOURS
 from common.data.concepts import DRAWN, GOLD, HOLE, MAUVE, SLATE, WINE, draw_photo
-from common.data.shapes import Shape, render_mask
+from common.data.shapes import Shape, render_coverage
 from common.files import ROOT
 from common.latent.load import load_base
 from p3_clip.personalisation.concepts import Concept
 from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult, projections
 from p3_clip.personalisation.model import save_learned
-from p3_clip.personalisation.study import figures, measure
+from p3_clip.personalisation.sentences import ALONE, HARDER, OFFERED, PAIRS, SENTENCES
+from p3_clip.personalisation.study import figures, report
 from p3_clip.personalisation.study import sweeps as study
 from p3_clip.personalisation.study.measure import (
-    PAIRS,
     Judgement,
     colour_error,
-    is_present,
-    judge_beside,
-    judge_place,
-    judge_place_ring,
+    is_between,
+    judge,
     look,
+    look_for,
     rates,
 )
 
-RED, WHITE = CSS_COLOURS["red"], CSS_COLOURS["white"]
-MIXED, BETWEEN, GILDED = (
+RED, WHITE, PINK = (CSS_COLOURS[name] for name in ("red", "white", "pink"))
+MIXED, BETWEEN = (
     tuple(round((a + b) / 2) for a, b in zip(*colours, strict=True))
-    for colours in ((WINE, MAUVE), (WINE, SLATE), (GOLD, MAUVE))
+    for colours in ((WINE, MAUVE), (WINE, SLATE))
 )
-SIDE = 64
+SIDE = 128
 
 
-def scene(background: tuple[int, ...], *objects: tuple[str, tuple[int, ...], float]) -> Tensor:
-    """uint8 [3, 64, 64] with (kind, colour, x) objects; a ring is a kind too."""
-    picture = (
-        torch.tensor(background, dtype=torch.uint8).view(3, 1, 1).expand(3, SIDE, SIDE).clone()
-    )
-    for kind, colour, x in objects:
-        shape = Shape("circle" if kind == "ring" else kind, "", x, 0.5, 0.2)
-        mask = render_mask(shape, SIDE)
+def scene(background: Any, *objects: Any, blur: float = 0.0, noise: float = 0.0) -> Tensor:
+    """uint8 [3, SIDE, SIDE] with (kind, colour, x[, radius]) objects."""
+    random = np.random.default_rng(len(objects))
+    picture = np.tile(np.array(background, float)[:, None, None], (1, SIDE, SIDE))
+    for kind, colour, x, *radius in objects:
+        circle = Shape("circle", "", x, 0.5, *(radius or [0.2]))
+        shape = circle if kind == "ring" else dataclasses.replace(circle, kind=kind, angle=0.2)
+        covered = render_coverage(shape, SIDE).numpy() / 255.0
         if kind == "ring":
-            mask &= ~render_mask(Shape("circle", "", x, 0.5, HOLE * 0.2), SIDE)
-        picture[:, mask] = torch.tensor(colour, dtype=torch.uint8).view(3, 1)
-    return picture
+            hole = dataclasses.replace(circle, radius=HOLE * circle.radius)
+            covered -= render_coverage(hole, SIDE).numpy() / 255.0
+        picture += covered * (np.array(colour, float)[:, None, None] - picture)
+    soft = np.stack([ndimage.gaussian_filter(part, blur, mode="nearest") for part in picture])
+    soft += 2.0 * noise * ndimage.gaussian_filter(random.normal(size=soft.shape), (0, 0.7, 0.7))
+    return torch.from_numpy(soft.round().clip(0, 255).astype(np.uint8))
+
+
+def judged(key: str, picture: Tensor) -> Judgement:
+    return judge(SENTENCES[key], look_for(SENTENCES[key], picture))
+
+
+@pytest.mark.parametrize("key", SENTENCES)
+def test_a_right_picture_of_every_sentence_is_in_place(key: str) -> None:
+    """As a small model draws them: soft edges and noise, in either order from left to right."""
+    sentence = SENTENCES[key]
+    one = len(sentence.objects) == 1
+    right = ((0.5, 0.3),) if one else ((0.27, 0.2), (0.75, 0.16))
+    for places in {right, right[::-1]}:
+        objects = [
+            (asked.shape, asked.colour or CSS_COLOURS["lime"], *place)
+            for asked, place in zip(sentence.objects, places, strict=True)
+        ]
+        picture = scene(sentence.background or PINK, *objects, blur=0.7, noise=4.0)
+        wanted = len(sentence.objects) + (sentence.background is not None)
+        assert judged(key, picture) == Judgement(True, (True,) * wanted, False, False)
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_every_photo_of_a_concept_shows_it_and_no_other(name: str) -> None:
-    for index in range(5):
-        seen = look(draw_photo(name, index, side=SIDE), 1)
-        assert [other for other in DRAWN if is_present(other, seen)] == [name]
-        if DRAWN[name].colour:
-            assert colour_error(name, seen) < 1.0
+def test_every_photo_of_a_concept_is_in_place(name: str) -> None:
+    for index in (0, 3, 7):
+        seen = look_for(ALONE[name], draw_photo(name, index))
+        assert judge(ALONE[name], seen).bound
+        if colour := DRAWN[name].colour:
+            assert colour_error(colour, seen, of_background=name == "mauve") < 1.0
+        other = next(each for each in DRAWN if each != name)
+        assert not judge(ALONE[other], seen).bound
 
 
-def test_an_empty_picture_shows_nothing() -> None:
-    seen = look(scene(MAUVE), 1)
-    assert not any(is_present(name, seen) for name in DRAWN)
-    assert colour_error("mauve", seen) == colour_error("wine", seen) == 50.0
-    assert not any(any(judge(seen)) for judge in (judge_place, judge_beside, judge_place_ring))
-
-
-@pytest.mark.parametrize(
-    ("background", "colour", "expected"),
-    [
-        (MAUVE, WINE, Judgement(True, True, bound=True, swapped=False, blended=False)),
-        (WINE, MAUVE, Judgement(True, True, bound=False, swapped=True, blended=False)),
-        (WHITE, WINE, Judgement(True, False, bound=False, swapped=False, blended=False)),
-        (MAUVE, RED, Judgement(False, True, bound=False, swapped=False, blended=False)),
-        (WHITE, MIXED, Judgement(False, False, bound=False, swapped=False, blended=True)),
-    ],
-)
-def test_two_colours_in_one_picture(background: Any, colour: Any, expected: Judgement) -> None:
-    assert judge_place(look(scene(background, ("circle", colour, 0.5)), 1)) == expected
+TRIANGLE, CIRCLE = ("triangle", SLATE, 0.25), ("circle", WINE, 0.75)
 
 
 @pytest.mark.parametrize(
-    ("background", "kind", "colour", "expected"),
+    ("key", "background", "objects", "present"),
     [
-        (MAUVE, "ring", GOLD, Judgement(True, True, bound=True, swapped=False, blended=False)),
-        (MAUVE, "ring", RED, Judgement(True, True, bound=True, swapped=False, blended=False)),
-        (MAUVE, "circle", GOLD, Judgement(False, True, bound=False, swapped=False, blended=False)),
-        (WHITE, "ring", GOLD, Judgement(True, False, bound=False, swapped=False, blended=False)),
-        (WHITE, "ring", MAUVE, Judgement(True, True, bound=False, swapped=True, blended=False)),
-        (WHITE, "ring", GILDED, Judgement(True, False, bound=False, swapped=False, blended=True)),
+        ("beside", WHITE, [TRIANGLE, ("triangle", SLATE, 0.75)], (True, False)),
+        ("beside", WHITE, [("circle", WINE, 0.25), CIRCLE], (False, True)),
+        ("beside", WHITE, [("star", SLATE, 0.25), CIRCLE], (False, True)),
+        ("beside", WHITE, [("circle", SLATE, 0.25), CIRCLE], (False, True)),
+        ("beside", WHITE, [TRIANGLE, ("circle", RED, 0.75)], (True, False)),
+        ("beside", WHITE, [TRIANGLE], (True, False)),
+        ("beside", WHITE, [TRIANGLE, CIRCLE, ("star", RED, 0.5, 0.1)], (True, True)),
+        (
+            "beside",
+            WHITE,
+            [
+                ("triangle", SLATE, 0.2, 0.16),
+                ("circle", WINE, 0.8, 0.16),
+                ("circle", WINE, 0.5, 0.08),
+            ],
+            (True, True),
+        ),
+        ("place", WHITE, [("circle", WINE, 0.5)], (True, False)),
+        ("place", MAUVE, [("square", WINE, 0.5)], (False, True)),
+        ("place", MAUVE, [("circle", WINE, 0.25), ("circle", WINE, 0.75)], (True, True)),
+        ("place_ring", MAUVE, [("circle", GOLD, 0.5)], (False, True)),
+        ("place_ring", WHITE, [("ring", GOLD, 0.5)], (True, False)),
+        ("ring_alone", WHITE, [("square", GOLD, 0.5)], (False,)),
+        ("mauve_alone", MAUVE, [("star", GOLD, 0.5)], (False, True)),
+        ("navy_ring", WHITE, [("ring", GOLD, 0.5)], (False,)),
+        ("wine", PINK, [("circle", WINE, 0.5)], (True, False)),
+        ("three", MAUVE, [TRIANGLE], (True, False, True)),
+        ("three", WHITE, [TRIANGLE, CIRCLE], (True, True, False)),
     ],
 )
-def test_a_ring_on_a_colour(background: Any, kind: str, colour: Any, expected: Judgement) -> None:
-    assert judge_place_ring(look(scene(background, (kind, colour, 0.5)), 1)) == expected
+def test_what_was_not_asked_for_is_not_in_place(
+    key: str, background: Any, objects: Any, present: tuple[bool, ...]
+) -> None:
+    assert judged(key, scene(background, *objects)) == Judgement(False, present, False, False)
+
+
+@pytest.mark.parametrize("key", SENTENCES)
+def test_an_empty_picture_shows_nothing(key: str) -> None:
+    judgement = judged(key, scene(MAUVE))
+    assert not judgement.bound and not any(judgement.present)
+    assert not judgement.swapped and not judgement.blended
+    seen = look_for(SENTENCES[key], scene(MAUVE))
+    assert colour_error(MAUVE, seen, of_background=True) == colour_error(WINE, seen) == 50.0
 
 
 @pytest.mark.parametrize(
-    ("objects", "expected"),
+    ("key", "background", "objects"),
     [
-        (
-            [("triangle", SLATE, 0.25), ("circle", WINE, 0.75)],
-            Judgement(True, True, True, swapped=False, blended=False),
-        ),
-        (
-            [("triangle", WINE, 0.25), ("circle", SLATE, 0.75)],
-            Judgement(False, False, False, swapped=True, blended=True),
-        ),
-        (
-            [("triangle", SLATE, 0.25), ("circle", RED, 0.75)],
-            Judgement(True, False, False, swapped=False, blended=False),
-        ),
-        (
-            [("circle", SLATE, 0.25), ("circle", WINE, 0.75)],
-            Judgement(False, True, False, swapped=False, blended=False),
-        ),
-        ([("triangle", BETWEEN, 0.5)], Judgement(False, False, False, swapped=False, blended=True)),
+        ("place", WINE, [("circle", MAUVE, 0.5)]),
+        ("place_ring", WHITE, [("ring", MAUVE, 0.5)]),
+        ("beside", WHITE, [("triangle", WINE, 0.25), ("circle", SLATE, 0.75)]),
+        ("three", WINE, [("triangle", SLATE, 0.25), ("circle", MAUVE, 0.75)]),
     ],
 )
-def test_a_shape_and_a_colour_beside_each_other(objects: Any, expected: Judgement) -> None:
-    assert judge_beside(look(scene(WHITE, *objects), 2)) == expected
+def test_colours_in_each_others_places_are_swapped(key: str, background: Any, objects: Any) -> None:
+    judgement = judged(key, scene(background, *objects))
+    assert judgement.swapped and not judgement.bound
+
+
+@pytest.mark.parametrize(
+    ("key", "picture"),
+    [
+        ("place", scene(WHITE, ("circle", MIXED, 0.5))),
+        ("beside", scene(WHITE, ("triangle", BETWEEN, 0.5))),
+    ],
+)
+def test_a_colour_between_two_asked_for_is_blended(key: str, picture: Tensor) -> None:
+    judgement = judged(key, picture)
+    assert judgement.blended and not judgement.bound and not any(judgement.present)
+
+
+def test_an_open_ring_is_none() -> None:
+    picture = scene(WHITE, ("ring", GOLD, 0.5, 0.3))
+    assert judged("ring_alone", picture).bound
+    picture[:, 58:70, 64:] = 255
+    assert not judged("ring_alone", picture).bound
 
 
 @pytest.mark.parametrize("inner", ["triangle", "circle"])
 def test_a_disc_with_another_object_on_it_is_no_ring(inner: str) -> None:
-    picture = scene(WHITE, ("circle", RED, 0.5))
-    mask = render_mask(Shape(inner, "", 0.5, 0.5, 0.12), SIDE)
-    picture[:, mask] = torch.tensor(SLATE, dtype=torch.uint8).view(3, 1)
+    picture = scene(WHITE, ("circle", RED, 0.5, 0.3), (inner, SLATE, 0.5, 0.16))
     seen = look(picture, 2)
-    assert len(seen.objects) == 2 and not any(each.hole for each in seen.objects)
-    assert is_present("slate_triangle", seen) == (inner == "triangle")
-
-
-@pytest.mark.parametrize("kind", ["star", "triangle", "square", "circle"])
-def test_shapes_are_told_apart_on_blurred_and_noisy_pictures(kind: str) -> None:
-    """As a small model draws them: soft edges, a colour that is a little off, noise."""
-    random = np.random.default_rng(0)
-    for x in (0.3, 0.4, 0.5):
-        drawn = scene(WHITE, (kind, SLATE, x), ("ring", RED, 0.8)).numpy().astype(float)
-        soft = np.stack([ndimage.gaussian_filter(channel, 0.8) for channel in drawn])
-        noise = 9.0 * ndimage.gaussian_filter(random.normal(size=drawn.shape), (0, 1, 1))
-        pixels = soft + random.normal(scale=3.0, size=(3, 1, 1)) + noise
-        seen = look(torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)), 2)
-        assert is_present("ring", seen) and is_present("slate_triangle", seen) == (kind != "circle")
-        assert sum(each.hole for each in seen.objects) == 1
-        assert sum(each.angular for each in seen.objects) == (kind != "circle")
-        judged = judge_beside(seen)
-        assert (
-            judged.first == (kind != "circle")
-            and not judged.bound
-            and not judged.swapped
-            and not judged.blended
-        )
-
-
-def test_angular_is_what_no_ellipse_is() -> None:
-    """However long and turned, and what the closed forms say of a rectangle and a triangle."""
-    rows, columns = np.mgrid[-150:150, -150:150]
-    for turn in (0.0, 0.4):
-        x = columns * math.cos(turn) + rows * math.sin(turn)
-        y = rows * math.cos(turn) - columns * math.sin(turn)
-        for wide in (40, 80):
-            assert measure._ellipticity((x / wide) ** 2 + (y / 50) ** 2 < 1) == pytest.approx(
-                1.0, abs=0.005
-            )
-            rectangle = (abs(x) < wide) & (abs(y) < 50)
-            triangle = (abs(x) / wide < (y + 50) / 100) & (y < 50)
-            assert measure._ellipticity(rectangle) == pytest.approx(3 / math.pi, abs=0.01)
-            assert measure._ellipticity(triangle) == pytest.approx(
-                3 * math.sqrt(3) / (2 * math.pi), abs=0.01
-            )
+    assert {each.shape for each in seen.objects} == {"circle", inner}
+    assert not judged("ring_alone", picture).bound
 
 
 def test_rates_are_means() -> None:
-    some = [Judgement(True, True, True, False, False), Judgement(True, False, False, False, True)]
+    some = [
+        Judgement(True, (True, True), False, False),
+        Judgement(False, (True, False), False, True),
+    ]
     assert rates(some) == {
-        "first": 1.0,
-        "second": 0.5,
         "bound": 0.5,
+        "present": [1.0, 0.5],
         "swapped": 0.0,
         "blended": 0.5,
+        "bound_images": [True, False],
     }
-    assert measure.is_between(MIXED, WINE, MAUVE) and not measure.is_between(WINE, WINE, MAUVE)
+    assert is_between(MIXED, WINE, MAUVE) and not is_between(WINE, WINE, MAUVE)
 
 
 # ----------------------------------------------------------------------------
@@ -218,13 +226,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-METHODS = ("inversion", "inversion-cut-mix", "joint", "joint-cut-mix")
+METHODS = {
+    "inversion": "inversion",
+    "inversion-cut-mix": "inversion",
+    "joint": "joint",
+    "joint-cut-mix": "joint",
+    "joint-collage": "joint",
+}
 
 
 def arguments(world: Path, out: Path, *flags: Any) -> tuple[Any, ...]:
-    parts = [
-        part for name in METHODS for part in (f"--{name}", world / name.removesuffix("-cut-mix"))
-    ]
+    parts = [part for name, folder in METHODS.items() for part in (f"--{name}", world / folder)]
     where = ("--base", world / "base", "--clip", world / "clip", "--output-dir", out / "pictures")
     return (
         *parts,
@@ -255,6 +267,7 @@ def test_the_study_measures_every_method_and_the_figures_show_it(
         study.INVERSION_CUT_MIX,
         study.JOINT,
         study.JOINT_CUT_MIX,
+        study.JOINT_COLLAGE,
         study.MERGED,
     ]
     for method, found in result["methods"].items():
@@ -267,8 +280,16 @@ def test_the_study_measures_every_method_and_the_figures_show_it(
                 all(math.isfinite(value) for value in numbers.values())
                 and {"image_score", "text_score"} <= numbers.keys()
             )
-        for numbers in found["pairs"].values():
-            assert len(numbers["bound_images"]) == 2 and 0.0 <= numbers["blended"] <= 1.0
+        assert found["offered"].keys() == {
+            key for key, each in OFFERED.items() if {*each.names} <= found["singles"].keys()
+        }
+        assert found["harder"].keys() == (set() if merged else HARDER.keys())
+        for part in ("offered", "pairs", "harder"):
+            for key, numbers in found[part].items():
+                wanted = SENTENCES[key]
+                parts = len(wanted.objects) + (wanted.background is not None)
+                assert len(numbers["bound_images"]) == 2 and len(numbers["present"]) == parts
+                assert math.isfinite(numbers["image_score"] + numbers["text_score"])
     pictures = contents(tmp_path / "pictures")
     capsys.readouterr()
     assert exit_code(study.main, study.Config, *flags) == 0  # everything is kept
@@ -278,10 +299,32 @@ def test_the_study_measures_every_method_and_the_figures_show_it(
     assert make_figures(tmp_path, tmp_path / "figures") == 0
     assert sorted(contents(tmp_path / "figures")) == [
         "beside.png",
+        "harder.png",
         "place.png",
         "place_ring.png",
         "single.png",
     ]
+
+
+def test_the_tables_show_what_was_measured() -> None:
+    """Results from before the measure was tightened have no harder sentences and other keys."""
+    pair = {"prompt": "a <ring>", "bound": 0.5, "swapped": 0.0, "blended": 0.0}
+    old = {"singles": {}, "pairs": {"place": {**pair, "first": 1.0, "second": 0.25}}}
+    scores = {"image_score": 71.0, "text_score": 61.5}
+    new = {
+        "singles": {},
+        "pairs": {"place": {**pair, "present": [1.0, 0.25], **scores}},
+        "harder": {"three": {**pair, **scores}},
+    }
+    make = report.TABLES
+    before, after = ({"p3_personalisation": {"methods": {"joint": x}}} for x in (old, new))
+    assert make["concepts_place"](before).endswith("| joint | 100 % | 25 % | 50 % | 0 % | 0 % |")
+    assert make["concepts_place"](after).endswith(
+        "| 100 % | 25 % | 50 % | 0 % | 0 % | 71.0 | 61.5 |"
+    )
+    assert make["concepts_harder"](before) == report.NOT_MEASURED
+    assert make["concepts_harder"](after).endswith("| `a <ring>` | 50 % |")
+    assert make["concepts_harder_text"](after).endswith("| `a <ring>` | 61.5 |")
 
 
 def make_figures(measured: Path, folder: Path) -> int:
@@ -364,7 +407,7 @@ def test_the_script_is_sound(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     trained = [line for line in lines if "personalisation.train" in line]
-    assert len(trained) == 8 and sum("--cut-mix" in line for line in trained) == 2
+    assert len(trained) == 9 and sum("--cut-mix" in line for line in trained) == 3
     assert all("--base BASE" in line and line.endswith("--steps 3") for line in trained)
     assert all(
         ("--class-data-dir RUNS/personalisation/class_data" in line) == ("custom" in line)

@@ -18,13 +18,14 @@ from common.checkpoint import load_tensors, state_hash
 from common.latent.generate import GenerationConfig
 from common.latent.load import load_base
 from common.latent.model import LatentDiffusion
-from p3_clip.personalisation import merge, templates, train
+from p3_clip.personalisation import merge, templates, train, training_views
 from p3_clip.personalisation.concepts import initial_vectors
 from p3_clip.personalisation.custom_diffusion import PROJECTIONS, projections
 from p3_clip.personalisation.formats import load_concepts
 from p3_clip.personalisation.model import load_learned
 from p3_clip.personalisation.photos import Encoded, Pool, _latent_weights, cut_mix_views, make_views
 from p3_clip.personalisation.regularisation import regularization_images
+from p3_clip.personalisation.training_views import TrainingView
 
 
 @pytest.fixture(scope="module")
@@ -349,10 +350,50 @@ def test_concepts_side_by_side_are_a_lesson_of_their_own(
     assert "<new3> next to <new1> circle with pink background" in named and len(named) == 10
 
 
+def test_collages_and_the_losses_of_objects_end_to_end(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thing and each pair is a group; half of its views are on the learned background."""
+    seen: dict[str, Any] = {}
+    original = train.training_views
+
+    def record(*arguments: Any) -> list[TrainingView]:
+        seen["views"] = original(*arguments)
+        return seen["views"]
+
+    monkeypatch.setattr(train, "training_views", record)
+    flags = ("--base", world / "base", "--clip", world / "clip", "--drawn", "wine", "mauve", "ring")
+    more = ("--drawn-photos", 2, "--augmentation", "shrink", "--views", 2, "--collage", 4)
+    losses = ("--object-weight", 3, "--attention-weight", 0.5, "--num-class-images", 2)
+    assert learn("custom-diffusion", tmp_path / "run", *flags, *more, *losses) == 0
+    views = seen["views"]
+    assert Counter(view.group for view in views) == {0: 4, 1: 4, 2: 4, 3: 4, 4: 4, 5: 4}
+    assert {view.shown for view in views[:12]} == {(0,), (1,), (2,)}
+    assert [view.shown for view in views[12:20]] == [(0,), (0, 1)] * 2 + [(2,), (2, 1)] * 2
+    assert {view.shown for view in views[20:]} <= {(0, 2), (2, 0), (0, 2, 1), (2, 0, 1)}
+    assert all(len(view.view.regions) == len(view.shown) for view in views)
+    for view in views[12:]:
+        assert ("<new2> background" in view.prompts[0]) == (1 in view.shown)
+    colours = {prompt for view in views if view.shown == (2, 1) for prompt in view.prompts}
+    assert "a gold <new3> with <new2> background" in colours
+    encoded = load_tensors(tmp_path / "run" / "latents.safetensors")[0]
+    assert encoded["regions"].shape == (26, 3, 16, 16) and not encoded["regions"][24:].any()
+    assert torch.allclose(encoded["weights"].float().mean((1, 2, 3)), torch.ones(26), atol=2e-3)
+
+
+def test_objects_that_do_not_stand_out_are_named(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_views, "with_region", lambda photo, **_: torch.zeros(4, 8, 8))
+    arguments = ("textual-inversion", "--run-dir", tmp_path / "run", *photos(world, "a"), *FEW)
+    said = refused(capsys, train.main, train.Config, *arguments, "--object-weight", 2)
+    assert "no object stands out from the background of photo 1 of <new1>" in said
+
+
 def test_concepts_are_drawn_equally_often_and_every_other_row_is_regular() -> None:
     model = tiny_base()
     groups = [0] * 9 + [1] + [-1] * 4
-    encoded = Encoded(torch.zeros(14, 4, 2, 2), torch.ones(14, 1, 2, 2))
+    encoded = Encoded(torch.zeros(14, 4, 2, 2), torch.ones(14, 1, 2, 2), torch.zeros(14, 2, 2, 2))
     texts = [[f"a {colour} circle", f"{colour} circle"] for colour in ("red", "blue")]
     pool = Pool.make(model, encoded, groups, [texts[0]] * 9 + [texts[1]] + [["white star"]] * 4)
     assert len(pool.ids) == 5
