@@ -481,7 +481,9 @@ def test_every_entry_explains_itself_and_starts_nothing(
     assert result.returncode == 0 and result.stderr == ""
     assert result.stdout.startswith(first)
     given = result.stdout.partition("\n\n-m\n")[2].splitlines()  # what Python was called with
-    assert not given or given[-1] == "--help" and given[0].split(".")[0] in ROOT_PACKAGES
+    assert (
+        not given or given[-1] == "--help" and given[0].split(".")[0] in (*ROOT_PACKAGES, "scripts")
+    )
     assert "-m" not in given and list((tmp_path / "work").iterdir()) == []
 
 
