@@ -101,7 +101,7 @@ def sample_digits(
             )
     device = next(model.parameters()).device
     schedule = make_schedule(model.config.schedule)
-    timestep_pairs = SPACINGS[config.spacing](schedule.num_timesteps, config.steps)
+    timestep_pairs = SPACINGS[config.spacing](schedule, config.steps)
 
     def sample_chunk(chunk: list[ImageKey], callback: Callback) -> Tensor:
         context = torch.tensor(

@@ -188,7 +188,7 @@ def plan(config: SamplingConfig) -> tuple[NoiseSchedule, TimestepPairs]:
     The network receives t - `table_offset`; a t_prev of -1 stands for an alpha-bar of 1.
     """
     schedule, offset = linear_schedule(config.table_length), config.table_offset
-    timestep_pairs = SPACINGS[config.spacing](config.table_length, config.steps)
+    timestep_pairs = SPACINGS[config.spacing](schedule, config.steps)
     timestep_pairs[-1] = (timestep_pairs[-1][0], 0 if config.last_abar == "first" else -1)
     return schedule, [(t + offset, max(t_prev + offset, -1)) for t, t_prev in timestep_pairs]
 

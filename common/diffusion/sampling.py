@@ -27,7 +27,7 @@ class SamplerConfig:
     """Sampling method."""
     steps: int = 20
     """Sampling steps. Each is one network evaluation; Heun takes two."""
-    spacing: Literal["leading", "trailing", "linspace", "homework"] = "trailing"
+    spacing: Literal["leading", "trailing", "linspace", "homework", "karras"] = "trailing"
     """Timesteps that the steps visit (common/diffusion/schedule.py)."""
     eta: Probability = 0.0
     """DDIM's eta in [0, 1], the scale of the noise added at each step: 0 is deterministic, 1 has

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 TimestepPairs = list[tuple[int, int]]
+HIGHEST_LEVEL, LOWEST_LEVEL, RHO = 80.0, 0.02, 7.0
+"""Of `karras_pairs`; EDM's lowest level, 0.002, is below the rounding of 8-bit images."""
 ScheduleName = Literal["linear", "scaled_linear", "cosine"]
 
 
@@ -175,17 +177,45 @@ def homework_pairs(num_timesteps: int = 1000, steps: int = 50) -> TimestepPairs:
     ]
 
 
-SPACINGS: dict[str, Callable[[int, int], TimestepPairs]] = {
-    "leading": leading_pairs,
-    "trailing": trailing_pairs,
-    "linspace": linspace_pairs,
-    "homework": homework_pairs,
+def karras_pairs(schedule: NoiseSchedule, steps: int) -> TimestepPairs:
+    """Timesteps whose noise levels sigma_t / alpha_t fall as in EDM (Karras et al. 2022).
+
+    Equation 5 of arXiv:2206.00364 with rho = 7, from HIGHEST_LEVEL or the schedule's own highest
+    level down to LOWEST_LEVEL, each rounded to the nearest timestep. Equal spacing in t takes one
+    step across the levels at which an image's mean colour and contrast are decided; with few steps
+    its samples lack contrast.
+    """
+    _check_steps(schedule.num_timesteps, steps)
+    levels = np.log(np.array([sigma / alpha for alpha, sigma in _rates(schedule)]))
+    high, low = min(HIGHEST_LEVEL, math.exp(levels[-1])), max(LOWEST_LEVEL, math.exp(levels[0]))
+    ramp = np.linspace(high ** (1 / RHO), low ** (1 / RHO), steps) ** RHO
+    timesteps: list[int] = []
+    for i, level in enumerate(ramp):
+        nearest = int(np.abs(levels - math.log(level)).argmin())
+        # Distinct timesteps, and room for those that follow.
+        below = timesteps[-1] - 1 if timesteps else schedule.num_timesteps - 1
+        timesteps.append(min(max(nearest, steps - 1 - i), below))
+    return chain(timesteps)
+
+
+SPACINGS: dict[str, Callable[[NoiseSchedule, int], TimestepPairs]] = {
+    "leading": lambda schedule, steps: leading_pairs(schedule.num_timesteps, steps),
+    "trailing": lambda schedule, steps: trailing_pairs(schedule.num_timesteps, steps),
+    "linspace": lambda schedule, steps: linspace_pairs(schedule.num_timesteps, steps),
+    "homework": lambda schedule, steps: homework_pairs(schedule.num_timesteps, steps),
+    "karras": karras_pairs,
 }
 
 
 def chain(timesteps: list[int]) -> TimestepPairs:
     """Pairs (t, next t) of a descending list; the last t is paired with -1."""
     return list(zip(timesteps, [*timesteps[1:], -1], strict=True))
+
+
+def _rates(schedule: NoiseSchedule) -> list[tuple[float, float]]:
+    """(alpha_t, sigma_t) of every t; an alpha_t of 0 is replaced by a tiny one."""
+    rates = [schedule.alpha_sigma(t) for t in range(schedule.num_timesteps)]
+    return [(max(alpha, 1e-12), sigma) for alpha, sigma in rates]
 
 
 def _check_steps(num_timesteps: int, steps: int) -> None:

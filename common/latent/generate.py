@@ -105,7 +105,7 @@ def _generate_chunk(
     device = model.unet.device
     control = config if isinstance(config, ControlConfig) else ControlConfig()
     condition, null = _conditions(model, requests, control, device)
-    timestep_pairs = SPACINGS[config.spacing](model.schedule.num_timesteps, config.steps)
+    timestep_pairs = SPACINGS[config.spacing](model.schedule, config.steps)
     predict = model.predictor(
         condition,
         null,

@@ -236,7 +236,7 @@ def measure(
         for dataset, values in quality(images, digits, datasets, network, reference).items()
     }
     schedule = make_schedule(model.config.schedule)
-    timestep_pairs = SPACINGS[sampling.spacing](schedule.num_timesteps, sampling.steps)
+    timestep_pairs = SPACINGS[sampling.spacing](schedule, sampling.steps)
     return {
         "evaluations": count_evaluations(sampling.sampler, schedule, timestep_pairs),
         **{

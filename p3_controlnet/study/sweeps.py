@@ -268,7 +268,7 @@ def measure_circles(
     pictures = draw_tasks(model, tasks, generation)
     seconds = time.monotonic() - started
     measured = measure_tasks(tasks, pictures, model.side)
-    pairs = SPACINGS[generation.spacing](model.schedule.num_timesteps, generation.steps)
+    pairs = SPACINGS[generation.spacing](model.schedule, generation.steps)
     evaluations = count_evaluations(generation.sampler, model.schedule, pairs)
     row = {"evaluations": evaluations, **means(measured), "seconds": seconds}
     return row | {"lines": measured} if lines else row

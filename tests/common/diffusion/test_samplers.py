@@ -154,7 +154,7 @@ def test_a_point_mass_is_returned_exactly(sampler: str, spacing: str, steps: int
         point_oracle(SCHEDULE, point),
         SCHEDULE,
         normal(2, 5, seed=1),
-        SPACINGS[spacing](1000, steps),
+        SPACINGS[spacing](SCHEDULE, steps),
         eta=0.0,
         noise=noise_source(2, 5, seed=2),
     )
@@ -301,7 +301,7 @@ def test_calls_are_as_announced_and_results_finite(
                 calls.append(t)
                 return oracle(x_t, t)
 
-            pairs = SPACINGS[spacing](num_timesteps, steps)
+            pairs = SPACINGS[spacing](schedule, steps)
             x = sample(
                 sampler,
                 denoise,

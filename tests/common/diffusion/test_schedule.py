@@ -11,6 +11,7 @@ from common.diffusion.schedule import (
     chain,
     cosine_schedule,
     homework_pairs,
+    karras_pairs,
     leading_pairs,
     linear_schedule,
     linspace_pairs,
@@ -156,9 +157,9 @@ def test_impossible_betas_are_refused(betas: torch.Tensor) -> None:
 def test_every_number_of_steps_gives_that_many_descending_pairs(
     name: str, num_timesteps: int
 ) -> None:
-    end = 0 if name == "homework" else -1
+    end, schedule = 0 if name == "homework" else -1, linear_schedule(num_timesteps)
     for steps in range(1, num_timesteps + 1):
-        pairs = SPACINGS[name](num_timesteps, steps)
+        pairs = SPACINGS[name](schedule, steps)
         timesteps = [t for t, _ in pairs]
         assert len(pairs) == steps
         assert all(
@@ -172,7 +173,25 @@ def test_every_number_of_steps_gives_that_many_descending_pairs(
 @pytest.mark.parametrize("steps", [0, -1, 11])
 def test_impossible_numbers_of_steps_are_refused(name: str, steps: int) -> None:
     with pytest.raises(ValueError, match="between 1 and 10"):
-        SPACINGS[name](10, steps)
+        SPACINGS[name](cosine_schedule(10), steps)
+
+
+def test_karras_pairs_follow_equation_5_of_edm() -> None:
+    """Noise levels are EDM's within the rounding to timesteps, from 80 to 0.02 on a cosine."""
+    schedule = cosine_schedule()
+    timesteps = [t for t, _ in karras_pairs(schedule, 18)]
+    for i, t in enumerate(timesteps):
+        level = (80 ** (1 / 7) + i / 17 * (0.02 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+        alpha, sigma = schedule.alpha_sigma(t)
+        neighbours = [schedule.alpha_sigma(t + step) for step in (-1, 1)]
+        low, high = (sigma / alpha for alpha, sigma in neighbours)
+        assert low < level < high and abs(sigma / alpha - level) <= high - low
+
+
+def test_karras_pairs_reach_the_schedules_own_highest_level() -> None:
+    """That of Stable Diffusion is 14.6, below EDM's 80; a terminal SNR of 0 is above it."""
+    assert karras_pairs(scaled_linear_schedule(), 20)[0][0] == 999
+    assert karras_pairs(make_schedule("cosine", zero_terminal=True), 20)[0][0] < 999
 
 
 def test_homework_pairs_are_exactly_the_homeworks() -> None:
