@@ -19,6 +19,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(tmp_path_factory.mktemp("study") / "data")
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_killed_program_ends_as_if_nothing_had_happened(
     program: str, data: Path, tmp_path: Path
