@@ -68,9 +68,32 @@ RECIPE_COLUMNS = {
     "recognised, MNIST-M": "recognised.mnistm percent",
     "SVHN": "recognised.svhn percent",
 }
+
+
+def denoising(results: Results) -> str:
+    """Errors of each network over those of the Wiener filter, and slopes, at a few timesteps."""
+    rows = []
+    for run in results["p1_denoising"]["rows"]:
+        for name, label in DATASETS.items():
+            at = {error["t"]: error for error in run["errors"] if error["dataset"] == name}
+            rows.append(
+                {"network": run["name"].replace("_", " "), "dataset": label}
+                | {f"error_{t}": at[t]["error"] / at[t]["wiener"] for t in (200, 500, 950)}
+                | {f"slope_{t}": at[t]["slope"] for t in (200, 500, 950)}
+            )
+    columns = {"network": "network text", "digits": "dataset text"}
+    for t in (200, 500, 950):
+        columns |= {
+            f"error / Wiener, t = {t}": f"error_{t} number2",
+            f"slope, t = {t}": f"slope_{t} number2",
+        }
+    return table(rows, columns)
+
+
 TABLES: Tables = {
     "p1_measured": measured,
     "p1_guidance": guidance,
     "p1_samplers": listing("p1_samplers rows[*]", SAMPLER_COLUMNS),
+    "p1_denoising": denoising,
     "p1_recipes": listing("p1_recipes rows[*]", RECIPE_COLUMNS),
 }
