@@ -32,6 +32,7 @@ from common.data.digits import DATASETS, Digits, load_digits, pairing
 from common.devices import DeviceName, pick_device
 from common.diffusion.samplers import count_evaluations
 from common.diffusion.schedule import SPACINGS, make_schedule
+from common.errors import InputError
 from common.files import ROOT, make_folder, read_json, write_json
 from common.metrics.classifier import DigitClassifier
 from common.study import measured_rows
@@ -88,6 +89,8 @@ class Config:
 def main(config: Config) -> None:
     """Runs the study and writes its file."""
     if config.study in ("recipes", "denoising"):
+        if not config.runs:
+            raise InputError(f"{config.study} compares run folders: name them with --runs")
         (compare_recipes if config.study == "recipes" else write_denoising)(config)
         return
     model = ContextUNet.load(config.checkpoint).to(pick_device(config.device))

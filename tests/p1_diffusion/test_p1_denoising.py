@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny import tiny_network
+from tiny import refused, tiny_network
 from torch import Tensor
 
 from common.data.digits import Digits
 from common.diffusion.schedule import make_schedule
 from common.images import to_model_range
+from p1_diffusion.study import sweeps
 from p1_diffusion.study.denoising import TIMESTEPS, WienerFilter, denoising_errors
 
 
@@ -56,3 +57,8 @@ def test_an_image_of_half_its_contrast_has_slope_two() -> None:
         assert row["slope"] == pytest.approx(2.0, rel=1e-3)
         assert row["error"] == pytest.approx(x0.square().mean().item() / 4, rel=1e-3)
         assert row["wiener"] < 1e-6  # all images are the mean
+
+
+@pytest.mark.parametrize("study", ["denoising", "recipes"])
+def test_a_comparison_of_no_runs_is_refused(study: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--runs" in refused(capsys, sweeps.main, sweeps.Config, study)
