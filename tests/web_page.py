@@ -22,6 +22,15 @@ FLAGS = (
 SCREENSHOTS = ROOT / "outputs" / "browser"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PATIENCE = 180_000  # milliseconds; several tests may share a core
+KEEP_TOASTS = """
+window.toasts = [];
+new MutationObserver(changes => {
+    for (const change of changes)
+        for (const node of change.addedNodes)
+            for (const toast of node.querySelectorAll?.("[data-testid='toast-body']") ?? [])
+                window.toasts.push(toast.innerText);
+}).observe(document, {childList: true, subtree: true});"""
+"""JavaScript that keeps gradio's short messages, which vanish after ten seconds."""
 DESKTOP, PHONE = (1280, 900), (390, 844)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from web_page import CHROMIUM, DESKTOP, FLAGS, PATIENCE, Visit
+from web_page import CHROMIUM, DESKTOP, FLAGS, KEEP_TOASTS, PATIENCE, Visit
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -33,6 +33,7 @@ def visit(browser: "Browser") -> Iterator[Callable[..., Visit]]:
         width, height = size
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
+        context.add_init_script(KEEP_TOASTS)
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
         seen = Visit(page, [], [])

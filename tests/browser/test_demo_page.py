@@ -107,9 +107,20 @@ def pictures(seen: Visit) -> list[str]:
 
 def refused(seen: Visit) -> str:
     """The sentence with which the page refuses an input."""
-    toast = seen.page.locator("[data-testid='toast-body']").last
-    toast.wait_for()
-    return toast.inner_text()
+    seen.page.wait_for_function("() => window.toasts.length")
+    return seen.page.evaluate("() => window.toasts.splice(0).at(-1)")
+
+
+def set_number(seen: Visit, label: str, value: int) -> None:
+    """Types into a slider's number, again where a page that is still built puts its own back."""
+    number = seen.page.get_by_label(f"number input for {label}")
+    for _ in range(10):
+        number.fill(str(value))
+        number.press("Tab")
+        seen.page.wait_for_timeout(500)
+        if number.input_value() == str(value):
+            return
+    raise AssertionError(f"{label} stays {number.input_value()}, not {value}")
 
 
 def check_quiet(seen: Visit) -> None:
@@ -128,15 +139,13 @@ def test_digits_grow_and_can_be_looked_back_at(demo: str, visit: Callable[..., V
     (after,) = pictures(seen)
     assert after != before
     seen.screenshot("digits")
-    seen.page.get_by_label("number input for Look back: steps done").fill("10")
-    seen.page.keyboard.press("Enter")
+    set_number(seen, "Look back: steps done", 10)
     seen.page.wait_for_function(
         "before => !document.querySelector(`img[src='${before}']`)", arg=after
     )
     seen.screenshot("digits_after_ten_steps")
     seen.page.get_by_text("Sampler and guidance interval").click()
-    seen.page.get_by_label("number input for Lowest t with guidance").fill("900")
-    seen.page.keyboard.press("Tab")
+    set_number(seen, "Lowest t with guidance", 900)
     click(seen, "Sample")
     assert "Guidance interval must give the lowest t and then the highest" in refused(seen)
     check_quiet(seen)
