@@ -11,7 +11,12 @@ from common.data.digits import DATASETS, SIZE
 from common.diffusion.guidance import guided
 from common.diffusion.process import denoiser
 from common.diffusion.samplers import Callback, sample
-from common.diffusion.sampling import ChunkSize, GuidedSamplerConfig, sample_in_chunks
+from common.diffusion.sampling import (
+    ChunkSize,
+    GuidedSamplerConfig,
+    SpacingName,
+    sample_in_chunks,
+)
 from common.diffusion.schedule import SPACINGS, make_schedule
 from common.errors import InputError
 from common.images import to_uint8
@@ -26,7 +31,9 @@ ImageKey = tuple[str, int, int]  # (dataset, digit, number), numbers from 1
 class SamplingConfig(GuidedSamplerConfig):
     """Sampling settings. An image depends on these and on its (dataset, digit, number) alone."""
 
-    guidance_scale: Scale = 7.5
+    spacing: SpacingName = "karras"
+    """Timesteps that the steps visit (common/diffusion/schedule.py)."""
+    guidance_scale: Scale = 3.0
     """Scale s of classifier-free guidance, uncond + s (cond - uncond); 1 is no guidance. The
     homework's `--guide-w W` is also accepted and means s = W + 1. The defaults of scale and
     interval were chosen together, by measurement (results/p1_guidance.json)."""

@@ -18,10 +18,11 @@ import tyro
 from common import cli
 from common.checkpoint import tensors_hash
 from common.cli import Preset
-from common.config import Bounds, Probability
+from common.config import Bounds, NonNegative, Probability
 from common.data.digits import DATASETS, NUM_DIGITS, BalancedDraw, Digits, load_digits
 from common.diffusion.guidance import drop_context
 from common.diffusion.loss import (
+    Discrimination,
     LossWeight,
     LossWeighting,
     TimestepDistribution,
@@ -48,6 +49,7 @@ from p1_diffusion.model import NULL_DIGIT, ContextUNet, ContextUNetConfig
 from p1_diffusion.sampling import SamplingConfig, sample_digits
 
 VALIDATION_IMAGES = 1000
+TOLD = slice(None, None, 4)  # the images that --discriminate applies to: every fourth
 TRAINING = TrainingConfig(
     steps=40_000,
     batch_size=128,
@@ -82,6 +84,9 @@ class Config:
     guidance; 1 is off. Meant for the last steps of a training, with --init-from."""
     guidance_interval: tuple[int, int] = SamplingConfig().guidance_interval
     """Lowest and highest timestep t to which --guidance-scale applies."""
+    discriminate: NonNegative = 0.0
+    """Weight of the loss of telling the right digit from a wrong one by the errors of the network's
+    output (common.diffusion.loss.Discrimination), for every fourth image; 0 is off."""
     augment: Probability = 0.15
     """Probability of each augmentation (colour permutation, negation, shift with scaling), which
     the network receives as an input; 0 is no augmentation."""
@@ -132,23 +137,38 @@ def main(config: Config) -> None:
     balanced = BalancedDraw(data)
 
     def loss_of(
-        batch: Batch, draws: Draws, drop: float, probability: float, guide: float, **options: Any
+        batch: Batch,
+        draws: Draws,
+        drop: float = 0.0,
+        probability: float = 0.0,
+        guide: float = 1.0,
+        discriminate: float = 0.0,
+        **options: Any,
     ) -> torch.Tensor:
         digit = drop_context(batch["digit"], NULL_DIGIT, drop, draws)
         images, vectors = to_model_range(batch["image"]), None
         if probability:
             images, vectors = augment(images, probability, draws)
-        null = torch.stack([torch.full_like(digit, NULL_DIGIT), batch["dataset"]], dim=1)
+
+        def condition(
+            digit: torch.Tensor, part: slice = slice(None)
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            context = torch.stack([digit, batch["dataset"]], dim=1)[part]
+            return context, None if vectors is None else vectors[part]
+
+        if guide > 1.0:
+            null = condition(torch.full_like(digit, NULL_DIGIT))
+            options["guidance"] = TrainedGuidance(guide, null, config.guidance_interval)
+        if discriminate:
+            other = (batch["digit"] + 1 + draws.randint(NUM_DIGITS - 1)) % NUM_DIGITS
+            options["discrimination"] = Discrimination(discriminate, TOLD, condition(other, TOLD))
         return diffusion_loss(
-            lambda x_t, t, context: network(x_t, t, context, vectors),
+            lambda x_t, t, condition: network(x_t, t, *condition),
             schedule,
             images,
-            torch.stack([digit, batch["dataset"]], dim=1),
+            condition(digit),
             draws,
             parameterization=model.config.parameterization,
-            guidance=(
-                TrainedGuidance(guide, null, config.guidance_interval) if guide > 1.0 else None
-            ),
             **options,
         )
 
@@ -162,12 +182,7 @@ def main(config: Config) -> None:
         augmented.
         """
         drawn = BalancedDraw(held_out)(VALIDATION_IMAGES, torch.Generator(device).manual_seed(0))
-        loss = held_out_loss(
-            model,
-            lambda batch, draws: loss_of(batch, draws, 0.0, 0.0, 1.0),
-            batch_of(held_out, drawn),
-        )
-        return {"loss": loss}
+        return {"loss": held_out_loss(model, loss_of, batch_of(held_out, drawn))}
 
     def preview(path: Path) -> None:
         """Writes a grid of samples from the same noise each time.
@@ -204,6 +219,7 @@ def main(config: Config) -> None:
             config.cond_drop_prob,
             config.augment,
             config.guidance_scale,
+            config.discriminate,
             **weighting.options,
         ),
         get_batch,

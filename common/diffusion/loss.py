@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.diffusion.process import Condition, Network, Parameterization, output_target, q_sample
 from common.diffusion.schedule import NoiseSchedule
 from common.embedding import SinusoidalEmbedding
 from common.seeds import Draws
 
+TEMPERATURE, HIGHEST_TOLD = 0.01, 750  # of `Discrimination`
 TimestepDistribution = Literal["mixed", "uniform", "logit_normal"]
 LossWeight = Literal["learned", "min_snr", "none"]
 
@@ -30,6 +32,7 @@ def diffusion_loss(
     log_variance: Callable[[Tensor], Tensor] | None = None,
     timesteps: TimestepDistribution = "uniform",
     guidance: "TrainedGuidance | None" = None,
+    discrimination: "Discrimination | None" = None,
 ) -> Tensor:
     """Mean squared error of the network's output at random t, a scalar (Equation 14 of DDPM).
 
@@ -43,6 +46,8 @@ def diffusion_loss(
       arXiv:2312.02696).
     - `timesteps` is the distribution of t.
     - `guidance` shifts the target so that the network learns guided outputs (`TrainedGuidance`).
+    - `discrimination` adds the loss of telling each image's condition from a wrong one
+      (`Discrimination`).
     """
     t = draw_timesteps(schedule.num_timesteps, timesteps, draws)
     eps = draws.randn(*x0.shape[1:])
@@ -66,7 +71,34 @@ def diffusion_loss(
     if log_variance is not None:
         u = log_variance(t).float()
         per_image = per_image / u.exp() + u
-    return per_image.mean()
+    loss = per_image.mean()
+    if discrimination is not None:
+        some = discrimination.images
+        mistaken = network(x_t[some], t[some], discrimination.wrong)
+        wrong_error = (mistaken.float() - target[some].float()).square().flatten(1).mean(1)
+        evidence = (wrong_error / error[some].flatten(1).mean(1)).log() / TEMPERATURE
+        told = F.softplus(-evidence) * (t[some] <= HIGHEST_TOLD)
+        loss = loss + discrimination.weight * told.mean()
+    return loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrimination:
+    """Cross entropy of telling an image's condition from a wrong one, in `diffusion_loss`.
+
+    A diffusion model classifies an image by the condition with the smallest error (Li et al. 2023,
+    arXiv:2303.16203). Where x_t shows its class by itself, the plain loss hardly asks for the
+    condition to be used; this one does. With e_y the error given condition y, the log-odds of the
+    right condition are log(e_wrong / e_right) / TEMPERATURE: those of Gaussian errors of unknown
+    variance in 2 / TEMPERATURE independent dimensions. Above HIGHEST_TOLD noise hides the class.
+    """
+
+    weight: float
+    """Weight of this loss beside the error's."""
+    images: slice
+    """The images of a batch that take part; each costs one more evaluation of the network."""
+    wrong: Condition
+    """A wrong condition for each of these images."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from common.progress import Progress
 from common.seeds import padded_chunks
 
 Item = TypeVar("Item")
+SpacingName = Literal["leading", "trailing", "linspace", "homework", "karras"]
 ChunkSize = Annotated[int, Bounds(at_least=1, at_most=4096)]
 PADDED = 64  # images; a chunk up to this size is filled even if there are fewer
 
@@ -27,7 +28,7 @@ class SamplerConfig:
     """Sampling method."""
     steps: int = 20
     """Sampling steps. Each is one network evaluation; Heun takes two."""
-    spacing: Literal["leading", "trailing", "linspace", "homework", "karras"] = "trailing"
+    spacing: SpacingName = "trailing"
     """Timesteps that the steps visit (common/diffusion/schedule.py)."""
     eta: Probability = 0.0
     """DDIM's eta in [0, 1], the scale of the noise added at each step: 0 is deterministic, 1 has

@@ -47,11 +47,8 @@ from p1_diffusion.study.denoising import denoising_errors
 # (w, interval of t with guidance): every timestep, and the default interval.
 ALWAYS = (0, 999)
 GUIDANCE_SWEEP = (
-    *((w, ALWAYS) for w in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)),
-    *(
-        (w, SamplingConfig().guidance_interval)
-        for w in (4.0, SamplingConfig().guidance_scale - 1.0, 8.0)
-    ),
+    *((w, ALWAYS) for w in (0.0, 0.5, 1.0, 2.0, 3.0, 4.0)),
+    *((w, SamplingConfig().guidance_interval) for w in (0.5, 1.0, 1.5, 2.0, 3.0)),
 )
 # (sampler, steps, images of each class). S steps of Heun are 2 S - 1 network evaluations.
 SAMPLER_TABLE = (

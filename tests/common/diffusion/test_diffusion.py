@@ -1,6 +1,7 @@
 """The maths between images and networks, by closed forms and identities."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from common.diffusion.guidance import drop_context, guide, guided, rescale_guidance
 from common.diffusion.loss import (
+    TEMPERATURE,
+    Discrimination,
     LogVariance,
     LossWeighting,
     TrainedGuidance,
@@ -280,6 +283,39 @@ def test_trained_guidance_comes_to_rest_at_the_guided_output(scale: float) -> No
     assert gradient(0.0, (1000, 2000)) == pytest.approx(
         0.0, abs=1e-6
     )  # outside its interval nothing is guided
+
+
+@pytest.mark.parametrize("ratio", [0.99, 1.0, 1.02])
+def test_discrimination_is_the_cross_entropy_of_the_right_condition(
+    ratio: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network with error 1 given the right condition (0) and `ratio` given the wrong one (1)."""
+    x0 = torch.zeros(40, 1, 2, 2)
+    seen = []
+
+    def loss(highest: int, **options: Any) -> float:
+        monkeypatch.setattr("common.diffusion.loss.HIGHEST_TOLD", highest)
+
+        def network(x_t: Tensor, t: Tensor, given: Tensor) -> Tensor:
+            seen.append(t)
+            return (ratio ** (0.5 * given)).view(-1, 1, 1, 1).expand_as(x_t)
+
+        draws = StackedRandomGenerator(range(40))
+        return diffusion_loss(
+            network, SCHEDULE, x0, torch.zeros(40), draws, parameterization="x0", **options
+        ).item()
+
+    told = Discrimination(0.5, slice(None, None, 4), torch.ones(10))
+    chance = 1.0 / (1.0 + ratio ** (1.0 / TEMPERATURE))  # of the wrong condition
+    assert loss(1000) == pytest.approx(1.0, rel=1e-6)
+    assert loss(1000, discrimination=told) == pytest.approx(1.0 - 0.5 * math.log(1.0 - chance))
+    everyone, some = seen[-2:]
+    assert torch.equal(some, everyone[::4])
+    taking_part = (some <= 500).float().mean().item()
+    assert 0.0 < taking_part < 1.0
+    assert loss(500, discrimination=told) == pytest.approx(
+        1.0 - taking_part * 0.5 * math.log(1.0 - chance)
+    )
 
 
 def test_a_new_log_variance_leaves_the_loss_as_it_is() -> None:
