@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.attention import attend
-from common.checkpoint import load_config, load_model, save_model
+from common.checkpoint import load_model, save_model
 from common.config import Bounds, Depth, Fraction, Index, Size
 from common.data.digits import DATASETS, NUM_DIGITS, SIZE
 from common.diffusion.process import Parameterization
@@ -148,14 +148,8 @@ class ContextUNet(nn.Module):
     def load(cls, folder: Path) -> "ContextUNet":
         """Loads the network from its model folder, in evaluation mode.
 
-        A folder of the first edition gives a `FirstEditionUNet`, which has the same methods. Raises
-        InputError if the folder holds neither.
+        Raises InputError if the folder does not hold such a network.
         """
-        if isinstance(load_config(folder, KIND).get("blocks"), int):
-            # Imported here, since that file imports this one's blocks.
-            from p1_diffusion.first_edition import FirstEditionUNet
-
-            return FirstEditionUNet.load(folder)
         return load_model(folder, KIND, cls, ContextUNetConfig)
 
 
@@ -193,9 +187,9 @@ def _check(config: ContextUNetConfig) -> None:
         )
 
 
-def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
-    """GroupNorm with GROUP channels per group, or with the given number of groups."""
-    return nn.GroupNorm(groups or max(channels // GROUP, 1), channels)
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with GROUP channels per group."""
+    return nn.GroupNorm(max(channels // GROUP, 1), channels)
 
 
 class Block(nn.Module):
@@ -221,19 +215,12 @@ class ResBlock(nn.Module):
     2021, arXiv:2105.05233).
     """
 
-    def __init__(
-        self,
-        channels_in: int,
-        channels: int,
-        embedding: int,
-        dropout: float,
-        groups: int | None = None,
-    ) -> None:
+    def __init__(self, channels_in: int, channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = group_norm(channels_in, groups)
+        self.norm1 = group_norm(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * channels)
-        self.norm2 = group_norm(channels, groups)
+        self.norm2 = group_norm(channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.skip = (
@@ -253,10 +240,10 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """Residual self-attention over the pixels of x [N, C, H, W]."""
 
-    def __init__(self, channels: int, heads: int, groups: int | None = None) -> None:
+    def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = group_norm(channels, groups)
+        self.norm = group_norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
         nn.init.zeros_(self.out.weight)

@@ -132,7 +132,7 @@ def digit_frame(parts: dict[str, Tensor]) -> Tensor:
 
 
 def guidance(
-    model: ContextUNet, weights: Sequence[float] = (0, 0.5, 1, 1.5, 2, 3, 4, 5, 6.5, 8, 10)
+    model: ContextUNet, weights: Sequence[float] = (0, 0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6.5, 8)
 ) -> Frames:
     """The same noises with growing guidance, at every timestep and in the default interval."""
     default = p1.SamplingConfig()

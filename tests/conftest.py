@@ -1,6 +1,7 @@
 """What several test files share: tiny data and tiny models on disk, made once in a session. Copy
 them before changing them."""
 
+import signal
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from common.clip.model import Clip
 
 IMAGES_PER_CLASS = 6
+
+# A shell's background jobs ignore Ctrl-C, and so would the programs that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,8 @@ def train_arguments(run_dir: Path, data: Path) -> list[str]:
         "--model.channels 16 32 --model.blocks 1 1 --model.attention 1 --model.embedding 32"
         " --model.heads 2"
     )
-    flags = f"{small} --optimizer adamw --steps 20 --batch-size 8 --log-every 1"
+    less = "--discriminate 0.02 --steps 20 --batch-size 8 --log-every 1"
+    flags = f"{small} --optimizer adamw {less}"
     return [*flags.split(" "), "--data", str(data), "--run-dir", str(run_dir), "--device", "cpu"]
 
 

@@ -87,7 +87,7 @@ def grid(folder: Path, classes: list[tuple[str, int]]) -> Tensor:
 
 
 def reverse_process(model: ContextUNet, keys: list[ImageKey], sampling: SamplingConfig) -> Tensor:
-    """Grid with a row for each key: x_t at five equally spaced steps, then the final image.
+    """Grid with a row for each key: x_t at the steps nearest to five equally spaced t, then x_0.
 
     The first column is pure noise; columns are labelled by t.
     """
@@ -99,9 +99,10 @@ def reverse_process(model: ContextUNet, keys: list[ImageKey], sampling: Sampling
         callback=lambda i, t, x_t, x0: states.append((t, x_t[: len(keys)].cpu())),
         show_progress=False,
     )
-    chosen = torch.linspace(0, len(states), REVERSE_IMAGES).round().long().tolist()
-    frames = [to_uint8(states[i][1]) if i < len(states) else final for i in chosen]
-    labels = [f"t = {states[i][0]}" if i < len(states) else "image" for i in chosen]
+    wanted = torch.linspace(states[0][0], 0, REVERSE_IMAGES)[:-1].tolist()
+    chosen = [min(states, key=lambda state: abs(state[0] - t)) for t in wanted]
+    frames = [*(to_uint8(x_t) for _, x_t in chosen), final]
+    labels = [*(f"t = {t}" for t, _ in chosen), "image"]
     rows = [f"{dataset} {digit}" for dataset, digit, _ in keys]
     images = torch.stack([frame[row] for row in range(len(keys)) for frame in frames])
     return labelled_grid(images, REVERSE_IMAGES, row_labels=rows, column_labels=labels, scale=3)

@@ -58,6 +58,8 @@ SAMPLER_COLUMNS = {
     "accuracy": "accuracy percent1",
     "Frechet / real": "frechet_ratio number2",
     "spread / real": "spread_ratio number2",
+    "pixel spread / real": "pixel_spread_ratio number2",
+    **_for_both("detail", "detail number1"),
     "ms per image": lambda row: f"{1000 * row['seconds'] / row['images']:.0f}",
 }
 RECIPE_COLUMNS = {
@@ -67,6 +69,11 @@ RECIPE_COLUMNS = {
     "Frechet / real": "frechet_ratio number1",
     "recognised, MNIST-M": "recognised.mnistm percent",
     "SVHN": "recognised.svhn percent",
+}
+LONG_RUN_COLUMNS = {
+    **RECIPE_COLUMNS,
+    **_for_both("accuracy", "accuracy percent"),
+    **_for_both("detail", "detail number1"),
 }
 
 
@@ -95,5 +102,6 @@ TABLES: Tables = {
     "p1_guidance": guidance,
     "p1_samplers": listing("p1_samplers rows[*]", SAMPLER_COLUMNS),
     "p1_denoising": denoising,
-    "p1_recipes": listing("p1_recipes rows[*]", RECIPE_COLUMNS),
+    "p1_recipes": listing("p1_recipes rows[images=64000]", RECIPE_COLUMNS),
+    "p1_long_runs": listing("p1_recipes rows[images>64000]", LONG_RUN_COLUMNS),
 }

@@ -35,6 +35,7 @@ from common.diffusion.schedule import SPACINGS, make_schedule
 from common.errors import InputError
 from common.files import ROOT, make_folder, read_json, write_json
 from common.metrics.classifier import DigitClassifier
+from common.metrics.detail import mean_difference
 from common.study import measured_rows
 from common.text_files import read_records
 from p1_diffusion.evaluate import GRADER, grade
@@ -55,7 +56,7 @@ SAMPLER_TABLE = (
     *((name, steps, 25) for name in ("ddim", "dpmpp_2m") for steps in (10, 15, 20, 25)),
     *(("heun", steps, 25) for steps in (5, 8, 10, 13)),
     ("ddim", 50, 25),
-    ("ddpm", 1000, 10),
+    ("ddpm", 1000, 5),
 )
 RECIPE_IMAGES = 15  # samples of each (dataset, digit) for a row of "recipes"
 RECIPE_DIGITS = 200  # held-out digits of each dataset to classify for a row of "recipes"
@@ -219,8 +220,9 @@ def measure(
 ) -> dict[str, Any]:
     """Metrics of samples drawn with the given settings, `per_class` of each (dataset, digit).
 
-    Holds accuracy, Frechet distance and spread (see `quality`) as means over the datasets and, in
-    `datasets`, for each; network evaluations per sample; and the seconds of sampling.
+    Holds accuracy, Frechet distance and spread (see `quality`) and detail in grey levels
+    (`mean_difference`) as means over the datasets and, in `datasets`, for each; network evaluations
+    per sample; and the seconds of sampling.
     """
     keys = [
         (dataset, digit, n) for dataset, digit in pairing("2024") for n in range(1, per_class + 1)
@@ -232,7 +234,11 @@ def measure(
     datasets = torch.tensor([DATASETS.index(dataset) for dataset, _, _ in keys])
     graded = grade(images, digits, datasets, dict.fromkeys(DATASETS, ("project", network)))
     numbers = {
-        dataset: {"accuracy": graded["datasets"][dataset]["accuracy"], **values}
+        dataset: {
+            "accuracy": graded["datasets"][dataset]["accuracy"],
+            "detail": mean_difference(images[datasets == DATASETS.index(dataset)]),
+            **values,
+        }
         for dataset, values in quality(images, digits, datasets, network, reference).items()
     }
     schedule = make_schedule(model.config.schedule)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import InputError
-from p1_diffusion.first_edition import FirstEditionConfig, FirstEditionUNet
 from p1_diffusion.model import NULL_DIGIT, Attention, ContextUNet, ContextUNetConfig, ResBlock
 
 
@@ -198,44 +197,3 @@ def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"blocks": [1, 2]}))
     with pytest.raises(InputError, match=r"do not fit the model: \d+ missing \(down\.1\.1\."):
         ContextUNet.load(tmp_path)
-
-
-def test_a_checkpoint_of_the_first_edition_loads(tmp_path: Path) -> None:
-    """Its configuration counts blocks by one number; what comes back has the same calls and the
-    same outputs."""
-    network = FirstEditionUNet(FirstEditionConfig(channels=(16, 32), embedding=32, heads=2))
-    with torch.no_grad():
-        for param in network.parameters():
-            param.copy_((0.1 * torch.randn(param.shape)).half())
-    network.save(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["blocks"] == 1
-    loaded = ContextUNet.load(tmp_path)
-    assert isinstance(loaded, FirstEditionUNet) and loaded.config == network.config
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(*inputs()), network.eval()(*inputs()))
-
-
-def test_the_first_edition_has_the_layers_that_it_had() -> None:
-    """Counted by hand from the layers of its default network, which has 2.1 million weights."""
-    high, low, width = 80, 160, 256
-
-    def conv(a: int, b: int, k: int = 3) -> int:
-        return k * k * a * b + b
-
-    def linear(a: int, b: int) -> int:
-        return a * b + b
-
-    def block(a: int, b: int) -> int:
-        skip = conv(a, b, 1) if a != b else 0
-        return 2 * a + conv(a, b) + linear(width, 2 * b) + 2 * b + conv(b, b) + skip
-
-    expected = linear(high, width) + linear(width, width) + (11 + 2) * width
-    expected += conv(12, high) + block(high, high) + conv(high, low) + block(low, low)
-    expected += 2 * low + linear(low, 3 * low) + linear(low, low)
-    expected += (
-        block(2 * low, low) + conv(low, high, 2) + block(2 * high, high) + 2 * high + conv(high, 12)
-    )
-    assert (
-        sum(param.numel() for param in FirstEditionUNet(FirstEditionConfig()).parameters())
-        == expected
-    )
