@@ -223,9 +223,8 @@ def test_guide_w_is_the_guidance_scale_less_one() -> None:
 
 def test_guidance_acts_inside_its_interval_alone(network: ContextUNet) -> None:
     keys = [("svhn", 3, 1)]
-    strong = dataclasses.replace(
-        QUICK, steps=4, chunk_size=1, guidance_scale=6.0, guidance_interval=(0, 999)
-    )
+    equal = dataclasses.replace(QUICK, steps=4, spacing="trailing", chunk_size=1)
+    strong = dataclasses.replace(equal, guidance_scale=6.0, guidance_interval=(0, 999))
     nowhere = dataclasses.replace(strong, guidance_interval=(0, 10))  # below the last t, 249
     everywhere = dataclasses.replace(strong, guidance_interval=(249, 999))
     assert torch.equal(
