@@ -1,17 +1,20 @@
 """Optimisers of the training loop: AdamW, also with 8-bit moments, and Muon for hidden matrices."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim._muon import muon as torch_muon  # its class takes matrices only
 
 from common.errors import InputError
 
 OptimizerName = Literal["adamw", "adamw8bit", "muon"]
 STATES_8BIT = ("state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
 """Keys of bitsandbytes' optimiser state, besides "step"."""
+NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
+"""Coefficients of Muon's iteration, from Jordan et al. 2024."""
 SMALLEST_SIDE = 16  # of a matrix for Muon; excludes layers from or to the channels of an image
 NamedOptimizer = tuple[torch.optim.Optimizer, dict[str, Tensor]]
 """An optimiser and its own parameters by name."""
@@ -35,8 +38,7 @@ def make_optimizers(
     others = {n: p for n, p in params.items() if n not in hidden}
     optimizers: list[NamedOptimizer] = []
     if hidden:
-        muon = Muon(hidden.values(), lr, weight_decay)
-        optimizers.append((muon, dict(zip(hidden, muon.matrices, strict=True))))
+        optimizers.append((Muon(hidden.values(), lr, weight_decay), hidden))
     if others:
         settings = {"lr": lr, "betas": (0.9, beta2), "weight_decay": weight_decay}
         if name == "adamw8bit":
@@ -73,7 +75,7 @@ def is_hidden_matrix(name: str, param: Tensor) -> bool:
     return param.dim() >= 2 and min(param.shape[:2]) >= SMALLEST_SIDE and "embedding" not in name
 
 
-class Muon(torch.optim.Muon):
+class Muon(torch.optim.Optimizer):
     """PyTorch's Muon, extended to convolutions.
 
     Muon is Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon). A convolution [O, I, k,
@@ -82,25 +84,33 @@ class Muon(torch.optim.Muon):
     """
 
     def __init__(
-        self, weights: "list[Parameter] | Mapping", lr: float, weight_decay: float
+        self, weights: Iterable[Parameter], lr: float, weight_decay: float, momentum: float = 0.95
     ) -> None:
-        self.weights = list(weights)
-        self.matrices = [Parameter(_as_matrix(weight.detach(), weight)) for weight in self.weights]
-        super().__init__(
-            self.matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Updates the weights by their gradients."""
-        for weight, matrix in zip(self.weights, self.matrices, strict=True):
-            matrix.grad = None if weight.grad is None else _as_matrix(weight.grad, weight)
-        super().step(closure)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Sets the gradients to None."""
-        for weight, matrix in zip(self.weights, self.matrices, strict=True):
-            weight.grad = matrix.grad = None
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+            # Views are made in each step: distributed training moves weights to other memory.
+            torch_muon(
+                [_as_matrix(weight, weight) for weight in weights],
+                [_as_matrix(weight.grad, weight) for weight in weights],
+                [_as_matrix(self.state[weight]["momentum_buffer"], weight) for weight in weights],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                nesterov=True,
+                ns_coefficients=NEWTON_SCHULZ,
+                ns_steps=5,
+                eps=1e-7,
+                adjust_lr_fn="match_rms_adamw",
+                has_complex=False,
+            )
 
 
 def _as_matrix(values: Tensor, weight: Tensor) -> Tensor:

@@ -66,6 +66,34 @@ def test_a_convolution_moves_along_the_nearest_orthogonal_matrix(
     assert conv.weight.grad is None
 
 
+def test_weights_moved_to_other_memory_are_still_trained() -> None:
+    """As when a module is prepared for several processes."""
+    weight = nn.Parameter(torch.zeros(16, 16))
+    muon = Muon([weight], lr=0.1, weight_decay=0.0)
+    weight.data = weight.data.clone()
+    weight.grad = torch.eye(16)
+    muon.step()
+    assert weight.norm() > 0.1
+
+
+def test_scaled_gradients_of_half_precision_are_unscaled_and_overflows_skipped() -> None:
+    """Every optimiser that GradScaler steps must show it its gradients."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    weight = nn.Parameter(torch.zeros(16, 16))
+    muon = Muon([weight], lr=0.1, weight_decay=0.0)
+    scaler.scale(weight.diagonal().sum()).backward()
+    scaler.unscale_(muon)
+    assert torch.equal(weight.grad, torch.eye(16))
+    scaler.step(muon)
+    scaler.update()
+    moved = weight.detach().clone()
+    assert moved.norm() > 0.1
+    muon.zero_grad()
+    scaler.scale(weight.sum() * torch.inf).backward()
+    scaler.step(muon)
+    assert torch.equal(weight, moved)
+
+
 def test_every_parameter_has_one_optimiser() -> None:
     network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3))
     params = dict(network.named_parameters())

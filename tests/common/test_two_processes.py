@@ -99,7 +99,7 @@ def test_the_digit_model_trains_in_two_processes_as_in_one(
     monkeypatch.setattr(train, "SamplingConfig", lambda: inference.SamplingConfig(steps=1))
     assert exit_code(train.main, train.Config, *train_arguments(tmp_path, digits_root)) == 0
     assert len(losses(tmp_path)) == 20
-    assert losses(two / "train") == pytest.approx(losses(tmp_path), abs=1e-5)
+    assert losses(two / "train") == pytest.approx(losses(tmp_path), abs=3e-4)
 
 
 def test_controlnet_streams_in_two_processes_as_in_one(
