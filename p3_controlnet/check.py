@@ -9,7 +9,7 @@ import dataclasses
 import math
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -46,24 +46,35 @@ class Check(NamedTuple):
 
 
 def run_checks(
-    config: "Config", model: LatentDiffusion, accelerator: "Accelerator", size: int
+    config: "Config",
+    model: LatentDiffusion,
+    accelerator: "Accelerator",
+    size: int,
+    validate: Callable[[int], object],
+    sampling_steps: int,
 ) -> int:
     """Prints a line PASS or FAIL for each check; returns the exit code, 0 or 1.
 
     `model` has a ControlNet as it is before the first step. `size` is the side of the training
-    images, in pixels. The model is changed: its frozen weights are cast to the precision of
-    training, and the ControlNet takes a few steps.
+    images, in pixels. `validate(steps)` is a validation whose pictures are drawn in that many
+    steps; the training's takes `sampling_steps`. The model is changed: its frozen weights are cast
+    to the precision of training, and the ControlNet takes a few steps.
     """
     torch.set_float32_matmul_precision("high" if config.training.tf32 else "highest")
     passed = True
-    for check in _checks(config, model, accelerator, size):
+    for check in _checks(config, model, accelerator, size, validate, sampling_steps):
         accelerator.print(f"{'PASS' if check.passed else 'FAIL'} {check.what}", flush=True)
         passed &= check.passed
     return 0 if passed else 1
 
 
 def _checks(
-    config: "Config", model: LatentDiffusion, accelerator: "Accelerator", size: int
+    config: "Config",
+    model: LatentDiffusion,
+    accelerator: "Accelerator",
+    size: int,
+    validate: Callable[[int], object],
+    sampling_steps: int,
 ) -> Iterator[Check]:
     batch, null = _encoded(config, model, size)
     model.cast(DTYPES[config.training.mixed_precision])
@@ -78,7 +89,7 @@ def _checks(
     yield _hints_in_range(torch.cat(hints))
     hook.remove()
     hints.clear()
-    yield from _cost(steps)
+    yield from _cost(steps, validate, sampling_steps)
 
 
 def _encoded(config: "Config", model: LatentDiffusion, size: int) -> tuple[Batch, Tensor]:
@@ -256,24 +267,33 @@ def _gradients(steps: _Steps) -> Iterator[Check]:
     yield Check(not touched, f"{len(touched)} frozen weights have a gradient")
 
 
-def _cost(steps: _Steps) -> Iterator[Check]:
-    """Time and memory of a step, and what the whole training takes from it."""
+def _cost(steps: _Steps, validate: Callable[[int], object], sampling_steps: int) -> Iterator[Check]:
+    """Time and memory of a step and of a validation, and what the whole training takes from it."""
     device, training = steps.null.device, steps.config.training
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.monotonic()
-    for _ in range(STEPS):
-        steps.gradients()  # reads the loss, and so waits for the device
-        steps.update()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = (time.monotonic() - start) / STEPS
+
+    def take_steps() -> None:
+        for _ in range(STEPS):
+            steps.gradients()
+            steps.update()
+
+    seconds = _seconds(take_steps, device) / STEPS
     hours = seconds * training.steps / 3600.0
     yield Check(
         math.isfinite(seconds),
         f"a step of {training.batch_size} images ({len(steps.micro_batches)} micro-batches) takes"
         f" {seconds:.2f} s: {training.steps} steps take {hours:.1f} hours without validations",
     )
+    if training.validate_every:
+        # A validation of 1 step has all that one of many has, but for the other sampling steps.
+        validate(1)  # the first one prepares, and takes longer
+        one, two = (_seconds(lambda count=count: validate(count), device) for count in (1, 2))
+        whole = one + (sampling_steps - 1) * max(two - one, 0.0)
+        share = whole / (whole + training.validate_every * seconds)
+        yield Check(
+            math.isfinite(share),
+            f"a validation of {steps.config.validation_pictures} pictures takes {whole:.1f} s,"
+            f" every {training.validate_every} steps: {100.0 * share:.1f} % of the time",
+        )
     if device.type == "cuda":
         peak = torch.cuda.max_memory_reserved(device) / 2**30
         held = torch.cuda.get_device_properties(device).total_memory / 2**30
@@ -283,3 +303,14 @@ def _cost(steps: _Steps) -> Iterator[Check]:
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         yield Check(peak > 0.0, f"the peak of memory is {peak:.1f} GiB")
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The time that `work` takes, its work on the device included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.monotonic()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic() - start

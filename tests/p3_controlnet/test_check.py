@@ -18,7 +18,7 @@ from common.latent.small import save_model
 from p3_controlnet import check, loss, train
 
 SHIPPED = ROOT / "checkpoints" / "ldm_shapes"
-QUICK = ("--check", "--device", "cpu", "--batch-size", 2)
+QUICK = ("--check", "--device", "cpu", "--batch-size", 2, "--validation-pictures", 1)
 TINY = (*QUICK, "--hint-channels", 4, 8, 8)
 
 
@@ -53,11 +53,12 @@ def lines(
 def test_a_sound_training_passes(capsys: pytest.CaptureFixture[str]) -> None:
     """On the shipped base model: its loss is far below that of a network that predicts 0."""
     said = lines(capsys, SHIPPED, *QUICK, expected=0)
-    assert all(line.startswith("PASS") for line in said) and len(said) == 8
+    assert all(line.startswith("PASS") for line in said) and len(said) == 9
     assert "differs from the base model's by 0" in said["PASS before training"]
     assert "hints lie in [0.000, 0." in said["PASS hints lie"]
     assert "0 frozen weights have a gradient" in said["PASS 0 frozen"]
     assert f"{train.TRAINING.steps} steps take" in said["PASS a step"]
+    assert "every 500 steps: " in said["PASS a validation"]
 
 
 def test_a_base_that_knows_nothing_fails(
