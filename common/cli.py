@@ -63,6 +63,7 @@ def run(
       smallest where there is no CUDA device.
     """
     _use_utf8(restart=argv is None)
+    config = None
     try:
         try:
             config = _parse(config_class, list(sys.argv[1:] if argv is None else argv))
@@ -80,10 +81,10 @@ def run(
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")
-    except Terminated:
-        raise SystemExit(128 + signal.SIGTERM) from None
-    except KeyboardInterrupt:
-        raise SystemExit(128 + signal.SIGINT) from None
+    except KeyboardInterrupt as error:
+        _say_stopped(config)
+        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        raise SystemExit(128 + number) from None
     except Exception as error:
         if out_of_memory(error):
             _fail(
@@ -92,6 +93,13 @@ def run(
             )
         traceback.print_exc()
         raise SystemExit(os.EX_SOFTWARE) from None
+
+
+def _say_stopped(config: Any) -> None:
+    """Says what is left after Ctrl-C or SIGTERM by a program that makes files; trainers say it."""
+    if this_process().rank == 0 and (folder := getattr(config, "output_dir", None)):
+        close_all()
+        print(f"stopped: what is in {folder} is whole; the same command goes on", file=sys.stderr)
 
 
 def _claimed_folder(config: Any) -> contextlib.AbstractContextManager[None]:

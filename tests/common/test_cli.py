@@ -258,6 +258,19 @@ def test_an_error_leaves_no_empty_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_program_that_was_stopped_says_what_it_leaves(
+    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(config: Writer) -> None:
+        signal.raise_signal(number)
+        pytest.fail("went on")
+
+    assert exit_code(stopped, Writer, "--output-dir", tmp_path) == 128 + number
+    said = capsys.readouterr().err
+    assert said == f"stopped: what is in {tmp_path} is whole; the same command goes on\n"
+
+
 @pytest.mark.parametrize("broken", ["a file is in the way", "the disk is full"])
 def test_an_output_folder_that_cannot_be_written_is_named_before_the_work(
     broken: str,
