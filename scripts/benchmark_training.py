@@ -6,15 +6,19 @@
 
 The overhead is the time of a step of `common.training.fit` minus that of the work which any loop
 must do. This work is that of a step of Problem 1: noise by `torch.randn`, a gather of the batch's
-images, and their conversion to [-1, 1]. Both are timed in turns, step by step, and the median of
-the differences is reported. No other program should run at the same time.
+images, and their conversion to [-1, 1]. It is timed inside the step, since the same work beside it
+takes some milliseconds more or less, as the allocator finds memory; on a GPU the timing waits for
+it. The median of the steps' differences is reported. No other program should run at the same time.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -27,7 +31,7 @@ from common.diffusion.guidance import drop_context
 from common.diffusion.schedule import make_schedule
 from common.files import ROOT, write_json
 from common.images import to_model_range
-from common.seeds import Draws, random_indices
+from common.seeds import Draws
 from common.training import Batch, TrainingConfig, fit
 from p1_diffusion.model import NULL_DIGIT
 from p1_diffusion.train import batch_of
@@ -93,26 +97,32 @@ def main(config: Config) -> None:
 def time_steps(
     config: Config, data: Digits, device: torch.device
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each step of `fit`, and of the plain work.
-
-    The work runs just before each step and is not part of the step's time.
-    """
+    """Seconds of each step of `fit`, and of the plain work in it."""
     model, schedule, balanced = EmptyModel().to(device), make_schedule("cosine"), BalancedDraw(data)
-    began, ended, work = [], [], []
+    began: list[float] = []
+    work: list[float] = []
+
+    @contextlib.contextmanager
+    def plain_work() -> Iterator[None]:
+        before = now(device)
+        yield
+        work[-1] += now(device) - before
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
-        before = now(device)
-        plain_work(data, config.batch_size, generator)
-        ended.append(before)
         began.append(now(device))
-        work.append(began[-1] - before)
-        return batch_of(data, balanced(config.batch_size, generator))
+        work.append(0.0)
+        chosen = balanced(config.batch_size, generator)
+        with plain_work():
+            return batch_of(data, chosen)
 
     def loss_fn(batch: Batch, draws: Draws) -> Tensor:
         # The random draws of Problem 1's loss; the model sees one pixel of each image.
-        x0 = to_model_range(batch["image"])
+        with plain_work():
+            x0 = to_model_range(batch["image"])
         digit = drop_context(batch["digit"], NULL_DIGIT, 0.1, draws)
-        t, eps = draws.randint(schedule.num_timesteps), draws.randn(*x0.shape[1:])
+        t = draws.randint(schedule.num_timesteps)
+        with plain_work():
+            eps = draws.randn(*x0.shape[1:])
         alpha_t, sigma_t = schedule.alpha_sigma_like(t, x0)
         corner = (slice(None), slice(None), slice(1), slice(1))
         x_t = alpha_t * x0[corner] + sigma_t * eps[corner]
@@ -127,14 +137,8 @@ def time_steps(
     )
     with tempfile.TemporaryDirectory() as folder:
         fit(dict(model.named_parameters()), loss_fn, get_batch, training, Path(folder))
-    # The first step is not counted; a step ends where the work before the next one begins.
-    return [b - a for a, b in zip(began[1:-1], ended[2:], strict=True)], work[1:-1]
-
-
-def plain_work(data: Digits, count: int, generator: torch.Generator) -> None:
-    """Gathers a batch of `count` images, converts it to [-1, 1], and draws its noise."""
-    to_model_range(data.images[random_indices(len(data), count, generator)])
-    torch.randn(count, 3, SIZE, SIZE, generator=generator, device=generator.device)
+    # The first step is not counted; a step ends where the next one begins.
+    return [b - a for a, b in itertools.pairwise(began[1:])], work[1:-1]
 
 
 def now(device: torch.device) -> float:
