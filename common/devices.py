@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -128,6 +128,27 @@ def gpu_memory() -> float:
     if not torch.cuda.is_available():
         return 0.0
     return torch.cuda.get_device_properties(_cuda_index() or 0).total_memory / 2**30
+
+
+@contextlib.contextmanager
+def exact_kernels(wanted: bool = True) -> Iterator[None]:
+    """Full float32 (no TF32) and deterministic kernels on CUDA inside the block.
+
+    PyTorch computes convolutions in TF32 otherwise. Nothing changes if it is not `wanted`.
+    """
+    values = (
+        (torch.backends.cudnn, "allow_tf32", False),
+        (torch.backends.cuda.matmul, "allow_tf32", False),
+        (torch.backends.cudnn, "deterministic", True),
+    )
+    before = [getattr(module, name) for module, name, _ in values]
+    for module, name, value in values if wanted else ():
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for (module, name, _), value in zip(values, before, strict=True):
+            setattr(module, name, value)
 
 
 def make_accelerator(device: DeviceName, mixed_precision: str = "no") -> "Accelerator":

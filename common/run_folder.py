@@ -19,9 +19,18 @@ from common.errors import InputError
 from common.files import atomic_write, make_folder, read_json, write_json
 from common.optimizers import STATES_8BIT, NamedOptimizer
 
-CHANGEABLE = ("steps", "log_every", "preview_every", "checkpoint_every", "tensorboard", "device")
+CHANGEABLE = (
+    "steps",
+    "log_every",
+    "preview_every",
+    "checkpoint_every",
+    "tensorboard",
+    "device",
+    "device_batch_size",
+    "gradient_checkpointing",
+)
 """Settings that may change when a run is resumed: all but `steps` cannot change the result, except
-for rounding on another device."""
+for rounding on another device and with other micro-batches."""
 CONFIG, METRICS, STATE = "config.json", "metrics.jsonl", "state.safetensors"
 ADVICE = "restore it, or choose another run folder"
 

@@ -110,12 +110,13 @@ class TrainingConfig:
     bf16 matrix instructions (AMX)."""
     tf32: bool = False
     """On CUDA, multiply float32 matrices with factors rounded to 10 bits of mantissa (TF32), which
-    is faster."""
+    is faster. PyTorch's convolutions do so in any case."""
     channels_last: bool = True
-    """Memory format channels_last for images and convolutions, which is faster on most devices."""
+    """Memory format channels_last for images and convolutions, which is faster on most devices;
+    Problems 1 and 2 only."""
     compile: bool = False
-    """Compile the network with torch.compile: takes minutes at the start, and makes steps faster on
-    a GPU."""
+    """Compile the network with torch.compile: takes minutes at the start, and makes steps faster;
+    Problems 1 and 2 only."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Training device; auto is CUDA if present, else MPS, else the CPU."""
     tensorboard: bool = False
@@ -374,6 +375,12 @@ def prepare_network(model: nn.Module, config: TrainingConfig) -> Callable[..., T
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     return torch.compile(model) if config.compile else model
+
+
+def refuse_compile(config: TrainingConfig) -> None:
+    """Raises InputError if --compile is given to a trainer that does not compile its networks."""
+    if config.compile:
+        raise InputError("--compile is for the trainers of Problems 1 and 2: leave it out")
 
 
 def _check_config(config: TrainingConfig) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.checkpoint import load_pickle
 from common.config import Bounds, check_fields
-from common.devices import DTYPES, Precision
+from common.devices import DTYPES, Precision, exact_kernels
 from common.diffusion.process import Denoise, denoiser
 from common.diffusion.samplers import Callback, SamplerName, sample
 from common.diffusion.sampling import ChunkSize, SamplerConfig, sample_in_chunks
@@ -234,7 +234,7 @@ def sample_faces(
         def noise() -> Tensor:
             return generators.randn(*x_T.shape[1:])
 
-        with _exact_kernels(), _autocast(device, config.precision):
+        with exact_kernels(), _autocast(device, config.precision):
             return sample(
                 config.sampler,
                 denoise,
@@ -262,21 +262,3 @@ def _autocast(device: torch.device, precision: Precision) -> torch.autocast | nu
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, DTYPES[precision])
-
-
-@contextmanager
-def _exact_kernels() -> Iterator[None]:
-    """Full float32 (no TF32) and deterministic kernels on CUDA inside the block."""
-    wanted = (
-        (torch.backends.cudnn, "allow_tf32", False),
-        (torch.backends.cuda.matmul, "allow_tf32", False),
-        (torch.backends.cudnn, "deterministic", True),
-    )
-    before = [getattr(module, name) for module, name, _ in wanted]
-    for module, name, value in wanted:
-        setattr(module, name, value)
-    try:
-        yield
-    finally:
-        for (module, name, _), value in zip(wanted, before, strict=True):
-            setattr(module, name, value)

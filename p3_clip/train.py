@@ -51,7 +51,7 @@ from common.images import resize, to_model_range, write_png
 from common.progress import Progress
 from common.seeds import Draws, batch_seed, derive_seed
 from common.text_files import read_text
-from common.training import Batch, TrainingConfig, fit, new_network, settings_of
+from common.training import Batch, TrainingConfig, fit, new_network, refuse_compile, settings_of
 from p3_clip.model import DATA, read_templates, zero_shot_classifier
 
 CAPTIONS = (
@@ -146,6 +146,7 @@ def main(config: Config) -> None:
         raise InputError("--real-fraction leaves no drawn image in a batch: make it smaller")
     import open_clip
 
+    refuse_compile(config.training)
     torch.manual_seed(config.training.seed)
     model_cfg = read_model_cfg(config.model)
     network = build(model_cfg)

@@ -22,7 +22,7 @@ from torch import Tensor
 from common import cli
 from common.config import Side, Size
 from common.data.fill50k import SIZE, Pair, read_prompts
-from common.devices import pick_device, this_process
+from common.devices import exact_kernels, pick_device, this_process
 from common.latent.control import residual_scales
 from common.latent.generate import ControlledGenerationConfig, Request
 from common.latent.model import LatentDiffusion
@@ -83,15 +83,16 @@ def main(config: Config) -> None:
 
     settings = {"patch_stride": config.patch_stride}
     latent_side = side // model.downscale
-    draw_missing(
-        model,
-        Mapped(picture, pairs),
-        config.generation,
-        config.size,
-        settings=settings,
-        latent_side=latent_side,
-        network=network,
-    )
+    with exact_kernels(config.model.precision == "fp32"):
+        draw_missing(
+            model,
+            Mapped(picture, pairs),
+            config.generation,
+            config.size,
+            settings=settings,
+            latent_side=latent_side,
+            network=network,
+        )
     if this_process().rank == 0:
         print(f"{len(pairs)} pictures in {config.output_dir}")
 

@@ -43,7 +43,7 @@ from common.metrics.segmentation import (
 )
 from common.seeds import Draws, derive_seeds
 from common.text_files import read_records
-from common.training import Batch, TrainingConfig, fit, settings_of
+from common.training import Batch, TrainingConfig, fit, refuse_compile, settings_of
 from p3_controlnet.check import run_checks
 from p3_controlnet.formats import load_controlnet
 from p3_controlnet.latent_cache import CachedBatches, LatentCache
@@ -196,6 +196,7 @@ def main(config: Config) -> None:
     if count < 1:
         raise InputError(f"--validation-pictures must be at least 1, not {count}")
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
+    refuse_compile(config.training)
     torch.manual_seed(config.training.seed)
     model = load_base(config.base).to(accelerator.device)
     size = config.size or model.side

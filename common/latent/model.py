@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SD_SCALE_FACTOR = 0.18215
 """The factor by which Stable Diffusion v1 multiplies the autoencoder's latents."""
 LARGE = 512 * 512
-"""Pixels of an image from which on images are decoded one by one."""
+"""Pixels of an image from which on images are encoded and decoded one by one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,14 +210,22 @@ class LatentDiffusion(nn.Module):
         """Latents [N, C, h, w] of images [N, 3, H, W] in [-1, 1].
 
         They are the posterior's mean or, with `generators`, a sample from the posterior.
-        AutoencoderDC has no posterior: its latents are deterministic.
+        AutoencoderDC has no posterior: its latents are deterministic. From 512x512 pixels on images
+        are encoded one by one, which needs 0.8 GB each.
         """
+        images = images.to(self.autoencoder.dtype)
+        large = images[0, 0].numel() >= LARGE
         with _full_precision(images.device):
-            encoded = self.autoencoder.encode(images.to(self.autoencoder.dtype))
-        posterior = encoded.get("latent_dist")
-        z = posterior.mean.float() if posterior else encoded.latent.float()
-        if posterior and generators is not None:
-            z = z + posterior.std.float() * generators.randn(*z.shape[1:])
+            parts = [
+                self.autoencoder.encode(part) for part in images.split(1 if large else len(images))
+            ]
+        if "latent" in parts[0]:
+            z = torch.cat([part.latent for part in parts]).float()
+        else:
+            z = torch.cat([part.latent_dist.mean for part in parts]).float()
+            if generators is not None:
+                std = torch.cat([part.latent_dist.std for part in parts]).float()
+                z = z + std * generators.randn(*z.shape[1:])
         return (z - self.latent_mean) / self.latent_std
 
     @torch.no_grad()

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from common.data.examples import VOCABULARY, describe, described_scenes
 from common.latent.load import kind_of
 from p3_clip.personalisation import templates
@@ -28,10 +30,14 @@ class BaseKind:
     """Prompts in which a concept must keep its own keys and values when results are merged."""
     regularization_prompts: Callable[[Sequence[str], int, int], list[str]]
     """(the concepts in known words, count, seed) -> `count` regularisation prompts."""
+    merge_captions: Callable[[int, int], list[str]]
+    """(count, seed) -> `count` captions of all kinds of things, whose keys and values should change
+    least when results are merged."""
     vocabulary: tuple[str, ...] | None
     """The words whose token embeddings the base model's training changed; None: all words."""
-    rare_word: str | None
-    """The word whose embedding initialises Custom Diffusion; None: each concept's own word."""
+    rare_words: tuple[str, ...]
+    """The words whose embeddings initialise Custom Diffusion, in turn; if there are none, each
+    concept's own word does."""
     knows_distance: bool
     """Whether it knows "far away", "close up" and the other words for the scale of a view."""
 
@@ -49,11 +55,25 @@ def _photos(described: Sequence[str], count: int, seed: int) -> list[str]:
     return [f"photo of a {described[number % len(described)]}" for number in range(count)]
 
 
-def _scenes(described: Sequence[str], count: int, seed: int) -> list[str]:
-    """Returns captions of random scenes like those that the small model was trained on.
+def _captions(count: int, seed: int) -> list[str]:
+    """Returns captions such as "a sketch of the goldfish." at random.
 
-    They do not depend on the concepts: `described` is not used.
+    They stand for the thousand captions of Section 3.2 of arXiv:2212.04488: classes of ImageNet in
+    the sentences of CLIP's paper, from open_clip.
     """
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+
+    random = np.random.default_rng(seed)
+    names = random.choice(IMAGENET_CLASSNAMES, count, replace=count > len(IMAGENET_CLASSNAMES))
+    sentences = random.integers(len(OPENAI_IMAGENET_TEMPLATES), size=count)
+    return [
+        OPENAI_IMAGENET_TEMPLATES[k](name)
+        for k, name in zip(sentences, names.tolist(), strict=True)
+    ]
+
+
+def _scenes(count: int, seed: int) -> list[str]:
+    """Returns captions of random scenes like those that the small model was trained on."""
     return [describe(scene, wording) for scene, wording in described_scenes(count, seed)]
 
 
@@ -64,8 +84,9 @@ STABLE_DIFFUSION = BaseKind(
     held_out_style=templates.HELD_OUT_STYLE,
     merge_sentences=("photo of a {}",),  # Section 3.2 of arXiv:2212.04488
     regularization_prompts=_photos,
+    merge_captions=_captions,
     vocabulary=None,
-    rare_word="ktn",  # as in the code of Custom Diffusion's authors
+    rare_words=("ktn", "pll", "ucd"),  # as in the code of Custom Diffusion's authors
     knows_distance=True,
 )
 SMALL = BaseKind(
@@ -74,8 +95,9 @@ SMALL = BaseKind(
     held_out_object=templates.HELD_OUT_SHAPES,
     held_out_style=templates.HELD_OUT_SHAPES,
     merge_sentences=templates.SHAPES,
-    regularization_prompts=_scenes,
+    regularization_prompts=lambda described, count, seed: _scenes(count, seed),
+    merge_captions=_scenes,
     vocabulary=VOCABULARY,
-    rare_word=None,
+    rare_words=(),
     knows_distance=False,
 )

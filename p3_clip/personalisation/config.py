@@ -56,7 +56,7 @@ SD14_MATRICES = dataclasses.replace(
     beta2=0.999,
     mixed_precision="bf16",
     tf32=True,
-    validate_every=500,
+    validate_every=250,
     preview_every=250,
 )
 SMOKE_STEPS = {"steps": 2, "batch_size": 2, "warmup": 1, "log_every": 1}
@@ -97,7 +97,7 @@ class _Common:
     """Embedding vectors per concept; a text has 77 places, two of which are its ends."""
     start: str | None = None
     """Word whose token embeddings initialise the vectors. Default: the concept's own word; for
-    Custom Diffusion on Stable Diffusion, the rare word ktn."""
+    Custom Diffusion on Stable Diffusion, the rare words ktn, pll and ucd in turn."""
     init_from: Path | None = None
     """Result of textual inversion whose vectors, of the same placeholders, initialise the vectors;
     --start is then unused."""
@@ -125,8 +125,8 @@ class _Common:
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of storing them, to save memory."""
     clip: str | None = None
-    """CLIP that scores the checkpoints: a model folder, a name of open_clip, or none. Default:
-    OpenAI's ViT-B/32 if it is available."""
+    """CLIP that scores the checkpoints: a file of weights of ViT-B/32, a model folder, a name of
+    open_clip, or none. Default: OpenAI's ViT-B/32 if it is available."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +195,8 @@ class CustomDiffusion(_Common):
             " images, of 0.4 to 1.4 times the size; the base model draws the class images. Costs"
             " 13 TFLOP a step and 35 a class image: 11 minutes on a card that sustains 20"
             " TFLOP/s, half of them for the class images; validations and previews take 2 % for"
-            " each concept (2 pictures at steps 250 and 500). Expect one concept at step 250, as"
-            " in the paper; never run here on the real weights",
+            " each concept (2 pictures at steps 250 and 500; best/ is the better step). Expect one"
+            " concept at step 250, as in the paper; never run here on the real weights",
             {"base": tyro.MISSING, "held_out_pictures": 1},
             by_memory={
                 24: _on_gpu(SD14_MATRICES, 8),

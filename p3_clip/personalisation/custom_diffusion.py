@@ -46,6 +46,21 @@ def projections(unet: nn.Module) -> dict[str, Parameter]:
     return {name: param for name, param in unet.named_parameters() if name.endswith(PROJECTIONS)}
 
 
+def keep_start(unet: nn.Module) -> None:
+    """Keeps the matrices from learning on the start token, whose features are those of all prompts.
+
+    The paper's code and diffusers' do the same: the keys and values of that token pass no gradient.
+    Their values are unchanged. Works on the U-Net in place.
+    """
+
+    def detach_first(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
+
+    for name, module in unet.named_modules():
+        if f"{name}.weight".endswith(PROJECTIONS):
+            module.register_forward_hook(detach_first)
+
+
 def merge(
     base: Weights, learned: Sequence[tuple[Weights, Tensor]], regularization: Tensor
 ) -> dict[str, Tensor]:
@@ -88,7 +103,8 @@ def save_delta(
     """Writes matrices and words, all that differs from the base model, in one of the forms.
 
     - own: a safetensors file.
-    - diffusers: the folder that diffusers' training script writes.
+    - diffusers: the folder that diffusers' training script writes, with an empty entry for each
+      self-attention of `unet`.
     - authors: delta.bin of the authors' code on diffusers.
     - authors_compvis: delta.ckpt of the authors' code on CompVis's, with CompVis's names of the
       matrices, which follow from `unet`. It holds the words' vectors without their names.
@@ -100,10 +116,13 @@ def save_delta(
         save_tensors(path, matrices | {f"concept/{token}": rows for token, rows in words.items()})
     elif form == "diffusers":
         make_folder(path)
-        save_pickle(
-            path / f"{DIFFUSERS_NAME}.bin",
-            {re.sub(r"\.(to_[kv])\.", _PROCESSOR, name): value for name, value in weights.items()},
-        )
+        entries: dict[str, Any] = {
+            re.sub(r"\.(to_[kv])\.", _PROCESSOR, name): value for name, value in weights.items()
+        }
+        for name, _ in unet.named_modules():
+            if name.endswith(".attn1"):
+                entries[f"{name}.processor"] = {}
+        save_pickle(path / f"{DIFFUSERS_NAME}.bin", entries)
         for concept in learned.concepts:
             file = path / f"{concept.token.replace('/', '_')}.bin"
             save_concepts(file, [concept], "diffusers")
@@ -144,7 +163,7 @@ def load_delta(path: Path, content: Any, unet: nn.Module) -> CustomDiffusionResu
     own = {their: name for name, their in theirs.items()}
     weights: dict[str, Tensor] = {}
     for name, value in entries.items():
-        if name in words:
+        if name in words or isinstance(value, Mapping) and not value:  # a self-attention
             continue
         plain = name.removeprefix("unet/").removeprefix(UNET)
         plain = re.sub(r"\.processor\.(to_\w+)_custom_diffusion\.", r".\1.", plain)

@@ -3,7 +3,7 @@
 | form | file | content |
 | --- | --- | --- |
 | own | .safetensors | {token: [k, D]}, any number of concepts |
-| diffusers | learned_embeds .bin or .safetensors | {token: [D] or [k, D]} |
+| diffusers | learned_embeds .bin or .safetensors | {token: [D] or [k, D]}, one concept |
 | A1111 | .pt | {"string_to_token": {"*": 265}, "string_to_param": {"*": [k, D]}, "name": name} |
 | A1111 | .safetensors | {"emb_params": [k, D]} |
 | CompVis | .pt | {"string_to_token": {token: id}, "string_to_param": {token: [k, D]}} |
@@ -47,7 +47,7 @@ def save_concepts(path: Path, concepts: Sequence[Concept], form: Form = "own") -
 
     Raises InputError if the form holds only one concept and another number is given.
     """
-    if form in ("a1111", "a1111_safetensors") and len(concepts) != 1:
+    if form in ("a1111", "a1111_safetensors", "diffusers") and len(concepts) != 1:
         raise InputError(f"a file of the form {form} holds one concept, not {len(concepts)}")
     vectors = {concept.token: concept.vectors.float().contiguous() for concept in concepts}
     if form == "own":

@@ -22,7 +22,7 @@ import tyro
 
 from common import cli
 from common.config import Pictures, Side
-from common.devices import DTYPES, DeviceName, Precision, pick_device, this_process
+from common.devices import DTYPES, DeviceName, Precision, exact_kernels, pick_device, this_process
 from common.errors import InputError
 from common.files import ROOT
 from common.images import image_files
@@ -83,9 +83,9 @@ def main(config: Config) -> None:
     for token in unused([prompt for task in tasks for prompt in task.prompts], learned.concepts):
         print(f"warning: the concept {token} is loaded, but no prompt holds it", file=sys.stderr)
     check_output(config.output_dir, pictures)
-    draw_missing(
-        model.to(device).eval(), pictures, config.generation, config.size, staging=config.output_dir
-    )
+    model = model.to(device).eval()
+    with exact_kernels(config.precision == "fp32"):
+        draw_missing(model, pictures, config.generation, config.size, staging=config.output_dir)
     if this_process().rank == 0:
         print(f"{len(pictures)} pictures in {config.output_dir}")
 

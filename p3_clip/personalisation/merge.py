@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common import cli
 from common.checkpoint import load_config
+from common.config import Count, Seed
 from common.errors import InputError
 from common.files import ROOT
 from common.latent.load import load_base
@@ -23,6 +24,8 @@ from p3_clip.personalisation.base_kind import base_kind
 from p3_clip.personalisation.concepts import check_tokens, expand, with_concepts
 from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult, merge, projections
 from p3_clip.personalisation.model import KIND, load_learned, save_learned
+
+CHUNK = 50  # captions encoded at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +38,10 @@ class Config:
     """Folder for the merged result."""
     base: Path = ROOT / "checkpoints" / "ldm_shapes"
     """The base model: a Stable Diffusion v1.4 file or folder, or the folder of a small model."""
-    num_class_images: int = 200
-    """Number of regularisation prompts, whose keys and values should change least."""
-    seed: int = 0
-    """Seed of the regularisation prompts of a small model."""
+    captions: Count = 1000
+    """Number of captions of all kinds of things, whose keys and values should change least."""
+    seed: Seed = 0
+    """Seed of these captions."""
 
 
 def main(config: Config) -> None:
@@ -47,10 +50,8 @@ def main(config: Config) -> None:
     Raises InputError if a result holds words only or was trained on another base model, or if two
     results use the same placeholder.
     """
-    if len(config.results) < 2 or config.num_class_images < 1:
-        raise InputError(
-            "--results must name at least two results, and --num-class-images must be at least 1"
-        )
+    if len(config.results) < 2:
+        raise InputError("--results must name at least two results")
     kind = base_kind(config.base)
     model = load_base(config.base)
     parts = [load_learned([path], model) for path in config.results]
@@ -72,9 +73,9 @@ def main(config: Config) -> None:
         )
         for part, own in zip(parts, about, strict=True)
     ]
-    described = [entry["word"] for own in about for entry in own["concepts"]]
-    prompts = kind.regularization_prompts(described, config.num_class_images, config.seed)
-    features = model.encode_text(prompts).flatten(0, 1)
+    captions = kind.merge_captions(config.captions, config.seed)
+    parts = [captions[i : i + CHUNK] for i in range(0, len(captions), CHUNK)]
+    features = torch.cat([model.encode_text(part).flatten(0, 1) for part in parts])
     base = {name: weight.detach() for name, weight in projections(model.unet).items()}
     merged = merge(base, learned, features)
     entries = [entry for own in about for entry in own["concepts"]]

@@ -38,7 +38,7 @@ from common.latent.load import base_hash, load_base
 from common.latent.model import LatentCondition, LatentDiffusion
 from common.metrics.clip_scores import FORMS, TEXT_WEIGHT, image_cosines, text_cosines
 from common.seeds import Draws, derive_seeds, views_seed
-from common.training import Batch, fit, settings_of
+from common.training import Batch, fit, refuse_compile, settings_of
 from common.validation import held_out_loss
 from p3_clip.personalisation.attention_maps import attention_outside, keep_maps
 from p3_clip.personalisation.base_kind import BaseKind, base_kind
@@ -52,7 +52,11 @@ from p3_clip.personalisation.concept_data import (
 )
 from p3_clip.personalisation.concepts import Concept, check_tokens, expand, initial_vectors, norms
 from p3_clip.personalisation.config import CustomDiffusion, TextualInversion
-from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult, projections
+from p3_clip.personalisation.custom_diffusion import (
+    CustomDiffusionResult,
+    keep_start,
+    projections,
+)
 from p3_clip.personalisation.model import load_learned, personalise, save_learned, usual_words
 from p3_clip.personalisation.photos import Encoded, Pool, encode_views, make_views
 from p3_clip.personalisation.regularisation import RegularizationImages, regularization_images
@@ -78,6 +82,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     concept_data = read_concept_data(config)
     pairs_to_mix(config, concept_data)  # refuses concepts that cannot be mixed
     custom = isinstance(config, CustomDiffusion)
+    refuse_compile(config.training)
     torch.manual_seed(config.training.seed)
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
     model = load_base(config.base).to(accelerator.device)
@@ -104,6 +109,8 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         folder = config.class_data_dir or config.run_dir / "class_data"
         with accelerator.autocast():
             regularization = regularization_images(model, prompts, folder, sampling)
+
+        keep_start(model.unet)
 
     # The vectors of the new words become separate parameters; every other row stays frozen.
     personalise(model, CustomDiffusionResult({}, concepts))
@@ -236,13 +243,14 @@ def new_concepts(
     check_tokens([data.token for data in concept_data], model.tokenizer)
     if config.init_from:
         return _learned_before(config, concept_data, model)
-    rare_word = kind.rare_word if isinstance(config, CustomDiffusion) else None
+    rare_words = kind.rare_words if isinstance(config, CustomDiffusion) else ()
 
-    def start(data: ConceptData) -> Tensor:
-        word = config.start if config.start is not None else rare_word or data.word
+    def start(k: int, data: ConceptData) -> Tensor:
+        own = rare_words[k % len(rare_words)] if rare_words else data.word
+        word = config.start if config.start is not None else own
         return initial_vectors(word, config.vectors, model.text_encoder, model.tokenizer)
 
-    return [Concept(data.token, start(data)) for data in concept_data]
+    return [Concept(data.token, start(k, data)) for k, data in enumerate(concept_data)]
 
 
 def _learned_before(
@@ -334,7 +342,8 @@ def clip_for_checkpoints(model: str | None, device: DeviceName) -> "Clip | None"
     """Returns the CLIP that scores checkpoints, or None; prints which, or why there is none."""
     from common.clip.loading import load_judge
 
-    clip, note = load_judge(model, device=device)
+    is_file = model is not None and Path(model).is_file()
+    clip, note = load_judge(*((None, model) if is_file else (model, None)), device=device)
     print(
         f"checkpoints are scored by {note}"
         if clip

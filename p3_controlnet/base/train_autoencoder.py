@@ -30,7 +30,7 @@ from common.latent.small import (
     side_of,
 )
 from common.seeds import Draws, random_indices
-from common.training import Batch, TrainingConfig, fit, new_network, settings_of
+from common.training import Batch, TrainingConfig, fit, new_network, refuse_compile, settings_of
 
 VALIDATION_SEED, VALIDATION_IMAGES = 1, 256
 PREVIEW_IMAGES = 16
@@ -93,6 +93,7 @@ def main(config: Config) -> None:
     """Trains from the start, or resumes the run in `config.run_dir`."""
     from diffusers import AutoencoderDC
 
+    refuse_compile(config.training)
     torch.manual_seed(config.training.seed)
     model = (
         load_network(config.init_from, AutoencoderDC)

@@ -32,7 +32,7 @@ from common.data.shapes import KINDS, Scene
 from common.files import ROOT
 from common.latent.text_encoder import load_text_tower, save_text_encoder
 from common.seeds import Draws, random_indices
-from common.training import Batch, TrainingConfig, fit, settings_of
+from common.training import Batch, TrainingConfig, fit, refuse_compile, settings_of
 
 VALIDATION_SEED, VALIDATION_CAPTIONS = 1, 500
 REGIONS = 4  # the background and up to three shapes
@@ -101,6 +101,7 @@ class Reader(nn.Module):
 
 def main(config: Config) -> None:
     """Trains from the start, or resumes the run in `config.run_dir`."""
+    refuse_compile(config.training)
     torch.manual_seed(config.training.seed)
     tokenizer, tower = load_text_tower(config.clip)
     model = nn.ModuleDict({"tower": tower, "reader": Reader(tower.config.hidden_size)}).train()

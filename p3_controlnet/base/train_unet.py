@@ -42,7 +42,7 @@ from common.latent.small import (
 )
 from common.latent.text_encoder import load_text_encoder
 from common.seeds import Draws, derive_seeds
-from common.training import Batch, TrainingConfig, fit, new_network, settings_of
+from common.training import Batch, TrainingConfig, fit, new_network, refuse_compile, settings_of
 from common.validation import held_out_loss
 from p3_controlnet.latent_cache import CachedBatches, LatentCache
 from p3_controlnet.loss import latent_loss
@@ -137,6 +137,7 @@ def main(config: Config) -> None:
             " computed from eps"
         )
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
+    refuse_compile(config.training)
     torch.manual_seed(config.training.seed)
     model = new_model(config).to(accelerator.device)
     model.choose_attention(config.training.mixed_precision)

@@ -33,6 +33,7 @@ from common.training import (
     learning_rate,
     micro_batches_of,
     new_network,
+    refuse_compile,
 )
 from p1_diffusion import inference, train
 
@@ -688,6 +689,18 @@ def test_validations_and_previews_can_be_switched_off(tmp_path: Path) -> None:
     assert not (tmp_path / "samples").exists() and not (tmp_path / "best").exists()
     assert (tmp_path / "last").exists()
     assert "validation" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_compiling_is_refused_where_it_would_do_nothing() -> None:
+    refuse_compile(SMALL)
+    with pytest.raises(InputError, match="--compile is for the trainers of Problems 1 and 2"):
+        refuse_compile(dataclasses.replace(SMALL, compile=True))
+
+
+def test_a_run_may_go_on_with_other_micro_batches(tmp_path: Path) -> None:
+    """As on a smaller GPU."""
+    for steps, size in ((2, None), (4, 1)):
+        Line().fit(tmp_path, dataclasses.replace(SMALL, steps=steps, device_batch_size=size))
 
 
 def test_tensorboard_is_asked_for_by_name_when_missing(

@@ -100,7 +100,7 @@ FAULTS = [
     Fault(SWEEPS, "--inversion @words/learned --clip @none", "none", parts="words"),
     Fault(MERGE, "--results @words/learned", "--results"),
     Fault(MERGE, "", "words only"),
-    Fault(MERGE, "--num-class-images 0", "--num-class-images"),
+    Fault(MERGE, "--captions 0", "--captions"),
     Fault(MERGE, "--results @none @none", "none"),
     Fault(EXPORT, "--form bogus", "--form"),
     Fault(EXPORT, "--form authors", "authors|words alone"),

@@ -132,15 +132,17 @@ def test_what_is_trained_is_not_cast() -> None:
     assert (found - exact).norm() < 0.1 * exact.norm()
 
 
-def test_large_images_are_decoded_one_by_one(
+def test_large_images_are_encoded_and_decoded_one_by_one(
     plain: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latents = plain.encode(images(3))
     together = plain.decode(latents)
     calls = calls_of(plain.autoencoder.decoder, monkeypatch)
+    encoded = calls_of(plain.autoencoder.encoder, monkeypatch)
     monkeypatch.setattr("common.latent.model.LARGE", 128 * 128)
+    torch.testing.assert_close(plain.encode(images(3)), latents, rtol=0, atol=1e-5)
     torch.testing.assert_close(plain.decode(latents), together, rtol=0, atol=1e-5)
-    assert [len(z) for z, *_ in calls] == [1, 1, 1]
+    assert [len(z) for z, *_ in calls] == [len(x) for x, *_ in encoded] == [1, 1, 1]
 
 
 def test_checkpointing_without_a_control_computes_the_same_gradient() -> None:

@@ -182,7 +182,7 @@ def test_round_trips_are_bit_equal(form: Form, count: int, tmp_path: Path) -> No
     assert load_concepts(path, token="<other>")[0].token == "<other>"
 
 
-@pytest.mark.parametrize("form", ["own", "diffusers", "compvis"])
+@pytest.mark.parametrize("form", ["own", "compvis"])
 def test_several_concepts_in_one_file(form: Form, tmp_path: Path) -> None:
     path = tmp_path / f"file.{SUFFIXES[form]}"
     save_concepts(path, [concept(), concept("<new2>", 3)], form)
@@ -195,8 +195,9 @@ def test_several_concepts_in_one_file(form: Form, tmp_path: Path) -> None:
 
 
 def test_a1111_holds_one_and_may_not_name_it(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds one concept, not 2"):
-        save_concepts(tmp_path / "a.pt", [concept(), concept("<new2>")], "a1111")
+    for form in ("a1111", "diffusers"):  # diffusers refuses a file of several
+        with pytest.raises(InputError, match="holds one concept, not 2"):
+            save_concepts(tmp_path / "a.pt", [concept(), concept("<new2>")], form)
     save_concepts(tmp_path / "a.pt", [concept()], "a1111")
     assert load_concepts(tmp_path / "a.pt")[0].token == "<a>"  # the file's name counts
     save_concepts(tmp_path / "dog.safetensors", [concept()], "a1111_safetensors")

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.latent.model import LatentCondition, LatentDiffusion
+from p3_clip.personalisation.base_kind import STABLE_DIFFUSION
 from p3_clip.personalisation.concepts import Concept
 from p3_clip.personalisation.custom_diffusion import (
     CustomDiffusionResult,
     Form,
     apply_weights,
+    keep_start,
     load_delta,
     merge,
     projections,
@@ -38,6 +40,25 @@ def test_the_projections_are_the_keys_and_values_of_the_text_alone() -> None:
     )
     others = [name for name in dict(unet.named_parameters()) if name not in found]
     assert not any("attn2.to_k" in name or "attn2.to_v" in name for name in others)
+
+
+def test_the_start_token_passes_no_gradient_to_the_matrices() -> None:
+    """A text of the start token alone teaches them nothing; what they compute is unchanged."""
+    (x_t, t), text = inputs(), random(2, 77, WIDTH, seed=0).float()
+    outputs, gradients = [], []
+    for kept, length in ((False, 77), (True, 77), (True, 1)):
+        unet = tiny_unet().requires_grad_(False)
+        matrices = projections(unet)
+        for weight in matrices.values():
+            weight.requires_grad_(True)
+        if kept:
+            keep_start(unet)
+        outputs.append(unet(x_t, t, text[:, :length]).sample)
+        outputs[-1].square().mean().backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in matrices.values()]))
+    assert torch.equal(outputs[0], outputs[1])
+    assert gradients[1].any() and not torch.equal(gradients[0], gradients[1])
+    assert not gradients[2].any()
 
 
 def test_the_merge_solves_the_normal_equations() -> None:
@@ -178,10 +199,13 @@ def test_the_names_of_the_forms_are_those_of_the_other_programs(tmp_path: Path) 
     model = tiny_model()
     learned = learned_on(model)
     own = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    save_delta(tmp_path / "d", learned, "diffusers")
+    save_delta(tmp_path / "d", learned, "diffusers", model.unet)
     matrices = read_file(tmp_path / "d" / "pytorch_custom_diffusion_weights.bin")
     theirs = own.replace("to_k", "processor.to_k_custom_diffusion")
     assert torch.equal(matrices[theirs], learned.weights[own])
+    # One entry for each processor; diffusers refuses the file otherwise.
+    found = {name.split(".processor")[0] + ".processor" for name in matrices}
+    assert found == set(model.unet.attn_processors)
     assert read_file(tmp_path / "d" / "<new1>.bin").keys() == {"<new1>"}
     save_delta(tmp_path / "delta.bin", learned, "authors")
     content = read_file(tmp_path / "delta.bin")
@@ -225,7 +249,15 @@ def test_matrices_beside_a_word_are_not_left_out_silently(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny_model()
-    save_delta(tmp_path / "d", learned_on(model), "diffusers")
+    save_delta(tmp_path / "d", learned_on(model), "diffusers", model.unet)
     loaded = load_learned([tmp_path / "d" / "<new1>.bin"], model)
     assert not loaded.weights and len(loaded.concepts) == 1
     assert "not the matrices in" in capsys.readouterr().err
+
+
+def test_captions_of_a_merge_are_of_all_kinds_of_things() -> None:
+    captions = STABLE_DIFFUSION.merge_captions(200, 0)
+    assert len(set(captions)) == 200 and captions == STABLE_DIFFUSION.merge_captions(200, 0)
+    assert captions != STABLE_DIFFUSION.merge_captions(200, 1)
+    assert len({caption.split()[-1] for caption in captions}) > 150
+    assert len(STABLE_DIFFUSION.merge_captions(1200, 0)) == 1200

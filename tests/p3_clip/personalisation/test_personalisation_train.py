@@ -223,7 +223,7 @@ def test_results_that_were_trained_apart_are_merged(
         world / "base",
         "--output-dir",
         tmp_path / "merged",
-        "--num-class-images",
+        "--captions",
         20,
     )
     assert exit_code(merge.main, merge.Config, "--results", *runs, *flags) == 0
