@@ -1,6 +1,7 @@
 """Compute devices by name, and the rank of this process among several."""
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ DTYPES = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
+
+
+LONGEST_WAIT = datetime.timedelta(hours=12)
+"""How long processes wait for one another, for example while the main one validates."""
 
 
 class Process(NamedTuple):
@@ -153,7 +158,10 @@ def exact_kernels(wanted: bool = True) -> Iterator[None]:
 
 def make_accelerator(device: DeviceName, mixed_precision: str = "no") -> "Accelerator":
     """accelerate's interface to devices and processes; works without a launcher as well."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     kind = pick_device(device).type
-    return Accelerator(cpu=kind == "cpu", mixed_precision=mixed_precision)
+    waiting = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    return Accelerator(
+        cpu=kind == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[waiting]
+    )

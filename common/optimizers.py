@@ -1,7 +1,7 @@
 """Optimisers of the training loop: AdamW, also with 8-bit moments, and Muon for hidden matrices."""
 
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -9,6 +9,10 @@ from torch.nn import Parameter
 from torch.optim._muon import muon as torch_muon  # its class takes matrices only
 
 from common.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate.optimizer import AcceleratedOptimizer
+    from torch.amp import GradScaler
 
 OptimizerName = Literal["adamw", "adamw8bit", "muon"]
 STATES_8BIT = ("state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
@@ -49,6 +53,23 @@ def make_optimizers(
             adamw = torch.optim.AdamW(others.values(), **settings, fused=True)
         optimizers.append((adamw, others))
     return optimizers
+
+
+def step_all(optimizers: "Sequence[AcceleratedOptimizer]", scaler: "GradScaler | None") -> None:
+    """Steps the optimisers and forgets the gradients, which are unscaled already.
+
+    With the loss scaling of fp16, `scaler` is updated once, after all of them: the optimisers of
+    accelerate would each update it, after which the next one unscales a second time.
+    """
+    for optimizer in optimizers:
+        if scaler is None:
+            optimizer.optimizer.step()
+        else:
+            scaler.step(optimizer.optimizer)
+    if scaler is not None:
+        scaler.update()
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
 
 
 def check_optimizer(name: OptimizerName) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from common.ema import EMA
 from common.errors import InputError
 from common.files import atomic_write, make_folder, read_json, write_json
 from common.optimizers import STATES_8BIT, NamedOptimizer
+
+if TYPE_CHECKING:
+    from torch.amp import GradScaler
 
 CHANGEABLE = (
     "steps",
@@ -54,6 +57,22 @@ class RunProgress:
     them."""
     logged: Annotated[int, Bounds(at_least=0)] = 0
     """Last step with a line in metrics.jsonl; 0 if there is none."""
+    loss_scale: float = 0.0
+    """Factor of the loss in fp16; 0 if it is not scaled."""
+    loss_scale_steps: Annotated[int, Bounds(at_least=0)] = 0
+    """Steps since the factor last changed."""
+
+    def keep_scale(self, scaler: "GradScaler | None") -> None:
+        """Notes the state of the loss's scaling, if there is one."""
+        if scaler is not None:
+            state = scaler.state_dict()
+            self.loss_scale, self.loss_scale_steps = state["scale"], state["_growth_tracker"]
+
+    def restore_scale(self, scaler: "GradScaler | None") -> None:
+        """Sets the scaling of the loss as it was noted; a new run keeps the scaler's own."""
+        if scaler is not None and self.loss_scale:
+            noted = {"scale": self.loss_scale, "_growth_tracker": self.loss_scale_steps}
+            scaler.load_state_dict({**scaler.state_dict(), **noted})
 
 
 def claim_run_folder(
@@ -200,9 +219,10 @@ def _progress(values: Any, settings: Mapping[str, Any], path: Path) -> RunProgre
         raise InputError(f"{path} is not the state of a run: {ADVICE}")
     before = values.get("settings", {})
     values = {name: value for name, value in values.items() if name != "settings"}
-    # Runs of earlier versions did not store `logged`; `best` is null before the first validation.
+    # Runs of earlier versions lack some numbers; `best` is null before the first validation.
     unseen = "best" in values and values["best"] is None
-    known = {"logged": 0, **values, **({"best": 0.0} if unseen else {})}
+    before_them = {"logged": 0, "loss_scale": 0.0, "loss_scale_steps": 0}
+    known = {**before_them, **values, **({"best": 0.0} if unseen else {})}
     progress = from_json(RunProgress, known, path)
     if not isinstance(before, dict):
         raise InputError(f"{path} is not the state of a run: {ADVICE}")

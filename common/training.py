@@ -28,11 +28,11 @@ from common.config import (
     check_fields,
     describing,
 )
-from common.devices import check_memory, make_accelerator, pick_device
+from common.devices import check_memory, make_accelerator, pick_device, this_process
 from common.ema import EMA, Place
 from common.errors import InputError, Terminated
 from common.files import make_folder
-from common.optimizers import OptimizerName, check_optimizer, make_optimizers
+from common.optimizers import OptimizerName, check_optimizer, make_optimizers, step_all
 from common.progress import Progress
 from common.run_folder import (
     METRICS,
@@ -211,6 +211,7 @@ def fit(
     objective, *prepared = accelerator.prepare(
         _Objective(params, loss_fn), *[each for each, _ in optimizers]
     )
+    progress.restore_scale(accelerator.scaler)
     losses = _Losses(progress, accelerator, lambda step: batch_of(step).get("index"))
 
     def batch_of(step: int) -> Batch:
@@ -231,12 +232,12 @@ def fit(
         for optimizer in prepared:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        step_all(prepared, accelerator.scaler)
         ema.update(params)
         progress.step, progress.ema_updates, progress.looked = step + 1, ema.updates, False
 
     def save_now() -> None:
+        progress.keep_scale(accelerator.scaler)
         save_state(run_dir / STATE, params, ema, optimizers, progress, settings)
 
     accelerator.wait_for_everyone()
@@ -381,6 +382,16 @@ def refuse_compile(config: TrainingConfig) -> None:
     """Raises InputError if --compile is given to a trainer that does not compile its networks."""
     if config.compile:
         raise InputError("--compile is for the trainers of Problems 1 and 2: leave it out")
+
+
+def refuse_slices(config: TrainingConfig, what: str) -> None:
+    """Raises InputError if `what`, a loss that compares the images of a batch, would see slices."""
+    slices = config.gradient_accumulation_steps != 1 or this_process().count != 1
+    if slices or (config.device_batch_size or config.batch_size) < config.batch_size:
+        raise InputError(
+            f"{what} needs its whole batch at once: train in one process, without"
+            " --gradient-accumulation-steps and --device-batch-size"
+        )
 
 
 def _check_config(config: TrainingConfig) -> None:

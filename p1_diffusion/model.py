@@ -119,6 +119,9 @@ class ContextUNet(nn.Module):
         augmented (p1_diffusion/augment.py); None, as in sampling, means that they were not.
         """
         emb = self.time(t) + self.digit(context[:, 0]) + self.dataset(context[:, 1])
+        if augmentation is None and self.augmentation is not None and self.training:
+            # Several processes expect a gradient of every parameter.
+            augmentation = x_t.new_zeros(len(x_t), self.config.augmentation)
         if augmentation is not None:
             emb = emb + self.augmentation(augmentation)
         emb = F.silu(emb)  # [N, E]

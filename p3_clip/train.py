@@ -43,7 +43,7 @@ from common.colour import NAMES
 from common.contrastive import contrastive_loss
 from common.data.fill50k import Pair, load_fill50k
 from common.data.shapes import KINDS, draw_scene, held_out_classes, held_out_scene, render
-from common.devices import pick_device, this_process
+from common.devices import pick_device
 from common.errors import InputError
 from common.files import read_json
 from common.grid import labelled_grid
@@ -51,7 +51,15 @@ from common.images import resize, to_model_range, write_png
 from common.progress import Progress
 from common.seeds import Draws, batch_seed, derive_seed
 from common.text_files import read_text
-from common.training import Batch, TrainingConfig, fit, new_network, refuse_compile, settings_of
+from common.training import (
+    Batch,
+    TrainingConfig,
+    fit,
+    new_network,
+    refuse_compile,
+    refuse_slices,
+    settings_of,
+)
 from p3_clip.model import DATA, read_templates, zero_shot_classifier
 
 CAPTIONS = (
@@ -127,13 +135,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains, or resumes the run in `config.run_dir`."""
-    if config.training.gradient_accumulation_steps != 1:
-        raise InputError(
-            "a contrastive loss needs its whole batch at once: --gradient-accumulation-steps must"
-            " be 1"
-        )
-    if this_process().count != 1:
-        raise InputError("a contrastive loss needs its whole batch at once: train in one process")
+    refuse_slices(config.training, "a contrastive loss")
     for name in ("real_fraction", "pair_fraction"):
         if not 0.0 <= getattr(config, name) <= 1.0:
             raise InputError(

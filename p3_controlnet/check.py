@@ -22,7 +22,7 @@ from common.diffusion.loss import LossWeighting, diffusion_loss
 from common.ema import EMA
 from common.images import resize, to_hint, to_model_range
 from common.latent.model import LatentCondition, LatentDiffusion
-from common.optimizers import make_optimizers
+from common.optimizers import make_optimizers, step_all
 from common.seeds import BatchDraws, noise_seed
 from common.training import Batch, micro_batches_of
 from p3_controlnet.loss import latent_loss
@@ -221,9 +221,7 @@ class _Steps:
     def update(self) -> None:
         """Changes the weights and forgets the gradients."""
         self.accelerator.clip_grad_norm_(self.params.values(), self.config.training.max_grad_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        step_all(self.optimizers, self.accelerator.scaler)
         self.ema.update(self.params)
         self.count += 1
 

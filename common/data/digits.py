@@ -113,8 +113,9 @@ class BalancedDraw:
         They are on the generator's device, which must be that of the digits.
         """
         options = {"generator": generator, "device": generator.device}
+        exact = torch.float32 if generator.device.type == "mps" else torch.float64  # MPS has none
         chosen = torch.randint(len(self._counts), (count,), **options)
-        uniform = torch.rand(count, dtype=torch.float64, **options)
+        uniform = torch.rand(count, dtype=exact, **options)
         return self._members[self._starts[chosen] + (uniform * self._counts[chosen]).long()]
 
 

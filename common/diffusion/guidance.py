@@ -16,7 +16,8 @@ def drop_context(context: Tensor, null: Tensor | int, probability: float, draws:
     Ho and Salimans 2022, arXiv:2207.12598).
     """
     dropped = draws.rand() < probability
-    null = torch.as_tensor(null, dtype=context.dtype, device=context.device)
+    if isinstance(null, Tensor):
+        null = null.to(context)
     return torch.where(dropped.view(-1, *[1] * (context.dim() - 1)), null, context)
 
 

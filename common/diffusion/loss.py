@@ -175,8 +175,9 @@ class LogVariance(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, t: Tensor) -> Tensor:
-        """u(t), float32 [N], for t [N]."""
-        return self.linear(self.embed(t)).squeeze(-1)
+        """u(t), float32 [N], for t [N], under autocast too."""
+        with torch.autocast(t.device.type, enabled=False):
+            return self.linear(self.embed(t)).squeeze(-1)
 
 
 def min_snr_weight(

@@ -40,6 +40,7 @@ class NoiseSchedule:
         # Samplers index by a Python integer, so alpha-bar is kept as Python floats as well.
         object.__setattr__(self, "alphas_cumprod", torch.cumprod(1.0 - self.betas, 0))
         object.__setattr__(self, "_abar", self.alphas_cumprod.tolist())
+        object.__setattr__(self, "_tables", {})
 
     @property
     def num_timesteps(self) -> int:
@@ -64,8 +65,12 @@ class NoiseSchedule:
         rank of `x`.
         """
         shape = (-1, *[1] * (x.dim() - 1))
-        tables = (self.alphas_cumprod.sqrt(), (1.0 - self.alphas_cumprod).sqrt())
-        return tuple(table.to(x.dtype).to(x.device)[t].view(shape) for table in tables)
+        if (x.dtype, x.device) not in self._tables:  # copied once: the CPU waits for each copy
+            tables = (self.alphas_cumprod.sqrt(), (1.0 - self.alphas_cumprod).sqrt())
+            self._tables[x.dtype, x.device] = tuple(
+                table.to(x.dtype).to(x.device) for table in tables
+            )
+        return tuple(table[t].view(shape) for table in self._tables[x.dtype, x.device])
 
     def snr(self, t: Tensor) -> Tensor:
         """The signal-to-noise ratio abar_t / (1 - abar_t), float32 [N], for `t` long [N].

@@ -97,6 +97,7 @@ def main(config: Config) -> None:
         next_command="python3 -m p1_diffusion.evaluate --images OUT --grader LAST",
     )
     final = DigitClassifier.load(config.run_dir / "last")
+    data, held_out = data.to(torch.device("cpu")), held_out.to(torch.device("cpu"))
     make_reference(final, data, held_out, config.run_dir / "last" / "reference.safetensors")
     for name, value in accuracy_by_dataset(final, held_out).items():
         print(f"{name}: {value:.2%} of the held-out digits classified correctly")

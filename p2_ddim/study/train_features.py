@@ -20,11 +20,10 @@ from common.checkpoint import tensors_hash
 from common.config import Positive
 from common.contrastive import contrastive_loss
 from common.data.faces import load_faces
-from common.devices import this_process
 from common.errors import InputError
 from common.files import ROOT
 from common.seeds import Draws, StackedRandomGenerator, derive_seeds
-from common.training import Batch, TrainingConfig, fit, prepare_network
+from common.training import Batch, TrainingConfig, fit, prepare_network, refuse_slices
 from p2_ddim.study.features import FaceFeatures, recognised, view_cosines
 
 CALIBRATION_IMAGES = 2000  # for the statistics of batch normalisation
@@ -56,11 +55,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains the network, or resumes the run in `run_dir`."""
-    if config.training.gradient_accumulation_steps != 1 or this_process().count != 1:
-        raise InputError(
-            "a contrastive loss needs its whole batch at once: train in one process, without"
-            " --gradient-accumulation-steps"
-        )
+    refuse_slices(config.training, "a contrastive loss")
     if config.temperature <= 0.0:
         raise InputError(f"--temperature must be positive, not {config.temperature}")
     torch.manual_seed(config.training.seed)

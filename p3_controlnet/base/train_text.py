@@ -29,6 +29,7 @@ from common.colour import CSS_COLOURS, colour_difference
 from common.config import Pictures
 from common.data.examples import describe, described_scenes
 from common.data.shapes import KINDS, Scene
+from common.devices import pick_device
 from common.files import ROOT
 from common.latent.text_encoder import load_text_tower, save_text_encoder
 from common.seeds import Draws, random_indices
@@ -105,6 +106,7 @@ def main(config: Config) -> None:
     torch.manual_seed(config.training.seed)
     tokenizer, tower = load_text_tower(config.clip)
     model = nn.ModuleDict({"tower": tower, "reader": Reader(tower.config.hidden_size)}).train()
+    model.to(pick_device(config.training.device))
 
     def read(count: int, seed: int) -> Batch:
         """`count` captions of drawn scenes as token ids "ids" [count, L], with their `targets`."""

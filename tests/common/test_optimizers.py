@@ -1,6 +1,7 @@
 """Muon over convolutions, beside AdamW: what it moves, by how much, and that runs with it and with
 8-bit moments resume bit for bit."""
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -8,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tiny import contents
 from torch import Tensor, nn
 
+from common.checkpoint import load_tensors
 from common.errors import InputError
 from common.optimizers import Muon, OptimizerName, is_hidden_matrix, make_optimizers
 from common.seeds import Draws
@@ -140,6 +144,40 @@ def test_a_run_resumes_bit_for_bit(
         run(tmp_path / "halves", memory_format, 4, optimizer)
     assert torch.equal(run(tmp_path / "halves", memory_format, None, optimizer), whole)
     assert contents(tmp_path / "halves") == contents(tmp_path / "whole")
+
+
+def test_fp16_updates_are_those_without_loss_scaling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Muon there are two optimisers and one scaler, which also survives a resume."""
+
+    def scaled(*_: object) -> Accelerator:
+        accelerator = Accelerator(cpu=True, mixed_precision="fp16")
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=65536.0, growth_interval=2)
+        accelerator.native_amp = True  # as on CUDA
+        # The network itself is in float32, where scaling by powers of two is exact.
+        accelerator.autocast = contextlib.nullcontext
+        accelerator.prepare_model = lambda model, **_: model
+        return accelerator
+
+    def weights(name: str) -> dict[str, Tensor]:
+        tensors = load_tensors(tmp_path / name / "state.safetensors")[0]
+        return {key: value for key, value in tensors.items() if key.startswith("param/")}
+
+    run(tmp_path / "plain", torch.contiguous_format)
+    AcceleratorState._reset_state(True)
+    monkeypatch.setattr("common.training.make_accelerator", scaled)
+    try:
+        run(tmp_path / "whole", torch.contiguous_format)
+        torch.testing.assert_close(weights("whole"), weights("plain"), rtol=0.0, atol=1e-5)
+        with pytest.raises(OSError, match="power cut"):
+            run(tmp_path / "halves", torch.contiguous_format, 4)
+        run(tmp_path / "halves", torch.contiguous_format)
+        assert contents(tmp_path / "halves") == contents(tmp_path / "whole")
+        state = load_tensors(tmp_path / "whole" / "state.safetensors")[1]
+        assert state["loss_scale"] == 65536.0 * 8  # six steps, doubled after every two
+    finally:
+        AcceleratorState._reset_state(True)
 
 
 def test_8_bit_moments_need_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

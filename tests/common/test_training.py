@@ -34,6 +34,7 @@ from common.training import (
     micro_batches_of,
     new_network,
     refuse_compile,
+    refuse_slices,
 )
 from p1_diffusion import inference, train
 
@@ -695,6 +696,18 @@ def test_compiling_is_refused_where_it_would_do_nothing() -> None:
     refuse_compile(SMALL)
     with pytest.raises(InputError, match="--compile is for the trainers of Problems 1 and 2"):
         refuse_compile(dataclasses.replace(SMALL, compile=True))
+
+
+def test_a_loss_over_the_whole_batch_refuses_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = dataclasses.replace(SMALL, gradient_accumulation_steps=1, device_batch_size=4)
+    refuse_slices(whole, "a contrastive loss")
+    for change in ({"gradient_accumulation_steps": 2}, {"device_batch_size": 2}):
+        with pytest.raises(InputError, match="a contrastive loss needs its whole batch at once"):
+            refuse_slices(dataclasses.replace(whole, **change), "a contrastive loss")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(InputError, match="train in one process"):
+        refuse_slices(whole, "a contrastive loss")
 
 
 def test_a_run_may_go_on_with_other_micro_batches(tmp_path: Path) -> None:

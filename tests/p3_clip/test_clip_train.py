@@ -267,7 +267,7 @@ def test_the_loss_falls(model_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--gradient-accumulation-steps", "2"], "--gradient-accumulation-steps must be 1"),
+        (["--gradient-accumulation-steps", "2"], "needs its whole batch at once"),
         (["--batch-size", "600"], "--batch-size must be at most 506, the number of classes"),
         (["--model", "ViT-B32"], "open_clip knows no model 'ViT-B32'"),
         (
