@@ -45,24 +45,31 @@ class Check(NamedTuple):
     """What was measured, with the number."""
 
 
+class Validation(NamedTuple):
+    """A training's validation."""
+
+    run: Callable[[int], object]
+    """Validates on pictures that are drawn in this many steps."""
+    sampling_steps: int
+    """The steps that the training takes."""
+
+
 def run_checks(
     config: "Config",
     model: LatentDiffusion,
     accelerator: "Accelerator",
     size: int,
-    validate: Callable[[int], object],
-    sampling_steps: int,
+    validation: Validation,
 ) -> int:
     """Prints a line PASS or FAIL for each check; returns the exit code, 0 or 1.
 
     `model` has a ControlNet as it is before the first step. `size` is the side of the training
-    images, in pixels. `validate(steps)` is a validation whose pictures are drawn in that many
-    steps; the training's takes `sampling_steps`. The model is changed: its frozen weights are cast
-    to the precision of training, and the ControlNet takes a few steps.
+    images, in pixels. The model is changed: its frozen weights are cast to the precision of
+    training, and the ControlNet takes a few steps.
     """
     torch.set_float32_matmul_precision("high" if config.training.tf32 else "highest")
     passed = True
-    for check in _checks(config, model, accelerator, size, validate, sampling_steps):
+    for check in _checks(config, model, accelerator, size, validation):
         accelerator.print(f"{'PASS' if check.passed else 'FAIL'} {check.what}", flush=True)
         passed &= check.passed
     return 0 if passed else 1
@@ -73,8 +80,7 @@ def _checks(
     model: LatentDiffusion,
     accelerator: "Accelerator",
     size: int,
-    validate: Callable[[int], object],
-    sampling_steps: int,
+    validation: Validation,
 ) -> Iterator[Check]:
     batch, null = _encoded(config, model, size)
     model.cast(DTYPES[config.training.mixed_precision])
@@ -89,7 +95,7 @@ def _checks(
     yield _hints_in_range(torch.cat(hints))
     hook.remove()
     hints.clear()
-    yield from _cost(steps, validate, sampling_steps)
+    yield from _cost(steps, validation)
 
 
 def _encoded(config: "Config", model: LatentDiffusion, size: int) -> tuple[Batch, Tensor]:
@@ -265,7 +271,7 @@ def _gradients(steps: _Steps) -> Iterator[Check]:
     yield Check(not touched, f"{len(touched)} frozen weights have a gradient")
 
 
-def _cost(steps: _Steps, validate: Callable[[int], object], sampling_steps: int) -> Iterator[Check]:
+def _cost(steps: _Steps, validation: Validation) -> Iterator[Check]:
     """Time and memory of a step and of a validation, and what the whole training takes from it."""
     device, training = steps.null.device, steps.config.training
 
@@ -283,9 +289,9 @@ def _cost(steps: _Steps, validate: Callable[[int], object], sampling_steps: int)
     )
     if training.validate_every:
         # A validation of 1 step has all that one of many has, but for the other sampling steps.
-        validate(1)  # the first one prepares, and takes longer
-        one, two = (_seconds(lambda count=count: validate(count), device) for count in (1, 2))
-        whole = one + (sampling_steps - 1) * max(two - one, 0.0)
+        validation.run(1)  # the first one prepares, and takes longer
+        one, two = (_seconds(lambda count=count: validation.run(count), device) for count in (1, 2))
+        whole = one + (validation.sampling_steps - 1) * max(two - one, 0.0)
         share = whole / (whole + training.validate_every * seconds)
         yield Check(
             math.isfinite(share),

@@ -44,7 +44,7 @@ from common.metrics.segmentation import (
 from common.seeds import Draws, derive_seeds
 from common.text_files import read_records
 from common.training import Batch, TrainingConfig, fit, refuse_compile, settings_of
-from p3_controlnet.check import run_checks
+from p3_controlnet.check import Validation, run_checks
 from p3_controlnet.formats import load_controlnet
 from p3_controlnet.latent_cache import CachedBatches, LatentCache
 from p3_controlnet.loss import latent_loss
@@ -263,7 +263,8 @@ def main(config: Config) -> None:
         write_png(path, grid)
 
     if config.check:
-        raise SystemExit(run_checks(config, model, accelerator, size, validate, sampling.steps))
+        validation = Validation(validate, sampling.steps)
+        raise SystemExit(run_checks(config, model, accelerator, size, validation))
     frozen = base_hash(model)
 
     check_memory(control.parameters())
