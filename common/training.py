@@ -28,7 +28,13 @@ from common.config import (
     check_fields,
     describing,
 )
-from common.devices import check_memory, make_accelerator, pick_device, this_process
+from common.devices import (
+    check_memory,
+    keep_freed_memory,
+    make_accelerator,
+    pick_device,
+    this_process,
+)
 from common.ema import EMA, Place
 from common.errors import InputError, Terminated
 from common.files import make_folder
@@ -192,6 +198,8 @@ def fit(
         before = {**defaults, **claim_run_folder(run_dir, settings, defaults)}
     accelerator.wait_for_everyone()
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    if device.type == "cpu":
+        keep_freed_memory()
 
     # The optimisers get the named parameters only; the moving average starts from their values.
     for param in params.values():
