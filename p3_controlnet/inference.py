@@ -75,11 +75,12 @@ def main(config: Config) -> None:
     def read(path: str) -> Tensor:
         return resize_hint(read_hint(Path(path)), side)
 
+    # A job may have hundreds of thousands of pictures: what takes time is left for their turn.
     def picture(pair: Pair) -> Picture:
         name = pair.target_path.removeprefix(os.path.join(config.output_dir, ""))
-        seed = image_seed(name, config.generation.seed)
+        seed = functools.partial(image_seed, name, config.generation.seed)
         hint = functools.partial(read, pair.source_path)
-        return Picture(pair.target, Request(pair.prompt, seed, hint))
+        return Picture(pair.target_path, Request(pair.prompt, seed, hint))
 
     settings = {"patch_stride": config.patch_stride}
     latent_side = side // model.downscale

@@ -42,11 +42,15 @@ class Request:
     """The prompt, seed and control image of one picture to generate."""
 
     prompt: str
-    seed: int
-    """Seed of the picture's noise (`common.seeds.derive_seed`)."""
+    seed: int | Callable[[], int]
+    """Seed of the picture's noise (`common.seeds.derive_seed`), or a function that derives it."""
     hint: Tensor | Callable[[], Tensor] | None = None
     """Control image, uint8 [3, H, W], or a function that reads it, which is called when the
     picture's turn comes; in one call either all requests have one or none has."""
+
+    def derive_seed(self) -> int:
+        """The seed of the picture's noise."""
+        return self.seed() if callable(self.seed) else self.seed
 
     def read_hint(self) -> Tensor | None:
         """The control image, uint8 [3, H, W], or None."""
@@ -116,7 +120,7 @@ def _generate_chunk(
         network=network,
     )
     denoise = denoiser(predict, model.schedule, model.parameterization, clip_x0=False)
-    generators = StackedRandomGenerator([request.seed for request in requests], device)
+    generators = StackedRandomGenerator([request.derive_seed() for request in requests], device)
 
     def noise() -> Tensor:
         return generators.randn(model.unet.config.in_channels, latent_side, latent_side)

@@ -33,7 +33,7 @@ Item = TypeVar("Item")
 class Picture(NamedTuple):
     """A picture to generate: its file and its request."""
 
-    path: Path
+    path: str | Path
     request: Request
 
 
@@ -113,8 +113,8 @@ def draw_missing(
     for indices, images in chunks:
         for i, image in zip(indices, images, strict=True):
             path, request = missing[i]
-            make_folder(path.parent)
-            write_png(path, image, staging, (NOTE, _note(made_with, request)))
+            make_folder(Path(path).parent)
+            write_png(Path(path), image, staging, (NOTE, _note(made_with, request)))
 
 
 def _is_kept(picture: Picture, made_with: str) -> bool:
@@ -188,7 +188,7 @@ def _made_with(
 def _note(made_with: str, request: Request) -> str:
     """A hash of the networks, the settings and the request."""
     digest = hashlib.blake2b(
-        json.dumps([made_with, request.prompt, request.seed]).encode(), digest_size=16
+        json.dumps([made_with, request.prompt, request.derive_seed()]).encode(), digest_size=16
     )
     if (hint := request.read_hint()) is not None:
         digest.update(hint.numpy().tobytes())
