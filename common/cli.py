@@ -106,7 +106,7 @@ def _claimed_folder(config: Any) -> contextlib.AbstractContextManager[None]:
     """The claim on the folder that the program writes to; empty if it has none."""
     for name in ("run_dir", "output_dir"):
         if isinstance(folder := getattr(config, name, None), Path):
-            return claimed(folder, lock=this_process().rank == 0)
+            return claimed(folder, main=this_process().rank == 0)
     return contextlib.nullcontext()
 
 

@@ -1,6 +1,6 @@
 """Values of configurations: types from the annotations of a dataclass, bounds beside them.
 
-A field such as `steps: Annotated[int, Bounds(at_least=1)] = 50` states its own range. The same
+A field such as `steps: Annotated[int, *bounds(at_least=1)] = 50` states its own range. The same
 check serves command lines and configurations that are read from files.
 """
 
@@ -11,6 +11,8 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
 
 from common.errors import InputError
 from common.files import read_json
@@ -44,23 +46,36 @@ class Bounds:
         )
 
 
-Count = Annotated[int, Bounds(at_least=1)]
-Size = Annotated[int, Bounds(at_least=1, at_most=65536)]
+def bounds(
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> tuple[Bounds, object]:
+    """Metadata of an Annotated number: its range, for the checks here and for --help."""
+    limits = Bounds(at_least, at_most, above, below)
+    in_help = tyro.conf.arg(help_behavior_hint=lambda default: f"({limits}; default: {default})")
+    return limits, in_help
+
+
+Count = Annotated[int, *bounds(at_least=1)]
+Size = Annotated[int, *bounds(at_least=1, at_most=65536)]
 """A width, a side or a number of entries inside a network."""
-Index = Annotated[int, Bounds(at_least=0, at_most=65536)]
-Depth = Annotated[int, Bounds(at_least=1, at_most=256)]
+Index = Annotated[int, *bounds(at_least=0, at_most=65536)]
+Depth = Annotated[int, *bounds(at_least=1, at_most=256)]
 """A number of layers, heads or groups inside a network."""
-Side = Annotated[int, Bounds(at_least=1, at_most=8192)]
+Side = Annotated[int, *bounds(at_least=1, at_most=8192)]
 """The side of a picture in pixels."""
-Pictures = Annotated[int, Bounds(at_least=1, at_most=10**7)]
+Pictures = Annotated[int, *bounds(at_least=1, at_most=10**7)]
 """A number of pictures, captions or pairs to make."""
-Seed = Annotated[int, Bounds(at_least=0, at_most=2**32 - 1)]
-Scale = Annotated[float, Bounds(at_least=-1000, at_most=1000)]
+Seed = Annotated[int, *bounds(at_least=0, at_most=2**32 - 1)]
+Scale = Annotated[float, *bounds(at_least=-1000, at_most=1000)]
 """A factor of guidance or control."""
-Probability = Annotated[float, Bounds(at_least=0, at_most=1)]
-Fraction = Annotated[float, Bounds(at_least=0, below=1)]
-NonNegative = Annotated[float, Bounds(at_least=0)]
-Positive = Annotated[float, Bounds(above=0)]
+Probability = Annotated[float, *bounds(at_least=0, at_most=1)]
+Fraction = Annotated[float, *bounds(at_least=0, below=1)]
+NonNegative = Annotated[float, *bounds(at_least=0)]
+Positive = Annotated[float, *bounds(above=0)]
 
 
 def from_json(config_class: type[Config], values: Any, path: Path) -> Config:
@@ -138,14 +153,14 @@ def _problem(value: Any, hint: Any) -> str | None:
     """What the value should be, or None if it has the type `hint`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        bounds = [extra for extra in arguments[1:] if isinstance(extra, Bounds)]
+        ranges = [extra for extra in arguments[1:] if isinstance(extra, Bounds)]
         numbers = value if isinstance(value, list | tuple) else [value]
         return _problem(value, arguments[0]) or next(
             (
-                str(bound)
-                for bound in bounds
+                str(limits)
+                for limits in ranges
                 for x in numbers
-                if isinstance(x, int | float) and x not in bound
+                if isinstance(x, int | float) and x not in limits
             ),
             None,
         )

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import tempfile
+import threading
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,22 +107,25 @@ def check_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, *, lock: bool = True) -> Iterator[None]:
+def claimed(folder: Path, *, main: bool = True) -> Iterator[None]:
     """Inside the block the folder exists, can be written to, and is locked against other jobs.
 
     The lock is held on the folder itself: it leaves no file behind and ends with the process. File
-    systems without locks are used without one. Of a job with several processes, the main one locks;
-    the others pass `lock` False. Raises InputError if another job holds the lock, and OSError if
-    the folder cannot be written to. Folders that were made here and are still empty after an error
-    are removed.
+    systems without locks are used without one. Of a job with several processes, the main one locks,
+    and the others (`main` False) take over when it ends before them. Raises InputError if another
+    job holds the lock, and OSError if the folder cannot be written to. Folders that were made here
+    and are still empty after an error are removed.
     """
     folder = Path(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    descriptor = None
+    descriptor, ended = None, threading.Event()
     try:
         descriptor = os.open(make_folder(folder), os.O_RDONLY)
-        if lock:
+        if main:
             _lock(descriptor, folder)
+        else:
+            waiting = (os.dup(descriptor), ended)
+            threading.Thread(target=_take_over, args=waiting, daemon=True).start()
         with tempfile.TemporaryFile(dir=folder):  # without a name where the system can do so
             pass
         yield
@@ -130,20 +135,44 @@ def claimed(folder: Path, *, lock: bool = True) -> Iterator[None]:
                 path.rmdir()
         raise
     finally:
+        ended.set()
         if descriptor is not None:
             os.close(descriptor)
 
 
+LOCK_TRIES, LOCK_PAUSE = 10, 0.05  # times and seconds between them
+
+
 def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            f"another job is writing to {folder}: wait until it has ended, or choose another folder"
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
-            raise
+    """Locks the folder; tries again, as a process in `_take_over` may hold it for an instant."""
+    for remaining in reversed(range(LOCK_TRIES)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not remaining:
+                raise InputError(
+                    f"another job is writing to {folder}: wait until it has ended, or choose"
+                    " another folder"
+                ) from None
+            time.sleep(LOCK_PAUSE)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                raise
+            return
+
+
+def _take_over(descriptor: int, ended: threading.Event) -> None:
+    """Waits until the main process has locked the folder and released it, then shares the lock."""
+    with contextlib.suppress(OSError):
+        with contextlib.suppress(BlockingIOError):  # the main process has locked it
+            while not ended.is_set():
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                ended.wait(LOCK_PAUSE)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        ended.wait()
+    os.close(descriptor)
 
 
 def check_targets(paths: Collection[str]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from common.checkpoint import open_tensors, save_tensors
-from common.config import Bounds, from_json
+from common.config import bounds, from_json
 from common.ema import EMA
 from common.errors import InputError
 from common.files import atomic_write, make_folder, read_json, write_json
@@ -42,24 +42,24 @@ ADVICE = "restore it, or choose another run folder"
 class RunProgress:
     """State of a run besides its tensors; saved in the checkpoint."""
 
-    step: Annotated[int, Bounds(at_least=0)] = 0
+    step: Annotated[int, *bounds(at_least=0)] = 0
     """Number of finished optimiser steps."""
-    ema_updates: Annotated[int, Bounds(at_least=0)] = 0
+    ema_updates: Annotated[int, *bounds(at_least=0)] = 0
     """Number of updates of the moving average."""
     best: float = math.inf
     """Lowest validation loss so far."""
     loss_sum: float = 0.0
     """Sum of the training losses since the last line of metrics."""
-    loss_count: Annotated[int, Bounds(at_least=0)] = 0
+    loss_count: Annotated[int, *bounds(at_least=0)] = 0
     """Number of training losses in `loss_sum`."""
     looked: bool = True
     """Whether validation, preview and metrics of this step are done; False if a signal interrupted
     them."""
-    logged: Annotated[int, Bounds(at_least=0)] = 0
+    logged: Annotated[int, *bounds(at_least=0)] = 0
     """Last step with a line in metrics.jsonl; 0 if there is none."""
     loss_scale: float = 0.0
     """Factor of the loss in fp16; 0 if it is not scaled."""
-    loss_scale_steps: Annotated[int, Bounds(at_least=0)] = 0
+    loss_scale_steps: Annotated[int, *bounds(at_least=0)] = 0
     """Steps since the factor last changed."""
 
     def keep_scale(self, scaler: "GradScaler | None") -> None:

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from common.config import (
-    Bounds,
     Count,
     Fraction,
     NonNegative,
     Positive,
+    Seed,
+    bounds,
     check_fields,
     describing,
 )
@@ -87,7 +88,7 @@ class TrainingConfig:
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: a cosine down to 0, or constant with a linear decay to 0
     over the last fifth of the steps."""
-    warmup: Annotated[int, Bounds(at_least=0)] = 200
+    warmup: Annotated[int, *bounds(at_least=0)] = 200
     """Optimiser steps over which the learning rate rises linearly from 0."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay."""
@@ -101,13 +102,13 @@ class TrainingConfig:
     """Where the moving average is kept: on the training device, in the CPU's memory, which saves 4
     bytes per parameter on the device and makes steps slower, or nowhere (none); then validations,
     previews and saved models have the parameters themselves."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all random draws."""
     log_every: Count = 50
     """Optimiser steps between lines of metrics.jsonl."""
-    validate_every: Annotated[int, Bounds(at_least=0)] = 1000
+    validate_every: Annotated[int, *bounds(at_least=0)] = 1000
     """Optimiser steps between validations; 0: none."""
-    preview_every: Annotated[int, Bounds(at_least=0)] = 1000
+    preview_every: Annotated[int, *bounds(at_least=0)] = 1000
     """Optimiser steps between preview pictures; 0: none."""
     checkpoint_every: Count = 500
     """Optimiser steps between checkpoints."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from common.attention import attend
 from common.checkpoint import load_model, save_model
-from common.config import Bounds, Depth, Fraction, Index, Size
+from common.config import Depth, Fraction, Index, Size, bounds
 from common.data.digits import DATASETS, NUM_DIGITS, SIZE
 from common.diffusion.process import Parameterization
 from common.diffusion.schedule import SCHEDULES, ScheduleName
@@ -31,7 +31,7 @@ GROUP = 16  # channels per group of GroupNorm; layers with fewer channels have o
 class ContextUNetConfig:
     """Hyperparameters of the network, and the meaning of its output."""
 
-    datasets: Annotated[int, Bounds(at_least=1, at_most=len(DATASETS))] = 2
+    datasets: Annotated[int, *bounds(at_least=1, at_most=len(DATASETS))] = 2
     """Number of datasets, the first ones of `common.data.digits.DATASETS`."""
     channels: tuple[Size, ...] = (32, 96, 192)
     """Channels at each resolution, finest first; each resolution halves height and width."""

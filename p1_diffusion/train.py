@@ -18,7 +18,7 @@ import tyro
 from common import cli
 from common.checkpoint import tensors_hash
 from common.cli import Preset
-from common.config import Bounds, NonNegative, Probability
+from common.config import NonNegative, Probability, bounds
 from common.data.digits import DATASETS, NUM_DIGITS, BalancedDraw, Digits, load_digits
 from common.diffusion.guidance import drop_context
 from common.diffusion.loss import (
@@ -79,7 +79,7 @@ class Config:
     on the x0 error; none: the plain error of the network's output."""
     timesteps: TimestepDistribution = "mixed"
     """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal."""
-    guidance_scale: Annotated[float, Bounds(at_least=1)] = 1.0
+    guidance_scale: Annotated[float, *bounds(at_least=1)] = 1.0
     """Guidance scale that the network learns to imitate (Model Guidance), so that sampling needs no
     guidance; 1 is off. Meant for the last steps of a training, with --init-from."""
     guidance_interval: tuple[int, int] = SamplingConfig().guidance_interval

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from common.attention import attend
 from common.checkpoint import build_network, load_model, load_strict, save_model
-from common.config import Bounds, Depth, Fraction, Index, Size, read_entries
+from common.config import Depth, Fraction, Index, Size, bounds, read_entries
 from common.diffusion.process import Parameterization
 from common.embedding import SinusoidalEmbedding
 from common.errors import InputError
@@ -67,7 +67,7 @@ class FaceUNetConfig:
     """Width of the time embedding."""
     dropout: Fraction = 0.0
     """Dropout probability inside the residual blocks."""
-    patch: Annotated[int, Bounds(at_least=1, at_most=64)] = 1
+    patch: Annotated[int, *bounds(at_least=1, at_most=64)] = 1
     """Patch side p in pixels: a pixel-unshuffle by p before the first layer and a pixel-shuffle by
     p at the end; 1 is none."""
     refine: Index = 0

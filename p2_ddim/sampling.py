@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import load_pickle
-from common.config import Bounds, check_fields
+from common.config import Count, bounds, check_fields
 from common.devices import DTYPES, Precision, exact_kernels
 from common.diffusion.process import Denoise, denoiser
 from common.diffusion.samplers import Callback, SamplerName, sample
@@ -35,7 +35,7 @@ class SamplingConfig(SamplerConfig):
 
     sampler: SamplerName = "ddim"
     """Sampler (solver of the reverse process)."""
-    steps: int = 50
+    steps: Count = 50
     """Number of sampling steps. A step is one network evaluation; with heun it is two, or one if it
     ends at an alpha-bar of 1."""
     spacing: Literal["leading", "trailing", "linspace", "homework"] = "homework"
@@ -47,7 +47,7 @@ class SamplingConfig(SamplerConfig):
     """Clamp the predicted x0 to [-1, 1] at each step; eps is not recomputed from it."""
     last_abar: Literal["first", "one"] = "first"
     """Alpha-bar after the last step: first is alphas_cumprod[0] (0.9999), one is 1."""
-    table_length: Annotated[int, Bounds(at_least=2, at_most=10**6)] = 1000
+    table_length: Annotated[int, *bounds(at_least=2, at_most=10**6)] = 1000
     """Number of betas in the noise schedule, linear from 0.0001 to 0.02."""
     table_offset: int = 0
     """Offset k of the noise schedule: the network receives t where the sampler uses

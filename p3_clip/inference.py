@@ -27,7 +27,7 @@ from common import cli
 from common.checkpoint import load_tensors, save_tensors
 from common.clip.features import extract_features
 from common.clip.loading import ClipConfig
-from common.config import Bounds, Count
+from common.config import Count, bounds
 from common.errors import InputError
 from common.files import ROOT, atomic_write, check_folder, make_folder, read_json, shown, write_json
 from common.images import image_files
@@ -61,7 +61,7 @@ class Config:
     p3_clip/data/names/course_2024.json. Default: the names in --labels."""
     batch_size: Count = 64
     """Images per forward pass."""
-    workers: Annotated[int, Bounds(at_least=1, at_most=256)] = 2
+    workers: Annotated[int, *bounds(at_least=1, at_most=256)] = 2
     """Threads that read and preprocess images while the network computes."""
     cache: Path = ROOT / "outputs" / "clip_features"
     """Folder of the image-feature cache, which identifies images by content."""

@@ -40,6 +40,7 @@ from common.clip.loading import load_folder, save_folder
 from common.clip.model import Clip, encode_tokens
 from common.clip.weights import check_model_name
 from common.colour import NAMES
+from common.config import Probability
 from common.contrastive import contrastive_loss
 from common.data.fill50k import Pair, load_fill50k
 from common.data.shapes import KINDS, draw_scene, held_out_classes, held_out_scene, render
@@ -110,9 +111,9 @@ class Config:
     """Folder of fill50k in the homework's layout, to mix real pairs in; None: drawn images only."""
     init_from: Path | None = None
     """Model folder whose weights initialise the network; None: random weights."""
-    real_fraction: float = 0.125
+    real_fraction: Probability = 0.125
     """Fraction of each batch that comes from fill50k, in [0, 1]; unused without --fill50k."""
-    pair_fraction: float = 0.4
+    pair_fraction: Probability = 0.4
     """Fraction of the drawn scenes that show two shapes, in [0, 1]."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {
@@ -136,11 +137,6 @@ class Config:
 def main(config: Config) -> None:
     """Trains, or resumes the run in `config.run_dir`."""
     refuse_slices(config.training, "a contrastive loss")
-    for name in ("real_fraction", "pair_fraction"):
-        if not 0.0 <= getattr(config, name) <= 1.0:
-            raise InputError(
-                f"--{name.replace('_', '-')} must be between 0 and 1, not {getattr(config, name)}"
-            )
     if (
         config.fill50k
         and round(config.real_fraction * config.training.batch_size) == config.training.batch_size

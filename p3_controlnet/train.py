@@ -22,7 +22,7 @@ from torch import Tensor
 from common import cli
 from common.cli import Preset
 from common.colour import colour_difference
-from common.config import Bounds, Probability, Side, Size
+from common.config import Count, Probability, Side, Size, bounds
 from common.data.examples import DrawnCircles, ExampleDataset, RealPairs, drawn_circles
 from common.devices import DTYPES, check_memory, make_accelerator, this_process
 from common.diffusion.loss import LossWeight, LossWeighting, TimestepDistribution
@@ -114,7 +114,7 @@ class Config:
     """ControlNet file or folder to start from, instead of a copy of the base's encoder."""
     size: Side | None = None
     """Side of the training images, in pixels; None is the base's own, 128 or 512."""
-    pictures: Annotated[int | None, Bounds(at_least=0, at_most=10**7)] = None
+    pictures: Annotated[int | None, *bounds(at_least=0, at_most=10**7)] = None
     """Number of drawn pairs of circle and outline; None is 20,000 for the small model and 0 for
     Stable Diffusion, which is trained on --fill50k."""
     several_fraction: Probability = 0.4
@@ -141,7 +141,7 @@ class Config:
     check: bool = False
     """Only test wiring and gradients, on a few steps, and tell the time and memory of a step; exit
     code 0 if all is well, else 1. Nothing is written."""
-    validation_pictures: int = 32
+    validation_pictures: Count = 32
     """Pictures drawn for a validation; a preview shows the first twelve of them."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {
@@ -193,8 +193,6 @@ class Config:
 def main(config: Config) -> None:
     """Trains from the start, or resumes the run in `config.run_dir`."""
     pictures, count = drawn_pictures(config), config.validation_pictures
-    if count < 1:
-        raise InputError(f"--validation-pictures must be at least 1, not {count}")
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
     refuse_compile(config.training)
     torch.manual_seed(config.training.seed)

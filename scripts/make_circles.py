@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from common import cli
-from common.config import Bounds, Pictures, Seed
+from common.config import Pictures, Seed, bounds
 from common.data.examples import circle_scenes
 from common.data.layouts import LAYOUT_COUNT, LayoutKind, make_layouts, write_layouts
 from common.errors import InputError
@@ -24,7 +24,7 @@ class Config:
 
     output_dir: Path
     """Output folder of prompt.json, source/ and target/."""
-    circles: Annotated[int, Bounds(at_least=0, at_most=10**7)] = 25
+    circles: Annotated[int, *bounds(at_least=0, at_most=10**7)] = 25
     """Number of pairs with one circle, like fill50k's."""
     layouts: tuple[LayoutKind, ...] = ("two_shared", "two")
     """Kinds of pairs with several circles, which follow the single circles."""

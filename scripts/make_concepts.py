@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from common import cli
-from common.config import Bounds, Pictures, Seed
+from common.config import Pictures, Seed, bounds
 from common.data.concepts import DRAWN, PHOTOS, SIDE, draw_photo
 from common.files import ROOT, make_folder, write_json
 from common.images import write_png
@@ -28,7 +28,7 @@ class Config:
     """Output folder of NAME/NN.png and input.json."""
     count: Pictures = PHOTOS
     """Number of photos of each concept."""
-    side: Annotated[int, Bounds(at_least=8, at_most=8192)] = SIDE
+    side: Annotated[int, *bounds(at_least=8, at_most=8192)] = SIDE
     """Height and width of the photos in pixels."""
     seed: Seed = 0
     """Seed of all photos."""

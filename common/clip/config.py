@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from common.config import Bounds, Depth, Fraction, Positive, Size, check_entries
+from common.config import Depth, Fraction, Positive, Size, bounds, check_entries
 
 _Channels = tuple[float, float, float]
 _Deviations = tuple[Positive, Positive, Positive]
 _Sides = Size | tuple[Size, Size]
-_Tokens = Annotated[int, Bounds(at_least=1, at_most=10**6)]
+_Tokens = Annotated[int, *bounds(at_least=1, at_most=10**6)]
 
 TRANSFORMERS_TOWER: dict[str, Any] = {
     "vocab_size": _Tokens,

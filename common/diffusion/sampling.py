@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self, TypeVar
 import torch
 from torch import Tensor
 
-from common.config import Bounds, Probability, Scale, Seed, check_fields
+from common.config import Probability, Scale, Seed, bounds, check_fields
 from common.diffusion.samplers import SAMPLERS, Callback, SamplerName
 from common.errors import InputError
 from common.memory import out_of_memory
@@ -16,7 +16,7 @@ from common.seeds import padded_chunks
 
 Item = TypeVar("Item")
 SpacingName = Literal["leading", "trailing", "linspace", "homework", "karras"]
-ChunkSize = Annotated[int, Bounds(at_least=1, at_most=4096)]
+ChunkSize = Annotated[int, *bounds(at_least=1, at_most=4096)]
 PADDED = 64  # images; a chunk up to this size is filled even if there are fewer
 
 
@@ -26,7 +26,7 @@ class SamplerConfig:
 
     sampler: SamplerName = "dpmpp_2m"
     """Sampling method."""
-    steps: int = 20
+    steps: Annotated[int, *bounds(at_least=1, at_most=1000)] = 20
     """Sampling steps. Each is one network evaluation; Heun takes two."""
     spacing: SpacingName = "trailing"
     """Timesteps that the steps visit (common/diffusion/schedule.py)."""

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from common.config import Probability
 from common.diffusion.schedule import TimestepPairs
 from common.errors import InputError
 
@@ -17,9 +18,9 @@ class ControlConfig:
     control_scales: tuple[float, ...] = (1.0,)
     """Factor of the control residuals: one number for all, or one for each (Stable Diffusion has
     13)."""
-    control_start: float = 0.0
+    control_start: Probability = 0.0
     """Fraction of the sampling steps, in [0, 1], at which control begins."""
-    control_end: float = 1.0
+    control_end: Probability = 1.0
     """Fraction of the sampling steps, in [0, 1], at which control ends."""
     control_text: ControlText | None = None
     """Text that the ControlNet reads: the full prompt or the empty one; by default that with which
@@ -34,10 +35,9 @@ class ControlConfig:
             math.isfinite(scale) for scale in self.control_scales
         ):
             raise InputError(f"--control-scales must be finite numbers, not {self.control_scales}")
-        if not 0.0 <= self.control_start <= self.control_end <= 1.0:
+        if self.control_start > self.control_end:
             raise InputError(
-                "--control-start and --control-end must be fractions 0 <= start <= end <= 1, "
-                f"not {self.control_start} and {self.control_end}"
+                f"--control-start {self.control_start} is above --control-end {self.control_end}"
             )
 
 

@@ -6,12 +6,12 @@ Their classes share the names of these entries.
 
 from typing import Annotated, Any, Literal
 
-from common.config import Bounds, Depth, Fraction, Positive, Size
+from common.config import Depth, Fraction, Positive, Size, bounds
 from common.latent.control import ControlText
 
 _Sizes = Size | tuple[Size, ...]
-_Side = Annotated[int, Bounds(at_least=1, at_most=1024)]
-_Layers = Annotated[int, Bounds(at_least=0, at_most=256)]
+_Side = Annotated[int, *bounds(at_least=1, at_most=1024)]
+_Layers = Annotated[int, *bounds(at_least=0, at_most=256)]
 
 NETWORK: dict[str, Any] = {
     "sample_size": _Side | tuple[_Side, _Side],
@@ -23,7 +23,7 @@ NETWORK: dict[str, Any] = {
     "encoder_block_out_channels": tuple[Size, ...],
     "decoder_block_out_channels": tuple[Size, ...],
     "conditioning_embedding_out_channels": tuple[Size, ...],
-    "hint_strides": tuple[Annotated[int, Bounds(at_least=1, at_most=16)], ...] | None,
+    "hint_strides": tuple[Annotated[int, *bounds(at_least=1, at_most=16)], ...] | None,
     "control_text": ControlText,
     "layers_per_block": Depth | tuple[Depth, ...],
     "encoder_layers_per_block": tuple[_Layers, ...],
@@ -34,8 +34,8 @@ NETWORK: dict[str, Any] = {
     "norm_num_groups": Size,
     "norm_eps": Positive,
     "dropout": Fraction,
-    "freq_shift": Annotated[float, Bounds(at_least=0, at_most=1)],
-    "downsample_padding": Annotated[int, Bounds(at_least=0, at_most=1)],
+    "freq_shift": Annotated[float, *bounds(at_least=0, at_most=1)],
+    "downsample_padding": Annotated[int, *bounds(at_least=0, at_most=1)],
     "mid_block_scale_factor": Positive,
     "resnet_out_scale_factor": Positive,
     "scaling_factor": Positive,

@@ -110,9 +110,14 @@ def load_sam2(folder: Path, device: torch.device | str = "cpu") -> Segmenter:
 
     try:
         processor = Sam2Processor.from_pretrained(folder, local_files_only=True)
-        network = Sam2Model.from_pretrained(folder, local_files_only=True).eval().to(device)
+        network, loaded = Sam2Model.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{folder} does not hold SAM2 in transformers' form ({error})") from None
+    if absent := sorted(loaded["missing_keys"]):  # transformers fills them with random numbers
+        raise InputError(f"the weights in {folder} lack {len(absent)} tensors, such as {absent[0]}")
+    network = network.eval().to(device)
 
     @torch.no_grad()
     def centre_mask_by_sam2(image: Tensor) -> Tensor:

@@ -49,14 +49,6 @@ def read_concept_data(config: TextualInversion | CustomDiffusion) -> list[Concep
                 f"{phrase!r}, of --phrases or --held-out, must contain {{}} exactly once, in the"
                 " place of the concept, and no other braces"
             )
-    if config.views < 1:
-        raise InputError(f"--views must be at least 1, not {config.views}")
-    if config.held_out_pictures < 1:
-        raise InputError(f"--held-out-pictures must be at least 1, not {config.held_out_pictures}")
-    if config.cut_mix < 0:
-        raise InputError(f"--cut-mix must be at least 0, not {config.cut_mix}")
-    if isinstance(config, CustomDiffusion) and config.num_class_images < 0:
-        raise InputError(f"--num-class-images must be at least 0, not {config.num_class_images}")
     if not config.photos:
         return _drawn_concept_data(config)
     count, tokens = len(config.photos), _tokens(config, len(config.photos))

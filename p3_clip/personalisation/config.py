@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from common.cli import Preset
-from common.config import Bounds, Count, NonNegative, Positive
+from common.config import Count, NonNegative, Positive, bounds
 from common.data.concepts import DRAWN, PHOTOS
 from common.files import ROOT
 from common.training import TrainingConfig
@@ -93,7 +93,7 @@ class _Common:
     "{} circle". Default: "{}" for textual inversion, "{} WORD" for Custom Diffusion."""
     styles: tuple[str, ...] = ()
     """Placeholders of the concepts that are styles, not objects; their training prompts differ."""
-    vectors: Annotated[int, Bounds(at_least=1, at_most=75)] = 1
+    vectors: Annotated[int, *bounds(at_least=1, at_most=75)] = 1
     """Embedding vectors per concept; a text has 77 places, two of which are its ends."""
     start: str | None = None
     """Word whose token embeddings initialise the vectors. Default: the concept's own word; for
@@ -103,13 +103,13 @@ class _Common:
     --start is then unused."""
     base: Path = ROOT / "checkpoints" / "ldm_shapes"
     """The frozen base model: a Stable Diffusion v1.4 file or folder, or a small model's folder."""
-    views: int = 24
+    views: Count = 24
     """Random views per photo, each encoded once before training; only for --augmentation resize and
     shrink."""
-    cut_mix: int = 0
+    cut_mix: Annotated[int, *bounds(at_least=0)] = 0
     """Views per pair of photos of two concepts, side by side in either order (cut-mix; photos are
     paired by their position); 0: none."""
-    collage: Annotated[int, Bounds(at_least=0)] = 0
+    collage: Annotated[int, *bounds(at_least=0)] = 0
     """Views of each object, and of each two objects side by side, cut out of photos with plain
     backgrounds and placed on learned backgrounds and on named colours in turn; 0: none."""
     object_weight: Positive = 1.0
@@ -120,7 +120,7 @@ class _Common:
     concept; photos need plain backgrounds. 0: none."""
     held_out: tuple[str, ...] = ()
     """Validation prompts with {} in the place of the concept. Default: two, never trained on."""
-    held_out_pictures: int = 4
+    held_out_pictures: Count = 4
     """Pictures drawn for each validation prompt, in validations and previews."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of storing them, to save memory."""
@@ -176,7 +176,7 @@ class CustomDiffusion(_Common):
     """Views of a photo: itself (none); itself and its mirror image (flip); random size and place,
     mirrored or not (resize); whole or smaller, with a continued border, mirrored or not, for plain
     backgrounds (shrink)."""
-    num_class_images: int = 200
+    num_class_images: Annotated[int, *bounds(at_least=0)] = 200
     """Regularisation images, which the base model generates; 0: none."""
     class_data_dir: Path | None = None
     """Folder of the regularisation images. Default: RUN_DIR/class_data."""

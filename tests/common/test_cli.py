@@ -1,12 +1,15 @@
 """Command lines: presets, what --help says, and how programs end."""
 
+import contextlib
 import dataclasses
 import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -24,7 +27,7 @@ import p3_controlnet.base.train_unet
 import p3_controlnet.train
 from common import cli
 from common.cli import Preset
-from common.config import Bounds
+from common.config import bounds
 from common.errors import InputError
 from common.files import ROOT, claimed
 from p3_clip.personalisation.config import CustomDiffusion, TextualInversion
@@ -209,13 +212,16 @@ class Writer:
 
     output_dir: Path
     """Folder."""
-    count: Annotated[int, Bounds(at_least=1, at_most=9)] = 1
+    count: Annotated[int, *bounds(at_least=1, at_most=9)] = 1
     """Count."""
 
 
-def test_a_number_outside_its_bounds_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bounds_of_a_number_are_shown_and_kept(capsys: pytest.CaptureFixture[str]) -> None:
     sentence = refused(capsys, print, Writer, "--output-dir", "x", "--count", "10")
     assert sentence == "--count must be between 1 and 9, not 10"
+    with pytest.raises(SystemExit):
+        cli.run(print, Writer, ["--help"])
+    assert "(between 1 and 9; default: 1)" in capsys.readouterr().out
 
 
 def test_two_jobs_on_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,6 +254,36 @@ def test_the_other_processes_of_a_job_share_its_folder(
         assert exit_code(print, Writer, "--output-dir", tmp_path) == 0
         monkeypatch.setenv("RANK", "0")
         assert exit_code(print, Writer, "--output-dir", tmp_path) == 2
+
+
+def test_a_job_holds_its_folder_until_its_last_process_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, has = threading.Event(), threading.Event()
+
+    def flock(descriptor: int, operation: int) -> None:
+        if operation == fcntl.LOCK_SH:
+            waits.set()
+        real_flock(descriptor, operation)
+        if operation == fcntl.LOCK_SH:
+            has.set()
+
+    real_flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with contextlib.ExitStack() as other:
+        with claimed(tmp_path):
+            other.enter_context(claimed(tmp_path, main=False))
+            assert waits.wait(60)
+            assert not has.is_set()
+        assert has.wait(60)
+        assert exit_code(print, Writer, "--output-dir", tmp_path) == 2
+    while exit_code(print, Writer, "--output-dir", tmp_path) == 2:
+        pass  # until its thread has ended
+
+
+def test_the_main_process_may_come_after_the_others(tmp_path: Path) -> None:
+    with claimed(tmp_path, main=False), claimed(tmp_path):
+        pass
 
 
 def test_an_error_leaves_no_empty_folder(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from tiny import tiny_network
 
 from common.clip.loading import load_folder
-from common.config import Bounds, Probability, check_fields, check_value, from_json
+from common.config import Probability, bounds, check_fields, check_value, from_json
 from common.errors import InputError
 from common.files import ROOT
 from common.latent import small
@@ -35,9 +35,9 @@ class Inner:
 class Outer:
     name: str
     kind: Literal["a", "b"] = "a"
-    sizes: tuple[Annotated[int, Bounds(at_least=1)], ...] = (1,)
+    sizes: tuple[Annotated[int, *bounds(at_least=1)], ...] = (1,)
     pair: tuple[int, int] = (0, 1)
-    limit: Annotated[float | None, Bounds(above=0, below=2)] = None
+    limit: Annotated[float | None, *bounds(above=0, below=2)] = None
     on: bool = False
     inner: Inner = Inner()
 

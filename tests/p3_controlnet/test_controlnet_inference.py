@@ -362,7 +362,7 @@ def test_a_bad_hint_is_named_when_its_turn_comes_and_a_missing_one_before(
         (("--chunk-size", 0), "--chunk-size must be between 1 and 4096, not 0"),
         (
             ("--control-start", 0.8, "--control-end", 0.2),
-            "--control-start and --control-end must be fractions",
+            "--control-start 0.8 is above --control-end 0.2",
         ),
         (("--control-scales", 1, 2), "--control-scales needs 1 number, or"),
         (("--seed", -1), "--seed must be between"),

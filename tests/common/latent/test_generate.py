@@ -261,11 +261,8 @@ def test_a_prompt_that_is_cut_is_named(model: LatentDiffusion) -> None:
             {"guidance_interval": (900, 100)},
             "--guidance-interval must give the lowest t and then the highest",
         ),
-        (
-            {"control_start": 0.6, "control_end": 0.5},
-            "--control-start and --control-end must be fractions",
-        ),
-        ({"control_end": 1.5}, "--control-start and --control-end must be fractions"),
+        ({"control_start": 0.6, "control_end": 0.5}, "--control-start 0.6 is above --control-end"),
+        ({"control_end": 1.5}, "--control-end must be between 0 and 1, not 1.5"),
         ({"seed": -1}, "--seed must be between 0"),
     ],
 )

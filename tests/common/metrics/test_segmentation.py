@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.colour import CSS_COLOURS, colour_difference
@@ -275,6 +276,11 @@ def test_sam2_answers_in_the_same_form(tmp_path: Path) -> None:
     assert mask.shape == (SIZE, SIZE) and mask.dtype == torch.bool
     with pytest.raises(InputError, match="does not hold SAM2"):
         load_sam2(tmp_path / "none")
+    state = load_file(tmp_path / "model.safetensors")
+    del state["mask_decoder.iou_token.weight"]
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"lack 1 tensors, such as mask_decoder.iou_token.weight"):
+        load_sam2(tmp_path)
 
 
 # ----------------------------------------------------------------------------
