@@ -1,13 +1,14 @@
 """Kills each trainer and each drawing program at random moments and runs it again to the end.
 
-    python3 -m scripts.study_faults                                    # hours on two CPU cores
-    python3 -m scripts.study_faults --only p1_diffusion.train --times 1
+    python3 -m scripts.study_faults                            # two hours on two CPU cores
+    python3 -m scripts.study_faults --only p1_diffusion.train --times 1 --result None
 
 The second run, by the same command, must end as one that nothing disturbed: the same files, byte
 for byte, and in a training one line of metrics for each step. Between the two, no file may be half
 written: each picture and each file of weights that exists is whole. SIGTERM must end the program
 with exit code 143, without a traceback, within seconds. The moments are spread between the start
-and the end of the undisturbed run, imports included, and depend on the seed alone.
+and the end of the undisturbed run, imports included, and depend on the seed alone. Programs whose
+rows the result file holds already are skipped, so that a study can be interrupted.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from common import cli
 from common.checkpoint import load_tensors
 from common.config import Count, Seed
 from common.errors import InputError
-from common.files import ROOT, write_json
+from common.files import ROOT, read_json, write_json
 from common.images import read_rgb, write_png
 from common.progress import Progress
 
@@ -100,6 +102,8 @@ class Config:
     """How often each program is killed by each signal."""
     seed: Seed = 0
     """Seed of the moments."""
+    jobs: Count = 2
+    """Programs studied at once, each on one CPU core."""
     result: Path | None = ROOT / "results" / "faults.json"
     """JSON file to write."""
 
@@ -109,15 +113,24 @@ def main(config: Config) -> None:
     unknown = [name for name in config.only if name not in PROGRAMS]
     if unknown:
         raise InputError(f"--only: {unknown[0]} is none of {', '.join(PROGRAMS)}")
-    rows = []
-    with tempfile.TemporaryDirectory() as work:
+    command = f"bash scripts/study_faults.sh --times {config.times} --seed {config.seed}"
+    rows: list[dict[str, Any]] = []
+    if config.result and config.result.exists():
+        before = read_json(config.result)
+        rows = before["rows"] if before["command"] == command else []
+    known = {row["program"] for row in rows}
+    names = [name for name in config.only or PROGRAMS if name not in known]
+    with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(config.jobs) as pool:
         data = prepare(Path(work) / "data")
-        for name in config.only or PROGRAMS:
-            rows += study(name, data, Path(work), config.times, config.seed)
+        studies = [
+            pool.submit(study, name, data, Path(work), config.times, config.seed) for name in names
+        ]
+        for done in as_completed(studies):
+            rows += done.result()
             print(json.dumps(rows[-len(SIGNALS) :]), flush=True)
             if config.result:
-                command = f"bash scripts/study_faults.sh --times {config.times}"
-                write_json(config.result, {"command": command, "seed": config.seed, "rows": rows})
+                in_order = sorted(rows, key=lambda row: list(PROGRAMS).index(row["program"]))
+                write_json(config.result, {"command": command, "rows": in_order})
     failures = sum(len(row["failures"]) for row in rows)
     print(f"{sum(row['times'] for row in rows)} kills, {failures} failures")
     if failures:
