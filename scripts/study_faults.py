@@ -130,6 +130,8 @@ def main(config: Config) -> None:
             pool.submit(study, name, data, Path(work), config.times, config.seed) for name in names
         ]
         for done in as_completed(studies):
+            if done.exception():
+                pool.shutdown(cancel_futures=True)
             rows += done.result()
             print(json.dumps(rows[-len(SIGNALS) :]), flush=True)
             if config.result:
@@ -170,7 +172,7 @@ def study(name: str, data: Path, work: Path, times: int, seed: int) -> list[dict
                 else:
                     problems += differences(contents(out.parent), expected)
             row["failures"] += [{"moment": moment, "problem": problem} for problem in problems]
-            shutil.rmtree(out.parent)
+            shutil.rmtree(out.parent, ignore_errors=True)  # it may not exist yet
         rows.append(row)
     return rows
 
