@@ -1,10 +1,8 @@
 """Compute devices by name, and the rank of this process among several."""
 
 import contextlib
-import ctypes
 import datetime
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -29,9 +27,6 @@ DTYPES = {
 
 LONGEST_WAIT = datetime.timedelta(hours=12)
 """How long processes wait for one another, for example while the main one validates."""
-# Parameters of glibc's mallopt, in bytes (malloc.h): blocks from this size on are mapped on their
-# own and unmapped when freed; this much free memory may stay at the end of the heap.
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 
 
 class Process(NamedTuple):
@@ -131,17 +126,6 @@ def check_memory(params: Iterable[Tensor]) -> None:
             f"training needs about {needed / 1e9:.1f} GB more memory, but {available / 1e9:.1f} GB"
             " are available"
         )
-
-
-def keep_freed_memory() -> None:
-    """Lets this process keep freed blocks of up to 256 MiB instead of returning them to the system.
-
-    A training step on a CPU allocates the same large tensors each time, and the system would clear
-    every page of them anew. Does nothing where the C library is not glibc.
-    """
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        for parameter, value in ((M_MMAP_THRESHOLD, 2**28), (M_TRIM_THRESHOLD, 2**31 - 1)):
-            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def gpu_memory() -> float:

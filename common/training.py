@@ -29,16 +29,11 @@ from common.config import (
     check_fields,
     describing,
 )
-from common.devices import (
-    check_memory,
-    keep_freed_memory,
-    make_accelerator,
-    pick_device,
-    this_process,
-)
+from common.devices import check_memory, make_accelerator, pick_device, this_process
 from common.ema import EMA, Place
 from common.errors import InputError, Terminated
 from common.files import make_folder
+from common.memory import keep_freed_memory
 from common.optimizers import OptimizerName, check_optimizer, make_optimizers, step_all
 from common.progress import Progress
 from common.run_folder import (

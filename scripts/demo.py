@@ -27,6 +27,7 @@ from common.devices import DeviceName, pick_device
 from common.errors import InputError, Terminated
 from common.files import ROOT
 from common.latent.load import load_base
+from common.memory import share_heaps
 from p1_diffusion.model import ContextUNet
 from p2_ddim.model import FACES, load_network
 from p3_clip.personalisation import inference as personalisation
@@ -98,6 +99,7 @@ def main(config: Config) -> None:
         raise InputError(
             "gradio is missing: start the demo with bash scripts/demo.sh, which installs it"
         )
+    share_heaps()
     with tempfile.TemporaryDirectory(prefix="demo_") as folder:
         # gradio keeps uploads and pictures here, and serves no other file.
         os.environ["GRADIO_TEMP_DIR"] = folder
