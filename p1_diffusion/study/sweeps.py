@@ -28,6 +28,7 @@ import torch
 import tyro
 
 from common import cli
+from common.checkpoint import state_hash
 from common.data.digits import DATASETS, Digits, load_digits, pairing
 from common.devices import DeviceName, pick_device
 from common.diffusion.samplers import count_evaluations
@@ -36,7 +37,7 @@ from common.errors import InputError
 from common.files import ROOT, make_folder, read_json, write_json
 from common.metrics.classifier import DigitClassifier
 from common.metrics.detail import mean_difference
-from common.study import measured_rows
+from common.study import WEIGHTS, measured_rows
 from common.text_files import read_records
 from p1_diffusion.evaluate import GRADER, grade
 from p1_diffusion.model import ContextUNet
@@ -109,9 +110,11 @@ def main(config: Config) -> None:
         settings = [
             (dataclasses.replace(default, sampler=name, steps=s), n) for name, s, n in SAMPLER_TABLE
         ]
+    weights = state_hash(model)
     plan = [
         (
             {
+                WEIGHTS: weights,
                 "sampling": dataclasses.asdict(sampling)
                 | {"guide_w": sampling.guidance_scale - 1.0},
                 "images": 20 * per_class,

@@ -42,7 +42,7 @@ from common.latent.load import load_base
 from common.latent.model import LatentDiffusion
 from common.latent.small import psnr
 from common.metrics.segmentation import SIZE
-from common.study import measured_rows
+from common.study import WEIGHTS, measured_rows
 from p3_controlnet.evaluate import means
 from p3_controlnet.loading import SHIPPED_BASE, SHIPPED_CONTROL, ModelConfig, load_model
 from p3_controlnet.study.canvas import CANVAS_SEEDS, measure_canvas
@@ -326,7 +326,7 @@ def _key(
     return {
         "model": shown(config.checkpoint),
         **control,
-        "weights": state_hash(model),
+        WEIGHTS: state_hash(model),
         "sampling": sampling,
     }
 
