@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import tempfile
 import threading
 import time
@@ -39,26 +40,29 @@ def atomic_write(path: Path, data: bytes, staging: Path | None = None) -> None:
 def replacing(path: Path, staging: Path | None = None) -> Iterator[Path]:
     """Yields the name of a temporary file; what is written to it inside the block becomes `path`.
 
-    `staging` is the folder of the temporary file, on the same disk as `path` (default: the folder
-    of `path`). Graders list output folders, so images are staged one level above. Raises OSError
-    and removes the temporary file on failure. A killed process leaves its temporary file behind;
-    the next process that writes the same path removes it.
+    The temporary file is in a folder of its own, where the library that writes it may have more of
+    them, as safetensors does. That folder is in `staging`, on the same disk as `path` (default: the
+    folder of `path`). Graders list output folders, so images are staged one level above. Raises
+    OSError and removes the temporary folder on failure. A killed process leaves it behind; the next
+    process that writes the same path removes it.
     """
     path = Path(path)
     folder = staging or path.parent
     _sweep(folder, path.name)
-    temporary = folder / _temporary_name(path.name)
+    own = folder / _temporary_name(path.name)
     try:
+        own.mkdir(exist_ok=True)
+        temporary = own / path.name
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # such as a full disk
+    except OSError as error:
+        if error.filename is None or str(own) in str(error.filename):  # such as a full disk
             error.filename = str(path)
         raise
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def _temporary_name(name: str) -> str:
@@ -66,18 +70,17 @@ def _temporary_name(name: str) -> str:
 
 
 def _sweep(folder: Path, name: str) -> None:
-    """Removes the temporary files of `name` whose processes have ended.
+    """Removes the temporary folders of `name` whose processes have ended.
 
-    Other hosts may share the disk. Their files are left alone, since only processes of this host
+    Other hosts may share the disk. Their folders are left alone, since only processes of this host
     can be checked.
     """
     ours = re.compile(
         rf"\.{re.escape(name)}\.{re.escape(os.uname().nodename)}\.(\d{{1,9}})\.partial"
     )
-    for file in folder.glob(".*.partial"):
-        if (match := ours.fullmatch(file.name)) and not _is_running(int(match[1])):
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
+    for left in folder.glob(".*.partial"):
+        if (match := ours.fullmatch(left.name)) and not _is_running(int(match[1])):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _is_running(process: int) -> bool:
@@ -178,8 +181,8 @@ def _take_over(descriptor: int, ended: threading.Event) -> None:
 def check_targets(paths: Collection[str]) -> None:
     """Raises InputError if one of these files cannot be written beside the others.
 
-    A name may be too long for the file system (files are written to a temporary name first, which
-    is longer), an existing folder may have it, or another of the files may be needed as a folder.
+    A name may be too long for the file system (files are written in a folder first whose name is
+    longer), an existing folder may have it, or another of the files may be needed as a folder.
     """
     longest = 255 - len(os.fsencode(_temporary_name("")))
     folders: dict[str, str] = {}

@@ -118,7 +118,7 @@ class TrainingConfig:
     Problems 1 and 2 only."""
     compile: bool = False
     """Compile the network with torch.compile: takes minutes at the start, and makes steps faster;
-    Problems 1 and 2 only."""
+    Problems 1 and 2 and the U-Net of the small latent-diffusion model."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Training device; auto is CUDA if present, else MPS, else the CPU."""
     tensorboard: bool = False
@@ -385,7 +385,9 @@ def prepare_network(model: nn.Module, config: TrainingConfig) -> Callable[..., T
 def refuse_compile(config: TrainingConfig) -> None:
     """Raises InputError if --compile is given to a trainer that does not compile its networks."""
     if config.compile:
-        raise InputError("--compile is for the trainers of Problems 1 and 2: leave it out")
+        raise InputError(
+            "--compile is for the trainers of Problems 1 and 2 and of the small U-Net: leave it out"
+        )
 
 
 def refuse_slices(config: TrainingConfig, what: str) -> None:

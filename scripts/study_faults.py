@@ -6,8 +6,9 @@
 The second run, by the same command, must end as one that nothing disturbed: the same files, byte
 for byte, and in a training one line of metrics for each step. Between the two, no file may be half
 written: each picture and each file of weights that exists is whole. SIGTERM must end the program
-with exit code 143, without a traceback, within seconds. The moments are spread between the start
-and the end of the undisturbed run, imports included, and depend on the seed alone. Where a killed
+with exit code 143, without a traceback, within seconds. Half of the moments are spread between the
+start and the end of the undisturbed run, imports included, and half between its first file and its
+end. Where a killed
 program had written nothing yet, a second run would be a first one, and is left out. Programs whose
 rows the result file holds already are skipped, so that a study can be interrupted.
 """
@@ -26,7 +27,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -146,11 +147,7 @@ def main(config: Config) -> None:
 def study(name: str, data: Path, work: Path, times: int, seed: int) -> list[dict[str, Any]]:
     """For each signal how often the program was hit and was run again, and every failure."""
     folder = work / name.replace(" ", ".")
-    started = time.monotonic()
-    whole = run(name, data, folder / "undisturbed" / "out")
-    seconds = time.monotonic() - started
-    if whole.returncode:
-        raise InputError(f"{name} failed undisturbed: {whole.stderr.strip().splitlines()[-1]}")
+    first, end = run_undisturbed(name, data, folder / "undisturbed" / "out")
     expected = contents(folder / "undisturbed")
     rows = []
     for kind in SIGNALS:
@@ -158,7 +155,7 @@ def study(name: str, data: Path, work: Path, times: int, seed: int) -> list[dict
         row: dict[str, Any] = {"program": name, "signal": kind, "times": times}
         row |= {"hit": 0, "run_again": 0, "slowest_end": 0.0, "failures": []}
         for number in Progress(range(times), desc=f"{name}, {kind}", unit="kills"):
-            moment = moments.uniform(0.0, seconds)
+            moment = moments.uniform(first if number % 2 else 0.0, end)
             out = folder / f"{kind}{number}" / "out"
             killed, ending = run_and_kill(name, data, out, SIGNALS[kind], moment)
             row["hit"] += killed.returncode != 0
@@ -199,14 +196,32 @@ def run(name: str, data: Path, out: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def run_undisturbed(name: str, data: Path, out: Path) -> tuple[float, float]:
+    """Runs the program; the seconds until its first file in OUT's parent, and until its end."""
+    with tempfile.TemporaryFile("w+") as said:
+        started = time.monotonic()
+        process = start(name, data, out, said)
+        while process.poll() is None and not any(files for *_, files in os.walk(out.parent)):
+            time.sleep(0.05)
+        first = time.monotonic() - started
+        if process.wait():
+            said.seek(0)
+            raise InputError(f"{name} failed undisturbed: {said.read().strip().splitlines()[-1]}")
+        return first, time.monotonic() - started
+
+
+def start(name: str, data: Path, out: Path, said: IO[str]) -> subprocess.Popen[bytes]:
+    """Starts the program; what it prints goes to the file `said`."""
+    command = command_of(name, data, out)
+    return subprocess.Popen(command, stdout=said, stderr=said, cwd=ROOT, env=environment())
+
+
 def run_and_kill(
     name: str, data: Path, out: Path, number: signal.Signals, moment: float
 ) -> tuple[subprocess.CompletedProcess[str], float]:
     """Runs the program and sends the signal after so many seconds; how long it took to end."""
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(
-            command_of(name, data, out), stdout=said, stderr=said, cwd=ROOT, env=environment()
-        )
+        process = start(name, data, out, said)
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
@@ -268,7 +283,7 @@ def half_written(out: Path, expected: dict[str, Any]) -> Iterator[str]:
     """Files that a reader would take for finished and that are not."""
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out.parent))
-        if path.name.startswith(".") or not path.is_file():
+        if any(part.startswith(".") for part in Path(name).parts) or not path.is_file():
             continue
         try:
             if path.suffix == ".png":

@@ -42,7 +42,7 @@ from common.latent.small import (
 )
 from common.latent.text_encoder import load_text_encoder
 from common.seeds import Draws, derive_seeds
-from common.training import Batch, TrainingConfig, fit, new_network, refuse_compile, settings_of
+from common.training import Batch, TrainingConfig, fit, new_network, settings_of
 from common.validation import held_out_loss
 from p3_controlnet.latent_cache import CachedBatches, LatentCache
 from p3_controlnet.loss import latent_loss
@@ -137,7 +137,6 @@ def main(config: Config) -> None:
             " computed from eps"
         )
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
-    refuse_compile(config.training)
     torch.manual_seed(config.training.seed)
     model = new_model(config).to(accelerator.device)
     model.choose_attention(config.training.mixed_precision)
@@ -160,6 +159,8 @@ def main(config: Config) -> None:
         made_from,
     )
     null = cache.null.to(accelerator.device)
+    # Validations and previews have batches of other sizes, for each of which it would be compiled.
+    training_network = torch.compile(model.apply_model) if config.training.compile else None
 
     def loss_of(batch: Batch, draws: Draws, cond_drop_prob: float, **options: Any) -> Tensor:
         return latent_loss(model, batch, null, draws, cond_drop_prob=cond_drop_prob, **options)
@@ -191,12 +192,16 @@ def main(config: Config) -> None:
             ),
         )
 
+    def loss_fn(batch: Batch, draws: Draws) -> Tensor:
+        options = {"network": training_network, **weighting.options}
+        return loss_of(batch, draws, config.cond_drop_prob, **options)
+
     fit(
         {
             **dict(network.named_parameters()),
             **{f"weighting.{name}": p for name, p in weighting.named_parameters()},
         },
-        lambda batch, draws: loss_of(batch, draws, config.cond_drop_prob, **weighting.options),
+        loss_fn,
         CachedBatches(cache, config.training.batch_size, seed),
         config.training,
         config.run_dir,

@@ -96,7 +96,7 @@ def test_what_a_killed_process_left_is_swept_by_the_next_writer_of_that_file(
 ) -> None:
     left = leave_half_written(tmp_path / "a")
     other = leave_half_written(tmp_path / "a.b")
-    assert left.read_bytes() == b"half"
+    assert (left / "a").read_bytes() == b"half"
     for name in ("b", "a.b.c"):
         atomic_write(tmp_path / name, b"x")
     assert left.exists() and other.exists()

@@ -3,6 +3,7 @@
 import json
 import shutil
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tiny import exit_code, refused, stop_after
 from tiny_base import SMALL_AUTOENCODER, SMALL_UNET, UNET, tiny_base, tiny_control
 from tiny_latent import seeded
 from tiny_pairs import write_pairs
+from torch import Tensor
 from torch.nn import functional as F
 
 from common.checkpoint import load_tensors, state_hash
@@ -349,6 +351,26 @@ def test_the_unet_trains_resumes_and_is_saved_as_a_whole_model(
     other.encoder.conv_out.bias.data += 1.0
     save_network(tmp_path / "vae", other)
     assert run_unet(run, tmp_path / "vae", *flags, "--text-encoder", folder / "text_encoder") == 2
+
+
+def test_the_compiled_network_is_the_one_that_is_trained(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def compiled(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*inputs: Any) -> Tensor:
+            calls.append(inputs)
+            return network(*inputs)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    for name, flags in (("plain", ()), ("compiled", ("--compile",))):
+        assert run_unet(tmp_path / name, folder / "vae", "--steps", 2, *flags) == 0
+    assert len(calls) == 2  # steps; neither the validation nor the preview
+    first, second = (load_base(tmp_path / name / "last").unet for name in ("plain", "compiled"))
+    assert state_hash(first) == state_hash(second)
 
 
 def test_the_text_tower_is_tuned_resumes_and_is_saved_for_the_unet(
