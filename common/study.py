@@ -32,7 +32,7 @@ def measured_rows(
             continue
         row = key | dict(measure())
         settings = {name: value for name, value in key.items() if name != WEIGHTS}
-        rows = [other for other in rows if not _agrees(other, settings)] + [row]
+        rows = [other for other in rows if not _describes(other, settings)] + [row]
         write_json(path, {"command": command, "rows": rows})
         print(
             f"{number} of {len(plan)}:",
@@ -44,6 +44,15 @@ def measured_rows(
 
 def _agrees(row: Row, key: Mapping[str, Any]) -> bool:
     return all(name in row and row[name] == value for name, value in key.items())
+
+
+def _describes(row: Row, settings: Mapping[str, Any]) -> bool:
+    """Whether the row is of these settings, as far as it knows them: one may be newer than it."""
+    return all(
+        _describes(row[name], value) if isinstance(value, Mapping) else row[name] == value
+        for name, value in settings.items()
+        if name in row
+    )
 
 
 def _short(value: Any) -> str:

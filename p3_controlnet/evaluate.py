@@ -274,8 +274,11 @@ def measure(
     - circle_asked: the named colour of each circle; circle_nearest, background_nearest: the nearest
       CSS colours.
 
-    A prompt does not say which circle has which of several colours: the assignment with the lowest
-    error is used. If there is no image, or no object in it, the IoUs are 0 and the errors 50.
+    - own_errors: as circle_errors, where the prompt names the circles' colours from left to right.
+
+    In general a prompt does not say which circle has which of several colours: for the other
+    entries the assignment with the lowest error is used. If there is no image, or no object in it,
+    the IoUs are 0 and the errors 50.
     """
     colours = len(set(described.colours))
     objects = (
@@ -308,6 +311,10 @@ def measure(
         "circle_right": sum(score.right for score in scores) / len(scores),
         "background_right": float(background.right),
         "circle_errors": [score.error for score in scores],
+        "own_errors": [
+            judge_colour(rgb, name).error
+            for rgb, name in zip(measured[:-1], _for_each(described.colours, circles), strict=True)
+        ],
         "circle_asked": [name for name, _ in judged],
         "circle_nearest": [score.nearest for score in scores],
         "background_nearest": background.nearest,
@@ -322,7 +329,7 @@ def assign_colours(
     Returns the assigned name and the score of each measured colour. Each name is used once, but a
     single name is used for all. A measured colour in 0..255 is None if the region is missing.
     """
-    names = list(names) * len(measured) if len(names) == 1 else names
+    names = _for_each(names, measured)
     scores = {
         (i, name): judge_colour(rgb, name) for i, rgb in enumerate(measured) for name in set(names)
     }
@@ -331,6 +338,11 @@ def assign_colours(
         for order in sorted(set(itertools.permutations(names)))
     )
     return min(orders, key=lambda order: sum(score.error for _, score in order))
+
+
+def _for_each(names: Sequence[str], things: Sequence[Any]) -> Sequence[str]:
+    """A name for each thing: the names, or the single one for all."""
+    return list(names) * len(things) if len(names) == 1 else names
 
 
 def badness(line: dict[str, Any]) -> float:

@@ -43,18 +43,18 @@ class ModelConfig:
     time."""
 
 
-def load_model(config: ModelConfig) -> LatentDiffusion:
+def load_model(config: ModelConfig, *, instead: bool = True) -> LatentDiffusion:
     """Loads the base model and the ControlNet that the configuration names, in its precision.
 
     If the checkpoint is Stable Diffusion and no ControlNet for it is given or present, loads the
     shipped small model and its ControlNet instead and prints that it does, with the command that
-    trains one. Raises InputError if the checkpoint is of no known kind, or if `base` or `control`
-    does not apply to it.
+    trains one; with `instead` False that is an error. Raises InputError if the checkpoint is of no
+    known kind, or if `base` or `control` does not apply to it.
     """
-    return _load_float32(config).cast(DTYPES[config.precision])
+    return _load_float32(config, instead).cast(DTYPES[config.precision])
 
 
-def _load_float32(config: ModelConfig) -> LatentDiffusion:
+def _load_float32(config: ModelConfig, instead: bool) -> LatentDiffusion:
     checkpoint = config.checkpoint
     _check_shipped(checkpoint)
     kind = kind_of(checkpoint)
@@ -81,11 +81,15 @@ def _load_float32(config: ModelConfig) -> LatentDiffusion:
     if control := config.control or _control_inside(checkpoint) or _sd_control():
         return with_control(checkpoint, control)
     training = f"--preset sd14 --base {shlex.quote(str(checkpoint))} --fill50k hw2_data/fill50k"
-    print(
+    missing = (
         f"there is no ControlNet for Stable Diffusion in checkpoints/{SD_CONTROL.name} or"
-        f" $CONTROLNET (`bash scripts/train_controlnet.sh {training}` trains one), so the project's"
-        f" small model is used instead: checkpoints/{SHIPPED_BASE.name} with"
-        f" checkpoints/{SHIPPED_CONTROL.name}"
+        f" $CONTROLNET (`bash scripts/train_controlnet.sh {training}` trains one)"
+    )
+    if not instead:
+        raise InputError(missing)
+    print(
+        f"{missing}, so the project's small model is used instead: checkpoints/{SHIPPED_BASE.name}"
+        f" with checkpoints/{SHIPPED_CONTROL.name}"
     )
     return with_control(SHIPPED_BASE, SHIPPED_CONTROL)
 

@@ -185,14 +185,15 @@ class ControlNet(nn.Module):
         """
         self.gradient_checkpointing = enabled
 
-    def save(self, folder: Path) -> None:
-        """Writes `config.json` and `diffusion_pytorch_model.safetensors` to the folder.
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Writes `config.json`, and the weights, in `dtype`, to the folder.
 
         diffusers' ControlNetModel reads the folder too, but only if all strides are 2: it ignores
         `hint_strides`, so with other strides its residuals have another size.
         """
         make_folder(folder)
-        save_tensors(Path(folder) / WEIGHTS_FILE, self.state_dict())
+        state = {name: value.to(dtype) for name, value in self.state_dict().items()}
+        save_tensors(Path(folder) / WEIGHTS_FILE, state)
         write_json(Path(folder) / CONFIG_FILE, self.config)
 
     @property

@@ -263,7 +263,7 @@ def main(config: Config) -> None:
     if config.check:
         validation = Validation(validate, sampling.steps)
         raise SystemExit(run_checks(config, model, accelerator, size, validation))
-    frozen = base_hash(model)
+    frozen, small = base_hash(model), kind_of(config.base) == "small"
 
     check_memory(control.parameters())
     cache = LatentCache.cached(
@@ -303,7 +303,7 @@ def main(config: Config) -> None:
             control_text=control.control_text,
             base=frozen,
         ),
-        save=control.save,
+        save=lambda folder: control.save(folder, torch.float16 if small else torch.float32),
         validate=validate,
         preview=preview,
         next_command=f"bash hw2_3.sh prompt.json SOURCES OUT LAST --base {config.base}",
@@ -347,6 +347,7 @@ def new_control(config: Config, model: LatentDiffusion) -> ControlNet:
         if start
         else ControlNet.from_unet(unet, channels, control_text=config.control_text)
     )
+    control.control_text = config.control_text
     if control.downscale != model.downscale:
         raise InputError(
             f"the hint encoder's channels {list(control.hint_channels)} divide the hint's sides by"

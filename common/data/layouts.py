@@ -4,6 +4,7 @@ Edges are hard, and outlines are 5 pixels wide in 512.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -17,7 +18,15 @@ from numpy.random import Generator
 from torch import Tensor
 
 from common.colour import CSS_COLOURS, NAMES, colour_difference, colour_name
-from common.data.shapes import NUMBER_WORDS, OUTLINE, VISIBLE, Scene, Shape, render_mask
+from common.data.shapes import (
+    CLEARLY_LEFT,
+    NUMBER_WORDS,
+    OUTLINE,
+    VISIBLE,
+    Scene,
+    Shape,
+    render_mask,
+)
 from common.errors import InputError
 from common.files import atomic_write, make_folder
 from common.images import write_png
@@ -36,7 +45,10 @@ Disc = tuple[float, float, float]  # x, y, radius, as fractions of the side
 def make_layouts(
     kind: LayoutKind, count: int = LAYOUT_COUNT, seed: int = LAYOUT_SEED
 ) -> tuple[Scene, ...]:
-    """`count` scenes of two or three circles, from left to right.
+    """`count` scenes of one to three circles, from left to right.
+
+    Their centres are at least CLEARLY_LEFT apart horizontally, so that a caption that names them in
+    this order says which circle has which colour.
 
     - two: two colours
     - two_shared: the circles of "two", both in the first one's colour
@@ -226,7 +238,9 @@ def _draw_places(kind: LayoutKind, random: Generator) -> list[Disc]:
             for *centre, r in places[: 1 if kind == "cut" else None]
             for at in centre
         )
-        if whole and (kind == "touching" or min(gaps, default=GAP) >= GAP):
+        across = sorted(place[0] for place in places)
+        in_order = all(b - a >= CLEARLY_LEFT for a, b in itertools.pairwise(across))
+        if whole and in_order and (kind == "touching" or min(gaps, default=GAP) >= GAP):
             return places
 
 

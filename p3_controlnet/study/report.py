@@ -14,6 +14,8 @@ SETS = {
     ("three", "each"): "three circles, three colours",
     ("touching", "each"): "two circles that touch",
     ("cut", "each"): "two circles, one cut by the border",
+    ("one_wide", "each"): "one circle, small or large",
+    ("two_wide", "each"): "two circles, small or large",
 }
 DEFAULT = {
     "sampler": "dpmpp_2m",

@@ -38,7 +38,7 @@ from common.files import ROOT, shown, write_json
 from common.images import resize, to_model_range, to_uint8
 from common.latent.control import ControlText
 from common.latent.generate import ControlledGenerationConfig, with_default_guidance
-from common.latent.load import load_base
+from common.latent.load import kind_of, load_base
 from common.latent.model import LatentDiffusion
 from common.latent.small import psnr
 from common.metrics.segmentation import SIZE
@@ -92,8 +92,9 @@ class Config:
     """The study to run."""
     checkpoint: Path = SHIPPED_BASE
     """Folder of the base model."""
-    control: Path = SHIPPED_CONTROL
-    """Folder of the ControlNet."""
+    control: Path | None = None
+    """ControlNet, a file or a folder; by default the shipped one for a small base, and for Stable
+    Diffusion the one that hw2_3.sh would take."""
     fill50k: Path | None = None
     """Folder of fill50k, in the homework's layout; the studies autoencoder and circles need it."""
     results: Path = ROOT / "results"
@@ -126,7 +127,8 @@ def main(config: Config) -> None:
     if config.study in ("base", "autoencoder"):
         model = load_base(config.checkpoint).to(device)
     else:
-        model = load_model(ModelConfig(config.checkpoint, control=config.control)).to(device).eval()
+        found = ModelConfig(config.checkpoint, control=config.control)
+        model = load_model(found, instead=False).to(device).eval()
     STUDIES[config.study](config, model, default)
 
 
@@ -140,7 +142,8 @@ def base_study(config: Config, model: LatentDiffusion, default: ControlledGenera
         )
         for generation in _varied(config, default, BASE_SWEEP)
     ]
-    measured_rows(*_file(config), plan, ("error", "right", "without_object", "seconds"))
+    shown_entries = ("error", "right", "shape_right", "bound", "without_object", "seconds")
+    measured_rows(*_file(config), plan, shown_entries)
 
 
 def circles_study(
@@ -166,7 +169,10 @@ def circles_study(
 def two_circles_study(
     config: Config, model: LatentDiffusion, default: ControlledGenerationConfig
 ) -> None:
-    """Layouts unlike the training data, for each kind and wording in SETS and each of SEEDS."""
+    """Layouts with other seeds than in training, for each of SETS and SEEDS.
+
+    Those of the kinds one_wide and two_wide are unlike the training data.
+    """
     plan = []
     for kind, wording in SETS:
         tasks = layout_tasks(kind, wording, config.count or LAYOUT_COUNT)
@@ -282,7 +288,8 @@ def measure_several(
 ) -> dict[str, Any]:
     """Draws tasks of several circles; returns mean measures, failures and the lines of all images.
 
-    "bound" is the fraction of images with each circle in its own colour (within OWN_COLOUR),
+    "bound" is the fraction of images with each circle in its own colour (within OWN_COLOUR), where
+    the prompt names circles from left to right; "bound_any_order" also counts exchanged colours.
     "iou_each" is the mean IoU over single circles, "iou_worst" the lowest, "failed" the number of
     images with a failure. If the tasks' `scenes` are given, "uncontrolled_circle_error" is the
     colour error of the circles in images from the same captions without ControlNet; the circles may
@@ -293,9 +300,14 @@ def measure_several(
         line["failures"] = failures(line)
     each = [value for line in lines for value in line["iou_circles"]]
     failed = sum(bool(line["failures"]) for line in lines)
-    bound = fmean(max(line["circle_errors"]) <= OWN_COLOUR for line in lines)
-    found = {**means(lines), "bound": bound, "iou_each": fmean(each), "iou_worst": min(each)}
-    found["failed"] = failed
+    found = {
+        **means(lines),
+        "bound": fmean(max(line["own_errors"]) <= OWN_COLOUR for line in lines),
+        "bound_any_order": fmean(max(line["circle_errors"]) <= OWN_COLOUR for line in lines),
+        "iou_each": fmean(each),
+        "iou_worst": min(each),
+        "failed": failed,
+    }
     if scenes:
         found["uncontrolled_circle_error"] = measure_base(model, scenes, generation)[
             "objects_error"
@@ -322,10 +334,17 @@ def _key(
     """The key of a row: the model, a hash of its weights, and the sampling settings."""
     sampling = dataclasses.asdict(with_default_guidance(generation, model))
     del sampling["chunk_size"]  # changes no image by more than one grey level
-    control = {"control": shown(config.control)} if model.controlnet is not None else {}
+    names = {"model": shown(config.checkpoint)}
+    if model.controlnet is None:
+        del sampling["control_text"]
+    else:
+        sampling["control_text"] = generation.control_text or model.controlnet.control_text
+        small = kind_of(config.checkpoint) == "small"
+        names["control"] = shown(
+            config.control or (SHIPPED_CONTROL if small else config.checkpoint)
+        )
     return {
-        "model": shown(config.checkpoint),
-        **control,
+        **names,
         WEIGHTS: state_hash(model),
         "sampling": sampling,
     }

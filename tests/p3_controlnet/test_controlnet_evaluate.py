@@ -1,5 +1,6 @@
 """The 2025 grader's replica as a program: what it counts, names and refuses, and how it answers."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -290,7 +291,24 @@ def test_several_circles_are_measured_one_by_one(kind: str, tmp_path: Path) -> N
             == line["circle_asked"]
             == [shape.colour for shape in scene.shapes]
         )
-        assert line["circle_errors"] == [0.0] * len(scene.shapes)
+        assert line["circle_errors"] == line["own_errors"] == [0.0] * len(scene.shapes)
+
+
+def test_exchanged_colours_show_in_the_errors_from_left_to_right(tmp_path: Path) -> None:
+    scene = make_layouts("two", count=1)[0]
+    first, second = scene.shapes
+    exchanged = dataclasses.replace(
+        scene,
+        shapes=(
+            dataclasses.replace(first, colour=second.colour),
+            dataclasses.replace(second, colour=first.colour),
+        ),
+    )
+    write_layouts(tmp_path / "data", [scene])
+    write_layouts(tmp_path / "out", [exchanged])
+    (line,) = result_of(tmp_path / "out" / "target", tmp_path / "data", 0)["lines"]
+    assert line["circle_errors"] == [0.0, 0.0]
+    assert min(line["own_errors"]) > 9.0
 
 
 def test_a_circle_left_out_shows_in_its_own_number(tmp_path: Path) -> None:
