@@ -147,16 +147,28 @@ class ControlNet(nn.Module):
             getattr(control, part).load_state_dict(getattr(unet, part).state_dict())
         return control
 
-    def forward(self, x_t: Tensor, hint: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
+    def encode_hint(self, hint: Tensor) -> Tensor:
+        """Features [N, width, h, w] of a hint [N, 3, H, W] in [0, 1]; they do not depend on t."""
+        return self._run(self.controlnet_cond_embedding, hint)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        hint: Tensor,
+        t: Tensor,
+        context: Tensor,
+        hint_features: Tensor | None = None,
+    ) -> list[Tensor]:
         """Control residuals: one for each skip connection, then one for the middle block.
 
-        `x_t` is [N, C, h, w], `hint` [N, 3, H, W] in [0, 1], `t` long [N] and `context` [N, L, D].
-        Stable Diffusion has 12 + 1 residuals. Raises InputError if the hint's size does not match
-        the latents'.
+        `x_t` is [N, C, h, w], `hint` [N, 3, H, W] in [0, 1], `t` long [N] and `context` [N, L, D];
+        `hint_features` are those of `encode_hint`, if they are known already. Stable Diffusion has
+        12 + 1 residuals. Raises InputError if the hint's size does not match the latents'.
         """
         self._check_sizes(x_t, hint)
         emb = self.time_embedding(self.time_proj(t).to(x_t.dtype))  # [N, E]
-        h = self.conv_in(x_t) + self._run(self.controlnet_cond_embedding, hint)  # [N, width, h, w]
+        h = self.conv_in(x_t)  # [N, width, h, w]
+        h = h + (self.encode_hint(hint) if hint_features is None else hint_features)
         skips = [h]
         for block in self.down_blocks:
             h, outputs = self._run(block, h, emb, **_text(block, context))

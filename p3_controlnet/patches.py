@@ -61,4 +61,5 @@ def _crop(cond: LatentCondition, y: int, x: int, size: int, downscale: int) -> L
     if cond.hint is None:
         return cond
     y, x, side = y * downscale, x * downscale, size * downscale
-    return dataclasses.replace(cond, hint=cond.hint[..., y : y + side, x : x + side])
+    hint = cond.hint[..., y : y + side, x : x + side]
+    return dataclasses.replace(cond, hint=hint, hint_features=None)

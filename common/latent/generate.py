@@ -154,7 +154,7 @@ def _conditions(
     scales = residual_scales(control, model.controlnet.num_residuals)
     text = control.control_text or model.controlnet.control_text
     read = null if text == "empty" else None
-    controlled = LatentCondition(context, hint, scales, read)
+    controlled = LatentCondition(context, hint, scales, read, model.encode_hint(hint))
     if control.guess_mode:
         return controlled, LatentCondition(null)
-    return controlled, LatentCondition(null, hint, scales, read)
+    return controlled, dataclasses.replace(controlled, context=null)

@@ -47,6 +47,9 @@ class LatentCondition:
     """Factor of each control residual, the middle block's last; None is 1 for each."""
     control_context: Tensor | None = None
     """Text features [N, L, D] that the ControlNet reads; None is `context`."""
+    hint_features: Tensor | None = None
+    """The hint, encoded by the ControlNet [N, width, h, w], so that sampling does it once for all
+    steps; None: it is encoded in each."""
     controlled: int | None = None
     """Number of images, from the first on, that the hint applies to; None is all. Set by `stack`.
     """
@@ -70,13 +73,13 @@ class LatentCondition:
                 "if the second condition has a hint, the first needs one with the same control"
                 " scales and kind of control context"
             )
-        read = (self.control_context, other.control_context)
-        return dataclasses.replace(
-            self,
-            context=context,
-            hint=torch.cat([self.hint, other.hint]),
-            control_context=None if self.control_context is None else torch.cat(read),
-        )
+
+        def both(name: str) -> Tensor | None:
+            parts = [getattr(self, name), getattr(other, name)]
+            return None if any(part is None for part in parts) else torch.cat(parts)
+
+        names = ("hint", "control_context", "hint_features")
+        return dataclasses.replace(self, context=context, **{name: both(name) for name in names})
 
     def without_control(self) -> "LatentCondition":
         """This condition without its hint."""
@@ -94,8 +97,8 @@ class LatentDiffusion(nn.Module):
       defaults are Stable Diffusion's.
     - `default_guidance_scale` is the guidance scale used if none is given; 7.5 is Stable
       Diffusion's.
-    - `controlnet(x_t, hint, t, context)` returns the residuals of the decoder's skip connections,
-      then the residual of the middle block.
+    - `controlnet(x_t, hint, t, context, hint_features)` returns the residuals of the decoder's skip
+      connections, then the residual of the middle block.
 
     `no_grad` wraps encoding and decoding of images and `encode_text` only; ControlNet's gradient
     flows through the frozen decoder of the U-Net.
@@ -321,6 +324,10 @@ class LatentDiffusion(nn.Module):
         )
         return switched(predict, free, control)
 
+    def encode_hint(self, hint: Tensor) -> Tensor:
+        """The ControlNet's features of a hint [N, 3, H, W] in [0, 1], for `hint_features`."""
+        return self.controlnet.encode_hint(hint.to(next(self.controlnet.parameters()).dtype))
+
     def _control(self, x_t: Tensor, t: Tensor, cond: LatentCondition) -> list[Tensor]:
         """The scaled control residuals; zero for the images that the hint does not apply to."""
         if self.controlnet is None:
@@ -329,7 +336,7 @@ class LatentDiffusion(nn.Module):
         dtype = next(self.controlnet.parameters()).dtype
         context = cond.context if cond.control_context is None else cond.control_context
         residuals = self.controlnet(
-            x_t[:n].to(dtype), cond.hint.to(dtype), t[:n], context[:n].to(dtype)
+            x_t[:n].to(dtype), cond.hint.to(dtype), t[:n], context[:n].to(dtype), cond.hint_features
         )
         if cond.control_scales is not None:
             if len(cond.control_scales) != len(residuals):

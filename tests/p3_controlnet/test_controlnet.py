@@ -466,7 +466,11 @@ def test_the_hint_encoder_fits_any_autoencoder(
     hint, t = torch.rand(1, 3, side, side), torch.zeros(1, dtype=torch.long)
     assert control.controlnet_cond_embedding(hint).shape == (1, 8, 16, 16)
     x_t, context = torch.zeros(1, 4, 16, 16), condition(1).context
-    assert len(control(x_t, hint, t, context)) == 13
+    residuals = control(x_t, hint, t, context)
+    assert len(residuals) == 13
+    features = control.encode_hint(hint)
+    for known, encoded in zip(control(x_t, hint, t, context, features), residuals, strict=True):
+        torch.testing.assert_close(known, encoded, rtol=0.0, atol=0.0)
     for wrong in (hint[..., :-1], hint[:, :1], hint.expand(2, -1, -1, -1)):
         with pytest.raises(InputError, match=f"need a hint of shape.*{side}, {side}"):
             control(x_t, wrong, t, context)

@@ -173,9 +173,9 @@ def test_a_control_without_text_reads_the_empty_prompt_and_says_so(
     read = []
     forward = ControlNet.forward
 
-    def spy(self: ControlNet, x_t: Any, hint: Any, t: Any, context: torch.Tensor) -> Any:
-        read.append(context.detach().clone())
-        return forward(self, x_t, hint, t, context)
+    def spy(self: ControlNet, *inputs: torch.Tensor) -> Any:
+        read.append(inputs[3].detach().clone())  # the context
+        return forward(self, *inputs)
 
     monkeypatch.setattr(ControlNet, "forward", spy)
     null = load_base(base).encode_text([""])[0]

@@ -139,6 +139,15 @@ def test_the_callback_sees_each_step_of_each_chunk(model: LatentDiffusion) -> No
     assert seen == [(i, latents, latents) for i in range(QUICK.steps)] * 2
 
 
+def test_a_hint_is_encoded_once_for_all_steps(model: LatentDiffusion) -> None:
+    encoded: list[int] = []
+    encoder = model.controlnet.controlnet_cond_embedding
+    hook = encoder.register_forward_hook(lambda *_: encoded.append(1))
+    pictures(model, requests(2))
+    hook.remove()
+    assert len(encoded) == 1
+
+
 def test_without_hints_no_control_network_is_needed() -> None:
     plain = pictures(tiny_model().eval(), requests(2, hint=False))
     controlled = controlled_model().eval()
