@@ -228,8 +228,8 @@ def fit(
         # With one process a signal may interrupt the step, as nothing changes before the optimisers
         # step. Several processes must finish it together.
         with interrupts.at_once() if processes == 1 else contextlib.nullcontext():
-            batch = batch_of(step)
             draws = BatchDraws(noise_seed(config.seed, step), config.batch_size, device)
+            batch = batch_of(step)
             loss = _backward(objective, batch, draws, micro_batches, accelerator)
         losses.add(loss)
         accelerator.clip_grad_norm_(objective.parameters(), config.max_grad_norm)
