@@ -6,8 +6,10 @@ Each problem has a `demo.py` with a function `tab`, which `scripts/demo.py` call
 
 import contextlib
 import html
+import math
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -22,6 +24,7 @@ from common.errors import InputError
 
 Result = TypeVar("Result")
 
+FRAME_SECONDS = 0.15  # least time between two pictures of a sampling run
 QUEUED: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "network"}
 """Options of every event that uses a network: all of them wait in one queue."""
 PICTURE: dict[str, Any] = {
@@ -101,6 +104,21 @@ def in_the_page(sentence: str) -> str:
 def shown(picture: Tensor) -> NDArray[np.uint8]:
     """uint8 [3, H, W] as the array [H, W, 3] that `gr.Image` takes."""
     return picture.permute(1, 2, 0).contiguous().numpy()
+
+
+def paced(items: Iterable[Result]) -> Iterator[Result]:
+    """The items that come at least FRAME_SECONDS after the one before, and always the last.
+
+    To make and send a picture takes as long as a sampling step of a small network.
+    """
+    sent = -math.inf
+    for item in items:
+        last = False
+        if time.monotonic() - sent >= FRAME_SECONDS:
+            yield item
+            last, sent = True, time.monotonic()
+    if not last:
+        yield item
 
 
 def whole(value: float | None, name: str) -> int:

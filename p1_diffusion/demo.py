@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.data.digits import DATASETS, NUM_DIGITS
-from common.demo import GRID, QUEUED, Steps, errors_in_the_page, shown, whole
+from common.demo import GRID, QUEUED, Steps, errors_in_the_page, paced, shown, whole
 from common.diffusion.samplers import SAMPLERS
 from common.diffusion.schedule import make_schedule
 from common.errors import InputError
@@ -97,7 +97,7 @@ def tab(model: ContextUNet) -> None:
                 ),
             )
             keys = keys_of(dataset, digit)
-            for film in sample(model, keys, (guidance_scale, other_scale), config):
+            for film in paced(sample(model, keys, (guidance_scale, other_scale), config)):
                 yield shown(drawn(film)), film
 
     button.click(grow, inputs, [picture, film], api_name="digits", **QUEUED).success(

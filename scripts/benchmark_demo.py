@@ -42,7 +42,7 @@ class Config:
 
     clients: int = 30
     """Number of clients at once."""
-    seconds: float = 60.0
+    seconds: float = 180.0
     """Time during which clients send jobs."""
     steps: int = 5
     """Sampling steps of a job."""
