@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import load_pickle
-from common.config import Count, bounds, check_fields
+from common.config import bounds, check_fields
 from common.devices import DTYPES, Precision, exact_kernels
 from common.diffusion.process import Denoise, denoiser
 from common.diffusion.samplers import Callback, SamplerName, sample
@@ -35,9 +35,9 @@ class SamplingConfig(SamplerConfig):
 
     sampler: SamplerName = "ddim"
     """Sampler (solver of the reverse process)."""
-    steps: Count = 50
-    """Number of sampling steps. A step is one network evaluation; with heun it is two, or one if it
-    ends at an alpha-bar of 1."""
+    steps: Annotated[int, *bounds(at_least=1, at_most=10**6)] = 50
+    """Number of sampling steps, at most the table's length. A step is one network evaluation; with
+    heun it is two, or one if it ends at an alpha-bar of 1."""
     spacing: Literal["leading", "trailing", "linspace", "homework"] = "homework"
     """Choice of the timesteps. With 50 steps: homework 981, ..., 21, 1; leading 980, ..., 20, 0;
     trailing 999, ..., 39, 19; linspace 50 rounded values from 999 to 0."""

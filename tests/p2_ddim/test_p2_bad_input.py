@@ -187,7 +187,7 @@ def test_a_network_that_gives_nan_ends_in_a_sentence(
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ("--steps 0", "--steps must be at least 1, not 0"),
+        ("--steps 0", "--steps must be between 1 and 1000000, not 0"),
         ("--steps 1001", "--steps must be between 1 and 1000, not 1001"),
         ("--chunk-size 0", "--chunk-size must be between 1 and 4096, not 0"),
         ("--eta 1.5", "--eta must be between 0 and 1, not 1.5"),
