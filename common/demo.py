@@ -24,7 +24,7 @@ from common.errors import InputError
 
 Result = TypeVar("Result")
 
-FRAME_SECONDS = 0.15  # least time between two pictures of a sampling run
+FRAME_SECONDS = 0.3  # least time between two pictures of a sampling run
 QUEUED: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "network"}
 """Options of every event that uses a network: all of them wait in one queue."""
 PICTURE: dict[str, Any] = {
