@@ -61,5 +61,4 @@ def _crop(cond: LatentCondition, y: int, x: int, size: int, downscale: int) -> L
     if cond.hint is None:
         return cond
     y, x, side = y * downscale, x * downscale, size * downscale
-    hint = cond.hint[..., y : y + side, x : x + side]
-    return dataclasses.replace(cond, hint=hint, hint_features=None)
+    return dataclasses.replace(cond, hint=cond.hint[..., y : y + side, x : x + side])

@@ -109,6 +109,12 @@ def _generate_chunk(
     device = model.unet.device
     control = config if isinstance(config, ControlConfig) else ControlConfig()
     condition, null = _conditions(model, requests, control, device)
+    if condition.hint is not None and network is None:  # another network may see parts of the hint
+        features = model.encode_hint(condition.hint)
+        condition, null = (
+            dataclasses.replace(each, hint_features=features) if each.hint is not None else each
+            for each in (condition, null)
+        )
     timestep_pairs = SPACINGS[config.spacing](model.schedule, config.steps)
     predict = model.predictor(
         condition,
@@ -154,7 +160,7 @@ def _conditions(
     scales = residual_scales(control, model.controlnet.num_residuals)
     text = control.control_text or model.controlnet.control_text
     read = null if text == "empty" else None
-    controlled = LatentCondition(context, hint, scales, read, model.encode_hint(hint))
+    controlled = LatentCondition(context, hint, scales, read)
     if control.guess_mode:
         return controlled, LatentCondition(null)
     return controlled, dataclasses.replace(controlled, context=null)
