@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,14 +85,12 @@ def _cut_mix(
             left, right = concept_data[k], concept_data[other]
             for i in range(max(len(left.photos), len(right.photos))):
                 first, second = i % len(left.photos), i % len(right.photos)
+                long = right.captions[second][0].format(right.token)
                 prompts = [
-                    sentence.format(
-                        f"{left.phrases[first].format(left.token)} next to"
-                        f" {caption.format(right.token)}"
-                    )
+                    sentence.format(f"{phrase} next to {caption}")
                     for sentence in sentences(left, kind)
-                    # A dict, so that a caption equal to the phrase occurs once.
-                    for caption in {right.phrases[second]: None, right.captions[second][0]: None}
+                    for phrase in _phrases(left, first)
+                    for caption in _distinct((*_phrases(right, second), long))
                 ]
                 for view in cut_mix_views(
                     left.photos[first], right.photos[second], side, config.cut_mix, random
@@ -125,10 +123,13 @@ def _collages(
             photos = [int(numbers.integers(len(objects[k]))) for k in order]
             cut_outs = [objects[k][photo] for k, photo in zip(order, photos, strict=True)]
             phrases = [
-                concept_data[k].phrases[photo].format(concept_data[k].token)
-                for k, photo in zip(order, photos, strict=True)
+                _phrases(concept_data[k], photo) for k, photo in zip(order, photos, strict=True)
             ]
-            named = [" next to ".join(phrases), " next to a ".join(phrases)]
+            named = [
+                between.join(together)
+                for together in itertools.product(*phrases)
+                for between in (" next to ", " next to a ")
+            ]
             if backgrounds and i % 2:
                 ground = backgrounds[i // 2 % len(backgrounds)]
                 view = collage_view(cut_outs, grounds[ground], side, numbers)
@@ -140,7 +141,7 @@ def _collages(
                 names, shown = [colour, None], tuple(order)
             captions = [
                 text if name is None else f"{text} with {name} background"
-                for text in dict.fromkeys(named)
+                for text in _distinct(named)
                 for name in names
             ]
             prompts = [
@@ -149,6 +150,16 @@ def _collages(
                 for caption in captions
             ]
             yield TrainingView(view, group, prompts, shown)
+
+
+def _phrases(data: ConceptData, photo: int) -> list[str]:
+    """Noun phrases for a photo: with the name of its colour, if it has one, and without."""
+    return _distinct(phrase.format(data.token) for phrase in (data.phrases[photo], data.phrase))
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    """The texts in order, each once."""
+    return list(dict.fromkeys(texts))
 
 
 def _visible_colour(things: Sequence[CutOut], random: np.random.Generator) -> str:

@@ -248,10 +248,10 @@ def test_every_tab_fits_a_phone(demo: str, visit: Callable[..., Visit]) -> None:
 
 
 @pytest.fixture(scope="module")
-def client(demo: str) -> "Client":
+def client(demo: str, tmp_path_factory: pytest.TempPathFactory) -> "Client":
     from gradio_client import Client
 
-    return Client(demo, verbose=False)
+    return Client(demo, download_files=tmp_path_factory.mktemp("answers"), verbose=False)
 
 
 def tile(grid: Tensor, side: int, row: int, column: int) -> Tensor:

@@ -7,8 +7,8 @@ Each method generates images of every sentence in `sentences.py` whose concepts 
 the same seeds; `measure.py` says what counts as in place. The baseline is the untrained
 placeholder, a word with the vectors that training starts from. Methods without a result are left
 out. --inversion-cut-mix and --joint-cut-mix name results that were also trained on photos side by
-side, --joint-collage one that was trained on collages. Images are kept in --output-dir, so a second
-call continues where the first stopped.
+side, --joint-collage one that was trained on collages. Images and the measures of each sentence are
+kept in --output-dir, so a second call continues where the first stopped.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from common import cli
-from common.checkpoint import load_config
+from common.checkpoint import load_config, state_hash, tensors_hash
 from common.data.concepts import DRAWN, PHOTOS, draw_photo
 from common.devices import DeviceName, pick_device
 from common.errors import InputError
@@ -35,6 +35,7 @@ from common.latent.save_pictures import Picture, draw_missing
 from common.latent.small import DEFAULT_GUIDANCE_SCALE
 from common.metrics.clip_scores import FORMS, image_cosines, text_cosines
 from common.seeds import derive_seeds
+from common.study import WEIGHTS, measured_rows
 from p3_clip.personalisation.base_kind import SMALL
 from p3_clip.personalisation.concepts import Concept, expand, initial_vectors, norms
 from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult
@@ -46,7 +47,7 @@ from p3_clip.personalisation.sentences import (
     SENTENCES,
     Sentence,
 )
-from p3_clip.personalisation.study.measure import Seen, colour_error, judge, look_for, rates
+from p3_clip.personalisation.study.measure import colour_error, judge, look_for, rates
 
 if TYPE_CHECKING:
     from common.clip.model import Clip
@@ -59,6 +60,7 @@ MERGED = "Custom Diffusion, merged"
 PARTS = {"offered": OFFERED, "pairs": PAIRS, "harder": HARDER}
 """Sentences besides SINGLES, by their entry in the results."""
 SEED = 2024
+COMMAND = "bash scripts/study_personalisation.sh"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,24 +131,7 @@ def main(config: Config) -> None:
         personalised = PersonalisedModel(
             config, model.to(device), learned.concepts, known, generation, method, clip
         )
-        found = {
-            key: measure(personalised, key)
-            for key, sentence in SENTENCES.items()
-            if {*sentence.names} <= known.keys()
-        }
-        singles = {
-            name: {**single(name, found), "norm": relative_norms[token]}
-            for name, token in known.items()
-        }
-        methods[method] = {"singles": singles} | {
-            part: {key: found[key].rates for key in sentences if key in found}
-            for part, sentences in PARTS.items()
-        }
-        print_method(method, methods[method])
-    write_json(
-        config.result,
-        {
-            "command": "bash scripts/study_personalisation.sh",
+        settings = {
             "images": config.images,
             "sampling": {
                 "solver": generation.sampler,
@@ -154,9 +139,18 @@ def main(config: Config) -> None:
                 "guidance_scale": generation.guidance_scale,
             },
             "clip": note if clip is not None else None,
-            "methods": methods,
-        },
-    )
+        }
+        found = measured(personalised, {"method": method, **settings})
+        singles = {
+            name: {**single(name, found), "norm": relative_norms[token]}
+            for name, token in known.items()
+        }
+        methods[method] = {"singles": singles} | {
+            part: {key: found[key] for key in sentences if key in found}
+            for part, sentences in PARTS.items()
+        }
+        print_method(method, methods[method])
+    write_json(config.result, {"command": COMMAND, **settings, "methods": methods})
 
 
 def sources(config: Config) -> dict[str, Path | None]:
@@ -261,42 +255,62 @@ def picture_paths(folder: Path, method: str, key: str, count: int) -> list[Path]
     return [place / f"{number:03d}.png" for number in range(count)]
 
 
-class Found(NamedTuple):
-    """What the images of a sentence show."""
+def measured(
+    personalised: PersonalisedModel, settings: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Returns what `measure` found of each sentence whose concepts are known, by its key.
 
-    seen: list[Seen]
-    """What was found in each image."""
-    rates: dict[str, Any]
-    """The rates of `Judgement`, which images are in place and, with a CLIP, `scores`."""
+    The measures are kept in OUT/measures.json; `settings` tell them from those of other runs.
+    """
+    vectors = tensors_hash(*(concept.vectors for concept in personalised.concepts))
+    common = {**settings, WEIGHTS: [state_hash(personalised.model), vectors]}
+    plan = [
+        ({"sentence": key, **common}, functools.partial(measure, personalised, key))
+        for key, sentence in SENTENCES.items()
+        if {*sentence.names} <= personalised.tokens.keys()
+    ]
+    path = personalised.config.output_dir / "measures.json"
+    rows = measured_rows(path, COMMAND, plan, ("method", "sentence", "bound"))
+    return {
+        row["sentence"]: {name: value for name, value in row.items() if name not in plan[0][0]}
+        for row in rows
+        if all(row[name] == value for name, value in common.items())
+    }
 
 
-def measure(personalised: PersonalisedModel, key: str) -> Found:
-    """Generates and measures the images of a sentence."""
+def measure(personalised: PersonalisedModel, key: str) -> dict[str, Any]:
+    """Generates and measures the images of a sentence.
+
+    Returns the sentence, the rates of `Judgement`, which images are in place and, with a CLIP,
+    `scores`; for a sentence of `SINGLES` also "colour_error", the mean CIEDE2000 of the concept's
+    colour if it has one.
+    """
     sentence, pictures = SENTENCES[key], personalised.draw(key)
     seen = [look_for(sentence, picture) for picture in pictures]
     prompt = sentence.prompt({name: f"<{name}>" for name in sentence.names})
     found = {"prompt": prompt, **rates([judge(sentence, each) for each in seen])}
+    drawn = DRAWN.get(key)
+    if drawn and drawn.colour:
+        found["colour_error"] = fmean(
+            colour_error(drawn.colour, each, of_background=not drawn.is_thing) for each in seen
+        )
     if personalised.clip is not None:
         found |= scores(personalised.clip, pictures, sentence)
-    return Found(seen, found)
+    return found
 
 
-def single(name: str, found: Mapping[str, Found]) -> dict[str, Any]:
-    """The numbers of one concept, from what the images of all sentences show.
+def single(name: str, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The numbers of one concept, from what was measured of all sentences.
 
     "presence" is the fraction of images in place, "colour_error" the mean CIEDE2000 (only of
     concepts with a colour). With a CLIP also "image_score", and "text_score" on images of a
     validation prompt, see `scores`.
     """
-    drawn, own = DRAWN[name], found[name]
-    result: dict[str, Any] = {"presence": own.rates["bound"]}
-    if drawn.colour:
-        result["colour_error"] = fmean(
-            colour_error(drawn.colour, each, of_background=not drawn.is_thing) for each in own.seen
-        )
-    if "image_score" in own.rates:
-        held_out = found[f"{name}_beside_square"].rates
-        result |= {"image_score": own.rates["image_score"], "text_score": held_out["text_score"]}
+    own = found[name]
+    result = {"presence": own["bound"]}
+    result |= {key: own[key] for key in ("colour_error", "image_score") if key in own}
+    if "image_score" in own:
+        result["text_score"] = found[f"{name}_beside_square"]["text_score"]
     return result
 
 

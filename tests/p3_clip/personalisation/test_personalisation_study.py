@@ -18,7 +18,7 @@ from torch import Tensor
 from common.colour import CSS_COLOURS
 from common.data.concepts import DRAWN, GOLD, HOLE, MAUVE, SLATE, WINE, draw_photo
 from common.data.shapes import Shape, render_coverage
-from common.files import ROOT
+from common.files import ROOT, write_json
 from common.latent.load import load_base
 from p3_clip.personalisation.concepts import Concept
 from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult, projections
@@ -292,9 +292,12 @@ def test_the_study_measures_every_method_and_the_figures_show_it(
                 assert math.isfinite(numbers["image_score"] + numbers["text_score"])
     pictures = contents(tmp_path / "pictures")
     capsys.readouterr()
-    assert exit_code(study.main, study.Config, *flags) == 0  # everything is kept
-    assert capsys.readouterr().out.count("2 of 2 pictures are there already") == len(pictures) / 2
+    measures = json.loads(pictures["measures.json"])
+    write_json(tmp_path / "pictures/measures.json", {**measures, "rows": measures["rows"][:-1]})
+    assert exit_code(study.main, study.Config, *flags) == 0  # everything but this row is kept
+    assert capsys.readouterr().out.count("2 of 2 pictures are there already") == 1
     assert contents(tmp_path / "pictures") == pictures
+    assert json.loads((tmp_path / "result.json").read_text()) == result
 
     assert make_figures(tmp_path, tmp_path / "figures") == 0
     assert sorted(contents(tmp_path / "figures")) == [
