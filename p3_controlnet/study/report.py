@@ -1,5 +1,7 @@
 """The documents' tables of Problem 3, 2025, made from results/p3_controlnet_*.json."""
 
+from collections.abc import Sequence
+from statistics import fmean, median
 from typing import Any
 
 from common.report import Results, Tables, listing, table
@@ -55,6 +57,34 @@ def base_models(results: Results) -> str:
     return table(rows, {"base model": lambda row: f"`{row['model']}`", **BASE_COLUMNS})
 
 
+def binding(rows: Sequence[dict[str, Any]]) -> str:
+    """Table of several circles in their own colours, over all seeds of the study two_circles.
+
+    A line is of one base, ControlNet, text that the ControlNet read, and set of layouts. Colours
+    are in place if each circle's median colour is within 10 (CIEDE2000) of the one that the prompt
+    names for it, from left to right. Rows from before that was measured are left out.
+    """
+    together: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if "bound" in row:
+            names = (row["model"], row["control"], row["sampling"]["control_text"], layouts(row))
+            together.setdefault(names, []).append(row)
+    lines = []
+    for (model, control, text, name), seeds in together.items():
+        errors = [error for row in seeds for line in row["lines"] for error in line["own_errors"]]
+        means = {
+            key: fmean(row[key] for row in seeds)
+            for key in ("bound", "bound_any_order", "iou", "iou_each")
+        }
+        lines.append(
+            {"model": model, "control": control, "text": text, "layouts": name, **means}
+            | {"pictures": sum(row["layouts"] for row in seeds)}
+            | {"worst": min(row["iou_worst"] for row in seeds)}
+            | {"median": median(errors), "mean": fmean(errors)}
+        )
+    return table(lines, BINDING_COLUMNS)
+
+
 def failures(results: Results) -> str:
     """Table of the failed images of two circles, with seed 0 and prompts that name each circle."""
     rows = [
@@ -96,6 +126,20 @@ TWO_CIRCLE_COLUMNS = {
     **COLOUR_COLUMNS,
     "failed": lambda row: f"{row['failed']} of {row['layouts']}",
 }
+BINDING_COLUMNS = {
+    "base": "model text",
+    "ControlNet": "control text",
+    "its text": "text text",
+    "layouts": "layouts text",
+    "pictures": "pictures number",
+    "colours in place": "bound percent",
+    "in any order": "bound_any_order percent",
+    "median colour error": "median number1",
+    "mean": "mean number1",
+    "IoU of all": "iou number3",
+    "IoU of each": "iou_each number3",
+    "worst circle": "worst number2",
+}
 CANVAS_COLUMNS = {
     "canvas": lambda row: f"every {row['stride']} latents" if row["stride"] else "at once",
     "IoU of all": "iou number3",
@@ -114,6 +158,7 @@ TABLES: Tables = {
     "p3_base_models": base_models,
     "p3_circles": listing(f"p3_controlnet_circles {SHIPPED}", CIRCLE_COLUMNS),
     "p3_two_circles": listing(f"p3_controlnet_two_circles {SHIPPED}", TWO_CIRCLE_COLUMNS),
+    "p3_binding": lambda results: binding(results["p3_controlnet_two_circles"]["rows"]),
     "p3_failures": failures,
     "p3_canvas": listing(f"p3_controlnet_canvas {SHIPPED}", CANVAS_COLUMNS),
     "p3_speed_sd14": listing("p3_controlnet_speed sd14.rows[*]", SPEED_COLUMNS),

@@ -48,6 +48,7 @@ from p3_controlnet.loading import SHIPPED_BASE, SHIPPED_CONTROL, ModelConfig, lo
 from p3_controlnet.study.canvas import CANVAS_SEEDS, measure_canvas
 from p3_controlnet.study.failures import OWN_COLOUR, failures
 from p3_controlnet.study.prompts import PROMPT_COUNT, measure_base, prompt_scenes
+from p3_controlnet.study.report import binding
 from p3_controlnet.study.tasks import Task, draw_tasks, layout_tasks, measure_tasks, real_tasks
 
 Study = Literal["base", "autoencoder", "circles", "two_circles", "canvas"]
@@ -171,7 +172,8 @@ def two_circles_study(
 ) -> None:
     """Layouts with other seeds than in training, for each of SETS and SEEDS.
 
-    Those of the kinds one_wide and two_wide are unlike the training data.
+    Those of the kinds one_wide and two_wide are unlike the training data. Prints the table of all
+    rows in the file.
     """
     plan = []
     for kind, wording in SETS:
@@ -184,11 +186,8 @@ def two_circles_study(
             # Only in this wording are the prompts the captions of the scenes.
             scenes = make_layouts(kind, len(tasks)) if wording == "each" else ()
             plan.append((key, functools.partial(measure_several, model, tasks, generation, scenes)))
-    measured_rows(
-        *_file(config),
-        plan,
-        ("kind", "wording", "bound", "iou", "iou_each", "circle_error", "failed"),
-    )
+    columns = ("kind", "wording", "bound", "iou", "iou_each", "circle_error", "failed")
+    print(binding(measured_rows(*_file(config), plan, columns)))
 
 
 def canvas_study(

@@ -63,3 +63,27 @@ def test_failures_are_named(tmp_path: Path) -> None:
     text = report.TABLES["p3_two_circles"](results).splitlines()
     assert len(text) == 5 and text[3].startswith("| two circles, two colours | 1 |")
     assert text[4].endswith("| 1 of 2 |")
+
+
+def test_colours_in_place_are_counted_over_the_seeds() -> None:
+    def measured(bound: float, errors: list[list[float]], **sampling: Any) -> dict[str, Any]:
+        found = {"bound": bound, "bound_any_order": 1.0, "iou_each": 0.9, "iou_worst": bound}
+        lines = [{"own_errors": each} for each in errors]
+        of = {"kind": "two", "wording": "each", "layouts": 2, "lines": lines}
+        return row({"control_text": "empty", **sampling}, iou=0.9, **found, **of)
+
+    rows = [
+        measured(0.5, [[1.0, 2.0], [30.0, 3.0]]),
+        measured(1.0, [[1.0, 2.0], [2.0, 1.0]], seed=1),
+        measured(0.0, [[90.0, 90.0], [90.0, 90.0]], control_text="full"),
+        row(kind="two", wording="each"),  # measured before colours in place were
+    ]
+    lines = [
+        [cell.strip() for cell in line.split("|")[3:-1]]
+        for line in report.binding(rows).splitlines()[2:]
+    ]
+    two = "two circles, two colours"
+    assert lines == [
+        ["empty", two, "4", "75 %", "100 %", "2.0", "5.2", "0.900", "0.900", "0.50"],
+        ["full", two, "2", "0 %", "100 %", "90.0", "90.0", "0.900", "0.900", "0.00"],
+    ]

@@ -24,6 +24,7 @@ from p3_controlnet.study import canvas, prompts
 from p3_controlnet.study import sweeps as study
 from p3_controlnet.study.failures import failures
 from p3_controlnet.study.prompts import measure_scene, prompt_scenes
+from p3_controlnet.study.report import binding
 from p3_controlnet.study.sweeps import main
 from p3_controlnet.study.tasks import draw_tasks, layout_tasks, measure_tasks, real_tasks
 
@@ -214,8 +215,12 @@ def test_the_defaults_evaluate_25_times_at_most() -> None:
     )
 
 
-def test_several_circles_and_canvases_are_measured(world: Path, tmp_path: Path) -> None:
+def test_several_circles_and_canvases_are_measured(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
     rows = run(world, tmp_path, "two_circles")
+    assert binding(rows) in capsys.readouterr().out
     assert [(row["kind"], row["wording"]) for row in rows] == [
         ("two", "each"),
         ("two_shared", "each"),
