@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from common.colour import CSS_COLOURS, NAMES, colour_difference
-from common.data.shapes import KINDS, VISIBLE, Scene, draw_scene
+from common.data.shapes import KINDS, VISIBLE, Scene, draw_scene, render
+from common.images import resize
 from common.latent.generate import GenerationConfig, Request
 from common.latent.model import LatentDiffusion
 from common.latent.save_pictures import draw
@@ -61,20 +62,37 @@ def _prompt_scene(random: np.random.Generator, colour: str, shapes: int) -> Scen
 def measure_base(
     model: LatentDiffusion, scenes: Sequence[Scene], generation: GenerationConfig
 ) -> dict[str, Any]:
-    """Draws the scenes' captions and measures the images, see `measure_scene`.
+    """Draws the scenes' captions and measures the images; see `measure_pictures`.
 
-    Returns means over all regions (objects and backgrounds), means over objects and over
-    backgrounds, counts of missing objects and of images without any, the seconds of drawing, and
-    the five worst images. "shape_right" is the fraction of the prompts with one shape whose image
-    shows that shape; "bound" is the fraction of the prompts with several shapes whose image shows
-    each of them in its own colour, within OWN_COLOUR; both are None without such prompts.
+    Also returns the seconds of drawing.
     """
     started = time.monotonic()
     pictures = draw_prompts(model, [scene.caption for scene in scenes], generation)
     seconds = time.monotonic() - started
+    return measure_pictures(pictures, scenes, model.side) | {"seconds": seconds}
+
+
+def measure_renderings(scenes: Sequence[Scene], side: int) -> dict[str, Any]:
+    """What `measure_pictures` finds in the scenes themselves, rendered at a model's `side`.
+
+    A measure that is right has no errors here.
+    """
+    pictures = torch.stack([resize(render(scene, side), SIZE) for scene in scenes])
+    return measure_pictures(pictures, scenes, side)
+
+
+def measure_pictures(pictures: Tensor, scenes: Sequence[Scene], side: int) -> dict[str, Any]:
+    """Measures images uint8 [N, 3, 512, 512] of the scenes' captions, see `measure_scene`.
+
+    `side` is the side of the images that the model draws, before they are enlarged. Returns means
+    over all regions (objects and backgrounds), means over objects and over backgrounds, counts of
+    missing objects and of images without any, and the five worst images. "shape_right" is the
+    fraction of the prompts with one shape whose image shows that shape; "bound" is the fraction of
+    the prompts with several shapes whose image shows each of them in its own colour, within
+    OWN_COLOUR; both are None without such prompts.
+    """
     lines = [
-        measure_scene(picture, scene, model.side)
-        for picture, scene in zip(pictures, scenes, strict=True)
+        measure_scene(picture, scene, side) for picture, scene in zip(pictures, scenes, strict=True)
     ]
     parts = {
         part: [region for line in lines for region in line[part]]
@@ -109,7 +127,6 @@ def measure_base(
             for line in lines
             if len(line["objects"]) > 1
         ),
-        "seconds": seconds,
         "worst": worst[:5],
     }
 

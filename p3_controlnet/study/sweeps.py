@@ -47,7 +47,12 @@ from p3_controlnet.evaluate import means
 from p3_controlnet.loading import SHIPPED_BASE, SHIPPED_CONTROL, ModelConfig, load_model
 from p3_controlnet.study.canvas import CANVAS_SEEDS, measure_canvas
 from p3_controlnet.study.failures import OWN_COLOUR, failures
-from p3_controlnet.study.prompts import PROMPT_COUNT, measure_base, prompt_scenes
+from p3_controlnet.study.prompts import (
+    PROMPT_COUNT,
+    measure_base,
+    measure_renderings,
+    prompt_scenes,
+)
 from p3_controlnet.study.report import binding
 from p3_controlnet.study.tasks import Task, draw_tasks, layout_tasks, measure_tasks, real_tasks
 
@@ -134,12 +139,23 @@ def main(config: Config) -> None:
 
 
 def base_study(config: Config, model: LatentDiffusion, default: ControlledGenerationConfig) -> None:
-    """Colour errors of images without ControlNet, for each sampling in BASE_SWEEP."""
+    """Colour errors of images without ControlNet, for each sampling in BASE_SWEEP.
+
+    The row of the default sampling also holds "renderings": the same measures of the scenes
+    themselves, which tell how far the measures can be trusted.
+    """
     scenes = prompt_scenes(config.count or PROMPT_COUNT)
+
+    def measured(generation: ControlledGenerationConfig) -> dict[str, Any]:
+        row = measure_base(model, scenes, generation)
+        if generation == default:
+            row["renderings"] = measure_renderings(scenes, model.side)
+        return row
+
     plan = [
         (
             _key(config, model, generation) | {"prompts": len(scenes)},
-            functools.partial(measure_base, model, scenes, generation),
+            functools.partial(measured, generation),
         )
         for generation in _varied(config, default, BASE_SWEEP)
     ]

@@ -138,6 +138,8 @@ def test_the_base_study_goes_on_where_it_stopped(
     rows = run(world, tmp_path, "base")
     assert [row["sampling"]["guidance_scale"] for row in rows] == [DEFAULT_GUIDANCE_SCALE, 1.0]
     assert rows[0]["regions"] == 2 and 0.0 <= rows[0]["right"] <= 1.0 and rows[0]["error"] > 0.0
+    assert rows[0]["renderings"]["right"] == rows[0]["renderings"]["shape_right"] == 1.0
+    assert "renderings" not in rows[1]
     (alone,) = run(world, tmp_path / "other", "base", "--default-only")
     assert alone["sampling"] == rows[0]["sampling"] and alone["error"] == rows[0]["error"]
     monkeypatch.setattr(study, "measure_base", lambda *_: pytest.fail("it is measured again"))
