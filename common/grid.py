@@ -1,4 +1,4 @@
-"""Labelled grids and strips of images."""
+"""Labelled grids of images."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn.functional import pad
 
 from common.images import to_pil
 
@@ -65,3 +66,11 @@ def labelled_grid(
         r, c = divmod(i, columns)
         canvas.paste(to_pil(image), (left + c * (width + GAP), top + r * (height + GAP)))
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).contiguous()
+
+
+def side_by_side(figures: Sequence[Tensor]) -> Tensor:
+    """Figures uint8 [3, H, W] of any sizes beside each other on white, their upper edges level."""
+    height = max(figure.shape[1] for figure in figures)
+    return torch.cat(
+        [pad(figure, (0, 0, 0, height - figure.shape[1]), value=255) for figure in figures], 2
+    )

@@ -33,7 +33,7 @@ from common.data.fill50k import read_prompts
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import make_folder
-from common.grid import labelled_grid
+from common.grid import labelled_grid, side_by_side
 from common.images import resize, write_png
 from common.latent.generate import ControlledGenerationConfig
 from common.latent.model import LatentDiffusion
@@ -58,6 +58,7 @@ Figure = Literal[
     "circles", "failures", "two_circles", "more_circles", "base", "control_scale", "canvas"
 ]
 FIGURES: tuple[Figure, ...] = get_args(Figure)
+ROWS = 5  # of a table above each other
 SHOWN = 128  # side of an image in the figures, in pixels
 WIDTH = 26  # characters in a line of a label
 FIRST = 10  # pairs in the figure of circles
@@ -175,7 +176,7 @@ def circles(inputs: FigureInputs) -> Tensor:
 
 
 def failures_figure(inputs: FigureInputs) -> Tensor:
-    """The images with the highest `badness` and below them those with the lowest, with verdicts."""
+    """The images with the highest `badness`, then those with the lowest, with verdicts."""
     resolution = inputs.config.resolution or (SIZE if inputs.config.images else inputs.model.side)
     lines = measure_tasks(inputs.tasks, inputs.pictures, resolution)
     order = sorted(range(len(lines)), key=lambda k: badness(lines[k]))
@@ -210,7 +211,7 @@ def base(inputs: FigureInputs) -> Tensor:
     pictures = draw_prompts(
         inputs.model, [prompt for prompt in prompts for _ in range(BASE_COLUMNS)], inputs.generation
     )
-    return labelled_grid(small(pictures), BASE_COLUMNS, row_labels=wrapped(prompts))
+    return table([list(pictures[k::BASE_COLUMNS]) for k in range(BASE_COLUMNS)], [], prompts)
 
 
 def control_scale(inputs: FigureInputs) -> Tensor:
@@ -262,10 +263,23 @@ def strips(tasks: Sequence[Task], pictures: Tensor, labels: Sequence[str]) -> Te
 def table(
     columns: Sequence[Sequence[Tensor]], column_labels: Sequence[str], row_labels: Sequence[str]
 ) -> Tensor:
-    """A labelled grid of columns of images uint8 [3, 512, 512], each resized to SHOWN pixels."""
-    pictures = torch.stack([picture for row in zip(*columns, strict=True) for picture in row])
-    return labelled_grid(
-        small(pictures), len(columns), row_labels=wrapped(row_labels), column_labels=column_labels
+    """A labelled grid of columns of images uint8 [3, 512, 512], each resized to SHOWN pixels.
+
+    After ROWS rows it goes on at the side, so that a screen shows all of it.
+    """
+    rows, labels = list(zip(*columns, strict=True)), wrapped(row_labels)
+    return side_by_side(
+        [
+            labelled_grid(
+                small(
+                    torch.stack([picture for row in rows[first : first + ROWS] for picture in row])
+                ),
+                len(columns),
+                row_labels=labels[first : first + ROWS],
+                column_labels=column_labels,
+            )
+            for first in range(0, len(rows), ROWS)
+        ]
     )
 
 

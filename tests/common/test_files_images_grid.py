@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.files import ROOT, atomic_write, check_targets, make_folder, read_json, write_json
-from common.grid import GAP, MARGIN, TEXT_SIZE, labelled_grid
+from common.grid import GAP, MARGIN, TEXT_SIZE, labelled_grid, side_by_side
 from common.images import (
     image_files,
     open_image,
@@ -323,6 +323,14 @@ def test_images_lie_row_by_row_on_white() -> None:
         assert torch.equal(grid[:, top : top + 4, left : left + 6], image)
         seen[top : top + 4, left : left + 6] = True
     assert bool((grid[:, ~seen] == 255).all())
+
+
+def test_figures_lie_beside_each_other_with_white_below_the_lower_one() -> None:
+    high, low = colours(1, 9, 4)[0], colours(1, 3, 6)[0]
+    figure = side_by_side([high, low])
+    assert figure.dtype == torch.uint8 and figure.shape == (3, 9, 10)
+    assert torch.equal(figure[..., :4], high) and torch.equal(figure[:, :3, 4:], low)
+    assert bool((figure[:, 3:, 4:] == 255).all())
 
 
 def test_scale_repeats_pixels() -> None:
