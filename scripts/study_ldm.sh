@@ -12,7 +12,8 @@ train() { # NAME FLAGS...
   local name="$1"
   shift
   "$PYTHON" -m p3_controlnet.base.train_unet --run-dir "$runs/$name" --autoencoder "$base/vae" \
-    --text-encoder "$base/text_encoder" --pictures 20000 --steps 1500 --warmup 100 "$@"
+    --text-encoder "$base/text_encoder" --pictures 20000 --steps 1500 \
+    --batch-size 16 --warmup 100 "$@"
   "$PYTHON" -m p3_controlnet.study.sweeps base --checkpoint "$runs/$name/last" --default-only
 }
 train usual "$@"
