@@ -113,21 +113,23 @@ def check_folder(path: Path) -> None:
 def claimed(folder: Path, *, main: bool = True) -> Iterator[None]:
     """Inside the block the folder exists, can be written to, and is locked against other jobs.
 
-    The lock is held on the folder itself: it leaves no file behind and ends with the process. File
-    systems without locks are used without one. Of a job with several processes, the main one locks,
-    and the others (`main` False) take over when it ends before them. Raises InputError if another
-    job holds the lock, and OSError if the folder cannot be written to. Folders that were made here
-    and are still empty after an error are removed.
+    The lock is held on the folder itself: it leaves no file behind and ends with the process, even
+    if workers that it forked live longer. File systems without locks are used without one. Of a job
+    with several processes, the main one locks, and the others (`main` False) take over when it ends
+    before them. Raises InputError if another job holds the lock, and OSError if the folder cannot
+    be written to. Folders that were made here and are still empty after an error are removed.
     """
     folder = Path(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     descriptor, ended = None, threading.Event()
     try:
         descriptor = os.open(make_folder(folder), os.O_RDONLY)
+        _locks.add(descriptor)
         if main:
             _lock(descriptor, folder)
         else:
             waiting = (os.dup(descriptor), ended)
+            _locks.add(waiting[0])
             threading.Thread(target=_take_over, args=waiting, daemon=True).start()
         with tempfile.TemporaryFile(dir=folder):  # without a name where the system can do so
             pass
@@ -140,10 +142,27 @@ def claimed(folder: Path, *, main: bool = True) -> Iterator[None]:
     finally:
         ended.set()
         if descriptor is not None:
-            os.close(descriptor)
+            _close_lock(descriptor)
 
 
 LOCK_TRIES, LOCK_PAUSE = 10, 0.05  # times and seconds between them
+_locks: set[int] = set()  # descriptors of locked folders
+
+
+def _close_lock(descriptor: int) -> None:
+    if descriptor in _locks:  # it is not in a forked process
+        _locks.remove(descriptor)
+        os.close(descriptor)
+
+
+def _close_all_locks() -> None:
+    while _locks:
+        os.close(_locks.pop())
+
+
+# A forked process shares its parent's locks: a worker would hold them until it sees, after seconds,
+# that its parent was killed.
+os.register_at_fork(after_in_child=_close_all_locks)
 
 
 def _lock(descriptor: int, folder: Path) -> None:
@@ -175,7 +194,7 @@ def _take_over(descriptor: int, ended: threading.Event) -> None:
                 ended.wait(LOCK_PAUSE)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         ended.wait()
-    os.close(descriptor)
+    _close_lock(descriptor)
 
 
 def check_targets(paths: Collection[str]) -> None:

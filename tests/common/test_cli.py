@@ -224,24 +224,39 @@ def test_the_bounds_of_a_number_are_shown_and_kept(capsys: pytest.CaptureFixture
     assert "(between 1 and 9; default: 1)" in capsys.readouterr().out
 
 
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from common.files import claimed
+with claimed(Path(sys.argv[1])):
+    worker = os.fork()
+    if worker == 0:
+        os.close(1)
+        time.sleep(600)
+    print(worker, flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_two_jobs_on_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The second is refused while the first runs, whether in this process or another."""
     out = tmp_path / "out"
-    hold = "import sys\nfrom pathlib import Path\nfrom common.files import claimed\n" + (
-        "with claimed(Path(sys.argv[1])):\n    print('in', flush=True)\n    sys.stdin.read()"
-    )
     first = subprocess.Popen(
-        [sys.executable, "-c", hold, out],
+        [sys.executable, "-c", HOLD, out],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment(),
     )
-    assert first.stdout is not None and first.stdout.readline() == b"in\n"
+    assert first.stdout is not None
+    worker = int(first.stdout.readline())
     sentence = refused(capsys, print, Writer, "--output-dir", out)
     assert sentence.startswith(f"another job is writing to {out}: ")
-    first.kill()  # a dead process holds no lock
+    first.kill()  # a dead process holds no lock, and neither does a worker that outlives it
     first.communicate()
-    assert exit_code(print, Writer, "--output-dir", out) == 0
+    try:
+        assert exit_code(print, Writer, "--output-dir", out) == 0
+    finally:
+        os.kill(worker, signal.SIGKILL)
     assert list(out.iterdir()) == []
 
 
