@@ -8,9 +8,9 @@ for byte, and in a training one line of metrics for each step. Between the two, 
 written: each picture and each file of weights that exists is whole. SIGTERM must end the program
 with exit code 143, without a traceback, within seconds. Half of the moments are spread between the
 start and the end of the undisturbed run, imports included, and half between its first file and its
-end. Where a killed
-program had written nothing yet, a second run would be a first one, and is left out. Programs whose
-rows the result file holds already are skipped, so that a study can be interrupted.
+end. Where a killed program had written nothing yet, a second run would be a first one, and is left
+out. Programs whose rows the result file holds already are skipped, so that a study can be
+interrupted.
 """
 
 import dataclasses
