@@ -76,8 +76,7 @@ def open_tensors(path: Path) -> Iterator[tuple[Callable[[str], Tensor], list[str
 
     Raises InputError as `load_tensors` does.
     """
-    if not Path(path).is_file():
-        raise InputError(f"the file {path} does not exist")
+    check_is_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("json")
@@ -122,8 +121,7 @@ def tensor_names(path: Path) -> list[str]:
 
     Raises InputError as `load_tensors` does.
     """
-    if not Path(path).is_file():
-        raise InputError(f"the weight file {path} does not exist")
+    check_is_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())
@@ -138,14 +136,18 @@ def load_pickle(path: Path, stubs: Mapping[str, type] | None = None, *, lazy: bo
     class that does nothing, and those in `stubs`, by their full names, by the given ones; any other
     global is refused and never runs. With `lazy`, values stay in the file until they are used, if
     its format allows that; the file must exist as long as they do. Raises InputError if the file is
-    missing, damaged, something other than a PyTorch file, or would run code.
+    missing, damaged, something other than a PyTorch file, would run code, or holds tensors without
+    values (on the device meta) or of several sizes in one (nested).
     """
-    if not Path(path).is_file():
-        raise InputError(f"the file {path} does not exist")
+    check_is_file(path)
     known = dict(stubs or {})
     while True:
         try:
-            return _unpickled(path, known, lazy)
+            content = _unpickled(path, known, lazy)
+            _check_parts(content, path, set(), set())
+            return content
+        except InputError:
+            raise
         except pickle.UnpicklingError as error:
             found = re.search(r"GLOBAL (\S+) ", str(error))
             name = found[1] if found else ""
@@ -156,6 +158,37 @@ def load_pickle(path: Path, stubs: Mapping[str, type] | None = None, *, lazy: bo
             raise not_weights(
                 path, "is not a readable PyTorch file: it is damaged or of another format"
             ) from None
+
+
+def check_is_file(path: Path) -> None:
+    """Raises InputError if there is no regular file of that name."""
+    if not Path(path).is_file():
+        what = "is not a regular file" if Path(path).exists() else "does not exist"
+        raise InputError(f"the file {path} {what}")
+
+
+def _check_parts(content: Any, path: Path, inside: set[int], done: set[int]) -> None:
+    """Raises InputError if a tensor in the content has no plain values, or if it contains itself.
+
+    `inside` are the ids of the containers around it, `done` those of all that were checked.
+    """
+    if isinstance(content, Tensor) and (content.is_meta or content.is_nested):
+        kind = "without values (device meta)" if content.is_meta else "of several sizes (nested)"
+        raise InputError(f"{path} holds a tensor {kind}: save plain tensors")
+    if isinstance(content, nn.Module):
+        content = vars(content)
+    if isinstance(content, Mapping):
+        parts = list(content.values())
+    elif isinstance(content, list | tuple | set):
+        parts = list(content)
+    else:
+        return
+    if id(content) in inside:
+        raise InputError(f"{path} holds a container that contains itself")
+    if id(content) not in done:
+        for part in parts:
+            _check_parts(part, path, inside | {id(content)}, done)
+        done.add(id(content))
 
 
 def _unpickled(path: Path, stubs: Mapping[str, type], lazy: bool) -> Any:
@@ -223,10 +256,24 @@ def not_weights(path: Path, otherwise: str) -> InputError:
                 kinds = ["a zip archive of other files, not a PyTorch file: unpack it first"]
     elif start[257:262] == b"ustar":
         kinds = ["a tar archive: unpack it first"]
-    elif not kinds and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
-        first = " ".join(start.decode().split())[:60]
-        kinds = [f"a text file that begins with {first!r}, not weights: download it again"]
+    elif not kinds and (beginning := _as_text(start)):
+        kinds = [f"a text file that begins with {beginning!r}, not weights: download it again"]
+    if not kinds and path.suffix == ".safetensors" and _is_pickle(start):
+        kinds = ["a PyTorch file in spite of its ending: rename it to .pt"]
     return InputError(f"{path} is {kinds[0]}" if kinds else f"{path} {otherwise}")
+
+
+def _as_text(start: bytes) -> str | None:
+    """The first words of a text in UTF-8, of which `start` may end inside a character, or None."""
+    text = start.decode(errors="ignore")
+    cut = len(start) - len(text.encode())
+    if cut > 3 or not all(letter.isprintable() or letter in "\t\r\n" for letter in text):
+        return None
+    return " ".join(text.split())[:60]
+
+
+def _is_pickle(start: bytes) -> bool:
+    return start.startswith((b"PK\3\4", b"\x80\2"))
 
 
 def load_strict(
@@ -281,8 +328,15 @@ def is_plain_float(value: Tensor) -> bool:
 
 def check_finite(value: Tensor, what: str) -> None:
     """Raises InputError, which begins with `what`, if a value is infinite or not a number."""
-    if value.is_floating_point() and not value.is_meta and not bool(value.isfinite().all()):
+    if value.is_floating_point() and not value.is_meta and not all_finite(value):
         raise InputError(f"{what} is not finite: the file is damaged, or its training diverged")
+
+
+def all_finite(value: Tensor) -> bool:
+    """Whether no value is infinite or not a number, in any dtype, those of 8 bits included."""
+    if value.dtype.itemsize == 1:  # PyTorch looks at some of these only
+        value = value.float()
+    return bool(value.isfinite().all())
 
 
 def state_hash(module: nn.Module) -> str:

@@ -3,8 +3,9 @@
 import contextlib
 import functools
 import io
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -94,15 +95,37 @@ def image_files(folder: Path, *, report: bool = False) -> list[Path]:
     """
     _, suffixes = _formats()
     files = [path for path in sorted(Path(folder).glob("*")) if not is_hidden(path)]
-    images = [path for path in files if path.suffix.lower() in suffixes]
-    left_out = [path for path in files if path not in set(images) and path.is_file()]
-    if report and left_out:
+    images = [path for path in files if path.suffix.lower() in suffixes and not path.is_fifo()]
+    for path in images:
+        name_text(path)
+    if report:
+        warn_left_out(folder, [path for path in files if path not in set(images)], "images")
+    return images
+
+
+def name_text(path: Path) -> str:
+    """The name of a file as text, in any locale. Raises InputError if it is none in UTF-8."""
+    try:
+        return os.fsencode(path.name).decode()
+    except UnicodeDecodeError:
+        raise InputError(
+            f"the name of the file {os.fsencode(path.name)!r} in {path.parent} is no text in UTF-8:"
+            " rename it"
+        ) from None
+
+
+def warn_left_out(folder: Path, left_out: Sequence[Path], what: str) -> None:
+    """Counts the files (not the folders) in `left_out` in a warning on stderr.
+
+    `what` says what they are not: "images".
+    """
+    names = [path.name for path in left_out if not path.is_dir()]
+    if names:
         print(
-            f"warning: {len(left_out)} of the files in {folder} are left out, since they are no"
-            f" images by their names, such as {left_out[0].name}",
+            f"warning: {len(names)} of the files in {folder} are left out, since they are no"
+            f" {what} by their names, such as {names[0]}",
             file=sys.stderr,
         )
-    return images
 
 
 def is_hidden(path: Path) -> bool:
@@ -133,6 +156,8 @@ def open_image(path: Path, *, label: str = "", listed: bool = True) -> Iterator[
     PIL's. Raises InputError if the file cannot be read or decoded.
     """
     try:
+        if Path(path).is_fifo():  # to open one waits for a writer
+            raise OSError("a named pipe")
         with Image.open(path, formats=_formats()[0]) as image:
             yield image
     except _UNREADABLE as error:
@@ -146,23 +171,35 @@ def open_image(path: Path, *, label: str = "", listed: bool = True) -> Iterator[
 def viewed(image: Image.Image, ground: Ground = "white") -> Image.Image:
     """What an image viewer shows, in mode RGB with 8 bits a channel.
 
-    The image is upright by its EXIF orientation, 16-bit values are scaled to 8 bits (Pillow's own
-    conversion cuts them off at 255), and transparent pixels show `ground`.
+    The image is upright by its EXIF orientation, values of more than 8 bits are scaled to 8
+    (Pillow's own conversion cuts them off at 255), and transparent pixels show `ground`. Raises
+    ValueError if a value is not finite.
     """
+    file_format = image.format
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image).astype(np.float64)
-        largest = values.max(initial=0.0)
-        depth = (
-            1.0 if largest <= 1.0 and image.mode == "F" else 255.0 if largest <= 255.0 else 65535.0
-        )
-        if image.mode.startswith("I;16"):
-            depth = 65535.0
-        image = Image.fromarray((values / depth * 255.0).round().clip(0, 255).astype(np.uint8))
+        white = _white(values, image.mode, file_format)
+        image = Image.fromarray((values / white * 255.0).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, GROUNDS[ground]), image)
     return image.convert("RGB")
+
+
+def _white(values: np.ndarray, mode: str, file_format: str | None) -> float:
+    """The value that is shown as white.
+
+    16-bit images, as of PNG and PGM, state it. Of TIFF's floats and integers of 32 bits it is
+    guessed: 1 (floats a little above it overshoot), 255 or 65535, or the largest value.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not finite")
+    if mode.startswith("I;16") or file_format in ("PNG", "PPM") and mode == "I":
+        return 65535.0
+    largest = values.max(initial=0.0)
+    usual = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
+    return next((white for white in usual if largest < min(white + 1.0, 2.0 * white)), largest)
 
 
 def read_rgb(

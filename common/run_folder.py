@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from common.checkpoint import open_tensors, save_tensors
-from common.config import bounds, from_json
+from common.checkpoint import all_finite, open_tensors, save_tensors
+from common.config import NonNegative, bounds, from_json
 from common.ema import EMA
 from common.errors import InputError
-from common.files import atomic_write, make_folder, read_json, write_json
+from common.files import atomic_write, check_folder, make_folder, read_json, write_json
 from common.optimizers import STATES_8BIT, NamedOptimizer
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ CHANGEABLE = (
 """Settings that may change when a run is resumed: all but `steps` cannot change the result, except
 for rounding on another device and with other micro-batches."""
 CONFIG, METRICS, STATE = "config.json", "metrics.jsonl", "state.safetensors"
+FOLDERS = ("last", "best", "samples")
 ADVICE = "restore it, or choose another run folder"
 
 
@@ -57,7 +58,7 @@ class RunProgress:
     them."""
     logged: Annotated[int, *bounds(at_least=0)] = 0
     """Last step with a line in metrics.jsonl; 0 if there is none."""
-    loss_scale: float = 0.0
+    loss_scale: NonNegative = 0.0
     """Factor of the loss in fp16; 0 if it is not scaled."""
     loss_scale_steps: Annotated[int, *bounds(at_least=0)] = 0
     """Steps since the factor last changed."""
@@ -85,6 +86,8 @@ def claim_run_folder(
     InputError if a setting that is not CHANGEABLE differs, or if files of the run are missing.
     """
     path = make_folder(run_dir) / CONFIG
+    for name in FOLDERS:
+        check_folder(run_dir / name)
     found = [name for name in (STATE, METRICS, "last", "best") if (run_dir / name).exists()]
     if not path.exists():
         if found:
@@ -195,7 +198,7 @@ def load_state(
         }
         for name, (_, key, param) in moments.items():
             shapes[name] = () if key == "step" else None if key in STATES_8BIT else param.shape
-        _check_tensors(read, names, shapes, path)
+        _check_tensors(read, names, shapes, {k: v.dtype for k, v in targets.items()}, path)
         for name, target in targets.items():
             target.copy_(read(name))
         for name, (optimizer, key, param) in moments.items():
@@ -226,6 +229,12 @@ def _progress(values: Any, settings: Mapping[str, Any], path: Path) -> RunProgre
     progress = from_json(RunProgress, known, path)
     if not isinstance(before, dict):
         raise InputError(f"{path} is not the state of a run: {ADVICE}")
+    for name in ("ema_updates", "loss_count", "logged"):
+        if getattr(progress, name) > progress.step:
+            raise InputError(
+                f"{path} is damaged: {name} is {getattr(progress, name)} after {progress.step}"
+                f" steps: {ADVICE}"
+            )
     _compare(before, settings, path)
     return dataclasses.replace(progress, best=math.inf) if unseen else progress
 
@@ -234,12 +243,13 @@ def _check_tensors(
     read: Callable[[str], Tensor],
     names: Sequence[str],
     shapes: Mapping[str, Sequence[int] | None],
+    dtypes: Mapping[str, torch.dtype],
     path: Path,
 ) -> None:
-    """Raises InputError if names or shapes differ, or if a value is not finite.
+    """Raises InputError if names, shapes or dtypes differ, or if a value is not finite.
 
-    `read` gives the tensor of a name; a shape that is None may be any. Parameters, averages and
-    moments are floats; the counts and tables of 8-bit moments may not be.
+    `read` gives the tensor of a name; a shape that is None may be any. `dtypes` are those of
+    parameters and averages. Moments are floats; the counts and tables of 8-bit moments may not be.
     """
     strange = sorted({*names} ^ shapes.keys())
     if strange:
@@ -253,12 +263,13 @@ def _check_tensors(
             and value.shape != tuple(shape)
             or floats
             and not value.is_floating_point()
+            or value.dtype != dtypes.get(name, value.dtype)
         ):
             raise InputError(
                 f"{path} is not the state of this run: {name} is {list(value.shape)} of"
-                f" {value.dtype}, but floats {list(shape)} are expected"
+                f" {value.dtype}, but {dtypes.get(name, 'floats')} {list(shape or ())} are expected"
             )
-        if not bool(value.isfinite().all()):
+        if not all_finite(value):
             raise InputError(f"{path} is damaged: {name} is not finite: {ADVICE}")
 
 
@@ -286,21 +297,21 @@ def cut_metrics(path: Path, step: int, logged: int) -> None:
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     kept, steps, previous = [], {0}, 0
     for number, line in enumerate(lines, 1):
+        whole = line.endswith(b"\n")
         try:
             at = json.loads(line)["step"]
             if not isinstance(at, int) or at < previous:
                 raise ValueError
         except (ValueError, LookupError, TypeError, RecursionError):
-            if number == len(lines):  # torn by a crash
+            if not whole:  # torn by a crash
                 break
             raise InputError(
                 f"{path}, line {number} is not a line of metrics in order: {ADVICE}"
             ) from None
-        if at > step:
-            break
-        steps.add(at)
         previous = at
-        kept.append(line)
+        if at <= step:
+            steps.add(at)
+            kept.append(line if whole else line + b"\n")
     if logged not in steps:
         raise InputError(f"{path} lacks the line of step {logged}, which the run wrote: {ADVICE}")
     if path.exists():

@@ -25,14 +25,19 @@ def measured_rows(
     saved one by one. The file holds `rows` and the `command` that makes it. The entries `shown` of
     each new row are printed.
     """
-    rows: list[Row] = read_json(path)["rows"] if path.exists() else []
+
+    def rows_there() -> list[Row]:
+        return read_json(path)["rows"] if path.exists() else []
+
+    rows = rows_there()
     for number, (key, measure) in enumerate(plan, 1):
         key = json.loads(json.dumps(key))  # tuples become lists, as in the rows read back
         if any(_agrees(row, key) for row in rows):
             continue
         row = key | dict(measure())
         settings = {name: value for name, value in key.items() if name != WEIGHTS}
-        rows = [other for other in rows if not _describes(other, settings)] + [row]
+        # Read again: another job may have measured other rows meanwhile.
+        rows = [other for other in rows_there() if not _describes(other, settings)] + [row]
         write_json(path, {"command": command, "rows": rows})
         print(
             f"{number} of {len(plan)}:",

@@ -24,6 +24,8 @@ def read_text(path: Path) -> str:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        raise InputError(f"{path} is text in UTF-32: save it as UTF-8")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{path} is text in UTF-16: save it as UTF-8")
     try:

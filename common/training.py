@@ -31,7 +31,7 @@ from common.config import (
 )
 from common.devices import check_memory, make_accelerator, pick_device, this_process
 from common.ema import EMA, Place
-from common.errors import InputError, Terminated
+from common.errors import InputError, Interrupted, Terminated
 from common.files import make_folder
 from common.memory import keep_freed_memory
 from common.optimizers import OptimizerName, check_optimizer, make_optimizers, step_all
@@ -65,9 +65,9 @@ STEPS_BETWEEN_READINGS = 50  # the most, however fast the steps are
 class TrainingConfig:
     """Optimisation settings, and intervals of logging, validation, previews and checkpoints."""
 
-    steps: Count = 10_000
+    steps: Annotated[int, *bounds(at_least=1, at_most=10**9)] = 10_000
     """Optimiser steps in total; may change when a run is resumed."""
-    batch_size: Count = 64
+    batch_size: Annotated[int, *bounds(at_least=1, at_most=2**20)] = 64
     """Images per optimiser step, over all processes and micro-batches."""
     gradient_accumulation_steps: Count = 1
     """Micro-batches per optimiser step and process; more of them need less memory."""
@@ -263,7 +263,7 @@ def fit(
                 stop = losses.read(interrupts.received)
             if due and not stop:
                 if main:
-                    with contextlib.suppress(_Interrupted):
+                    with contextlib.suppress(Interrupted):
                         observer.look(ema.applied_to(params), interrupts, save, validate, preview)
                         progress.looked = True
                         if _due(progress.step, config.checkpoint_every, config.steps):
@@ -272,7 +272,7 @@ def fit(
             if stop or progress.step == config.steps:
                 break
             try:
-                with contextlib.suppress(_Interrupted):
+                with contextlib.suppress(Interrupted):
                     take_step(progress.step)
                     observer.bar.update()
             except InputError:  # the step's data cannot be read; nothing has changed yet
@@ -586,10 +586,6 @@ class _Observer:
             progress.loss_sum, progress.loss_count = 0.0, 0
 
 
-class _Interrupted(BaseException):
-    """Raised when a signal interrupts the current work."""
-
-
 class _Interrupts:
     """Inside the block, Ctrl-C and SIGTERM are recorded and do not end the process.
 
@@ -615,15 +611,15 @@ class _Interrupts:
         self.received = True
         self.terminated = number == signal.SIGTERM
         if self._breaks:
-            raise _Interrupted
+            raise Interrupted(number)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside the block a signal raises _Interrupted at once."""
+        """Inside the block a signal raises Interrupted at once."""
         self._breaks = True
         try:
             if self.received:
-                raise _Interrupted
+                raise Interrupted(signal.SIGTERM if self.terminated else signal.SIGINT)
             yield
         finally:
             self._breaks = False

@@ -25,15 +25,15 @@ from common.files import read_json
 
 State = dict[str, Tensor]
 
-AVERAGED = ("ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema", "params_ema")
-"""Entries of a training checkpoint that hold averaged weights."""
+AVERAGED = re.compile(r"(^|_)(ema|swa|average|averaged|avg)(_|$)")
+"""In the name of an entry of a training checkpoint that holds averaged weights: "model_ema"."""
 CONTAINERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network"),
     *("params", "weights", "controlnet_state_dict", "control_model", "unet", "generator"),
 )
 """Entries of a training checkpoint that hold the weights of the last step."""
 WRAPPER = re.compile(
-    r"(module|_orig_mod|_fsdp_wrapped_module|ema_model|online_model|model(?!\.diffusion_model\.))\."
+    r"(module|_orig_mod|_forward_module|_fsdp_wrapped_module|ema_model|online_model|model(?!\.diffusion_model\.))\."
 )
 """A word that a wrapper puts in front of names; `model.diffusion_model.` is Stable Diffusion's."""
 FILE_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -139,10 +139,23 @@ def _inner(content: Any) -> str | None:
         if isinstance(name, str) and "optim" not in name and "sched" not in name
         if isinstance(value, Mapping) and unwrapped(value)[0]
     ]
-    known = [name for name in (*AVERAGED, *CONTAINERS) if name in holding]
+    averaged = [name for name in content if isinstance(name, str) and AVERAGED.search(name)]
+    known = [name for name in averaged if name in holding]
+    known += [name for name in CONTAINERS if name in holding]
+    if holding and (unnamed := [name for name in averaged if _is_unnamed(content[name])]):
+        say(f"the averaged weights in {unnamed[0]!r} have no names, so they are not used")
     if not known and len(holding) == 1 and not _named(content):
         known = holding
     return known[0] if known else None
+
+
+def _is_unnamed(value: Any) -> bool:
+    """Whether an entry holds a list of tensors, as averages of some libraries do."""
+    lists = value.values() if isinstance(value, Mapping) else [value]
+    return not unwrapped(value)[0] and any(
+        isinstance(part, list | tuple) and any(isinstance(each, Tensor) for each in part)
+        for part in lists
+    )
 
 
 def _without_wrappers(names: Iterable[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from common.checkpoint import load_pickle
+from common.checkpoint import all_finite, load_pickle
 from common.config import bounds, check_fields
 from common.devices import DTYPES, Precision, exact_kernels
 from common.diffusion.process import Denoise, denoiser
@@ -18,7 +18,7 @@ from common.diffusion.samplers import Callback, SamplerName, sample
 from common.diffusion.sampling import ChunkSize, SamplerConfig, sample_in_chunks
 from common.diffusion.schedule import SPACINGS, NoiseSchedule, TimestepPairs, linear_schedule
 from common.errors import InputError
-from common.images import is_hidden
+from common.images import is_hidden, warn_left_out
 from common.seeds import StackedRandomGenerator, derive_seed
 from p2_ddim.model import FaceNetwork
 
@@ -92,17 +92,18 @@ CONVENTIONS: dict[str, dict[str, Any]] = {
 def read_noises(folder: Path) -> list[NamedNoise]:
     """Reads the `.pt` files of a folder: (name, noise float32 [3, H, W]), sorted by name.
 
+    Other files are counted in a warning on stderr.
+
     Raises InputError that names the folder or file if it is missing, empty or unreadable, or if a
     noise is not finite or differs in shape from the first one.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"the noise folder {folder} does not exist")
-    named_noises = [
-        (path.stem, read_noise(path))
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in (".pt", ".pth") and not is_hidden(path)
-    ]
+    files = [path for path in sorted(folder.iterdir()) if not is_hidden(path)]
+    noises = [path for path in files if path.suffix.lower() in (".pt", ".pth")]
+    warn_left_out(folder, [path for path in files if path not in noises], "noises (.pt)")
+    named_noises = [(path.stem, read_noise(path)) for path in noises]
     if not named_noises:
         below = next(folder.glob("*/*.pt"), None)
         hint = f"; {below.parent} holds some" if below else ""
@@ -144,7 +145,7 @@ def read_noise(path: Path) -> Tensor:
         )
     if noise.layout != torch.strided:
         raise InputError(f"{path} holds a sparse tensor: save noise.to_dense()")
-    if not bool(noise.isfinite().all()):
+    if not all_finite(noise):
         raise InputError(f"{path} holds numbers that are not finite")
     return noise.float()
 

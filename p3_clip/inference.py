@@ -30,7 +30,7 @@ from common.clip.loading import ClipConfig
 from common.config import Count, bounds
 from common.errors import InputError
 from common.files import ROOT, atomic_write, check_folder, make_folder, read_json, shown, write_json
-from common.images import image_files
+from common.images import image_files, name_text
 from p3_clip.model import (
     check_template,
     class_names,
@@ -97,7 +97,7 @@ def main(config: Config) -> None:
     }
     ids = list(classes)
     labels = torch.tensor([ids.index(class_id) for _, class_id in items])
-    run = Run([file.name for file, _ in items], labels, ids, names, clip.scale, cosines)
+    run = Run([name_text(file) for file, _ in items], labels, ids, names, clip.scale, cosines)
     parts = {
         what: {
             "metrics": accuracy(values, labels),

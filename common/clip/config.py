@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from common.config import Depth, Fraction, Positive, Size, bounds, check_entries
 
@@ -24,6 +24,9 @@ TRANSFORMERS_TOWER: dict[str, Any] = {
     "layer_norm_eps": Positive,
     "attention_dropout": Fraction,
     "hidden_act": str,
+    "return_dict": Literal[True],
+    "output_hidden_states": bool,
+    "output_attentions": bool,
 }
 """Entries of transformers' config.json: a text encoder, or each tower of a CLIP."""
 

@@ -184,6 +184,10 @@ def load_model(folder: Path) -> LatentDiffusion:
     config = load_config(folder, KIND)
     path = folder / "scheduler" / SCHEDULER_FILE
     scheduler = read_entries(path, SCHEDULER, required=True)
+    if scheduler.get("trained_betas") is not None:
+        raise InputError(
+            f"{path}: trained_betas must be null: the small model has no such schedule"
+        )
     schedule = make_schedule("scaled_linear", zero_terminal=scheduler["rescale_betas_zero_snr"])
     parameterization = next(
         k for k, v in PREDICTION_TYPES.items() if v == scheduler["prediction_type"]

@@ -201,19 +201,26 @@ def _entries(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """
     content = dict(content)
     names = content.pop("modifier_token", None)
-    matrices = next(
-        (dict(content.pop(name)) for name in ("unet", "state_dict") if name in content), None
+    matrices: Any = next(
+        (content.pop(name) for name in ("unet", "state_dict") if name in content), None
     )
+    if matrices is not None and not isinstance(matrices, Mapping):
+        raise InputError(f"{path} holds no named matrices of Custom Diffusion")
+    matrices = None if matrices is None else dict(matrices)
     if matrices is None:
         matrices, content = content, {}
     if content:
         raise InputError(
             f"{path} holds {next(iter(content))} besides matrices and words, which cannot be used"
         )
+    if not all(isinstance(name, str) for name in matrices):
+        raise InputError(f"{path} holds matrices whose names are no text")
     embed = matrices.pop("embed", None)
     if isinstance(embed, Tensor):
-        tokens = names.split("+") if isinstance(names, str) else list(names or [])
-        if not tokens:
+        tokens = names.split("+") if isinstance(names, str) else names or []
+        if not isinstance(tokens, Sequence) or not all(isinstance(each, str) for each in tokens):
+            raise InputError(f"{path}: modifier_token must be the names of its words")
+        if not tokens and embed.dim():
             tokens = [f"<new{k}>" for k in range(1, len(embed) + 1)]
             say(f"{path} does not name its words: they are {', '.join(tokens)}")
         if embed.dim() != 2 or len(tokens) != len(embed):

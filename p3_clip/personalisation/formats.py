@@ -35,11 +35,13 @@ A1111_TOKEN_ID = 265  # id of "*" in CLIP's vocabulary, which A1111 writes besid
 STUBS = {"torch.nn.modules.container.ParameterDict": nn.ParameterDict}
 """Classes of PyTorch in files of learned words."""
 OTHER_MODELS = {
-    "clip_g": "Stable Diffusion XL (clip_l and clip_g)",
     "t5xxl": "Stable Diffusion 3 or Flux (t5xxl)",
+    "clip_g": "Stable Diffusion XL (clip_l and clip_g)",
     "clip_l": "Stable Diffusion XL or Flux (clip_l)",
 }
 """Names of tensors in the learned words of models with several text encoders."""
+LORA = re.compile(r"lora_|\.lora\.|hada_w|lokr_w")
+"""In the names of tensors of a LoRA."""
 
 
 def save_concepts(path: Path, concepts: Sequence[Concept], form: Form = "own") -> None:
@@ -115,6 +117,8 @@ def _named_vectors(content: Any, path: Path) -> dict[str, Tensor]:
     for name, model in OTHER_MODELS.items():
         if isinstance(content, Mapping) and name in content:
             raise InputError(f"{path} holds a learned word for {model}, not for this text encoder")
+    if isinstance(content, Mapping) and any(LORA.search(str(name)) for name in content):
+        raise InputError(f"{path} is a LoRA, which changes a network's weights, not a learned word")
     if isinstance(content, Mapping) and "string_to_param" in content:
         values = _parameters(content["string_to_param"])
     elif isinstance(content, Mapping) and "emb_params" in content:

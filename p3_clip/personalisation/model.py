@@ -12,11 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
+from common.config import read_entries
 from common.errors import InputError
-from common.files import make_folder, read_json, write_json
+from common.files import make_folder, write_json
 from common.latent.load import base_hash
 from common.latent.model import LatentDiffusion
-from common.weights import followed
+from common.weights import followed, say
 from p3_clip.personalisation.base_kind import BaseKind
 from p3_clip.personalisation.concepts import Concept, is_placeholder, with_concepts
 from p3_clip.personalisation.custom_diffusion import (
@@ -31,6 +32,7 @@ from p3_clip.personalisation.formats import named_concepts, read_file, save_conc
 
 KIND = "p3_clip.personalisation"
 FILE = "model.safetensors"
+WORD_SUFFIXES = (".bin", ".pt", ".safetensors", ".ckpt")
 
 
 def save_learned(folder: Path, learned: CustomDiffusionResult, about: Mapping[str, Any]) -> None:
@@ -59,7 +61,7 @@ def load_learned(paths: Sequence[Path | str], base: LatentDiffusion) -> CustomDi
     with_weights = [path for (path, _), part in zip(located, parts, strict=True) if part.weights]
     for path in with_weights:
         config = path / "config.json"
-        made_on = read_json(config).get("base") if config.is_file() else None
+        made_on = read_entries(config, {}).get("base") if config.is_file() else None
         if made_on not in (None, base_hash(base)):
             raise InputError(
                 f"{path} was trained on another base model: its matrices do not fit this one"
@@ -119,12 +121,16 @@ def _files(folder: Path) -> list[Path]:
     if matrices := _matrices(folder):
         words = [file for file in sorted(folder.iterdir()) if is_placeholder(file.stem)]
         return [matrices, *(file for file in words if file.suffix in (".bin", ".safetensors"))]
-    for name in ("learned_embeds.safetensors", "learned_embeds.bin", "delta.bin", "delta.ckpt"):
-        if (folder / name).is_file():
-            return [folder / name]
+    names = ("learned_embeds.safetensors", "learned_embeds.bin", "delta.bin", "delta.ckpt")
+    if there := [folder / name for name in names if (folder / name).is_file()]:
+        if len(there) > 1:
+            say(f"{there[0]} is used, not {there[1].name} beside it")
+        return there[:1]
+    files = sorted(file.name for file in folder.iterdir() if file.suffix in WORD_SUFFIXES)
+    hint = f"; name the file that is meant, such as {files[0]}" if files else ""
     raise InputError(
         f"{folder} holds no learned words: neither {FILE}, learned_embeds, {DIFFUSERS_NAME} nor"
-        " delta is there"
+        f" delta is there{hint}"
     )
 
 

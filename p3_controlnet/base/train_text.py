@@ -32,6 +32,7 @@ from common.data.shapes import KINDS, Scene
 from common.devices import pick_device
 from common.files import ROOT
 from common.latent.text_encoder import load_text_tower, save_text_encoder
+from common.progress import Progress
 from common.seeds import Draws, random_indices
 from common.training import Batch, TrainingConfig, fit, refuse_compile, settings_of
 
@@ -110,7 +111,8 @@ def main(config: Config) -> None:
 
     def read(count: int, seed: int) -> Batch:
         """`count` captions of drawn scenes as token ids "ids" [count, L], with their `targets`."""
-        pairs = list(described_scenes(count, seed))
+        scenes = described_scenes(count, seed)
+        pairs = list(Progress(scenes, total=count, desc="describing scenes", unit="captions"))
         captions = [describe(*pair) for pair in pairs]
         ids = tokenizer(
             captions, padding="max_length", truncation=True, return_tensors="pt"

@@ -251,6 +251,51 @@ def test_a_picture_of_another_size_is_refused_before_it_is_decoded(
         read_rgb(tmp_path / "a.png", (4, 4))
 
 
+@pytest.mark.parametrize(
+    ("values", "white"),
+    [
+        (np.float32([0, 0.5, 1]), 1),
+        (np.float32([0, 0.5, 1.001]), 1),  # a resampling overshoots a little
+        (np.float32([-3, 100, 255.5]), 255),
+        (np.float32([0, 30_000, 65_535]), 65_535),
+        (np.float32([0, 5e5, 1e6]), 1e6),
+        (np.int32([0, 100, 255]), 255),
+        (np.int32([0, 2**30, 2**31 - 1]), 2**31 - 1),
+    ],
+)
+def test_deep_tiffs_are_scaled_to_their_white(
+    values: np.ndarray, white: float, tmp_path: Path
+) -> None:
+    Image.fromarray(values[None]).save(tmp_path / "a.tif")
+    expected = np.clip(values.astype(float) / white * 255, 0, 255).round()
+    assert read_rgb(tmp_path / "a.tif")[0, 0].tolist() == expected.tolist()
+
+
+def test_a_dark_image_of_16_bits_stays_dark(tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 65535\n" + bytes([0, 200, 0, 0]))
+    assert read_rgb(tmp_path / "a.pgm")[0, 0].tolist() == [1, 0]  # 200 of 65535
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_image_with_numbers_that_are_not_finite_is_refused(value: float, tmp_path: Path) -> None:
+    Image.fromarray(np.float32([[0, value]])).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match="holds values that are not finite"):
+        read_rgb(tmp_path / "a.tif")
+
+
+def test_names_that_are_no_text_and_pipes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(InputError, match="a named pipe"):
+        read_rgb(tmp_path / "a.png")
+    assert image_files(tmp_path, report=True) == []
+    assert "1 of the files" in capsys.readouterr().err
+    (tmp_path / os.fsdecode(b"0_\xff.png")).write_bytes(b"")
+    with pytest.raises(InputError, match="is no text in UTF-8: rename it"):
+        image_files(tmp_path)
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_what_a_bad_file_is_called(tmp_path: Path, listed: bool) -> None:
     (tmp_path / "a.png").write_text("text")

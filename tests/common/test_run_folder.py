@@ -79,7 +79,7 @@ TOUCHES = {
     ),
     "a tensor of another shape": (
         lambda run_dir: edit_state(run_dir, {"param/weight": torch.ones(1)}),
-        r"param/weight is \[1\] of torch.float32, but floats \[3\]",
+        r"param/weight is \[1\] of torch.float32, but torch.float32 \[3\]",
     ),
     "a tensor of another type": (
         lambda run_dir: edit_state(run_dir, {"ema/weight": torch.ones(3, dtype=torch.int64)}),

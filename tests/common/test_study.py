@@ -35,6 +35,17 @@ def test_finished_rows_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert [(row["value"], row["weights"]) for row in rows] == [([1], "a"), ([3], "a"), ([2], "b")]
 
 
+def test_two_jobs_keep_each_others_rows(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+
+    def measure() -> dict:
+        measured_rows(path, "make it", [({"value": 1}, dict)])  # by another job, meanwhile
+        return {}
+
+    rows = measured_rows(path, "make it", [({"value": 2}, measure)])
+    assert rows == read_json(path)["rows"] == [{"value": 1}, {"value": 2}]
+
+
 def test_a_row_from_before_a_setting_existed_is_replaced(tmp_path: Path) -> None:
     path, old = tmp_path / "table.json", {"name": "a", "sampling": {"steps": 5}}
     plan = [({**old, "sampling": {"steps": 5, "text": text}}, dict) for text in ("full", "empty")]

@@ -48,6 +48,11 @@ WRAPPED: dict[str, Callable[[], Any]] = {
         | prefixed("online_model.", OTHER)
         | {"initted": torch.tensor(True), "step": torch.tensor(5)},
     },
+    **{
+        name: lambda name=name: {"model": OTHER, name: STATE}
+        for name in ("ema_weights", "averaged_model_state_dict", "ema_state", "swa_model")
+    },
+    "Fabric": lambda: prefixed("_forward_module."),
     "AveragedModel": lambda: prefixed("module.") | {"n_averaged": torch.tensor(7)},
     "averages without weights": lambda: {"model": STATE, "ema": {"decay": 0.99}},
     "with settings": lambda: {
@@ -72,6 +77,14 @@ def test_weights_are_taken_out_of_their_wrappers(
     assert (form == "plain") == (said == "") and said.count("\n") <= 1
     assert said == "" or "was taken off" in said
     load_strict(nn.Sequential(nn.Linear(3, 2)), state, path)
+
+
+def test_averages_without_names_are_not_dropped_silently(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"model": STATE, "ema": {"shadow_params": [torch.ones(1)]}}, tmp_path / "x.pt")
+    assert read_weights(tmp_path / "x.pt").keys() == STATE.keys()
+    assert "the averaged weights in 'ema' have no names" in capsys.readouterr().err
 
 
 def test_a_name_of_stable_diffusion_is_no_wrapper(tmp_path: Path) -> None:

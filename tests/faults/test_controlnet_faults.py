@@ -171,6 +171,8 @@ FAULTS = [
         for part, key, value in (
             (f"{BASE}/unet", "norm_num_groups", 5),
             (f"{BASE}/unet", "down_block_types", ["Bogus", "Bogus"]),
+            (f"{BASE}/text_encoder", "return_dict", False),
+            (f"{BASE}/text_encoder", "output_hidden_states", "yes"),
             (f"{BASE}/text_encoder", "num_attention_heads", 5),
             (f"{BASE}/text_encoder", "hidden_act", "bogus"),
             (f"{BASE}/text_encoder", "max_position_embeddings", 3),
@@ -204,6 +206,7 @@ FAULTS = [
             ("prediction_type", "bogus"),
             ("rescale_betas_zero_snr", 1),
             ("prediction_type", ...),
+            ("trained_betas", [0.1]),
         )
     ),
     Fault(DRAW, "", "config.json", edited(f"{BASE}/config.json", latent_mean=[1e400] * 4)),

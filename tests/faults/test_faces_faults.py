@@ -1,6 +1,8 @@
 """Faults of Problem 2's programs."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +29,9 @@ FEATURES, MEASURE = "p2_ddim.study.train_features", "p2_ddim.study.evaluate_feat
 CALIBRATE, FIGURES, SWEEPS = (f"p2_ddim.study.{x}" for x in ("calibrate", "figures", "sweeps"))
 WEIGHTS, CONFIG, NOISE = "p2/model.safetensors", "p2/config.json", "noises/01.pt"
 
+CYCLE: dict[str, Any] = {}
+CYCLE["model"] = CYCLE
+warnings.filterwarnings("ignore", "The PyTorch API of nested tensors", UserWarning)
 FAULTS = [
     # Flags.
     Fault(DRAW, "--steps 0", "--steps"),
@@ -57,6 +62,11 @@ FAULTS = [
     Fault(DRAW, "--noises @p2", "p2"),
     Fault(DRAW, "", "01.pt|finite", saved(NOISE, torch.full((3, 16, 16), torch.nan))),
     Fault(DRAW, "", "01.pt|int64", saved(NOISE, torch.zeros(3, 16, 16, dtype=torch.long))),
+    Fault(DRAW, "", "01.pt|device meta", saved(NOISE, torch.zeros(3, 16, 16, device="meta"))),
+    Fault(
+        DRAW, "", "01.pt|nested", saved(NOISE, torch.nested.nested_tensor([torch.zeros(3, 16)] * 3))
+    ),
+    Fault(DRAW, "", "01.pt|contains itself", saved(NOISE, CYCLE)),
     Fault(DRAW, "", "01.pt|[16, 16]", saved(NOISE, torch.zeros(16, 16))),
     Fault(DRAW, "", "01.pt|[16, 16, 3]", saved(NOISE, torch.zeros(16, 16, 3))),
     Fault(DRAW, "", "01.pt|[0, 3, 16, 16]", saved(NOISE, torch.zeros(0, 3, 16, 16))),

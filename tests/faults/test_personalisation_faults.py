@@ -13,6 +13,7 @@ EXPORT, MERGE = "p3_clip.personalisation.export", "p3_clip.personalisation.merge
 FIGURES, SWEEPS = (f"p3_clip.personalisation.study.{name}" for name in ("figures", "sweeps"))
 INPUT, WORDS = "words/input.json", "words/learned/model.safetensors"
 NEW = "--concepts @new.bin"
+MATRIX = {"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": torch.ones(16, 16)}
 
 
 def task(**changes: Any) -> Damage:
@@ -68,6 +69,23 @@ FAULTS = [
         NEW,
         "new.bin|Stable Diffusion XL",
         word({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}),
+    ),
+    Fault(
+        DRAW,
+        NEW,
+        "new.bin|Stable Diffusion 3",
+        word({"clip_l": torch.ones(1), "clip_g": torch.ones(1), "t5xxl": torch.ones(1)}),
+    ),
+    Fault(DRAW, NEW, "new.bin|a LoRA", word({"lora_unet_down.lora_up.weight": torch.ones(4, 4)})),
+    Fault(DRAW, NEW, "new.bin|device meta", word({"<new1>": torch.ones(16, device="meta")})),
+    *(
+        Fault(DRAW, NEW, f"new.bin|{said}", word(content))
+        for content, said in (
+            ({"state_dict": {**MATRIX, "embed": torch.ones(1, 16)}, "modifier_token": 5}, "names"),
+            ({"state_dict": MATRIX, "unet": torch.ones(2)}, "no named matrices"),
+            ({"unet": {**MATRIX, 5: torch.ones(2)}}, "no text"),
+            ({"state_dict": {**MATRIX, "embed": torch.tensor(1.0)}}, "vectors []"),
+        )
     ),
     Fault(DRAW, "--concepts @words/learned @words/learned", "<new1>"),
     Fault(DRAW, "--concepts @words/learned=dog", "dog"),

@@ -1,11 +1,14 @@
 """Run folders that were touched: by Problem 1's trainer, whose files are those of every trainer."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from faults import Check, Damage, Fault, edited, first, folder, gone, halved, locked, put, tensors
+
+from common.checkpoint import load_tensors, save_tensors
 
 TRAIN = "p1_diffusion.train"
 STATE, METRICS, CONFIG = (
@@ -22,6 +25,26 @@ def touched(flags: str, says: str, damage: Damage | None = None) -> Fault:
 def metrics(*steps: object) -> Damage:
     """metrics.jsonl with lines of these steps."""
     return put(METRICS, "".join(json.dumps({"step": step}) + "\n" for step in steps))
+
+
+def progress(**changes: float) -> Damage:
+    """The state with other numbers in its metadata."""
+
+    def change(world: Path) -> None:
+        state, values = load_tensors(world / STATE)
+        save_tensors(world / STATE, state, {**values, **changes})
+
+    return change
+
+
+def in_the_way(name: str) -> Damage:
+    """A file in place of a folder of the run."""
+
+    def change(world: Path) -> None:
+        shutil.rmtree(world / "run/out" / name, ignore_errors=True)
+        (world / "run/out" / name).write_text("")
+
+    return change
 
 
 def moved(world: Path) -> None:
@@ -63,12 +86,19 @@ FAULTS = [
     touched("", "state.safetensors", tensors(STATE, lambda state: None, [1, 2])),
     touched("", "state.safetensors", tensors(STATE, lambda state: None, {"step": "two"})),
     touched("", "state.safetensors", moved),
+    touched("", "state.safetensors|float16", tensors(STATE, first(torch.float16))),
+    touched("", "state.safetensors|loss_count", progress(loss_count=10**30)),
+    touched("", "state.safetensors|ema_updates", progress(ema_updates=3)),
+    touched("", "state.safetensors|loss_scale", progress(loss_scale=-1.0)),
+    touched("", "run/out/last|regular file", in_the_way("last")),
+    touched("", "run/out/samples|regular file", in_the_way("samples")),
     touched("", "metrics.jsonl", gone(METRICS)),
     touched("", "metrics.jsonl", put(METRICS, "")),
     touched("", "metrics.jsonl", folder(METRICS)),
     touched("", "metrics.jsonl", put(METRICS, b"\xff\xfe\n" * 3)),
     touched("", "metrics.jsonl, line 1", metrics("one", 2)),
     touched("", "metrics.jsonl, line 2", metrics(2, 1, 2)),
+    touched("", "metrics.jsonl, line 2", metrics(2, 1)),
     touched("", "metrics.jsonl|2", metrics(1)),
 ]
 

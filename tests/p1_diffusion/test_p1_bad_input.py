@@ -135,8 +135,8 @@ def test_what_the_parser_refuses_is_a_box(
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ("--steps 0", "--steps must be at least 1, not 0"),
-        ("--steps -5", "--steps must be at least 1, not -5"),
+        ("--steps 0", "--steps must be between 1 and 1000000000, not 0"),
+        ("--steps -5", "--steps must be between 1 and 1000000000, not -5"),
         ("--batch-size 0", "--batch-size must be at least 1, not 0"),
         (
             "--gradient-accumulation-steps 0",

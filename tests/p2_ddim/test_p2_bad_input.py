@@ -96,11 +96,15 @@ def test_a_damaged_noise_file(content: bytes, sampling: Callable[..., str], tmp_
     assert "01.pt is" in said or "01.pt was refused" in said
 
 
-def test_a_noise_may_lie_in_a_list_or_dict_and_end_in_pth(tmp_path: Path) -> None:
+def test_a_noise_may_lie_in_a_list_or_dict_and_end_in_pth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     noise = torch.randn(1, 3, 16, 16)
     for name, content in {"0.pt": [noise], "1.PT": {"noise": noise}, "2.pth": noise.half()}.items():
         torch.save(content, tmp_path / name)
+    (tmp_path / "3.npy").write_bytes(b"")
     found = dict(read_noises(tmp_path))
+    assert "1 of the files" in (said := capsys.readouterr().err) and "3.npy" in said
     assert found.keys() == {"0", "1", "2"} and found["2"].dtype == torch.float32
     assert torch.equal(found["0"], noise[0]) and torch.equal(found["1"], noise[0])
     torch.save(noise, tmp_path / "0.pth")
