@@ -33,7 +33,8 @@ CONTAINERS = (
 )
 """Entries of a training checkpoint that hold the weights of the last step."""
 WRAPPER = re.compile(
-    r"(module|_orig_mod|_forward_module|_fsdp_wrapped_module|ema_model|online_model|model(?!\.diffusion_model\.))\."
+    r"(module|_orig_mod|_forward_module|_fsdp_wrapped_module|ema_model|online_model"
+    r"|model(?!\.diffusion_model\.))\."
 )
 """A word that a wrapper puts in front of names; `model.diffusion_model.` is Stable Diffusion's."""
 FILE_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")

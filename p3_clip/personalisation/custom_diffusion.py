@@ -204,11 +204,11 @@ def _entries(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     matrices: Any = next(
         (content.pop(name) for name in ("unet", "state_dict") if name in content), None
     )
-    if matrices is not None and not isinstance(matrices, Mapping):
-        raise InputError(f"{path} holds no named matrices of Custom Diffusion")
-    matrices = None if matrices is None else dict(matrices)
     if matrices is None:
         matrices, content = content, {}
+    if not isinstance(matrices, Mapping):
+        raise InputError(f"{path} holds no named matrices of Custom Diffusion")
+    matrices = dict(matrices)
     if content:
         raise InputError(
             f"{path} holds {next(iter(content))} besides matrices and words, which cannot be used"
