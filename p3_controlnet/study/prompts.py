@@ -89,7 +89,8 @@ def measure_pictures(pictures: Tensor, scenes: Sequence[Scene], side: int) -> di
     missing objects and of images without any, and the five worst images. "shape_right" is the
     fraction of the prompts with one shape whose image shows that shape; "bound" is the fraction of
     the prompts with several shapes whose image shows each of them in its own colour, within
-    OWN_COLOUR; both are None without such prompts.
+    OWN_COLOUR. An image with more objects than named counts for neither. Both are None without such
+    prompts.
     """
     lines = [
         measure_scene(picture, scene, side) for picture, scene in zip(pictures, scenes, strict=True)
@@ -120,10 +121,13 @@ def measure_pictures(pictures: Tensor, scenes: Sequence[Scene], side: int) -> di
         ),
         "missing_objects": sum(region["nearest"] is None for region in parts["objects"]),
         "shape_right": _mean(
-            line["objects"][0]["shape_right"] for line in lines if len(line["objects"]) == 1
+            line["objects"][0]["shape_right"] and not line["extra"]
+            for line in lines
+            if len(line["objects"]) == 1
         ),
         "bound": _mean(
             all(each["shape_right"] and each["error"] <= OWN_COLOUR for each in line["objects"])
+            and not line["extra"]
             for line in lines
             if len(line["objects"]) > 1
         ),
@@ -151,7 +155,7 @@ def measure_scene(picture: Tensor, scene: Scene, resolution: int) -> dict[str, A
     (`common.metrics.segmentation.segment`) and assigned to the named colours so that the errors are
     lowest. Each is then compared with the shape of the assigned colour ("drawn" is the kind that
     fits best, "fit" its IoU, see `common.metrics.shapes`). A missing object has the error 50; in an
-    image without any, so has the background.
+    image without any, so has the background. "extra" is the number of further objects.
     """
     names = [shape.colour for shape in scene.shapes]
     kinds = {shape.colour: shape.kind for shape in scene.shapes}
@@ -162,6 +166,7 @@ def measure_scene(picture: Tensor, scene: Scene, resolution: int) -> dict[str, A
         if label
         for part in separate(labels == label, SMALLEST_OBJECT)
     ]
+    extra = max(0, len(found) - len(names))
     found = sorted(found, key=lambda part: -int(part.sum()))[: len(names)]
     absent = [None] * (len(names) - len(found))
     measured = [median_colour(picture, inner_region(part, resolution)) for part in found] + absent
@@ -181,6 +186,7 @@ def measure_scene(picture: Tensor, scene: Scene, resolution: int) -> dict[str, A
     ground = median_colour(picture, inner_region(labels == 0, resolution)) if found else None
     return {
         "prompt": scene.caption,
+        "extra": extra,
         "objects": objects,
         "background": [
             {"asked": scene.background, **judge_colour(ground, scene.background)._asdict()}

@@ -113,7 +113,7 @@ def test_the_right_picture_has_the_right_colours(scene: Scene) -> None:
     }
     assert all(region["nearest"] == region["asked"] for region in regions)
     assert all(region["error"] < 0.5 and region["right"] for region in regions)
-    assert all(each["shape_right"] for each in line["objects"])
+    assert all(each["shape_right"] for each in line["objects"]) and not line["extra"]
 
 
 def test_wrong_colours_and_missing_objects_show() -> None:
@@ -156,6 +156,14 @@ def test_a_picture_without_an_object_counts_fully(monkeypatch: pytest.MonkeyPatc
         3 / 5
     )
     assert row["worst"][0]["prompt"] == scenes[1].caption
+
+
+def test_a_picture_with_one_more_object_is_not_right() -> None:
+    lone = Scene("gold", (Shape("circle", "navy", 0.3, 0.3, 0.2),))
+    twice = Scene("gold", (*lone.shapes, Shape("circle", "navy", 0.75, 0.75, 0.1)))
+    pictures = torch.stack([shown(lone), shown(twice)])
+    row = prompts.measure_pictures(pictures, [lone, lone], 64)
+    assert row["shape_right"] == 0.5 and row["right"] == 1.0
 
 
 # ----------------------------------------------------------------------------
