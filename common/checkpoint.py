@@ -259,7 +259,7 @@ def not_weights(path: Path, otherwise: str) -> InputError:
     elif not kinds and (beginning := _as_text(start)):
         kinds = [f"a text file that begins with {beginning!r}, not weights: download it again"]
     if not kinds and path.suffix == ".safetensors" and _is_pickle(start):
-        kinds = ["a PyTorch file in spite of its ending: rename it to .pt"]
+        kinds = ["a PyTorch file, not safetensors, in spite of its ending"]
     return InputError(f"{path} is {kinds[0]}" if kinds else f"{path} {otherwise}")
 
 

@@ -137,7 +137,7 @@ def test_what_the_parser_refuses_is_a_box(
     [
         ("--steps 0", "--steps must be between 1 and 1000000000, not 0"),
         ("--steps -5", "--steps must be between 1 and 1000000000, not -5"),
-        ("--batch-size 0", "--batch-size must be at least 1, not 0"),
+        ("--batch-size 0", "--batch-size must be between 1 and 1048576, not 0"),
         (
             "--gradient-accumulation-steps 0",
             "--gradient-accumulation-steps must be at least 1, not 0",
@@ -331,7 +331,7 @@ def test_a_pickle_that_would_run_code_as_checkpoint(
     )
     copy = shutil.copytree(checkpoint, tmp_path / "copy")
     shutil.copy(tmp_path / "evil.pth", copy / "model.safetensors")
-    assert "not a complete safetensors file" in sampling("--checkpoint", copy)
+    assert "a PyTorch file, not safetensors" in sampling("--checkpoint", copy)
     assert not trace.exists()
 
 
