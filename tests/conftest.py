@@ -114,3 +114,19 @@ def _drawn_digit(label: int, dataset: str, rng: np.random.Generator) -> Image.Im
         at, str(label), fill=tuple(ink.tolist()), font=ImageFont.load_default(22)
     )
     return image
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Counts the rows of tests/faults that were checked, of all workers of pytest-xdist."""
+    programs = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+        if name == "fault"
+    ]
+    if programs:
+        terminalreporter.write_line(
+            f"faults: {len(programs)} inputs, {len(set(programs))} programs"
+        )

@@ -1,4 +1,4 @@
-"""The campaign's small models and data, and its counts at the end of a test run."""
+"""The campaign's small models and data."""
 
 import functools
 import json
@@ -124,19 +124,3 @@ MAKERS = {
     "clip_run": _clip_run,
     "run": _run,
 }
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Counts the rows that were checked, of all workers of pytest-xdist."""
-    programs = [
-        value
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        if getattr(report, "when", "") == "call"
-        for name, value in report.user_properties
-        if name == "fault"
-    ]
-    if programs:
-        terminalreporter.write_line(
-            f"faults: {len(programs)} inputs, {len(set(programs))} programs"
-        )
