@@ -29,7 +29,13 @@ from common.config import (
     check_fields,
     describing,
 )
-from common.devices import check_memory, make_accelerator, pick_device, this_process
+from common.devices import (
+    available_memory,
+    check_memory,
+    make_accelerator,
+    pick_device,
+    this_process,
+)
 from common.ema import EMA, Place
 from common.errors import InputError, Interrupted, Terminated
 from common.files import make_folder
@@ -59,6 +65,8 @@ Network = TypeVar("Network", bound=nn.Module)
 COOL_DOWN = 0.2  # fraction of a run in which the learning rate falls, for the schedule "constant"
 SECONDS_BETWEEN_READINGS = 0.5  # of the losses, and of whether another process was told to stop
 STEPS_BETWEEN_READINGS = 50  # the most, however fast the steps are
+LARGE_SLICE = 256  # examples of a micro-batch on a CPU; above it, its memory is measured beforehand
+MEASURED_EXAMPLES = (8, 16)  # the two sizes at which it is measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +196,8 @@ def fit(
     device = accelerator.device
     micro_batches, run_dir = micro_batches_of(config, accelerator), Path(run_dir)
     settings = {**dataclasses.asdict(config), **(settings or {})}
+    if device.type == "cpu" and not config.compile:
+        _check_slice_memory(loss_fn, get_batch, config, micro_batches, accelerator)
     before = settings
     if main:
         defaults = dataclasses.asdict(TrainingConfig())
@@ -435,6 +445,52 @@ def micro_batches_of(config: TrainingConfig, accelerator: "Accelerator") -> list
     size = config.batch_size // (processes * count)
     firsts = [size * (micro * processes + accelerator.process_index) for micro in range(count)]
     return [slice(first, first + size) for first in firsts]
+
+
+def _check_slice_memory(
+    loss_fn: Callable[[Batch, Draws], Tensor],
+    get_batch: Callable[[int, torch.Generator], Batch],
+    config: TrainingConfig,
+    micro_batches: Sequence[slice],
+    accelerator: "Accelerator",
+) -> None:
+    """Raises InputError if the gradients of a large micro-batch need more memory than there is.
+
+    A process that takes more is killed without a word. What the backward pass keeps of the forward
+    pass is measured for two small micro-batches, and grows in a line.
+    """
+    size = len(range(*micro_batches[0].indices(config.batch_size)))
+    if size <= LARGE_SLICE:
+        return
+    whole = get_batch(0, torch.Generator().manual_seed(batch_seed(config.seed, 0)))
+
+    def kept(examples: int) -> int:
+        """Bytes that the backward pass keeps of the forward pass, weights included."""
+        storages: dict[int, int] = {}  # bytes by address
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        part = slice(0, examples)
+        batch = {name: value[part] for name, value in whole.items()}
+        draws = BatchDraws(noise_seed(config.seed, 0), examples).part(part)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            accelerator.autocast(),
+        ):
+            _ = loss_fn(batch, draws)  # holds the graph, so no address comes twice
+        return sum(storages.values())
+
+    few, more = MEASURED_EXAMPLES
+    needed = (kept(more) - kept(few)) / (more - few) * size
+    if needed > (available := available_memory()):
+        raise InputError(
+            f"{size} examples at once need about {needed / 1e9:.0f} GB of memory, but"
+            f" {available / 1e9:.1f} GB are available: make --device-batch-size or --batch-size"
+            " smaller"
+        )
 
 
 class _Losses:

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from common.config import Depth, Fraction, Positive, Size, bounds, check_entries
+from common.config import Depth, Fraction, NonNegative, Positive, Size, bounds, check_entries
 
 _Channels = tuple[float, float, float]
 _Deviations = tuple[Positive, Positive, Positive]
 _Sides = Size | tuple[Size, Size]
 _Tokens = Annotated[int, *bounds(at_least=1, at_most=10**6)]
+_Token = Annotated[int, *bounds(at_least=0, at_most=10**6)]
 
 TRANSFORMERS_TOWER: dict[str, Any] = {
     "vocab_size": _Tokens,
@@ -23,10 +24,17 @@ TRANSFORMERS_TOWER: dict[str, Any] = {
     "patch_size": Size,
     "layer_norm_eps": Positive,
     "attention_dropout": Fraction,
+    "dropout": Fraction,
     "hidden_act": str,
+    "initializer_range": NonNegative,
+    "initializer_factor": NonNegative,
+    "bos_token_id": _Token,
+    "eos_token_id": _Token,
+    "pad_token_id": _Token,
     "return_dict": Literal[True],
     "output_hidden_states": bool,
     "output_attentions": bool,
+    "quantization_config": None,
 }
 """Entries of transformers' config.json: a text encoder, or each tower of a CLIP."""
 

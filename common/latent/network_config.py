@@ -51,15 +51,20 @@ NETWORK: dict[str, Any] = {
     "upcast_attention": bool,
     "encoder_out_shortcut": bool,
     "decoder_in_shortcut": bool,
+    "quantization_config": None,
 }
 """Entries of diffusers' U-Nets, ControlNets and deep-compression autoencoders."""
 
 SCHEDULER: dict[str, Any] = {
+    "_class_name": str,
     "num_train_timesteps": Literal[1000],
     "beta_start": Literal[0.00085],
     "beta_end": Literal[0.012],
     "beta_schedule": Literal["scaled_linear"],
     "rescale_betas_zero_snr": bool,
     "prediction_type": Literal["epsilon", "sample", "v_prediction"],
+    "timestep_spacing": Literal["leading", "trailing", "linspace"],
+    "clip_sample": bool,
+    "set_alpha_to_one": bool,
 }
 """Entries of the small model's noise schedule; its constants are those of Stable Diffusion."""

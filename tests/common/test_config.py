@@ -209,6 +209,7 @@ UNET = [
     ("down_block_types", "CrossAttnDownBlock2D"),
     ("down_block_types", ["Bogus"] * 3),
     ("flip_sin_to_cos", "no"),
+    ("quantization_config", {"a": 1}),
 ]
 AUTOENCODER = [
     ("latent_channels", 0),
@@ -231,6 +232,11 @@ TEXT = [
     ("layer_norm_eps", NAN),
     ("hidden_act", "bogus"),
     ("attention_dropout", 7),
+    ("eos_token_id", -5),
+    ("pad_token_id", HUGE),
+    ("bos_token_id", "0"),
+    ("initializer_range", NAN),
+    ("quantization_config", {"a": 1}),
 ]
 CONTROL = [
     ("conditioning_embedding_out_channels", [8, 0, 32]),
@@ -257,6 +263,9 @@ SCHEDULER = [
     ("rescale_betas_zero_snr", 1.5),
     ("beta_schedule", "linear"),
     ("beta_end", None),
+    ("_class_name", 5),
+    ("timestep_spacing", "bogus"),
+    ("clip_sample", 0),
 ]
 CLIP = [
     ("model_cfg.embed_dim", 0),

@@ -753,3 +753,30 @@ def test_a_new_network_draws_its_weights_once_and_fits_into_memory() -> None:
         new_network(lambda: nn.Linear(3, -2))
     with pytest.raises(InputError, match="GB more memory"):
         new_network(lambda: nn.Linear(2**20, 2**20))
+
+
+def test_a_large_batch_that_does_not_fit_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = 1000
+    layer = nn.Linear(1, hidden)
+
+    def get_batch(step: int, generator: torch.Generator) -> Batch:
+        return {"x": torch.randn(size, 1, generator=generator)}
+
+    def loss(batch: Batch, draws: Draws) -> Tensor:
+        return layer(batch["x"]).tanh().square().mean()  # keeps x and tanh(x), 4000 bytes an example
+
+    def run(**changes: object) -> None:
+        config = dataclasses.replace(SMALL, batch_size=size, steps=1, **changes)
+        fit(dict(layer.named_parameters()), loss, get_batch, config, tmp_path / "run")
+
+    size, accumulate = 1000, {"gradient_accumulation_steps": 1}
+    monkeypatch.setattr("common.training.available_memory", lambda: 3_900_000)
+    with pytest.raises(InputError, match="1000 examples at once need about 0 GB"):
+        run(**accumulate)
+    assert not (tmp_path / "run").exists()
+    run(device_batch_size=500)  # two slices, each of 2 MB
+    monkeypatch.setattr("common.training.available_memory", lambda: 4_100_000)
+    shutil.rmtree(tmp_path / "run")
+    run(**accumulate)

@@ -176,6 +176,8 @@ FAULTS = [
             (f"{BASE}/text_encoder", "num_attention_heads", 5),
             (f"{BASE}/text_encoder", "hidden_act", "bogus"),
             (f"{BASE}/text_encoder", "max_position_embeddings", 3),
+            (f"{BASE}/text_encoder", "eos_token_id", -5),
+            (f"{BASE}/text_encoder", "quantization_config", {"a": 1}),
             ("models/control", "conditioning_embedding_out_channels", "4"),
             ("models/control", "conditioning_channels", 7),
         )
@@ -206,6 +208,7 @@ FAULTS = [
             ("prediction_type", "bogus"),
             ("rescale_betas_zero_snr", 1),
             ("prediction_type", ...),
+            ("_class_name", 5),
             ("trained_betas", [0.1]),
         )
     ),
