@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import torch
 import tyro
 
 from common.config import check_fields
@@ -51,7 +52,8 @@ def run(
 
     Fields are checked against their bounds (`common.config`). The folder in a field `run_dir` or
     `output_dir` is made, and no other program run in this way may write there meanwhile
-    (`common.files.claimed`).
+    (`common.files.claimed`). Floats below 1e-38, with which a CPU computes many times slower, count
+    as 0.
 
     `config_class` may have
 
@@ -68,6 +70,7 @@ def run(
         try:
             config = _parse(config_class, list(sys.argv[1:] if argv is None else argv))
             check_fields(config)
+            torch.set_flush_denormal(True)  # before PyTorch starts its threads, which inherit it
             with _claimed_folder(config), raises_terminated():
                 program(config)
         finally:
