@@ -765,7 +765,7 @@ def test_a_large_batch_that_does_not_fit_is_refused_before_anything_is_written(
         return {"x": torch.randn(size, 1, generator=generator)}
 
     def loss(batch: Batch, draws: Draws) -> Tensor:
-        return layer(batch["x"]).tanh().square().mean()  # keeps x and tanh(x), 4000 bytes an example
+        return layer(batch["x"]).tanh().square().mean()  # keeps tanh(x): 4000 bytes an example
 
     def run(**changes: object) -> None:
         config = dataclasses.replace(SMALL, batch_size=size, steps=1, **changes)
