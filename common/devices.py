@@ -2,7 +2,9 @@
 
 import contextlib
 import datetime
+import functools
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -128,6 +130,17 @@ def check_memory(params: Iterable[Tensor]) -> None:
         )
 
 
+@functools.cache
+def has_bf16_products(device: torch.device) -> bool:
+    """Whether the device multiplies matrices of bfloat16 faster than those of float32.
+
+    CPUs need AMX instructions for it; without them bfloat16 is about four times slower.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
 def gpu_memory() -> float:
     """Memory of this process's CUDA device in GiB; 0 if there is none."""
     if not torch.cuda.is_available():
@@ -160,8 +173,20 @@ def make_accelerator(device: DeviceName, mixed_precision: str = "no") -> "Accele
     """accelerate's interface to devices and processes; works without a launcher as well."""
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    kind = pick_device(device).type
+    chosen = pick_device(device)
+    if mixed_precision == "bf16" and chosen.type == "cpu" and not has_bf16_products(chosen):
+        _say_slow_bf16()
     waiting = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
     return Accelerator(
-        cpu=kind == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[waiting]
+        cpu=chosen.type == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[waiting]
     )
+
+
+@functools.cache  # said once, though a trainer may ask for its accelerator twice
+def _say_slow_bf16() -> None:
+    if this_process().rank == 0:
+        print(
+            "warning: this CPU has no instructions for bfloat16, so --mixed-precision bf16 makes"
+            " training slower: leave it out",
+            file=sys.stderr,
+        )

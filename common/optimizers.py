@@ -1,13 +1,14 @@
 """Optimisers of the training loop: AdamW, also with 8-bit moments, and Muon for hidden matrices."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim._muon import muon as torch_muon  # its class takes matrices only
 
+from common.devices import has_bf16_products
 from common.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ STATES_8BIT = ("state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
 """Keys of bitsandbytes' optimiser state, besides "step"."""
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 """Coefficients of Muon's iteration, from Jordan et al. 2024."""
+ITERATIONS = 5
 SMALLEST_SIDE = 16  # of a matrix for Muon; excludes layers from or to the channels of an image
 NamedOptimizer = tuple[torch.optim.Optimizer, dict[str, Tensor]]
 """An optimiser and its own parameters by name."""
@@ -97,11 +99,11 @@ def is_hidden_matrix(name: str, param: Tensor) -> bool:
 
 
 class Muon(torch.optim.Optimizer):
-    """PyTorch's Muon, extended to convolutions.
+    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) with Nesterov momentum.
 
-    Muon is Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon). A convolution [O, I, k,
-    k] is updated as the matrix [O, I k k], a view of its memory. Updates are scaled to the size of
-    AdamW's (Moonlight, arXiv:2502.16982, Section 2.2), so both use one learning rate.
+    A convolution [O, I, k, k] is updated as the matrix [O, I k k], a view of its memory. Updates
+    are scaled to the size of AdamW's (Moonlight, arXiv:2502.16982, Section 2.2), so both use one
+    learning rate. `torch.optim.Muon` takes matrices only.
     """
 
     def __init__(
@@ -113,25 +115,39 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """Updates the weights by their gradients."""
         for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            for weight in weights:
+            lr, momentum = group["lr"], group["momentum"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
                 if not self.state[weight]:
                     self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-            # Views are made in each step: distributed training moves weights to other memory.
-            torch_muon(
-                [_as_matrix(weight, weight) for weight in weights],
-                [_as_matrix(weight.grad, weight) for weight in weights],
-                [_as_matrix(self.state[weight]["momentum_buffer"], weight) for weight in weights],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                momentum=group["momentum"],
-                nesterov=True,
-                ns_coefficients=NEWTON_SCHULZ,
-                ns_steps=5,
-                eps=1e-7,
-                adjust_lr_fn="match_rms_adamw",
-                has_complex=False,
-            )
+                # Views are made in each step: distributed training moves weights to other memory.
+                matrix, grad, average = (
+                    _as_matrix(values, weight)
+                    for values in (weight, weight.grad, self.state[weight]["momentum_buffer"])
+                )
+                average.lerp_(grad, 1.0 - momentum)
+                update = orthogonalized(grad.lerp(average, momentum))
+                matrix.mul_(1.0 - lr * group["weight_decay"])
+                matrix.add_(update, alpha=-lr * 0.2 * math.sqrt(max(matrix.shape)))
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """The nearly orthogonal matrix [A, B] that is nearest to the given one.
+
+    It has the singular vectors of `matrix`, and singular values between about 0.7 and 1.2 instead
+    of 1, as the quintic Newton-Schulz iteration of Jordan et al. 2024 leaves them. It is computed
+    in bfloat16 where the device has instructions for it, and in float32 elsewhere.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x.to(torch.bfloat16 if has_bf16_products(x.device) else torch.float32)
+    x = x / x.norm().clamp(min=1e-7)  # singular values of at most 1
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
 
 
 def _as_matrix(values: Tensor, weight: Tensor) -> Tensor:

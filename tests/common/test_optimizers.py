@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from common.checkpoint import load_tensors
 from common.errors import InputError
-from common.optimizers import Muon, OptimizerName, is_hidden_matrix, make_optimizers
+from common.optimizers import (
+    NEWTON_SCHULZ,
+    Muon,
+    OptimizerName,
+    is_hidden_matrix,
+    make_optimizers,
+)
 from common.seeds import Draws
 from common.training import Batch, TrainingConfig, fit
 
@@ -68,6 +74,32 @@ def test_a_convolution_moves_along_the_nearest_orthogonal_matrix(
     assert inner > 0.97
     muon.zero_grad()
     assert conv.weight.grad is None
+
+
+@pytest.mark.parametrize(("bf16", "tolerance"), [(True, 0.0), (False, 0.02)])
+@pytest.mark.parametrize("shape", [(48, 16), (16, 48)])
+def test_matrices_move_as_in_torch_s_muon(
+    shape: tuple[int, int], bf16: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch iterates in bfloat16 on every device."""
+    monkeypatch.setattr("common.optimizers.has_bf16_products", lambda device: bf16)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    settings = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.95}
+    optimizers = [
+        Muon([ours], **settings),
+        torch.optim.Muon(
+            [theirs], **settings, ns_coefficients=NEWTON_SCHULZ, adjust_lr_fn="match_rms_adamw"
+        ),
+    ]
+    for _ in range(3):
+        ours.grad = torch.randn(shape, generator=generator)
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert not torch.equal(ours, start)
+    assert torch.allclose(ours, theirs, rtol=0.0, atol=tolerance)
 
 
 def test_weights_moved_to_other_memory_are_still_trained() -> None:
