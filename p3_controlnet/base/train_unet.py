@@ -10,8 +10,9 @@ in float16.
 """
 
 import dataclasses
+import sys
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 import tyro
@@ -46,6 +47,9 @@ from common.training import Batch, TrainingConfig, fit, new_network, settings_of
 from common.validation import held_out_loss
 from p3_controlnet.latent_cache import CachedBatches, LatentCache
 from p3_controlnet.loss import latent_loss
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 VALIDATION_SEED, VALIDATION_EXAMPLES = 1, 256
 MEASURED_EXAMPLES = 512  # images from which the latents' mean and standard deviation are computed
@@ -89,7 +93,8 @@ class Config:
     """Folder of fill50k, in the homework's layout, whose training images are added to the drawn
     ones; None for drawn images only."""
     init_from: Path | None = None
-    """Folder of a U-Net to start from (unet/ in a model's folder), instead of random weights."""
+    """Folder of a U-Net to start from (unet/ in a model's folder), instead of random weights. Of a
+    U-Net for other latents, the first and the last convolution start anew."""
     pictures: Pictures = 60_000
     """Number of drawn training images."""
     cond_drop_prob: Probability = 0.1
@@ -221,7 +226,7 @@ def new_model(config: Config) -> LatentDiffusion:
     The U-Net is the one in `config.init_from`, or else randomly initialised. Raises InputError if
     it does not fit the latents or the text features.
     """
-    from diffusers import AutoencoderDC, UNet2DConditionModel
+    from diffusers import AutoencoderDC
 
     autoencoder = load_network(config.autoencoder, AutoencoderDC)
     tokenizer, text_encoder = load_text_encoder(config.text_encoder)
@@ -229,14 +234,7 @@ def new_model(config: Config) -> LatentDiffusion:
         lambda: build_unet(config.model, autoencoder, text_encoder.config.hidden_size)
     )
     if config.init_from:
-        needed = unet.config
-        unet = load_network(config.init_from, UNet2DConditionModel)
-        for name in ("sample_size", "in_channels", "out_channels", "cross_attention_dim"):
-            if unet.config[name] != needed[name]:
-                raise InputError(
-                    f"the U-Net in {config.init_from} has {name} {unet.config[name]}, but the"
-                    f" autoencoder and the text encoder need {needed[name]}"
-                )
+        unet = initialised_from(config.init_from, unet)
     schedule = make_schedule("scaled_linear", zero_terminal=config.zero_terminal)
     measured = drawn_examples(MEASURED_EXAMPLES, side_of(autoencoder), seed=0).images
     return LatentDiffusion(
@@ -249,6 +247,36 @@ def new_model(config: Config) -> LatentDiffusion:
         default_guidance_scale=DEFAULT_GUIDANCE_SCALE,
         **latent_statistics(autoencoder, to_model_range(measured), channelwise=config.channelwise),
     )
+
+
+def initialised_from(folder: Path, new: "UNet2DConditionModel") -> "UNet2DConditionModel":
+    """The U-Net in the folder, for the latents and the text features for which `new` is made.
+
+    If its latents have another number of channels, its first and its last convolution start anew,
+    and this is printed. Raises InputError if it does not fit otherwise.
+    """
+    unet = load_network(folder, type(new))
+    for name in ("sample_size", "cross_attention_dim"):
+        if unet.config[name] != new.config[name]:
+            raise InputError(
+                f"the U-Net in {folder} has {name} {unet.config[name]}, but the autoencoder and the"
+                f" text encoder need {new.config[name]}"
+            )
+    channels = {name: new.config[name] for name in ("in_channels", "out_channels")}
+    if all(unet.config[name] == count for name, count in channels.items()):
+        return unet
+    inner = {
+        name: value
+        for name, value in unet.state_dict().items()
+        if not name.startswith(("conv_in.", "conv_out."))
+    }
+    fitting = type(new).from_config({**unet.config, **channels})
+    fitting.load_state_dict(inner, strict=False)
+    print(
+        f"the U-Net in {folder} is for other latents: its first and last convolution start anew",
+        file=sys.stderr,
+    )
+    return fitting
 
 
 if __name__ == "__main__":

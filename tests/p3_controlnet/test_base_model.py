@@ -353,6 +353,31 @@ def test_the_unet_trains_resumes_and_is_saved_as_a_whole_model(
     assert run_unet(run, tmp_path / "vae", *flags, "--text-encoder", folder / "text_encoder") == 2
 
 
+def test_a_unet_for_other_latents_keeps_all_but_its_first_and_last_convolution(
+    model: LatentDiffusion, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_network(tmp_path, model.unet)
+
+    def started(channels: int) -> dict[str, Tensor]:
+        autoencoder = types.SimpleNamespace(config=types.SimpleNamespace(latent_channels=channels))
+        new = build_unet(UNET, autoencoder, model.unet.config.cross_attention_dim)
+        unet = train_unet.initialised_from(tmp_path, new)
+        assert unet.config.in_channels == unet.config.out_channels == channels
+        save_network(tmp_path / str(channels), unet)
+        return load_network(tmp_path / str(channels), type(unet)).state_dict()
+
+    before, count = model.unet.state_dict(), model.unet.config.in_channels
+    same = started(count)
+    assert all(torch.equal(same[name], value) for name, value in before.items())
+    assert not capsys.readouterr().err
+    other = started(count + 3)
+    changed = {
+        n for n in before if other[n].shape != before[n].shape or (other[n] != before[n]).any()
+    }
+    assert changed == {f"conv_{end}.{part}" for end in ("in", "out") for part in ("weight", "bias")}
+    assert "its first and last convolution start anew" in capsys.readouterr().err
+
+
 def test_the_compiled_network_is_the_one_that_is_trained(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
