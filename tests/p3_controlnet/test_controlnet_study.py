@@ -1,6 +1,7 @@
 """The studies of the small model: what they measure on pictures whose content is known, and that
 they run and go on."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -299,16 +300,34 @@ def test_failures_are_named() -> None:
     )  # missing a half: misshapen or missing
 
 
-def test_the_script_trains_one_choice_at_a_time(tmp_path: Path) -> None:
-    """Its trainings and measurements, in order, told by a stand-in for Python."""
+def programs_of(script: str, tmp_path: Path) -> tuple[list[str], list[str]]:
+    """The script's trainings and measurements, in turns, told by a stand-in for Python."""
     echo = tmp_path / "python"
     echo.write_text('#!/bin/sh\necho "$@"\n')
     echo.chmod(0o755)
-    command = ["bash", ROOT / "scripts" / "study_ldm.sh", "--seed", "3"]
+    command = ["bash", ROOT / "scripts" / script, "--seed", "3"]
     result = run_process(command, env=environment(PYTHON=str(echo), RUNS_DIR="RUNS"))
     assert result.returncode == 0, result.stderr
     *lines, last = result.stdout.splitlines()
-    trained, measured = lines[::2], lines[1::2]
+    assert "scripts.make_report" in last
+    return lines[::2], lines[1::2]
+
+
+def test_each_text_is_trained_with_one_and_with_several_circles(tmp_path: Path) -> None:
+    trained, measured = programs_of("study_control_text.sh", tmp_path)
+    choices = set()
+    for training, measuring in zip(trained, measured, strict=True):
+        assert "p3_controlnet.train" in training and training.endswith("--seed 3")
+        words = training.split()
+        following = dict(itertools.pairwise(words))
+        choices.add((following["--control-text"], following["--several-fraction"]))
+        assert f"two_circles --checkpoint {following['--base']}" in measuring
+        assert measuring.endswith(f"--control {following['--run-dir']}/last")
+    assert choices == set(itertools.product(("full", "empty"), ("0", "0.4")))
+
+
+def test_the_script_trains_one_choice_at_a_time(tmp_path: Path) -> None:
+    trained, measured = programs_of("study_ldm.sh", tmp_path)
     assert all("base.train_unet" in line and line.endswith("--seed 3") for line in trained)
     choices = [
         line.partition("--warmup 100 ")[2].removesuffix("--seed 3").split() for line in trained
@@ -317,4 +336,3 @@ def test_the_script_trains_one_choice_at_a_time(tmp_path: Path) -> None:
     for line, study_line in zip(trained, measured, strict=True):
         run_dir = line.split("--run-dir ")[1].split()[0]
         assert f"--checkpoint {run_dir}/last --default-only" in study_line
-    assert "scripts.make_report" in last
