@@ -17,7 +17,7 @@ import tyro
 
 from common.config import check_fields
 from common.devices import this_process
-from common.errors import InputError, Terminated, raises_terminated
+from common.errors import InputError, Terminated, interruption_behind, raises_terminated
 from common.files import claimed
 from common.memory import out_of_memory
 from common.progress import close_all
@@ -84,11 +84,11 @@ def run(
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")
-    except KeyboardInterrupt as error:
-        _say_stopped(config)
-        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-        raise SystemExit(128 + number) from None
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if stopped := interruption_behind(error):
+            _say_stopped(config)
+            number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
+            raise SystemExit(128 + number) from None
         if out_of_memory(error):
             _fail(
                 "there is not enough memory: use a smaller --chunk-size, batch size, model or"

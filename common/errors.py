@@ -27,6 +27,18 @@ class Interrupted(BaseException):
         self.number = number
 
 
+def interruption_behind(error: BaseException) -> KeyboardInterrupt | Interrupted | None:
+    """What Ctrl-C or SIGTERM raised, if `error` is it or was made from it; else None.
+
+    Python 3.11 raises a RuntimeError from what it meets while it makes a class, as in an import.
+    """
+    while error is not None:
+        if isinstance(error, (KeyboardInterrupt, Interrupted)):
+            return error
+        error = error.__cause__
+    return None
+
+
 SECONDS_TO_TRY_AGAIN = 0.1
 
 

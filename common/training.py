@@ -37,7 +37,7 @@ from common.devices import (
     this_process,
 )
 from common.ema import EMA, Place
-from common.errors import InputError, Interrupted, Terminated
+from common.errors import InputError, Interrupted, Terminated, interruption_behind
 from common.files import make_folder
 from common.memory import keep_freed_memory
 from common.optimizers import OptimizerName, check_optimizer, make_optimizers, step_all
@@ -677,5 +677,9 @@ class _Interrupts:
             if self.received:
                 raise Interrupted(signal.SIGTERM if self.terminated else signal.SIGINT)
             yield
+        except Exception as error:
+            if stopped := interruption_behind(error):
+                raise stopped from None
+            raise
         finally:
             self._breaks = False

@@ -323,6 +323,23 @@ def test_a_signal_in_a_destructor_is_not_lost(
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_class_is_made_is_no_defect(
+    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python 3.11 raises a RuntimeError from it."""
+
+    class Field:
+        def __set_name__(self, owner: type, name: str) -> None:
+            signal.raise_signal(number)
+
+    def imports(config: Writer) -> None:
+        type("Imported", (), {"field": Field()})
+
+    assert exit_code(imports, Writer, "--output-dir", tmp_path) == 128 + number
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_an_error_leaves_no_empty_folder(tmp_path: Path) -> None:
     def fails(config: Writer) -> None:
         raise InputError("no")

@@ -419,6 +419,24 @@ def test_ctrl_c_breaks_off_the_step_and_gives_the_signals_back(tmp_path: Path) -
 # Optimisation.
 
 
+def test_a_signal_while_a_step_makes_a_class_saves_the_state(tmp_path: Path) -> None:
+    """As torch.compile does, which imports when it is first called."""
+
+    class Field:
+        def __set_name__(self, owner: type, name: str) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    class Stopped(Line):
+        def loss(self, batch: Batch, draws: Draws) -> Tensor:
+            type("Imported", (), {"field": Field()})
+            return super().loss(batch, draws)
+
+    line = Stopped()
+    with pytest.raises(Terminated):
+        fit({"weight": line.weight}, line.loss, line.get_batch, SMALL, tmp_path / "run")
+    assert load_tensors(tmp_path / "run" / "state.safetensors")[1]["step"] == 0
+
+
 def rate(step: int, warmup: int, steps: int, schedule: str = "cosine") -> float:
     """The learning rate of a peak of 1."""
     return learning_rate(
