@@ -427,9 +427,22 @@ def test_without_asserts_and_docstrings(tmp_path: Path) -> None:
     )
 
 
-def test_ctrl_c_during_imports_gives_no_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize("while_making_a_class", [False, True])
+def test_ctrl_c_during_imports_gives_no_traceback(
+    while_making_a_class: bool, tmp_path: Path
+) -> None:
     """A module that is imported on the way sends Ctrl-C."""
-    (tmp_path / "tyro.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    (tmp_path / "tyro.py").write_text(
+        """import signal
+class Field:
+    def __set_name__(self, owner, name):
+        signal.raise_signal(signal.SIGINT)
+class Imported:
+    field = Field()
+"""
+        if while_making_a_class
+        else "import signal\nsignal.raise_signal(signal.SIGINT)\n"
+    )
     done = run_process(
         [sys.executable, "-m", "scripts.make_noise", "--help"],
         env=environment(PYTHONPATH=f"{tmp_path}:{ROOT}"),
