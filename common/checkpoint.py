@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from common.config import describing, from_json
 from common.errors import InputError
 from common.files import make_folder, read_json, replacing, write_json
-from common.text_files import parse_json
+from common.text_files import POINTER, POINTER_ADVICE, parse_json
 
 LARGE = 50_000_000  # weights; less than this many take little memory, whatever a file claims
 Model = TypeVar("Model", bound=nn.Module)
@@ -202,7 +202,9 @@ def _unpickled(path: Path, stubs: Mapping[str, type], lazy: bool) -> Any:
 
 def _refusal(path: Path, reason: str, name: str) -> InputError:
     """The error for a file that the restricted unpickler refuses."""
-    if "GLOBAL" not in reason and "Unsupported" not in reason:
+    with open(path, "rb") as file:
+        of_another_format = file.read(1) not in (b"P", b"\x80")  # of a zip archive, of a pickle
+    if "GLOBAL" not in reason and (of_another_format or "Unsupported" not in reason):
         return not_weights(path, "is not a readable PyTorch file")
     what = f" ({name})" if name else ""
     return not_weights(
@@ -240,11 +242,8 @@ def not_weights(path: Path, otherwise: str) -> InputError:
     kinds = [what for beginning, what in _BEGINNINGS if start.startswith(beginning)]
     if not start:
         kinds = ["empty: download or copy it again"]
-    elif start.startswith(b"version https://git-lfs"):
-        kinds = [
-            "a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or"
-            " download the file from its page"
-        ]
+    elif start.startswith(POINTER.encode()):
+        kinds = [POINTER_ADVICE]
     elif text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         kinds = [
             "a web page, not weights: the download failed, as for a file above its quota or behind"

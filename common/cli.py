@@ -121,6 +121,9 @@ def _use_utf8(restart: bool) -> None:
     """
     if restart and sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed: the number is kept from other files
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -226,5 +229,10 @@ def _take(flag: str, arguments: list[str], known: list[str]) -> tuple[str | None
 
 def _fail(sentence: str) -> None:
     close_all()
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    try:
+        print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    except (
+        OSError
+    ):  # a full disk; Python would write once more at its end, and change the exit code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     raise SystemExit(2)

@@ -223,10 +223,24 @@ def check_targets(paths: Collection[str]) -> None:
         check_folder(Path(folder))
 
 
+def check_same(path: Path, data: bytes) -> None:
+    """Raises InputError if the file exists and holds something other than `data`."""
+    if path.exists() and (not path.is_file() or path.read_bytes() != data):
+        raise InputError(
+            f"{path} is there already with another content and is not changed: remove it first, or"
+            " give another --output-dir"
+        )
+
+
+def json_bytes(value: Any) -> bytes:
+    """`value` as indented JSON."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically; makes parent folders."""
     make_folder(Path(path).parent)
-    atomic_write(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    atomic_write(path, json_bytes(value))
 
 
 def read_json(path: Path) -> Any:

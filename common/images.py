@@ -4,7 +4,9 @@ import contextlib
 import functools
 import io
 import os
+import struct
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,19 +20,27 @@ from torch.nn import functional as F
 
 from common.errors import InputError
 from common.files import atomic_write
+from common.text_files import POINTER, POINTER_ADVICE
 
 # Formats that Pillow does not decode by itself, but by a program beside it or not at all.
 FOREIGN_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 HIDDEN = ("thumbs.db", "desktop.ini")  # besides names that begin with a full stop
 GROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 Ground = Literal["white", "black"]
+NOTE = "made with"
+"""Name of the PNG text entry that tells how a picture was drawn."""
 _UNREADABLE = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
+    EOFError,
+    IndexError,
     OSError,
     SyntaxError,
     ValueError,
+    struct.error,
 )
+# Pillow warns of damaged metadata and of pictures of more than 90 million pixels; both are read.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def to_model_range(images: Tensor) -> Tensor:
@@ -163,9 +173,17 @@ def open_image(path: Path, *, label: str = "", listed: bool = True) -> Iterator[
     except _UNREADABLE as error:
         if isinstance(error, FileNotFoundError) and not listed:
             raise InputError(f"the image {path} does not exist") from None
+        if isinstance(error, UnidentifiedImageError) and _is_pointer(path):
+            raise InputError(f"{label}{path} is {POINTER_ADVICE}") from None
         unidentified = listed and isinstance(error, UnidentifiedImageError)
         reason = "not an image" if unidentified else error
         raise InputError(f"{label}{path} is not a readable image ({reason})") from None
+
+
+def _is_pointer(path: Path) -> bool:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(len(POINTER)) == POINTER.encode()
+    return False
 
 
 def viewed(image: Image.Image, ground: Ground = "white") -> Image.Image:
@@ -176,11 +194,17 @@ def viewed(image: Image.Image, ground: Ground = "white") -> Image.Image:
     ValueError if a value is not finite.
     """
     file_format = image.format
-    image = ImageOps.exif_transpose(image)
+    with contextlib.suppress(SyntaxError):  # damaged EXIF data
+        image = ImageOps.exif_transpose(image)
+    key = image.info.get("transparency")  # of a PNG, the colour that is transparent
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image).astype(np.float64)
         white = _white(values, image.mode, file_format)
         image = Image.fromarray((values / white * 255.0).round().clip(0, 255).astype(np.uint8))
+        if isinstance(key, int):
+            image.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    elif isinstance(key, tuple) and max(key) > 255:  # 16 bits, of which Pillow reads 8
+        image.info["transparency"] = tuple(value >> 8 for value in key)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, GROUNDS[ground]), image)
@@ -251,6 +275,22 @@ def write_png(
         info.add_text(*note)
     to_pil(image).save(buffer, "PNG", pnginfo=info if note else None)
     atomic_write(path, buffer.getvalue(), staging)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises InputError if the file is a whole picture that no program of this project has drawn.
+
+    Drawn pictures have the entry `NOTE`.
+    """
+    if not os.path.isfile(path) or read_note(path, NOTE) is not None:
+        return
+    with contextlib.suppress(*_UNREADABLE):
+        with Image.open(path) as image:
+            image.load()
+        raise InputError(
+            f"{path} is there already and was not drawn by this program, which would replace it:"
+            " choose another output folder, or move it away"
+        )
 
 
 def read_note(path: Path, name: str) -> str | None:

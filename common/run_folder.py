@@ -102,7 +102,7 @@ def claim_run_folder(
             f" resume, is missing: {ADVICE}"
         )
     before = read_json(path)
-    if not isinstance(before, dict):
+    if not isinstance(before, dict) or not isinstance(before.get("steps"), int):
         raise InputError(f"{path} does not hold the settings of a run: {ADVICE}")
     _compare({**_as_json(defaults or {}), **before}, settings, path)
     return before
@@ -300,7 +300,7 @@ def cut_metrics(path: Path, step: int, logged: int) -> None:
         whole = line.endswith(b"\n")
         try:
             at = json.loads(line)["step"]
-            if not isinstance(at, int) or at < previous:
+            if not isinstance(at, int) or isinstance(at, bool) or at < previous:
                 raise ValueError
         except (ValueError, LookupError, TypeError, RecursionError):
             if not whole:  # torn by a crash

@@ -14,11 +14,19 @@ from typing import Any
 
 from common.errors import InputError
 
+POINTER = "version https://git-lfs"
+"""Beginning of what Git LFS leaves in place of a file that was not fetched."""
+POINTER_ADVICE = (
+    "a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or download the"
+    " file from its page"
+)
+
 
 def read_text(path: Path) -> str:
     """The content of a UTF-8 text file, without a byte-order mark.
 
-    Raises InputError if the file is missing, has another encoding, or holds a NUL character.
+    Raises InputError if the file is missing, has another encoding, holds a NUL character, or is a
+    pointer of Git LFS.
     """
     try:
         data = Path(path).read_bytes()
@@ -36,6 +44,8 @@ def read_text(path: Path) -> str:
             f"{path} is not a text file in UTF-8: line {line} holds the byte"
             f" 0x{data[error.start]:02x}"
         ) from None
+    if text.startswith(POINTER):
+        raise InputError(f"{path} is {POINTER_ADVICE}")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise InputError(f"{path}, line {line} holds a NUL character, which no text file has")

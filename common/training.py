@@ -22,7 +22,6 @@ from torch.nn import Parameter
 from common.config import (
     Count,
     Fraction,
-    NonNegative,
     Positive,
     Seed,
     bounds,
@@ -62,6 +61,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Tensor]
 Network = TypeVar("Network", bound=nn.Module)
+BatchSize = Annotated[int, *bounds(at_least=1, at_most=2**20)]
 COOL_DOWN = 0.2  # fraction of a run in which the learning rate falls, for the schedule "constant"
 SECONDS_BETWEEN_READINGS = 0.5  # of the losses, and of whether another process was told to stop
 STEPS_BETWEEN_READINGS = 50  # the most, however fast the steps are
@@ -75,25 +75,25 @@ class TrainingConfig:
 
     steps: Annotated[int, *bounds(at_least=1, at_most=10**9)] = 10_000
     """Optimiser steps in total; may change when a run is resumed."""
-    batch_size: Annotated[int, *bounds(at_least=1, at_most=2**20)] = 64
+    batch_size: BatchSize = 64
     """Images per optimiser step, over all processes and micro-batches."""
-    gradient_accumulation_steps: Count = 1
+    gradient_accumulation_steps: BatchSize = 1
     """Micro-batches per optimiser step and process; more of them need less memory."""
-    device_batch_size: Count | None = None
+    device_batch_size: BatchSize | None = None
     """Most images that a process computes at once: a larger share of the batch is cut into more
     micro-batches than --gradient-accumulation-steps says."""
     optimizer: OptimizerName = "adamw"
     """AdamW for all weights (adamw), the same with moments of 8 bits, which saves 6 bytes per
     parameter and needs CUDA and the package bitsandbytes (adamw8bit), or Muon for the matrices of
     hidden layers and AdamW for the rest (muon)."""
-    lr: NonNegative = 1e-3
+    lr: Annotated[float, *bounds(above=0, at_most=100)] = 1e-3
     """Peak learning rate."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: a cosine down to 0, or constant with a linear decay to 0
     over the last fifth of the steps."""
-    warmup: Annotated[int, *bounds(at_least=0)] = 200
+    warmup: Annotated[int, *bounds(at_least=0, at_most=10**6)] = 200
     """Optimiser steps over which the learning rate rises linearly from 0."""
-    weight_decay: NonNegative = 0.01
+    weight_decay: Annotated[float, *bounds(at_least=0, at_most=100)] = 0.01
     """Decoupled weight decay."""
     beta2: Fraction = 0.99
     """Decay rate of AdamW's second moment."""
@@ -272,6 +272,7 @@ def fit(
             if due or losses.due() or (interrupts.received and processes == 1):
                 stop = losses.read(interrupts.received)
             if due and not stop:
+                _check_weights(params, progress.step)
                 if main:
                     with contextlib.suppress(Interrupted):
                         observer.look(ema.applied_to(params), interrupts, save, validate, preview)
@@ -291,6 +292,7 @@ def fit(
                     save_now()
                 raise
         if stop:
+            _check_weights(params, progress.step)
             if main:
                 save_now()
                 observer.say_stopped()
@@ -300,6 +302,16 @@ def fit(
         print(f"the weights are in {run_dir / 'last'}")
         if next_command:
             print(f"next: {next_command.replace('LAST', str(run_dir / 'last'))}")
+
+
+def _check_weights(params: Mapping[str, Tensor], step: int) -> None:
+    """Raises InputError if the update of the last step made a weight infinite or NaN."""
+    finite = torch.stack([param.detach().sum().isfinite() for param in params.values()])
+    if not bool(finite.all()):
+        raise InputError(
+            f"the weights are not finite after step {step}: try a lower --lr or --weight-decay; the"
+            " last checkpoint is kept"
+        )
 
 
 def _seed_layers(device: torch.device, seed: int) -> None:
@@ -365,10 +377,13 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.lr * 0.5 * (1.0 + math.cos(math.pi * through))
 
 
-def new_network(make: Callable[[], Network]) -> Network:
+def new_network(
+    make: Callable[[], Network], evaluate: Callable[[Network], Any] | None = None
+) -> Network:
     """The network that `make` builds, to be trained from the start.
 
-    It is first built without memory. Raises InputError if the sizes in the flags --model.* make no
+    It is first built without memory and, where libraries do not judge its sizes when it is built,
+    evaluated so by `evaluate`. Raises InputError if the sizes in the flags --model.* make no
     network, or if its training needs more memory than there is.
     """
     with (
@@ -376,7 +391,10 @@ def new_network(make: Callable[[], Network]) -> Network:
         torch.random.fork_rng(devices=[]),  # the weights are drawn once
         torch.device("meta"),
     ):
-        parameters = list(make().parameters())
+        network = make()
+        if evaluate:
+            evaluate(network)
+        parameters = list(network.parameters())
     check_memory(parameters)
     return make()
 

@@ -92,6 +92,8 @@ def is_safetensors(path: Path) -> bool:
 
     Raises InputError if there is no such file.
     """
+    if path.exists() and not path.is_file():  # a device never ends
+        raise InputError(f"the weight file {path} is not a regular file")
     try:
         with open(path, "rb") as file:
             return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
@@ -231,10 +233,13 @@ def _weight_map(index: Path) -> dict[str, str]:
     """{name of a weight: file name of its shard}."""
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(names, dict) or not all(
-        isinstance(file, str) and Path(file).name == file for file in names.values()
-    ):
+    if not isinstance(names, dict):
         raise InputError(f"{index} is not the index of a model in shards: it has no weight_map")
+    for name, file in names.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise InputError(
+                f"{index}: the shard of {name} must be the name of a file beside it, not {file!r}"
+            )
     return names
 
 

@@ -15,6 +15,7 @@ from common.diffusion.sampling import (
     ChunkSize,
     GuidedSamplerConfig,
     SpacingName,
+    Timesteps,
     sample_in_chunks,
 )
 from common.diffusion.schedule import SPACINGS, make_schedule
@@ -37,7 +38,7 @@ class SamplingConfig(GuidedSamplerConfig):
     """Scale s of classifier-free guidance, uncond + s (cond - uncond); 1 is no guidance. The
     homework's `--guide-w W` is also accepted and means s = W + 1. The defaults of scale and
     interval were chosen together, by measurement (results/p1_guidance.json)."""
-    guidance_interval: tuple[int, int] = (150, 700)
+    guidance_interval: Timesteps = (150, 700)
     """Lowest and highest timestep t with guidance; 0 999 is every timestep."""
     chunk_size: ChunkSize = 50
     """Images per network call. Runs on one device with one chunk size write identical files."""

@@ -29,6 +29,7 @@ from common.diffusion.loss import (
     TrainedGuidance,
     diffusion_loss,
 )
+from common.diffusion.sampling import Timesteps
 from common.diffusion.schedule import make_schedule
 from common.errors import InputError
 from common.files import ROOT
@@ -79,10 +80,10 @@ class Config:
     on the x0 error; none: the plain error of the network's output."""
     timesteps: TimestepDistribution = "mixed"
     """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal."""
-    guidance_scale: Annotated[float, *bounds(at_least=1)] = 1.0
+    guidance_scale: Annotated[float, *bounds(at_least=1, at_most=1000)] = 1.0
     """Guidance scale that the network learns to imitate (Model Guidance), so that sampling needs no
     guidance; 1 is off. Meant for the last steps of a training, with --init-from."""
-    guidance_interval: tuple[int, int] = SamplingConfig().guidance_interval
+    guidance_interval: Timesteps = SamplingConfig().guidance_interval
     """Lowest and highest timestep t to which --guidance-scale applies."""
     discriminate: NonNegative = 0.0
     """Weight of the loss of telling the right digit from a wrong one by the errors of the network's

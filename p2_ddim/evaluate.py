@@ -65,7 +65,8 @@ def main(config: Config) -> None:
     if config.references:
         references = read_images(config.references)
         result |= compare(images, references)
-        print_comparison(result)
+        for name, mse in result["mse"].items():
+            print(f"{name:<12} MSE {mse:10.4f}")
     if config.photos:
         train, held_out = load_faces(config.photos, "train"), load_faces(config.photos, "held_out")
         stack = stack_like(images, train)
@@ -82,8 +83,10 @@ def main(config: Config) -> None:
         write_json(config.result, result)
     if config.html:
         write_grade(config.html, page_content(config.images, result, images, references))
-    if config.references and not result["passes"]:
-        raise SystemExit(1)
+    if config.references:
+        print(verdict(result))
+        if not result["passes"]:
+            raise SystemExit(1)
 
 
 # ----------------------------------------------------------------------------
@@ -140,11 +143,9 @@ def compare(images: Mapping[str, Tensor], references: Mapping[str, Tensor]) -> d
     }
 
 
-def print_comparison(result: dict[str, Any]) -> None:
-    """Prints the MSE of each image, then whether the mean passes."""
-    for name, value in result["mse"].items():
-        print(f"{name:<12} MSE {value:10.4f}")
-    print(
+def verdict(result: dict[str, Any]) -> str:
+    """PASS or FAIL and the reason."""
+    return (
         f"{'PASS' if result['passes'] else 'FAIL'}: mean MSE {result['mean_mse']:.4f} (below"
         f" {PASS_BELOW:g} passes), sum {result['sum_mse']:.4f}, largest difference"
         f" {result['max_difference']}"

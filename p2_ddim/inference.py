@@ -20,7 +20,7 @@ import tyro
 from common import cli
 from common.devices import DeviceName, pick_device, this_process
 from common.files import check_targets, make_folder
-from common.images import to_uint8, write_png
+from common.images import NOTE, check_replaceable, to_uint8, write_png
 from p2_ddim.model import FACES, load_network
 from p2_ddim.sampling import SamplingConfig, check_side, minmax_to_uint8, read_noises, sample_faces
 
@@ -54,12 +54,15 @@ def main(config: Config) -> None:
     network = load_network(config.checkpoint).to(device)
     check_side(network, named_noises[0][1], config.noises)
     make_folder(config.output_dir)
-    check_targets([str(config.output_dir / f"{name}.png") for name, _ in named_noises])
+    targets = [config.output_dir / f"{name}.png" for name, _ in named_noises]
+    check_targets(list(map(str, targets)))
+    for target in targets:
+        check_replaceable(target)
     sampling = config.sampling.for_job(len(named_noises))
     for part, x0 in sample_faces(network, named_noises, sampling, device, share=(rank, processes)):
         images = minmax_to_uint8(x0) if config.stretch else to_uint8(x0)
         for (name, _), image in zip(part, images, strict=True):
-            write_png(config.output_dir / f"{name}.png", image)
+            write_png(config.output_dir / f"{name}.png", image, note=(NOTE, "p2_ddim.inference"))
     if rank == 0:
         print(f"{len(named_noises)} images in {config.output_dir}")
 

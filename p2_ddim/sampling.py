@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from common.checkpoint import all_finite, load_pickle
+from common.checkpoint import all_finite, load_pickle, load_tensors
 from common.config import bounds, check_fields
 from common.devices import DTYPES, Precision, exact_kernels
 from common.diffusion.process import Denoise, denoiser
@@ -18,11 +18,13 @@ from common.diffusion.samplers import Callback, SamplerName, sample
 from common.diffusion.sampling import ChunkSize, SamplerConfig, sample_in_chunks
 from common.diffusion.schedule import SPACINGS, NoiseSchedule, TimestepPairs, linear_schedule
 from common.errors import InputError
-from common.images import is_hidden, warn_left_out
+from common.images import is_hidden, name_text, warn_left_out
 from common.seeds import StackedRandomGenerator, derive_seed
+from common.weights import is_safetensors
 from p2_ddim.model import FaceNetwork
 
 NamedNoise = tuple[str, Tensor]  # (name, noise [3, H, W])
+LARGEST_NOISE = 1e4  # of a number in a noise file; networks overflow with far larger ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,8 @@ def read_noises(folder: Path) -> list[NamedNoise]:
     files = [path for path in sorted(folder.iterdir()) if not is_hidden(path)]
     noises = [path for path in files if path.suffix.lower() in (".pt", ".pth")]
     warn_left_out(folder, [path for path in files if path not in noises], "noises (.pt)")
+    for path in noises:
+        name_text(path)
     named_noises = [(path.stem, read_noise(path)) for path in noises]
     if not named_noises:
         below = next(folder.glob("*/*.pt"), None)
@@ -125,7 +129,7 @@ def read_noise(path: Path) -> Tensor:
 
     Raises InputError if the file does not hold one finite float tensor [1, 3, H, W] or [3, H, W].
     """
-    noise = load_pickle(path)
+    noise = load_tensors(path)[0] if is_safetensors(path) else load_pickle(path)
     if isinstance(noise, Mapping) and len(noise) > 1:
         raise InputError(f"{path} holds {len(noise)} entries, such as weights, not one noise")
     if isinstance(noise, Mapping | list | tuple) and len(noise) == 1:
@@ -145,9 +149,14 @@ def read_noise(path: Path) -> Tensor:
         )
     if noise.layout != torch.strided:
         raise InputError(f"{path} holds a sparse tensor: save noise.to_dense()")
+    noise = noise.float()
     if not all_finite(noise):
         raise InputError(f"{path} holds numbers that are not finite")
-    return noise.float()
+    if noise.numel() and (largest := noise.abs().amax().item()) > LARGEST_NOISE:
+        raise InputError(
+            f"{path} holds {largest:.3g}, but noises are standard normal, of at most about 6"
+        )
+    return noise
 
 
 def numbered_noise(number: int, side: int, seed: int = 0) -> Tensor:

@@ -27,7 +27,8 @@ from common import cli
 from common.checkpoint import load_tensors, save_tensors
 from common.clip.features import extract_features
 from common.clip.loading import ClipConfig
-from common.config import Count, bounds
+from common.config import bounds
+from common.diffusion.sampling import ChunkSize
 from common.errors import InputError
 from common.files import ROOT, atomic_write, check_folder, make_folder, read_json, shown, write_json
 from common.images import image_files, name_text
@@ -59,7 +60,7 @@ class Config:
     names: Path | None = None
     """JSON file that maps a class id or name to the words to use for it, for example
     p3_clip/data/names/course_2024.json. Default: the names in --labels."""
-    batch_size: Count = 64
+    batch_size: ChunkSize = 64
     """Images per forward pass."""
     workers: Annotated[int, *bounds(at_least=1, at_most=256)] = 2
     """Threads that read and preprocess images while the network computes."""
@@ -77,7 +78,9 @@ def main(config: Config) -> None:
         read_templates(config.ensemble)
     classes = read_labels(config.labels)
     items = find_images(config.images, classes)
-    names, changed = class_names(classes, read_json(config.names) if config.names else {})
+    names, changed = class_names(
+        classes, read_json(config.names) if config.names else {}, config.names
+    )
     check_folder(config.output_dir)
     clip, note = config.clip.load()
     print(note, flush=True)
@@ -175,7 +178,9 @@ def read_labels(path: Path) -> dict[str, str]:
     if (
         not isinstance(value, dict)
         or not value
-        or not all(isinstance(name, str) and name for name in value.values())
+        or not all(
+            isinstance(name, str) and name.replace("_", " ").strip() for name in value.values()
+        )
     ):
         raise InputError(f'{path} must map class ids to names, like {{"0": "bicycle"}}')
     return value

@@ -37,23 +37,27 @@ def spaced(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
-def class_names(classes: Mapping[str, str], overrides: Any) -> tuple[list[str], int]:
+def class_names(
+    classes: Mapping[str, str], overrides: Any, source: Path | None = None
+) -> tuple[list[str], int]:
     """Returns the words used for each class, and how many of them differ from the labels' names.
 
     `classes` maps class ids to names, in which underscores become spaces. `overrides` maps a class
-    id or name to the words to use instead. Raises InputError if `overrides` is not such a mapping
-    or names an unknown class, or if two classes have the same words then.
+    id or name to the words to use instead; they are from the file `source`. Raises InputError if
+    `overrides` is not such a mapping or names an unknown class, or if two classes have the same
+    words then.
     """
+    overriding = f"the class-name overrides{f' in {source}' if source else ''}"
     if not isinstance(overrides, dict) or not all(
-        isinstance(words, str) and words for words in overrides.values()
+        isinstance(words, str) and words.strip() for words in overrides.values()
     ):
         raise InputError(
-            "the class-name overrides must be a JSON object that maps a class id or name to words"
+            f"{overriding} must be a JSON object that maps a class id or name to words"
         )
     known = {key for class_id, name in classes.items() for key in (class_id, name, spaced(name))}
     if unknown := [key for key in overrides if key not in known]:
         raise InputError(
-            f"the class-name override {unknown[0]!r} is neither an id nor a name in the labels"
+            f"{overriding} hold {unknown[0]!r}, which is neither an id nor a name in the labels"
         )
     names = []
     for class_id, name in classes.items():
@@ -63,9 +67,7 @@ def class_names(classes: Mapping[str, str], overrides: Any) -> tuple[list[str], 
     for class_id, name in zip(classes, names, strict=True):
         if (other := seen.setdefault(name, class_id)) != class_id:
             if {class_id, classes[class_id]} & overrides.keys():
-                raise InputError(
-                    f"the class-name overrides give two classes the same name, {name!r}"
-                )
+                raise InputError(f"{overriding} give two classes the same name, {name!r}")
             raise InputError(
                 f"the classes {other} and {class_id} have the same name, {name!r}: tell them apart"
                 " by their ids with --names"

@@ -151,11 +151,11 @@ def main(config: Config) -> None:
     }
     result["passes"] = passes(result)
     result["lines"] = lines
-    _print(result)
     if config.result:
         write_json(config.result, result)
     if config.html:
         write_grade(config.html, page_content(config, result, pairs))
+    _print(result)  # its last line is the verdict
     if not result["passes"]:
         raise SystemExit(1)
 

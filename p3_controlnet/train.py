@@ -43,7 +43,14 @@ from common.metrics.segmentation import (
 )
 from common.seeds import Draws, derive_seeds
 from common.text_files import read_records
-from common.training import Batch, TrainingConfig, fit, refuse_compile, settings_of
+from common.training import (
+    Batch,
+    TrainingConfig,
+    fit,
+    micro_batches_of,
+    refuse_compile,
+    settings_of,
+)
 from p3_controlnet.check import Validation, run_checks
 from p3_controlnet.formats import load_controlnet
 from p3_controlnet.latent_cache import CachedBatches, LatentCache
@@ -196,6 +203,7 @@ def main(config: Config) -> None:
     pictures, count = drawn_pictures(config), config.validation_pictures
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
     refuse_compile(config.training)
+    micro_batches_of(config.training, accelerator)  # refuses what would not divide, before encoding
     torch.manual_seed(config.training.seed)
     model = load_base(config.base).to(accelerator.device)
     size = config.size or model.side

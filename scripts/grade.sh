@@ -10,6 +10,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 1 ]; then
+  echo "FAIL: no folder to grade is given" || true
   echo "usage: bash scripts/grade.sh OUT [flags] for digits, OUT REFERENCES [flags] for faces," \
     "OUT prompt.json SOURCES TARGETS [flags] for circles, OUT input.json PHOTOS [flags] for" \
     "learned concepts (flags of the evaluate program)" >&2
@@ -18,22 +19,26 @@ fi
 out="$1"
 shift
 fail() { # SENTENCE
-  echo "error: $1" >&2
-  echo "FAIL: $out could not be graded"
+  echo "error: $1" >&2 || true
+  echo "FAIL: $out could not be graded: $1" || true
   exit 2
 }
 grade() { # PROGRAM ARGUMENTS...
   local code=0
   "$PYTHON" -m "$@" || code=$?
-  if [ "$code" -gt 1 ]; then echo "FAIL: $out could not be graded"; fi
+  if [ "$code" -gt 1 ]; then
+    echo "FAIL: $out could not be graded, as the error above says" || true
+  fi
   exit "$code"
 }
 if [ -d "$out/mnistm" ] || [ -d "$out/svhn" ]; then
   grade p1_diffusion.evaluate --images "$out" "$@"
 fi
-if [ $# -gt 0 ] && [[ "$1" == *.json ]] && [ ! -f "$1" ]; then
-  fail "the file $1 does not exist"
-fi
+if [ ! -d "$out" ]; then fail "the folder $out does not exist"; fi
+for path in "$@"; do  # what is to be compared with, up to the flags
+  if [[ "$path" == --* ]]; then break; fi
+  if [ ! -e "$path" ]; then fail "$path does not exist"; fi
+done
 if [ -d "${1:-}" ]; then
   grade p2_ddim.evaluate --images "$out" --references "$@"
 fi

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from common import cli
 from common.config import Pictures, Seed, bounds
 from common.data.concepts import DRAWN, PHOTOS, SIDE, draw_photo
-from common.files import ROOT, make_folder, write_json
+from common.files import ROOT, check_same, json_bytes, make_folder, write_json
 from common.images import write_png
 from p3_clip.personalisation.sentences import ALONE, BESIDE_SQUARE, TOKENS
 
@@ -35,7 +35,8 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Writes the photos and input.json."""
+    """Writes the photos and input.json. Raises InputError if there is another input.json."""
+    check_same(config.output_dir / "input.json", json_bytes(tasks()))
     for name in DRAWN:
         folder = make_folder(config.output_dir / name)
         for index in range(config.count):

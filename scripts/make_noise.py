@@ -13,11 +13,13 @@ import io
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from common import cli
 from common.config import Pictures, Seed, Side
+from common.errors import InputError
 from common.files import atomic_write, make_folder
-from p2_ddim.sampling import numbered_noise
+from p2_ddim.sampling import numbered_noise, read_noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +37,23 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Writes the noise files."""
+    """Writes the noise files. Raises InputError if one of another content is there already."""
     folder = make_folder(config.output_dir)
-    for number in range(config.count):
-        noise = numbered_noise(number, config.side, config.seed)
+
+    def noise(number: int) -> Tensor:
+        return numbered_noise(number, config.side, config.seed)
+
+    files = {number: folder / f"{number:02d}.pt" for number in range(config.count)}
+    for number, path in files.items():
+        if path.exists() and not torch.equal(read_noise(path), noise(number)):
+            raise InputError(
+                f"{path} is there already with another noise and is not changed: remove it first,"
+                " or give another --output-dir"
+            )
+    for number, path in files.items():
         buffer = io.BytesIO()
-        torch.save(noise[None], buffer)
-        atomic_write(folder / f"{number:02d}.pt", buffer.getvalue())
+        torch.save(noise(number)[None], buffer)
+        atomic_write(path, buffer.getvalue())
     print(f"{config.count} noises in {folder}")
 
 

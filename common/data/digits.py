@@ -3,7 +3,11 @@
 The files are `{mnistm,svhn}/data/*.png` and `{mnistm,svhn}/train.csv`.
 """
 
+import contextlib
+import functools
 import io
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +18,9 @@ import torch
 from torch import Tensor
 
 from common.data.split import Split, is_held_out
+from common.devices import this_process
 from common.errors import InputError
-from common.images import read_rgb
+from common.images import is_hidden, read_rgb
 from common.text_files import read_text
 
 DATASETS = ("mnistm", "svhn")
@@ -64,7 +69,7 @@ def load_digits(root: Path, split: Split = "train", datasets: Sequence[str] = DA
 
     `root` holds mnistm/ and svhn/. Raises InputError that names the file and row for a missing
     folder, a missing or malformed CSV file, a missing, unreadable or wrong-size image, or a label
-    outside 0..9.
+    outside 0..9. Files that a table does not list are counted in a warning on stderr.
     """
     parts = []
     for dataset in datasets:
@@ -80,7 +85,7 @@ def load_digits(root: Path, split: Split = "train", datasets: Sequence[str] = DA
             for name, row in zip(table["image_name"], table["row"], strict=True)
         ]
         if not images:
-            raise InputError(f"{folder} has no image of the split {split!r}")
+            raise InputError(f"{folder.parent / 'train.csv'} lists no image of the split {split!r}")
         kinds = torch.full((len(images),), DATASETS.index(dataset))
         parts.append(
             Digits(
@@ -128,23 +133,48 @@ def _read_table(root: Path, dataset: str) -> pd.DataFrame:
             " scripts.make_sample_data`"
         )
     try:
-        table = pd.read_csv(io.StringIO(read_text(path)), dtype=str, keep_default_na=False)
+        table = pd.read_csv(
+            io.StringIO(read_text(path)), dtype=str, keep_default_na=False, skip_blank_lines=False
+        )
     except ValueError as error:
         raise InputError(f"{path} is not a readable CSV file ({error})") from None
-    if list(table.columns[:2]) != ["image_name", "label"]:
+    if list(table.columns[:2]) != ["image_name", "label"] or "label.1" in table:
         raise InputError(
             f"{path} must have the header image_name,label, not {','.join(table.columns)}"
         )
+    table = table.fillna("")
     table["row"] = [f"{path}, row {i + 2}" for i in range(len(table))]
-    for label, row in zip(table["label"], table["row"], strict=True):
+    table = table[(table["image_name"] != "") | (table["label"] != "")]  # blank lines
+    for name, label, row in zip(table["image_name"], table["label"], table["row"], strict=True):
         if label not in {str(d) for d in range(NUM_DIGITS)}:
             raise InputError(f"{row}: the label must be one of 0..9, not {label!r}")
+        if os.path.normpath(name) != name or name.startswith(("/", "..")):
+            raise InputError(
+                f"{row}: {name!r} must be the name of a file in {path.parent / 'data'}"
+            )
     twice = table.drop_duplicates(["image_name", "label"])["image_name"].duplicated()
     if twice.any():
         name = table.loc[twice[twice].index[0]]
         raise InputError(f"{name['row']}: {name['image_name']} has another label in an earlier row")
     table["label"] = table["label"].astype(int)
+    _warn_unlisted(path.parent / "data", frozenset(table["image_name"]))
     return table.sort_values("image_name", kind="stable")
+
+
+@functools.cache  # said once, though a program may read several splits
+def _warn_unlisted(folder: Path, listed: frozenset[str]) -> None:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        unlisted = [
+            entry.name
+            for entry in entries
+            if entry.is_file() and entry.name not in listed and not is_hidden(Path(entry.name))
+        ]
+        if unlisted and this_process().rank == 0:
+            print(
+                f"warning: {len(unlisted)} of the files in {folder} are left out, since train.csv"
+                f" does not list them, such as {min(unlisted)}",
+                file=sys.stderr,
+            )
 
 
 def _read_digit(path: Path, row: str) -> Tensor:

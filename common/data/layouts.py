@@ -28,7 +28,7 @@ from common.data.shapes import (
     render_mask,
 )
 from common.errors import InputError
-from common.files import atomic_write, make_folder
+from common.files import atomic_write, check_same, make_folder
 from common.images import write_png
 
 LayoutKind = Literal["two", "two_shared", "three", "touching", "cut", "one_wide", "two_wide"]
@@ -198,17 +198,25 @@ def parse_caption(prompt: str) -> Description:
 def write_layouts(folder: Path, scenes: Sequence[Scene], wording: Wording = "each") -> Path:
     """Writes the scenes in fill50k's layout; returns the path of prompt.json.
 
-    The files are `folder/{source,target}/N.png` and `folder/prompt.json`.
+    The files are `folder/{source,target}/N.png` and `folder/prompt.json`. Raises InputError if
+    there is another prompt.json already.
     """
+    names = [
+        {kind: f"{kind}/{index}.png" for kind in ("source", "target")}
+        for index in range(len(scenes))
+    ]
+    lines = [
+        json.dumps({**files, "prompt": caption(scene, wording)}) + "\n"
+        for files, scene in zip(names, scenes, strict=True)
+    ]
+    prompts = "".join(lines).encode()
+    check_same(folder / "prompt.json", prompts)
     for kind in ("source", "target"):
         make_folder(folder / kind)
-    lines = []
-    for index, scene in enumerate(scenes):
-        names = {kind: f"{kind}/{index}.png" for kind in ("source", "target")}
-        write_png(folder / names["source"], render_control(scene), staging=folder)
-        write_png(folder / names["target"], render_target(scene), staging=folder)
-        lines.append(json.dumps({**names, "prompt": caption(scene, wording)}) + "\n")
-    atomic_write(folder / "prompt.json", "".join(lines).encode())
+    for files, scene in zip(names, scenes, strict=True):
+        write_png(folder / files["source"], render_control(scene), staging=folder)
+        write_png(folder / files["target"], render_target(scene), staging=folder)
+    atomic_write(folder / "prompt.json", prompts)
     return folder / "prompt.json"
 
 

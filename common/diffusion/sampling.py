@@ -17,6 +17,8 @@ from common.seeds import padded_chunks
 Item = TypeVar("Item")
 SpacingName = Literal["leading", "trailing", "linspace", "homework", "karras"]
 ChunkSize = Annotated[int, *bounds(at_least=1, at_most=4096)]
+Timesteps = Annotated[tuple[int, int], *bounds(at_least=0, at_most=999)]
+"""A lowest and a highest timestep t."""
 PADDED = 64  # images; a chunk up to this size is filled even if there are fewer
 
 
@@ -64,7 +66,7 @@ class GuidedSamplerConfig(SamplerConfig):
 
     guidance_scale: Scale | None = 1.0
     """Scale of classifier-free guidance, uncond + scale (cond - uncond); 1 is no guidance."""
-    guidance_interval: tuple[int, int] = (0, 999)
+    guidance_interval: Timesteps = (0, 999)
     """Lowest and highest timestep t at which guidance is applied."""
     guidance_rescale: Probability = 0.0
     """Fraction in [0, 1] by which the guided output's standard deviation is moved to the

@@ -11,7 +11,7 @@ from common.latent.control import ControlText
 
 _Sizes = Size | tuple[Size, ...]
 _Side = Annotated[int, *bounds(at_least=1, at_most=1024)]
-_Layers = Annotated[int, *bounds(at_least=0, at_most=256)]
+Layers = Annotated[int, *bounds(at_least=0, at_most=256)]
 
 NETWORK: dict[str, Any] = {
     "sample_size": _Side | tuple[_Side, _Side],
@@ -26,8 +26,8 @@ NETWORK: dict[str, Any] = {
     "hint_strides": tuple[Annotated[int, *bounds(at_least=1, at_most=16)], ...] | None,
     "control_text": ControlText,
     "layers_per_block": Depth | tuple[Depth, ...],
-    "encoder_layers_per_block": tuple[_Layers, ...],
-    "decoder_layers_per_block": tuple[_Layers, ...],
+    "encoder_layers_per_block": tuple[Layers, ...],
+    "decoder_layers_per_block": tuple[Layers, ...],
     "transformer_layers_per_block": Depth | tuple[Depth, ...],
     "attention_head_dim": _Sizes,
     "cross_attention_dim": _Sizes,

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,13 +20,11 @@ from common.diffusion.process import Network
 from common.diffusion.samplers import Callback
 from common.errors import InputError
 from common.files import check_targets, make_folder
-from common.images import read_note, resize, to_uint8, write_png
+from common.images import NOTE, check_replaceable, read_note, resize, to_uint8, write_png
 from common.latent.generate import GenerationConfig, Request, generate, with_default_guidance
 from common.latent.model import LatentDiffusion
 from common.memory import require_memory
 
-NOTE = "made with"
-"""Name of the PNG text entry that identifies how a picture was made."""
 Value = TypeVar("Value")
 Item = TypeVar("Item")
 
@@ -72,8 +71,8 @@ def draw_missing(
     made for the same request by the same networks with the same settings; `settings` are those that
     `config` does not hold. Prints how many pictures were kept, and warns of prompts that are too
     long for the text encoder. `latent_side` and `network` are passed to `generate`, `staging` to
-    `write_png`. Raises InputError, before anything is drawn, if a file cannot be written or the
-    pictures do not fit into memory.
+    `write_png`. Raises InputError, before anything is drawn, if a file cannot be written, a picture
+    of another source would be replaced, or the pictures do not fit into memory.
     """
     require_memory(size**2 * 3 * (config.chunk_size + 8), f"a chunk of {size}x{size} pictures")
     rank, processes, _ = this_process()
@@ -90,13 +89,14 @@ def draw_missing(
                 f"the target {picture.path} must end in .png, since PNG files are written"
             )
         if i in mine and not _is_kept(picture, made_with):
+            check_replaceable(picture.path)
             todo.append(i)
     check_targets(paths)
     missing = Mapped(pictures.__getitem__, todo)
     for prompt in too_long(model, prompts) if rank == 0 else ():
         print(
             "warning: the prompt is cut to the text encoder's"
-            f" {model.tokenizer.model_max_length} tokens: {prompt!r}",
+            f" {model.tokenizer.model_max_length} tokens: {textwrap.shorten(prompt, 200)!r}",
             file=sys.stderr,
         )
     if kept := len(mine) - len(missing):

@@ -21,7 +21,7 @@ from common.diffusion.schedule import make_schedule
 from common.errors import InputError
 from common.files import make_folder, write_json
 from common.latent.model import LatentDiffusion, downscale_of
-from common.latent.network_config import NETWORK, SCHEDULER
+from common.latent.network_config import NETWORK, SCHEDULER, Layers
 from common.latent.stable_diffusion.naming import CONFIG_FILE, SCHEDULER_FILE, WEIGHTS_FILE
 from common.latent.text_encoder import load_text_encoder, save_text_encoder
 from common.weights import followed, read_weights, weights_file
@@ -49,9 +49,9 @@ class AutoencoderConfig:
 
     channels: tuple[Size, ...] = (32, 64, 128)
     """Channels at 64x64, 32x32 and 16x16."""
-    encoder_layers: tuple[int, ...] = (1, 1, 1)
+    encoder_layers: tuple[Layers, ...] = (1, 1, 1)
     """Residual blocks of the encoder at each resolution."""
-    decoder_layers: tuple[int, ...] = (2, 1, 1)
+    decoder_layers: tuple[Layers, ...] = (2, 1, 1)
     """Residual blocks of the decoder at each resolution."""
     latent_channels: Size = 8
     """Channels of the latents."""

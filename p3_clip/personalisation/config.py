@@ -84,7 +84,7 @@ class _Common:
     """A known word of similar meaning, such as dog, for each folder's concept."""
     drawn: tuple[str, ...] = tuple(DRAWN)
     """Names of the drawn concepts to learn; unused with --photos."""
-    drawn_photos: Count = PHOTOS
+    drawn_photos: Annotated[int, *bounds(at_least=1, at_most=10_000)] = PHOTOS
     """Photos drawn of each of them; the first 10 have different backgrounds."""
     tokens: tuple[str, ...] = ()
     """Placeholder of each concept. Default: <new1>, <new2> and so on."""
@@ -103,7 +103,7 @@ class _Common:
     --start is then unused."""
     base: Path = ROOT / "checkpoints" / "ldm_shapes"
     """The frozen base model: a Stable Diffusion v1.4 file or folder, or a small model's folder."""
-    views: Count = 24
+    views: Annotated[int, *bounds(at_least=1, at_most=10_000)] = 24
     """Random views per photo, each encoded once before training; only for --augmentation resize and
     shrink."""
     cut_mix: Annotated[int, *bounds(at_least=0)] = 0

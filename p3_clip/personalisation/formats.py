@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import is_plain_float, load_pickle, load_tensors, save_tensors
+from common.checkpoint import check_finite, is_plain_float, load_pickle, load_tensors, save_tensors
 from common.errors import InputError
 from common.files import atomic_write
 from common.weights import is_safetensors, say
@@ -96,6 +96,8 @@ def named_concepts(content: Any, path: Path, token: str | None = None) -> list[C
                 f" renamed to {token}"
             )
         found = {token: next(iter(found.values()))}
+    for name, rows in found.items():
+        check_finite(rows, f"the learned word {name} in {path}")
     return [Concept(_placeholder(name, path), rows) for name, rows in found.items()]
 
 
@@ -124,7 +126,7 @@ def _named_vectors(content: Any, path: Path) -> dict[str, Tensor]:
     elif isinstance(content, Mapping) and "emb_params" in content:
         values = {ANY: content["emb_params"]}
     elif isinstance(content, Mapping):
-        values = _joined(content)
+        values = _joined(content, path)
     else:
         values = {}
     rows = {
@@ -154,17 +156,35 @@ def _rows(value: Tensor) -> Tensor | None:
     return value if value.dim() == 2 and len(value) else None
 
 
-def _joined(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Joins diffusers' token, token_1 and token_2 into one concept of several vectors."""
+def _joined(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Joins diffusers' token, token_1 and token_2 into one concept of several vectors, by number.
+
+    Raises InputError if a number is missing between them.
+    """
     result: dict[str, Any] = {}
+    numbered: dict[str, dict[int, Tensor]] = {}
     for name, value in content.items():
-        found = re.fullmatch(r"(<.+>)_(\d+)", name) if isinstance(name, str) else None
-        if found and found[1] in result and isinstance(value, Tensor) and value.dim() == 1:
-            first = result[found[1]]
-            result[found[1]] = torch.cat([first if first.dim() == 2 else first[None], value[None]])
+        found = re.fullmatch(r"(<.+>)_([1-9]\d{0,3})", name) if isinstance(name, str) else None
+        if found and _is_vector(content.get(found[1])) and _is_vector(value):
+            numbered.setdefault(found[1], {})[int(found[2])] = value
         else:
             result[name] = value
+    for token, rows in numbered.items():
+        missing = next(number for number in range(1, len(rows) + 2) if number not in rows)
+        if missing <= len(rows):
+            raise InputError(
+                f"{path} holds {token}_{max(rows)} but not {token}_{missing}: the vectors of a word"
+                " are numbered from 1"
+            )
+        vectors = [result[token], *(rows[number] for number in sorted(rows))]
+        if len({len(vector) for vector in vectors}) > 1:
+            raise InputError(f"the vectors of {token} in {path} have different lengths")
+        result[token] = torch.stack(vectors)
     return result
+
+
+def _is_vector(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 1
 
 
 def save_pickle(path: Path, content: Any) -> None:

@@ -38,7 +38,7 @@ from common.latent.load import base_hash, load_base
 from common.latent.model import LatentCondition, LatentDiffusion
 from common.metrics.clip_scores import FORMS, TEXT_WEIGHT, image_cosines, text_cosines
 from common.seeds import Draws, derive_seeds, views_seed
-from common.training import Batch, fit, refuse_compile, settings_of
+from common.training import Batch, fit, micro_batches_of, refuse_compile, settings_of
 from common.validation import held_out_loss
 from p3_clip.personalisation.attention_maps import attention_outside, keep_maps
 from p3_clip.personalisation.base_kind import BaseKind, base_kind
@@ -85,6 +85,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     refuse_compile(config.training)
     torch.manual_seed(config.training.seed)
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
+    micro_batches_of(config.training, accelerator)  # refuses what would not divide, before encoding
     model = load_base(config.base).to(accelerator.device)
     model.choose_attention(config.training.mixed_precision)
     model.enable_gradient_checkpointing(config.gradient_checkpointing)

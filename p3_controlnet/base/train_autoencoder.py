@@ -8,7 +8,7 @@ Running the same command again resumes. RUN_DIR/last is a diffusers AutoencoderD
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 import tyro
@@ -19,6 +19,7 @@ from common.checkpoint import tensors_hash
 from common.cli import Preset
 from common.config import NonNegative, Pictures
 from common.data.examples import RealPairs, drawn_examples, in_memory
+from common.errors import InputError
 from common.grid import labelled_grid
 from common.images import to_model_range, to_uint8, write_png
 from common.latent.small import (
@@ -31,6 +32,9 @@ from common.latent.small import (
 )
 from common.seeds import Draws, random_indices
 from common.training import Batch, TrainingConfig, fit, new_network, refuse_compile, settings_of
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderDC
 
 VALIDATION_SEED, VALIDATION_IMAGES = 1, 256
 PREVIEW_IMAGES = 16
@@ -98,7 +102,7 @@ def main(config: Config) -> None:
     model = (
         load_network(config.init_from, AutoencoderDC)
         if config.init_from
-        else new_network(lambda: build_autoencoder(config.model))
+        else new_network(lambda: build_autoencoder(config.model), check_sizes)
     )
     model.train()
     side, seed = side_of(model), config.training.seed
@@ -150,6 +154,15 @@ def main(config: Config) -> None:
         preview=preview,
         next_command="bash scripts/train_ldm.sh unet --autoencoder LAST",
     )
+
+
+@torch.no_grad()
+def check_sizes(model: "AutoencoderDC") -> None:
+    """Raises an error if pictures do not pass through the autoencoder at their size."""
+    side = side_of(model)
+    picture = torch.zeros(1, 3, side, side)
+    if model.decode(model.encode(picture).latent).sample.shape != picture.shape:
+        raise InputError("pictures come out at another size")
 
 
 if __name__ == "__main__":

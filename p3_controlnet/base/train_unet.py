@@ -43,7 +43,14 @@ from common.latent.small import (
 )
 from common.latent.text_encoder import load_text_encoder
 from common.seeds import Draws, derive_seeds
-from common.training import Batch, TrainingConfig, fit, new_network, settings_of
+from common.training import (
+    Batch,
+    TrainingConfig,
+    fit,
+    micro_batches_of,
+    new_network,
+    settings_of,
+)
 from common.validation import held_out_loss
 from p3_controlnet.latent_cache import CachedBatches, LatentCache
 from p3_controlnet.loss import latent_loss
@@ -142,6 +149,7 @@ def main(config: Config) -> None:
             " computed from eps"
         )
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
+    micro_batches_of(config.training, accelerator)  # refuses what would not divide, before encoding
     torch.manual_seed(config.training.seed)
     model = new_model(config).to(accelerator.device)
     model.choose_attention(config.training.mixed_precision)
@@ -230,9 +238,14 @@ def new_model(config: Config) -> LatentDiffusion:
 
     autoencoder = load_network(config.autoencoder, AutoencoderDC)
     tokenizer, text_encoder = load_text_encoder(config.text_encoder)
-    unet = new_network(
-        lambda: build_unet(config.model, autoencoder, text_encoder.config.hidden_size)
-    )
+    width = text_encoder.config.hidden_size
+
+    @torch.no_grad()
+    def evaluate(unet: "UNet2DConditionModel") -> None:
+        latents = torch.zeros(1, unet.config.in_channels, *2 * [unet.config.sample_size])
+        unet(latents, torch.zeros(1), torch.zeros(1, 1, width))
+
+    unet = new_network(lambda: build_unet(config.model, autoencoder, width), evaluate)
     if config.init_from:
         unet = initialised_from(config.init_from, unet)
     schedule = make_schedule("scaled_linear", zero_terminal=config.zero_terminal)

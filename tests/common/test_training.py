@@ -656,8 +656,8 @@ def test_data_that_cannot_be_read_stops_with_the_state_saved(tmp_path: Path) -> 
 
 
 def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) -> None:
-    """At learning rate 0 the trained network is the one it started from, whatever the model flags
-    say."""
+    """At a learning rate of nearly 0 the trained network is the one it started from, whatever the
+    model flags say."""
     network = tiny_network()
     network.save(tmp_path / "start")
     arguments = tiny_arguments(
@@ -665,7 +665,7 @@ def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) 
         tmp_path / "run",
         init_from=tmp_path / "start",
         steps=2,
-        lr=0.0,
+        lr=1e-30,
         augment=0.0,
         **{"model.embedding": 48},
     )
@@ -684,9 +684,13 @@ def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) 
         ("log_every", 0, "--log-every must be at least 1, not 0"),
         ("checkpoint_every", 0, "--checkpoint-every must be at least 1, not 0"),
         ("validate_every", -1, "--validate-every must be at least 0, not -1"),
-        ("warmup", -3, "--warmup must be at least 0, not -3"),
+        ("warmup", -3, "--warmup must be between 0 and 1000000, not -3"),
         ("weight_decay", float("nan"), "--weight-decay must be a finite number, not nan"),
-        ("lr", -0.001, "--lr must be at least 0, not -0.001"),
+        ("lr", -0.001, "--lr must be at most 100 and above 0, not -0.001"),
+        ("lr", 0.0, "--lr must be at most 100 and above 0, not 0.0"),
+        ("lr", 1e30, "--lr must be at most 100 and above 0, not 1e"),
+        ("warmup", 10**30, "--warmup must be between 0 and 1000000, not 10"),
+        ("device_batch_size", 10**30, "--device-batch-size must be between 1 and 1048576"),
         ("lr", float("inf"), "--lr must be a finite number, not inf"),
         ("max_grad_norm", 0.0, "--max-grad-norm must be above 0, not 0.0"),
         ("beta2", 5.0, "--beta2 must be at least 0 and below 1, not 5.0"),

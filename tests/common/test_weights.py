@@ -131,7 +131,10 @@ def test_shards_are_joined_and_what_is_missing_is_named(tmp_path: Path) -> None:
     torch.save({"other": STATE["0.bias"]}, tmp_path / files["0.bias"])
     with pytest.raises(InputError, match=r"lacks 0\.bias, which .* says it holds"):
         read_folder(tmp_path)
-    for wrong in ({}, {"weight_map": {"a": "../b"}}, [], {"weight_map": 3}):
+    write_json(tmp_path / "outside.bin.index.json", {"weight_map": {"a": "../b"}})
+    with pytest.raises(InputError, match="the shard of a must be the name of a file beside it"):
+        read_weights(tmp_path / "outside.bin.index.json")
+    for wrong in ({}, [], {"weight_map": 3}):
         write_json(source, wrong)
         with pytest.raises(InputError, match="is not the index of a model in shards"):
             read_folder(tmp_path)

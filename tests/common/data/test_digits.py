@@ -257,7 +257,7 @@ def test_a_malformed_table_is_named(digits_copy: Path, content: bytes, complaint
 
 def test_a_split_without_images_is_refused(digits_copy: Path) -> None:
     (digits_copy / "mnistm" / "train.csv").write_text("image_name,label\n")
-    with pytest.raises(InputError, match="has no image of the split 'train'"):
+    with pytest.raises(InputError, match="lists no image of the split 'train'"):
         load_digits(digits_copy)
 
 
