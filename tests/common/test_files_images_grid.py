@@ -4,8 +4,10 @@ image in its place."""
 import errno
 import os
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from common.errors import InputError
 from common.files import ROOT, atomic_write, check_targets, make_folder, read_json, write_json
 from common.grid import GAP, MARGIN, TEXT_SIZE, labelled_grid, side_by_side
 from common.images import (
+    NOTE,
+    check_replaceable,
     image_files,
     open_image,
     read_note,
@@ -458,6 +462,59 @@ def test_transparent_pixels_show_the_ground(tmp_path: Path) -> None:
         assert read_rgb(tmp_path / name)[:, 0, 0].tolist() == [255] * 3
         assert read_rgb(tmp_path / name, ground="black")[:, 0, 0].tolist() == [0] * 3
     assert read_rgb(tmp_path / "rgba.png")[:, 1, 1].tolist() == [200, 10, 10]
+
+
+def png(header: bytes, rows: bytes, transparency: bytes) -> bytes:
+    """A PNG whose transparent colour is given; Pillow writes none with 16 bits."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    parts = ((b"IHDR", header), (b"tRNS", transparency), (b"IDAT", zlib.compress(rows)))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in (*parts, (b"IEND", b"")))
+
+
+@pytest.mark.parametrize(("channels", "colour_type"), [(1, 0), (3, 2)])
+def test_a_transparent_colour_of_16_bits_shows_the_ground(
+    channels: int, colour_type: int, tmp_path: Path
+) -> None:
+    clear, other = (struct.pack(">H", value) * channels for value in (0x1234, 0xFFFF))
+    header = struct.pack(">IIBBBBB", 2, 1, 16, colour_type, 0, 0, 0)
+    key = struct.pack(">H", 0x1234) * channels
+    (tmp_path / "a.png").write_bytes(png(header, b"\0" + clear + other, key))
+    assert read_rgb(tmp_path / "a.png", ground="black")[:, 0].tolist() == [[0, 255]] * 3
+
+
+def test_damaged_metadata_hides_no_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 2), (9, 9, 9)).save(tmp_path / "a.png", exif=b"Exif\0\0no TIFF file")
+    assert read_rgb(tmp_path / "a.png").shape == (3, 2, 4)
+
+
+def test_a_cut_qoi_picture_is_named(tmp_path: Path) -> None:
+    header = b"qoif" + struct.pack(">II", 4, 4) + b"\3\0"
+    (tmp_path / "a.qoi").write_bytes(header + b"\xfe\1\2")
+    with pytest.raises(InputError, match=r"a\.qoi is not a readable image"):
+        read_rgb(tmp_path / "a.qoi")
+
+
+def test_a_pointer_of_git_lfs_is_called_by_its_name(tmp_path: Path) -> None:
+    for name in ("a.png", "a.json"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    for read in (lambda: read_rgb(tmp_path / "a.png"), lambda: read_json(tmp_path / "a.json")):
+        with pytest.raises(InputError, match="is a Git LFS pointer, not the file itself"):
+            read()
+
+
+def test_only_drawn_pictures_are_replaced(tmp_path: Path) -> None:
+    picture = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    write_png(tmp_path / "drawn.png", picture, note=(NOTE, "seed 3"))
+    write_png(tmp_path / "mine.png", picture)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "mine.png").read_bytes()[:45])
+    for name in ("none.png", "drawn.png", "cut.png"):
+        check_replaceable(tmp_path / name)
+    with pytest.raises(InputError, match=r"mine\.png is there already and was not drawn by this"):
+        check_replaceable(tmp_path / "mine.png")
 
 
 def test_every_image_is_upright(tmp_path: Path) -> None:

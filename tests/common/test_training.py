@@ -437,6 +437,29 @@ def test_a_signal_while_a_step_makes_a_class_saves_the_state(tmp_path: Path) -> 
     assert load_tensors(tmp_path / "run" / "state.safetensors")[1]["step"] == 0
 
 
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    """The loss is that of before the update."""
+    line = Line()
+
+    def loss(batch: Batch, draws: Draws) -> Tensor:
+        zero = (line.weight - line.weight.detach()).sum()
+        usual = line.loss(batch, draws)
+        # In step 3 (of two micro-batches each) the gradient of the square root is infinite.
+        return usual + zero.sqrt() if len(line.path) == 8 else usual
+
+    with pytest.raises(InputError, match="the weights are not finite after step 4"):
+        fit(
+            {"weight": line.weight},
+            loss,
+            line.get_batch,
+            dataclasses.replace(SMALL, log_every=100, validate_every=0, preview_every=0),
+            tmp_path / "run",
+            save=line.save,
+        )
+    tensors, values = load_tensors(tmp_path / "run" / "state.safetensors")
+    assert values["step"] == 2 and bool(tensors["param/weight"].isfinite().all())
+
+
 def rate(step: int, warmup: int, steps: int, schedule: str = "cosine") -> float:
     """The learning rate of a peak of 1."""
     return learning_rate(

@@ -137,6 +137,15 @@ FAULTS = [
     # Outputs.
     Fault(DRAW, "--output-dir @file/out", "file is a regular file", put("file", "mine")),
     Fault(DRAW, "", "00.png is a folder", folder("out/00.png")),
+    Fault(DRAW, "", "out/00.png is there already", picture("out/00.png")),
+    Fault(DRAW, "", "00.pt|1e+30", saved("noises/00.pt", torch.full((3, 16, 16), 1e30))),
+    Fault(
+        DRAW,
+        "",
+        "00.pt|not finite",
+        saved("noises/00.pt", torch.full((3, 16, 16), 1e300, dtype=torch.float64)),
+    ),
+    Fault(DRAW, "--checkpoint /dev/zero", "/dev/zero is not a regular file"),
     Fault(DRAW, "", "No space left", full_disk=True),
     Fault(DRAW, "", "too long", saved(f"noises/{'x' * 240}.pt", torch.zeros(3, 16, 16))),
     Fault(DRAW, "", "another job|out", locked("out")),

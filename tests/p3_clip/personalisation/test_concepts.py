@@ -214,6 +214,22 @@ def test_diffusers_words_of_one_concept_are_joined(tmp_path: Path) -> None:
     assert loaded.token == "<new1>" and torch.equal(loaded.vectors, rows)
 
 
+def test_the_vectors_of_a_word_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """Files may have them in another: safetensors sorts by name, <new1>_10 before <new1>_2."""
+    rows = concept(count=13).vectors
+    names = ["<new1>", *(f"<new1>_{number}" for number in range(1, 13))]
+    content = dict(zip(names, rows, strict=True))
+    save_tensors(tmp_path / "words.safetensors", content)
+    torch.save(dict(reversed(content.items())), tmp_path / "words.bin")
+    for name in ("words.safetensors", "words.bin"):
+        (loaded,) = load_concepts(tmp_path / name)
+        assert loaded.token == "<new1>" and torch.equal(loaded.vectors, rows)
+    del content["<new1>_4"]
+    torch.save(content, tmp_path / "gap.bin")
+    with pytest.raises(InputError, match=r"gap\.bin holds <new1>_12 but not <new1>_4"):
+        load_concepts(tmp_path / "gap.bin")
+
+
 def test_files_of_old_pytorch_are_read(tmp_path: Path) -> None:
     """The paper's code ran on PyTorch 1.10, whose ParameterDict has no list of keys of its own."""
     rows = concept(count=2).vectors
@@ -326,7 +342,7 @@ def test_words_of_other_models_and_nonsense_are_refused(tmp_path: Path) -> None:
     rows = concept().vectors
     for content, reason in (
         ({"clip_l": rows, "clip_g": 2 * rows}, "Stable Diffusion XL"),
-        ({"<new1>": rows * torch.nan}, "the learned word <new1> is not finite"),
+        ({"<new1>": rows * torch.nan}, "the learned word <new1> in .* is not finite"),
         ({"<new1>": rows.to(torch.int8)}, "are torch.int8, not floats"),
         ({"<new1>": rows > 0}, "are torch.bool, not floats"),
         ({"<new1>": rows.to(torch.complex64)}, "are torch.complex64, not floats"),
