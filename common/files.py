@@ -223,6 +223,15 @@ def check_targets(paths: Collection[str]) -> None:
         check_folder(Path(folder))
 
 
+def check_files(*paths: Path | None) -> None:
+    """Raises InputError if no file can be written to one of the paths, before any work is done."""
+    for path in paths:
+        if path is not None:
+            check_folder(path.parent)
+            if path.is_dir():
+                raise InputError(f"cannot write the file {path}: it is a folder")
+
+
 def check_same(path: Path, data: bytes) -> None:
     """Raises InputError if the file exists and holds something other than `data`."""
     if path.exists() and (not path.is_file() or path.read_bytes() != data):

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader
 from torch import Tensor
 
 from common.errors import InputError
-from common.files import atomic_write, check_folder, make_folder, shown
+from common.files import atomic_write, make_folder, shown
 from common.images import resize, to_pil
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -98,14 +98,6 @@ class Grade:
     confusion: Mapping[str, Sequence[Sequence[int]]] = dataclasses.field(default_factory=dict)
     """Confusion matrices by name: rows are what was asked for, columns what was recognised."""
     note: str = ""
-
-
-def check_page(path: Path | None) -> None:
-    """Raises InputError if no page can be written to `path`, before anything is graded."""
-    if path is not None:
-        check_folder(path.parent)
-        if path.is_dir():
-            raise InputError(f"cannot write the page {path}: it is a folder")
 
 
 def write_grade(path: Path, grade: Grade) -> None:

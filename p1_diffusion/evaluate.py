@@ -25,7 +25,7 @@ from torch import Tensor
 from common import cli
 from common.data.digits import DATASETS, NUM_DIGITS, SIZE, Edition, load_digits, pairing
 from common.errors import InputError
-from common.files import ROOT, write_json
+from common.files import ROOT, check_files, write_json
 from common.images import read_rgb
 from common.metrics.classifier import (
     Classifier,
@@ -36,7 +36,7 @@ from common.metrics.classifier import (
     load_published_svhn,
     log_probabilities,
 )
-from common.page import Grade, Measure, Picture, check_page, write_grade
+from common.page import Grade, Measure, Picture, write_grade
 from p1_diffusion.quality import (
     detail,
     dropped_context_rate,
@@ -76,7 +76,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Prints the table and writes the result; exits with 1 below the strong baseline."""
-    check_page(config.html)
+    check_files(config.result, config.html)
     edition, images, digits, datasets = read_output(config.images)
     network = DigitClassifier.load(config.grader)
     judges = pick_judges(config, network)

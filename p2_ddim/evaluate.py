@@ -22,9 +22,9 @@ from torch import Tensor
 from common import cli
 from common.data.faces import load_faces
 from common.errors import InputError
-from common.files import write_json
+from common.files import check_files, write_json
 from common.images import image_files, read_rgb
-from common.page import Grade, Measure, Picture, check_page, write_grade
+from common.page import Grade, Measure, Picture, write_grade
 from p2_ddim.study.features import SHIPPED, choose_features
 from p2_ddim.study.quality import nearest_photo, quality, stack_like
 
@@ -59,7 +59,7 @@ def main(config: Config) -> None:
         raise InputError("nothing to compare with: give --references, --photos or both")
     if config.html and not config.references:
         raise InputError("--html shows images beside references: give --references too")
-    check_page(config.html)
+    check_files(config.result, config.html)
     images = read_images(config.images)
     result: dict[str, Any] = {"images": len(images)}
     if config.references:

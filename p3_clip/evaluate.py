@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import cli
-from common.files import write_json
+from common.files import check_files, write_json
 from p3_clip.inference import Run, accuracy
 from p3_clip.personalisation.evaluate import Personalised, grade
 
@@ -63,6 +63,7 @@ def main(config: ZeroShot | Personalised) -> None:
 
 def report(config: ZeroShot) -> None:
     """Evaluates the run, writes the JSON file and prints the tables."""
+    check_files(config.result)
     run = Run.load(config.run)
     cosines, labels = run.cosines[config.prompts], run.labels
     result: dict[str, Any] = {

@@ -31,7 +31,7 @@ from common.config import NonNegative, Probability, Side
 from common.data.fill50k import SIZE, Pair, read_prompts
 from common.data.layouts import Description, parse_caption
 from common.errors import InputError
-from common.files import write_json
+from common.files import check_files, write_json
 from common.images import read_rgb, to_pil
 from common.metrics.circles import Circle, disc, fit_circles
 from common.metrics.clip_scores import FORMS
@@ -46,7 +46,7 @@ from common.metrics.segmentation import (
     median_colour,
     object_mask,
 )
-from common.page import Grade, Measure, Picture, check_page, write_grade
+from common.page import Grade, Measure, Picture, write_grade
 from common.progress import Progress
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def main(config: Config) -> None:
         raise InputError(f"--resolution must be between 16 and {SIZE}, not {config.resolution}")
     if not config.images.is_dir():
         raise InputError(f"the folder {config.images} does not exist")
-    check_page(config.html)
+    check_files(config.result, config.html)
     pairs = read_prompts(config.prompts, config.sources, config.targets)
     judge, note = load_judge(pretrained=None if config.clip == "auto" else config.clip)
     if judge is None and config.clip == "auto":

@@ -55,9 +55,8 @@ def read_photos(folder: Path) -> list[Tensor]:
     """
     files = image_files(folder, report=True)
     if not files:
-        raise InputError(
-            f"the concept folder {folder} holds no photo: .jpg or .png files are expected"
-        )
+        what = "is a file" if Path(folder).is_file() else "holds no photo"
+        raise InputError(f"the concept folder {folder} {what}: a folder of pictures is expected")
     return [read_photo(file) for file in files]
 
 

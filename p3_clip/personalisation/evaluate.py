@@ -12,7 +12,7 @@ import tyro
 from common.clip.features import extract_features
 from common.clip.loading import ClipConfig, load_judge
 from common.errors import InputError
-from common.files import write_json
+from common.files import check_files, write_json
 from common.images import image_files, read_rgb
 from common.metrics.clip_scores import (
     FORMS,
@@ -21,7 +21,7 @@ from common.metrics.clip_scores import (
     image_cosines,
     text_cosines,
 )
-from common.page import Grade, Measure, Picture, check_page, write_grade
+from common.page import Grade, Measure, Picture, write_grade
 from p3_clip.personalisation.task import Task, read_tasks
 
 
@@ -54,7 +54,7 @@ def grade(config: Personalised) -> None:
     Exits with code 1 if a prompt misses a baseline. Raises InputError if the images, the references
     or the CLIP are not available.
     """
-    check_page(config.html)
+    check_files(config.result, config.html)
     tasks = read_tasks(config.input)
     wrong = [
         f"{folder} holds {found} images"

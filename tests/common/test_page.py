@@ -9,9 +9,9 @@ from pages import outline
 
 from common import page
 from common.errors import InputError
-from common.files import ROOT, write_json
+from common.files import ROOT, check_files, write_json
 from common.images import write_png
-from common.page import Grade, Measure, Picture, check_page, write_grade, write_pdf
+from common.page import Grade, Measure, Picture, write_grade, write_pdf
 from common.report import Results
 from common.report_page import report_page
 from scripts import make_report
@@ -205,10 +205,10 @@ def test_large_pictures_are_scaled_down(tmp_path: Path) -> None:
 def test_where_no_page_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a regular file"):
-        check_page(tmp_path / "file" / "page.html")
+        check_files(tmp_path / "file" / "page.html")
     with pytest.raises(InputError, match="it is a folder"):
-        check_page(tmp_path)
-    check_page(None)
+        check_files(tmp_path)
+    check_files(None)
 
 
 # ----------------------------------------------------------------------------
