@@ -23,8 +23,8 @@ import p3_clip.study.report
 import p3_controlnet.study.report
 from common import cli
 from common.errors import InputError
-from common.files import ROOT, atomic_write, make_folder
-from common.page import check_page, write_pdf
+from common.files import ROOT, atomic_write, check_files, make_folder
+from common.page import write_pdf
 from common.report import Results, fill
 from common.report_page import report_page
 
@@ -71,7 +71,7 @@ def main(config: Config) -> None:
     page = config.html or ROOT / "report.html"
     if config.check and (config.html or config.pdf):
         raise InputError("--check writes nothing: leave out --html and --pdf")
-    check_page(page)
+    check_files(page)
     results = Results(ROOT / "results")
     problems = []
     for path in sorted(path for pattern in DOCUMENTS for path in ROOT.glob(pattern)):
