@@ -41,7 +41,7 @@ PREVIEW_IMAGES = 16
 
 
 TRAINING = TrainingConfig(
-    steps=5000,
+    steps=3000,
     batch_size=16,
     optimizer="muon",
     lr=5e-3,
@@ -76,8 +76,8 @@ class Config:
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {
         "small": Preset(
-            "the defaults: about an hour on two CPU cores; expect a PSNR of 34 dB on"
-            " images of fill50k",
+            "the defaults: about an hour on one CPU core; expect a PSNR of 40 dB on images of"
+            " fill50k",
             {},
         ),
         "smoke": Preset(
