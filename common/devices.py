@@ -65,7 +65,10 @@ def _whole(name: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise InputError(f"the environment variable {name} must be a whole number, not {text!r}")
+        raise InputError(
+            f"the environment variable {name} must be a whole number of at most 9 digits, not"
+            f" {text!r}"
+        )
     return int(text)
 
 

@@ -149,9 +149,9 @@ def _check_finite(images: Sequence[Tensor], names: Sequence[str]) -> None:
 
 def _smaller(size: int) -> int:
     if size == 1:
+        instead = ", or --device cpu" if torch.cuda.is_available() else ""
         raise InputError(
-            "the device's memory does not hold one image: use a smaller model or size, or"
-            " --device cpu"
+            f"the device's memory does not hold one image: use a smaller model or size{instead}"
         )
     half = (size + 1) // 2
     Progress.write(f"{size} images at once do not fit into the device's memory: trying {half}")
