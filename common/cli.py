@@ -74,6 +74,7 @@ def run(
             with _claimed_folder(config), raises_terminated():
                 program(config)
         finally:
+            torch.set_flush_denormal(False)
             sys.stdout.flush()
     except InputError as error:
         _fail(str(error))

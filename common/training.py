@@ -86,7 +86,7 @@ class TrainingConfig:
     """AdamW for all weights (adamw), the same with moments of 8 bits, which saves 6 bytes per
     parameter and needs CUDA and the package bitsandbytes (adamw8bit), or Muon for the matrices of
     hidden layers and AdamW for the rest (muon)."""
-    lr: Annotated[float, *bounds(above=0, at_most=100)] = 1e-3
+    lr: Annotated[float, *bounds(at_least=0, at_most=100)] = 1e-3
     """Peak learning rate."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: a cosine down to 0, or constant with a linear decay to 0

@@ -10,7 +10,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 1 ]; then
-  echo "FAIL: no folder to grade is given" || true
   echo "usage: bash scripts/grade.sh OUT [flags] for digits, OUT REFERENCES [flags] for faces," \
     "OUT prompt.json SOURCES TARGETS [flags] for circles, OUT input.json PHOTOS [flags] for" \
     "learned concepts (flags of the evaluate program)" >&2
@@ -34,11 +33,9 @@ grade() { # PROGRAM ARGUMENTS...
 if [ -d "$out/mnistm" ] || [ -d "$out/svhn" ]; then
   grade p1_diffusion.evaluate --images "$out" "$@"
 fi
-if [ ! -d "$out" ]; then fail "the folder $out does not exist"; fi
-for path in "$@"; do  # what is to be compared with, up to the flags
-  if [[ "$path" == --* ]]; then break; fi
-  if [ ! -e "$path" ]; then fail "$path does not exist"; fi
-done
+if [ $# -gt 0 ] && [[ "$1" == *.json ]] && [ ! -f "$1" ]; then
+  fail "the file $1 does not exist"
+fi
 if [ -d "${1:-}" ]; then
   grade p2_ddim.evaluate --images "$out" --references "$@"
 fi
@@ -54,6 +51,10 @@ if [ -f "${1:-}" ] && [ $# -ge 3 ]; then
   grade p3_controlnet.evaluate --images "$out" --prompts "$prompts" \
     --sources "$sources" --targets "$targets" "$@"
 fi
+for path in "$out" "$@"; do
+  if [[ "$path" == --* ]]; then break; fi
+  if [ ! -e "$path" ]; then fail "$path does not exist"; fi
+done
 fail "$out is not an output folder of this homework: Problem 1's has mnistm/ and svhn/, \
 Problem 2's needs a folder of references after it, Problem 3's prompt.json and the folders of \
 sources and targets, or input.json and the folder of photos"

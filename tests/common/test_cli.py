@@ -453,8 +453,14 @@ class Imported:
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK must be a whole number of at most 9 digits, not 'one'"),
-        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK must be a whole number of at most 9 digits, not '-1'"),
+        (
+            {"RANK": "one", "WORLD_SIZE": "2"},
+            "RANK must be a whole number of at most 9 digits, not 'one'",
+        ),
+        (
+            {"RANK": "-1", "WORLD_SIZE": "2"},
+            "RANK must be a whole number of at most 9 digits, not '-1'",
+        ),
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0.5"}, "LOCAL_RANK must be"),
         ({"RANK": "3", "WORLD_SIZE": "2"}, "RANK is 3, but must be below WORLD_SIZE, which is 2"),
         ({"WORLD_SIZE": "4"}, "WORLD_SIZE is 4, but RANK is not set"),

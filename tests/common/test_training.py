@@ -679,8 +679,8 @@ def test_data_that_cannot_be_read_stops_with_the_state_saved(tmp_path: Path) -> 
 
 
 def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) -> None:
-    """At a learning rate of nearly 0 the trained network is the one it started from, whatever the
-    model flags say."""
+    """At learning rate 0 the trained network is the one it started from, whatever the model flags
+    say."""
     network = tiny_network()
     network.save(tmp_path / "start")
     arguments = tiny_arguments(
@@ -688,7 +688,7 @@ def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) 
         tmp_path / "run",
         init_from=tmp_path / "start",
         steps=2,
-        lr=1e-30,
+        lr=0.0,
         augment=0.0,
         **{"model.embedding": 48},
     )
@@ -709,9 +709,8 @@ def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) 
         ("validate_every", -1, "--validate-every must be at least 0, not -1"),
         ("warmup", -3, "--warmup must be between 0 and 1000000, not -3"),
         ("weight_decay", float("nan"), "--weight-decay must be a finite number, not nan"),
-        ("lr", -0.001, "--lr must be at most 100 and above 0, not -0.001"),
-        ("lr", 0.0, "--lr must be at most 100 and above 0, not 0.0"),
-        ("lr", 1e30, "--lr must be at most 100 and above 0, not 1e"),
+        ("lr", -0.001, "--lr must be between 0 and 100, not -0.001"),
+        ("lr", 1e30, "--lr must be between 0 and 100, not 1e"),
         ("warmup", 10**30, "--warmup must be between 0 and 1000000, not 10"),
         ("device_batch_size", 10**30, "--device-batch-size must be between 1 and 1048576"),
         ("lr", float("inf"), "--lr must be a finite number, not inf"),

@@ -140,7 +140,7 @@ def test_what_the_parser_refuses_is_a_box(
         ("--batch-size 0", "--batch-size must be between 1 and 1048576, not 0"),
         (
             "--gradient-accumulation-steps 0",
-            "--gradient-accumulation-steps must be at least 1, not 0",
+            "--gradient-accumulation-steps must be between 1 and 1048576, not 0",
         ),
         ("--cond-drop-prob 7", "--cond-drop-prob must be between 0 and 1, not 7"),
         ("--augment -0.1", "--augment must be between 0 and 1, not -0.1"),

@@ -244,7 +244,7 @@ def test_names_and_templates() -> None:
     assert len(read_templates(DATA / "templates" / "openai_7.txt")) == 7
     assert len(read_templates(DATA / "templates" / "openai_80.txt")) == 80
     for overrides, sentence in (
-        ({"lorry": "x"}, "'lorry' is neither an id nor a name"),
+        ({"lorry": "x"}, "'lorry', which is neither an id nor a name"),
         ({"bus": "mouse"}, "two classes the same name, 'mouse'"),
         (["bus"], "must be a JSON object"),
     ):
@@ -337,7 +337,7 @@ def test_bad_data(
         (["--template", "a photo"], "'a photo' must contain {} exactly once"),
         (["--ensemble", "nowhere.txt"], "nowhere.txt does not exist"),
         (["--names", "nowhere.json"], "nowhere.json does not exist"),
-        (["--batch-size", "0"], "--batch-size must be at least 1, not 0"),
+        (["--batch-size", "0"], "--batch-size must be between 1 and 4096, not 0"),
         (["--workers", "0"], "--workers must be between 1 and 256, not 0"),
         (["--model", "ViT-B32"], "open_clip knows no model 'ViT-B32'; did you mean"),
         (["--pretrained", "openai"], "leave out --pretrained"),

@@ -239,10 +239,14 @@ def test_grade_tells_the_problem_by_the_folder(clone: Path, echo: str, tmp_path:
         "--data",
         "x y",
     ]
-    for folder in (tmp_path, tmp_path / "none"):
+    for folder, said in (
+        (tmp_path, "is not an output folder of this homework"),
+        (tmp_path / "none", "none does not exist"),
+    ):
         result = run_entry(clone / "scripts" / "grade.sh", folder)
         assert result.returncode == 2
-        assert "is not an output folder of this homework" in refusal(result.stderr)
+        assert said in refusal(result.stderr)
+        assert result.stdout.startswith(f"FAIL: {folder} could not be graded: ")
 
 
 @pytest.mark.parametrize("entry", ["hw2_1.sh", "scripts/inference_p1.sh", "scripts/grade.sh"])
@@ -511,4 +515,8 @@ def test_grade_ends_with_a_verdict(code: int, tmp_path: Path) -> None:
     result = run_entry(ROOT / "scripts" / "grade.sh", tmp_path / "out", PYTHON=str(stand_in))
     assert result.returncode == code
     last = result.stdout.splitlines()[-1]
-    assert last == ("a grade" if code < 2 else f"FAIL: {tmp_path / 'out'} could not be graded")
+    assert last == (
+        "a grade"
+        if code < 2
+        else f"FAIL: {tmp_path / 'out'} could not be graded, as the error above says"
+    )

@@ -483,7 +483,7 @@ def test_training_can_start_from_learned_words(
         (("--drawn", "wine", "--vectors", "0"), "--vectors must be between 1 and 75, not 0"),
         (
             ("--drawn", "wine", "--augmentation", "resize", "--views", "0"),
-            "--views must be at least 1, not 0",
+            "--views must be between 1 and 10000, not 0",
         ),
         (
             ("--drawn", "wine", "mauve", "--cut-mix", "2"),
