@@ -101,7 +101,7 @@ class Config:
     ones; None for drawn images only."""
     init_from: Path | None = None
     """Folder of a U-Net to start from (unet/ in a model's folder), instead of random weights. Of a
-    U-Net for other latents, the first and the last convolution start anew."""
+    U-Net for other latents, the weights are taken that fit the sizes of --model."""
     pictures: Pictures = 60_000
     """Number of drawn training images."""
     cond_drop_prob: Probability = 0.1
@@ -263,10 +263,11 @@ def new_model(config: Config) -> LatentDiffusion:
 
 
 def initialised_from(folder: Path, new: "UNet2DConditionModel") -> "UNet2DConditionModel":
-    """The U-Net in the folder, for the latents and the text features for which `new` is made.
+    """The U-Net in the folder or, if its latents have other channels than those of `new`, `new`.
 
-    If its latents have another number of channels, its first and its last convolution start anew,
-    and this is printed. Raises InputError if it does not fit otherwise.
+    `new` then gets every weight that has its name and shape, but for the first and the last
+    convolution, and this is printed. Raises InputError if the U-Net in the folder does not fit the
+    text features or the side of the latents.
     """
     unet = load_network(folder, type(new))
     for name in ("sample_size", "cross_attention_dim"):
@@ -275,21 +276,23 @@ def initialised_from(folder: Path, new: "UNet2DConditionModel") -> "UNet2DCondit
                 f"the U-Net in {folder} has {name} {unet.config[name]}, but the autoencoder and the"
                 f" text encoder need {new.config[name]}"
             )
-    channels = {name: new.config[name] for name in ("in_channels", "out_channels")}
-    if all(unet.config[name] == count for name, count in channels.items()):
+    if all(unet.config[name] == new.config[name] for name in ("in_channels", "out_channels")):
         return unet
-    inner = {
+    own = new.state_dict()
+    fitting = {
         name: value
         for name, value in unet.state_dict().items()
-        if not name.startswith(("conv_in.", "conv_out."))
+        if name in own
+        and value.shape == own[name].shape
+        and not name.startswith(("conv_in.", "conv_out."))
     }
-    fitting = type(new).from_config({**unet.config, **channels})
-    fitting.load_state_dict(inner, strict=False)
+    new.load_state_dict(fitting, strict=False)
     print(
-        f"the U-Net in {folder} is for other latents: its first and last convolution start anew",
+        f"the U-Net in {folder} is for other latents: {len(fitting)} of {len(own)} weights are"
+        " taken from it, the others start anew",
         file=sys.stderr,
     )
-    return fitting
+    return new
 
 
 if __name__ == "__main__":
