@@ -232,8 +232,7 @@ def _fail(sentence: str) -> None:
     close_all()
     try:
         print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
-    except (
-        OSError
-    ):  # a full disk; Python would write once more at its end, and change the exit code
+    except OSError:  # a full disk
+        # Python would write once more at its end, and change the exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     raise SystemExit(2)

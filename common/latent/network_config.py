@@ -12,6 +12,7 @@ from common.latent.control import ControlText
 _Sizes = Size | tuple[Size, ...]
 _Side = Annotated[int, *bounds(at_least=1, at_most=1024)]
 Layers = Annotated[int, *bounds(at_least=0, at_most=256)]
+"""A number of residual blocks at one resolution, which may be none."""
 
 NETWORK: dict[str, Any] = {
     "sample_size": _Side | tuple[_Side, _Side],
