@@ -62,13 +62,18 @@ def run(
     - `PRESETS`, a class variable that maps each name of `--preset NAME` to a `Preset`. Other flags
       on the command line override the preset's values. `--memory GB` goes with a preset that has
       values for several sizes of GPU; without it, the largest that the GPU has is taken, and the
-      smallest where there is no CUDA device.
+      smallest where there is no CUDA device;
+    - `GRADES`, a class variable that is true for a program that grades: its last line on stdout is
+      PASS or FAIL and the reason, also where nothing can be graded.
     """
     _use_utf8(restart=argv is None)
     config = None
+    given = list(sys.argv[1:] if argv is None else argv)
+    config_class, given, prog = _subcommand(config_class, given)
+    grades = getattr(config_class, "GRADES", False)
     try:
         try:
-            config = _parse(config_class, list(sys.argv[1:] if argv is None else argv))
+            config = _parse(config_class, given, prog)
             check_fields(config)
             torch.set_flush_denormal(True)  # before PyTorch starts its threads, which inherit it
             with _claimed_folder(config), raises_terminated():
@@ -76,15 +81,19 @@ def run(
         finally:
             torch.set_flush_denormal(False)
             sys.stdout.flush()
+    except SystemExit as end:
+        if grades and end.code == 2:  # from tyro, which has printed why
+            _say_ungraded("the flags are wrong, as said above")
+        raise
     except InputError as error:
-        _fail(str(error))
+        _fail(str(error), grades)
     except BrokenPipeError:
         # Python would flush once more at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}")
+        where = error.filename or _full_output()
+        _fail(f"{where}: {error.strerror or error}" if where else str(error), grades)
     except (KeyboardInterrupt, Exception) as error:
         if stopped := interruption_behind(error):
             _say_stopped(config)
@@ -93,7 +102,8 @@ def run(
         if out_of_memory(error):
             _fail(
                 "there is not enough memory: use a smaller --chunk-size, batch size, model or"
-                f" picture size ({error})"
+                f" picture size ({error})",
+                grades,
             )
         traceback.print_exc()
         raise SystemExit(os.EX_SOFTWARE) from None
@@ -130,15 +140,17 @@ def _use_utf8(restart: bool) -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _parse(config_class: type[Config], arguments: list[str]) -> Config:
-    arguments = getattr(config_class, "translate_arguments", list)(arguments)
-    prog = None
+def _subcommand(config_class: Any, arguments: list[str]) -> tuple[Any, list[str], str | None]:
+    """The class, arguments and name of the subcommand chosen; the same if there are none."""
     for variant in get_args(config_class):  # a union of subcommands with a class each
         own_class, subcommand = get_args(variant) or (variant, None)
         if subcommand and arguments[:1] == [subcommand.name]:
-            config_class = own_class
-            arguments = arguments[1:]
-            prog = f"{sys.argv[0]} {subcommand.name}"
+            return own_class, arguments[1:], f"{sys.argv[0]} {subcommand.name}"
+    return config_class, arguments, None
+
+
+def _parse(config_class: type[Config], arguments: list[str], prog: str | None) -> Config:
+    arguments = getattr(config_class, "translate_arguments", list)(arguments)
     presets: Mapping[str, Preset] = getattr(config_class, "PRESETS", {})
     if not presets:
         return tyro.cli(config_class, args=arguments, prog=prog)
@@ -228,11 +240,33 @@ def _take(flag: str, arguments: list[str], known: list[str]) -> tuple[str | None
     return None, arguments
 
 
-def _fail(sentence: str) -> None:
-    close_all()
+def _full_output() -> str:
+    """The name of standard output if nothing more can be written to it, else an empty text.
+
+    Python does not name it in the error, and drops what it could not write.
+    """
     try:
-        print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+        os.write(1, b"\n")
+    except OSError:
+        # Python would write once more at its end, and change the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return "standard output"
+    return ""
+
+
+def _fail(sentence: str, grades: bool) -> None:
+    close_all()
+    sentence = " ".join(sentence.split())
+    try:
+        print(f"error: {sentence}", file=sys.stderr)
     except OSError:  # a full disk
         # Python would write once more at its end, and change the exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    if grades:
+        _say_ungraded(sentence)
     raise SystemExit(2)
+
+
+def _say_ungraded(reason: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"FAIL: nothing is graded: {reason}", flush=True)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ from common.ema import EMA
 from common.errors import InputError
 from common.files import atomic_write, check_folder, make_folder, read_json, write_json
 from common.optimizers import STATES_8BIT, NamedOptimizer
+from common.text_files import parse_json
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler
@@ -299,14 +300,15 @@ def cut_metrics(path: Path, step: int, logged: int) -> None:
     for number, line in enumerate(lines, 1):
         whole = line.endswith(b"\n")
         try:
-            at = json.loads(line)["step"]
-            if not isinstance(at, int) or isinstance(at, bool) or at < previous:
+            record = parse_json(line.decode(), f"{path}, line {number}")
+            at = record["step"]
+            if type(at) is not int or at < previous or not _are_numbers(record.values()):
                 raise ValueError
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except (InputError, ValueError, LookupError, TypeError, AttributeError):
             if not whole:  # torn by a crash
                 break
             raise InputError(
-                f"{path}, line {number} is not a line of metrics in order: {ADVICE}"
+                f"{path}, line {number} is not a line of finite metrics in order: {ADVICE}"
             ) from None
         previous = at
         if at <= step:
@@ -316,6 +318,10 @@ def cut_metrics(path: Path, step: int, logged: int) -> None:
         raise InputError(f"{path} lacks the line of step {logged}, which the run wrote: {ADVICE}")
     if path.exists():
         atomic_write(path, b"".join(kept))
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
 
 
 def check_tensorboard() -> None:

@@ -14,7 +14,7 @@ and 2 if the folder cannot be graded.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ AMPLIFIED = 8  # factor of the differences on the page of --html
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Grades a folder of generated faces."""
+
+    GRADES: ClassVar[bool] = True
 
     images: Path
     """Folder of the generated faces."""

@@ -19,7 +19,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
@@ -66,6 +66,8 @@ MEASURES = (
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Evaluates a folder of images of circles, drawn from control images by a ControlNet."""
+
+    GRADES: ClassVar[bool] = True
 
     images: Path
     """Folder of the generated images."""

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 import tyro
@@ -32,6 +32,8 @@ class Personalised:
     The best five of each prompt's 25 images must reach the prompt's baselines. The scores are of
     the grader's own CLIP, OpenAI's ViT-B/32, unless --model or --pretrained names another.
     """
+
+    GRADES: ClassVar[bool] = True
 
     images: Path
     """Folder with CONCEPT/PROMPT_INDEX/*.png."""

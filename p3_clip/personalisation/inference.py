@@ -39,6 +39,7 @@ SHIPPED_BASE = ROOT / "checkpoints" / "ldm_shapes"
 SHIPPED_CONCEPTS = ROOT / "checkpoints" / "concepts_shapes"
 SD_CONCEPTS = ROOT / "checkpoints" / "concepts_sd14"
 SIZE, COUNT = 512, 25  # side in pixels, images per prompt; what the grader expects
+MOST_PICTURES = 100_000  # of one run: months of Stable Diffusion on a GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +168,15 @@ def training_command(config: Config, tasks: Sequence[Task]) -> str:
 def plan(config: Config, tasks: Sequence[Task], concepts: Sequence[Concept]) -> list[Picture]:
     """Returns all images to generate, with their paths, prompts and seeds.
 
-    Raises InputError if a prompt contains a placeholder that is not loaded.
+    Raises InputError if a prompt contains a placeholder that is not loaded, or if there are more
+    than `MOST_PICTURES`.
     """
+    prompts = sum(len(task.prompts) for task in tasks)
+    if config.count * prompts > MOST_PICTURES:
+        raise InputError(
+            f"--count {config.count} for the {prompts} prompts of {config.prompts} is more than"
+            f" {MOST_PICTURES} pictures: make it smaller"
+        )
     pictures = []
     for task in tasks:
         for index, prompt in enumerate(task.prompts):

@@ -409,6 +409,14 @@ def test_a_defect_keeps_its_traceback_and_is_no_grade(
     assert "Traceback" in (said := capsys.readouterr().err) and "shape mismatch" in said
 
 
+def test_a_full_standard_output_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scripts.make_noise", "--output-dir", tmp_path / "noise"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: standard output: No space left on device\n")
+
+
 def test_help_into_a_closed_pipe_is_silent() -> None:
     command = f"'{sys.executable}' -m scripts.make_noise --help | true; echo ${{PIPESTATUS[0]}}"
     done = run_process(["bash", "-c", command])

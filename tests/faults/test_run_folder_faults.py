@@ -100,6 +100,8 @@ FAULTS = [
     touched("", "metrics.jsonl, line 2", metrics(2, 1, 2)),
     touched("", "metrics.jsonl, line 2", metrics(2, 1)),
     touched("", "metrics.jsonl|2", metrics(1)),
+    touched("", "metrics.jsonl, line 1", put(METRICS, '{"step": 1, "loss": NaN}\n')),
+    touched("", "metrics.jsonl, line 1", put(METRICS, '{"step": 1, "loss": "low"}\n')),
 ]
 
 

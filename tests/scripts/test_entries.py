@@ -246,7 +246,7 @@ def test_grade_tells_the_problem_by_the_folder(clone: Path, echo: str, tmp_path:
         result = run_entry(clone / "scripts" / "grade.sh", folder)
         assert result.returncode == 2
         assert said in refusal(result.stderr)
-        assert result.stdout.startswith(f"FAIL: {folder} could not be graded: ")
+        assert result.stdout.startswith(f"FAIL: nothing is graded: {folder}")
 
 
 @pytest.mark.parametrize("entry", ["hw2_1.sh", "scripts/inference_p1.sh", "scripts/grade.sh"])
@@ -507,16 +507,38 @@ def test_train_ldm_passes_flags_to_all_three_trainings(echo: str) -> None:
 
 @pytest.mark.parametrize("code", [0, 1, 2, 70])
 def test_grade_ends_with_a_verdict(code: int, tmp_path: Path) -> None:
-    """The programs print the verdict of a grade; grade.sh adds the one of a folder without."""
+    """The programs print the verdict themselves, unless they end by a signal or a defect."""
     stand_in = tmp_path / "python"
     stand_in.write_text(f"#!/bin/sh\necho 'a grade'\nexit {code}\n")
     stand_in.chmod(0o755)
     (tmp_path / "out" / "svhn").mkdir(parents=True)
     result = run_entry(ROOT / "scripts" / "grade.sh", tmp_path / "out", PYTHON=str(stand_in))
     assert result.returncode == code
-    last = result.stdout.splitlines()[-1]
-    assert last == (
+    assert result.stdout.splitlines()[-1] == (
         "a grade"
-        if code < 2
-        else f"FAIL: {tmp_path / 'out'} could not be graded, as the error above says"
+        if code <= 2
+        else f"FAIL: nothing is graded: the program ended with exit code {code}"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["{}"], "{} lacks 500 of the 500 images"),
+        (["{}", "--no-such-flag"], "the flags are wrong, as said above"),
+        (["{}/svhn", "{}/svhn"], "{}/svhn holds no image"),
+        (["{}/svhn", "{}/a.json", "{}/svhn"], "{}/a.json, line 1 is not valid JSON: it is empty"),
+        (["{}/svhn", "{}/a.json", "{}/svhn", "{}/svhn"], "{}/a.json is empty"),
+        (["{}/svhn", "{}/b.json", "{}/svhn"], "the file {}/b.json does not exist"),
+    ],
+)
+def test_the_verdict_says_why_nothing_is_graded(
+    arguments: list[str], reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "svhn").mkdir()
+    (tmp_path / "a.json").write_text("")
+    given = [argument.format(tmp_path) for argument in arguments]
+    result = run_entry(ROOT / "scripts" / "grade.sh", *given)
+    last = result.stdout.splitlines()[-1]
+    assert result.returncode == 2
+    assert last.startswith("FAIL: nothing is graded: ") and reason.format(tmp_path) in last

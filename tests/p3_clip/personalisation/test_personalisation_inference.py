@@ -346,6 +346,7 @@ def test_files_and_flags_that_make_no_sense(
         (("--checkpoint", world / "clip"), "is neither Stable Diffusion v1.4 nor a model folder"),
         (("--checkpoint", tmp_path / "none.ckpt"), "does not exist"),
         (("--count", 0), "must be between 1 and"),
+        (("--count", 10**6), "is more than 100000 pictures"),
         (("--steps", 0), "--steps must be between 1 and 1000"),
         (("--chunk-size", 0), "--chunk-size must be between 1 and 4096"),
     ):
