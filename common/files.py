@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,13 +223,31 @@ def check_targets(paths: Collection[str]) -> None:
         check_folder(Path(folder))
 
 
-def check_files(*paths: Path | None) -> None:
-    """Raises InputError if no file can be written to one of the paths, before any work is done."""
-    for path in paths:
-        if path is not None:
-            check_folder(path.parent)
-            if path.is_dir():
-                raise InputError(f"cannot write the file {path}: it is a folder")
+def check_files(*paths: Path | None, inputs: Sequence[Path] = ()) -> None:
+    """Checks, before any work is done, that results and pages can be written to the paths.
+
+    Raises InputError if one cannot, if it is a file of `inputs`, or if a file is there that holds
+    neither a JSON object nor a page.
+    """
+    for path in filter(None, paths):
+        check_folder(path.parent)
+        if path.is_dir():
+            raise InputError(f"cannot write the file {path}: it is a folder")
+        if any(same_file(path, given) for given in inputs):
+            raise InputError(f"{path} is read by this program, which would replace it")
+        if path.is_file():
+            with open(path, "rb") as file:
+                start = file.read(100).removeprefix(b"\xef\xbb\xbf").strip()
+            if start and start[:1] not in (b"{", b"<"):
+                raise InputError(
+                    f"{path} is there already and holds no result of this program, which would"
+                    " replace it: choose another file, or move it away"
+                )
+
+
+def same_file(path: Path, other: Path) -> bool:
+    """Whether both are one existing file or folder."""
+    return path.exists() and other.exists() and path.samefile(other)
 
 
 def check_same(path: Path, data: bytes) -> None:

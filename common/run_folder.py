@@ -30,11 +30,12 @@ CHANGEABLE = (
     "checkpoint_every",
     "tensorboard",
     "device",
+    "compile",
     "device_batch_size",
     "gradient_checkpointing",
 )
 """Settings that may change when a run is resumed: all but `steps` cannot change the result, except
-for rounding on another device and with other micro-batches."""
+for rounding on another device, when compiled, and with other micro-batches."""
 CONFIG, METRICS, STATE = "config.json", "metrics.jsonl", "state.safetensors"
 FOLDERS = ("last", "best", "samples")
 ADVICE = "restore it, or choose another run folder"

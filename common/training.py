@@ -261,11 +261,13 @@ def fit(
     with _Interrupts() as interrupts, _Observer(config, run_dir, progress, main) as observer:
         if main:
             observer.say(f"training on {device}, processes: {processes}, from step {progress.step}")
-            if before.get("device") != config.device:
-                observer.say(
-                    f"this run was begun with --device {before.get('device')}: results will not be"
-                    " bit-equal to those of an uninterrupted run"
-                )
+            for name in ("device", "compile"):
+                now = getattr(config, name)
+                if (then := before.get(name, now)) != now:
+                    observer.say(
+                        f"this run was begun with {name} = {then}: results will not be bit-equal to"
+                        " those of an uninterrupted run"
+                    )
         stop = False
         while not stop:
             due = not progress.looked and observer.due(progress.step)

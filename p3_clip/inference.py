@@ -81,7 +81,7 @@ def main(config: Config) -> None:
     names, changed = class_names(
         classes, read_json(config.names) if config.names else {}, config.names
     )
-    check_folder(config.output_dir)
+    check_output(config.output_dir)
     clip, note = config.clip.load()
     print(note, flush=True)
     path = config.ensemble or default_templates(clip)
@@ -137,8 +137,8 @@ def main(config: Config) -> None:
         },
     }
     folder = make_folder(config.output_dir)
+    run.save(folder)  # first: `check_output` knows the folder by it
     atomic_write(folder / "predictions.csv", predictions(run).to_csv(index=False).encode())
-    run.save(folder)
     write_json(folder / "results.json", result)
     print(
         f"{changed} of {len(ids)} class names changed (underscores became spaces, or --names"
@@ -153,6 +153,18 @@ def main(config: Config) -> None:
         f"{len(items)} images, {len(ids)} classes; single prompt {single!r}; ensemble of"
         f" {len(prompts['ensemble'])} templates in {path}"
     )
+
+
+def check_output(folder: Path) -> None:
+    """Raises InputError if the folder cannot be written or holds like-named files of another."""
+    check_folder(folder)
+    if not (folder / "cosines.safetensors").exists():
+        for name in ("results.json", "predictions.csv"):
+            if (folder / name).exists():
+                raise InputError(
+                    f"{folder / name} is there already and is not of this program, which would"
+                    " replace it: choose another output folder"
+                )
 
 
 def _plain(key: str, value: Any) -> Any:

@@ -103,7 +103,7 @@ def main(config: Config) -> None:
         raise InputError(f"--resolution must be between 16 and {SIZE}, not {config.resolution}")
     if not config.images.is_dir():
         raise InputError(f"the folder {config.images} does not exist")
-    check_files(config.result, config.html)
+    check_files(config.result, config.html, inputs=[config.prompts])
     pairs = read_prompts(config.prompts, config.sources, config.targets)
     judge, note = load_judge(pretrained=None if config.clip == "auto" else config.clip)
     if judge is None and config.clip == "auto":

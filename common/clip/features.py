@@ -45,7 +45,7 @@ def extract_features(
     ):
         keys = [key for job in _submit(pool, _content_key, files) for key in job.result()]
         store = cache / f"{clip.identity}.safetensors" if cache else None
-        known = _read_store(store) if store else {}
+        known = _read_store(store, clip) if store else {}
         todo = list(
             {key: file for key, file in zip(keys, files, strict=True) if key not in known}.items()
         )
@@ -73,13 +73,19 @@ def _content_key(file: Path) -> str:
     return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
 
 
-def _read_store(path: Path) -> dict[str, Tensor]:
+def _read_store(path: Path, clip: Clip) -> dict[str, Tensor]:
     if not path.is_file():
         return {}
     try:
         tensors, metadata = load_tensors(path)
-        return dict(zip(metadata["keys"], tensors["features"], strict=True))
-    except (InputError, KeyError, TypeError, ValueError):
+        features = tensors["features"]
+        unit = torch.ones(len(features))
+        if features.shape[1:] != clip.encode_texts([""]).shape[1:] or not torch.allclose(
+            features.norm(dim=1), unit, atol=1e-3
+        ):
+            return {}
+        return dict(zip(metadata["keys"], features, strict=True))
+    except (InputError, KeyError, TypeError, ValueError, RuntimeError, IndexError):
         return {}  # a damaged cache counts as empty
 
 

@@ -56,7 +56,7 @@ def grade(config: Personalised) -> None:
     Exits with code 1 if a prompt misses a baseline. Raises InputError if the images, the references
     or the CLIP are not available.
     """
-    check_files(config.result, config.html)
+    check_files(config.result, config.html, inputs=[config.input])
     tasks = read_tasks(config.input)
     wrong = [
         f"{folder} holds {found} images"

@@ -46,6 +46,8 @@ def main(config: Config) -> None:
         raise InputError(
             f"the form {config.form} cannot hold {what}: choose one of {', '.join(forms)}"
         )
+    if config.output.is_file():
+        raise InputError(f"{config.output} is there already: move it away, or choose another name")
     make_folder(config.output.parent)
     if learned.weights:
         save_delta(config.output, learned, config.form, model.unet)

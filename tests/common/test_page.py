@@ -211,6 +211,18 @@ def test_where_no_page_can_be_written(tmp_path: Path) -> None:
     check_files(None)
 
 
+def test_results_and_pages_replace_their_like_only(tmp_path: Path) -> None:
+    result, page, picture = tmp_path / "a.json", tmp_path / "a.html", tmp_path / "a.png"
+    result.write_text('{"mean": 1}\n')
+    page.write_text("<!doctype html>")
+    check_files(result, page, inputs=[tmp_path / "none.json"])
+    with pytest.raises(InputError, match="is read by this program"):
+        check_files(result, inputs=[tmp_path / "none.json", result])
+    write_png(picture, torch.zeros(3, 4, 4, dtype=torch.uint8))
+    with pytest.raises(InputError, match="holds no result"):
+        check_files(picture)
+
+
 # ----------------------------------------------------------------------------
 # The PDF.
 

@@ -158,7 +158,7 @@ def test_what_cannot_change_the_result_may_change(
     capsys.readouterr()
     other = {"log_every": 3, "preview_every": 5, "checkpoint_every": 1, "device": "auto"}
     line_fit(run_dir, dataclasses.replace(LONGER, **other))
-    assert "begun with --device cpu: results will not be bit-equal" in capsys.readouterr().out
+    assert "begun with device = cpu: results will not be bit-equal" in capsys.readouterr().out
     config = json.loads((run_dir / "config.json").read_text())
     assert {name: config[name] for name in other} == other
     ours, theirs = (

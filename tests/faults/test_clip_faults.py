@@ -38,6 +38,8 @@ FAULTS = [
     Fault(CLASSIFY, "", "1_0.png", halved("clip/val/1_0.png")),
     Fault(CLASSIFY, "", "1_0.png", put("clip/val/1_0.png", "")),
     Fault(CLASSIFY, "", "1_9.jpg", put("clip/val/1_9.jpg", "<svg/>")),
+    Fault(CLASSIFY, "", "out/results.json", put("out/results.json", "mine")),
+    Fault(CLASSIFY, "", "out/predictions.csv", put("out/predictions.csv", "mine")),
     Fault(CLASSIFY, "--labels @none.json", "none.json"),
     Fault(CLASSIFY, "", "id2label.json", put(LABELS, "")),
     Fault(CLASSIFY, "", "id2label.json", put(LABELS, "[]")),

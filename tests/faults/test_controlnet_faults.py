@@ -242,6 +242,8 @@ FAULTS = [
     Fault(UNET, "--fill50k @none", "none"),
     # Grading.
     Fault(GRADE, "--images @none", "none"),
+    Fault(GRADE, "--result @pairs/prompt.json", "prompt.json is read by this program"),
+    Fault(GRADE, "--html @pairs/target/1.png", "1.png"),
     Fault(GRADE, "--targets @none", "none"),
     Fault(GRADE, "", "prompt.json", halved(PROMPTS)),
     Fault(GRADE, "", "1.png", gone("pairs/target/1.png")),

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import exit_code, refused
 from torch.nn import functional as F
 
-from common.checkpoint import load_tensors
+from common.checkpoint import load_tensors, save_tensors
 from common.clip.features import extract_features
 from common.clip.model import Clip
 from common.errors import InputError
@@ -115,11 +115,17 @@ def test_features_are_computed_once_for_a_content(
     plain = torch.stack([clip.preprocess(Image.open(file)) for file in files])
     assert torch.allclose(first, encode(clip, plain), atol=1e-6)
     store = next(tmp_path.glob("*.safetensors"))
-    store.write_bytes(store.read_bytes()[:-9])  # a damaged store is made anew
-    assert torch.allclose(
-        extract_features(clip, files, cache=tmp_path, show_progress=False), first, atol=1e-6
-    )
-    assert sum(seen) == 24
+    whole, (features, keys) = store.read_bytes(), load_tensors(store)
+    for damage in (
+        lambda: store.write_bytes(whole[:-9]),
+        lambda: save_tensors(store, {"features": features["features"][:, :-1]}, keys),
+        lambda: save_tensors(store, {"features": features["features"] * 2}, keys),
+        lambda: save_tensors(store, {"features": features["features"][0, 0]}, keys),
+    ):
+        damage()  # a damaged store is made anew
+        again = extract_features(clip, files, cache=tmp_path, show_progress=False)
+        assert torch.allclose(again, first, atol=1e-6)
+    assert sum(seen) == 5 * 12
 
 
 def test_features_belong_to_weights_activation_and_preprocessing(clip: Clip) -> None:

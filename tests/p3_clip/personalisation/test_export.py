@@ -57,3 +57,7 @@ def test_what_goes_out_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[
         with pytest.raises(InputError, match=what):
             export(source, form, "no")
     assert not (tmp_path / "out" / "no").exists()
+    before = (tmp_path / "out" / "dog.pt").read_bytes()
+    with pytest.raises(InputError, match="dog.pt is there already"):
+        export("word.safetensors", "own", "dog.pt")
+    assert (tmp_path / "out" / "dog.pt").read_bytes() == before
