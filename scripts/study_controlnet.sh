@@ -14,7 +14,7 @@ if [ -d "$data/testing" ]; then
   pairs=(--fill50k "$data")
   figures=("${pairs[@]}")
 fi
-for study in base two_circles canvas; do "$PYTHON" -m p3_controlnet.study.sweeps "$study" "$@"; done
+for study in base two_circles canvas size; do "$PYTHON" -m p3_controlnet.study.sweeps "$study" "$@"; done
 if [ ${#pairs[@]} -gt 0 ]; then
   for study in autoencoder circles; do
     "$PYTHON" -m p3_controlnet.study.sweeps "$study" "${pairs[@]}" "$@"

@@ -10,6 +10,8 @@
     python3 -m p3_controlnet.study.sweeps two_circles
     # a canvas of 4 x 4 model images, in patches and at once
     python3 -m p3_controlnet.study.sweeps canvas
+    # size of the weights and time of a picture, with nothing else running
+    python3 -m p3_controlnet.study.sweeps size
 
 Each row is saved when it is finished; a second call measures the missing rows only. The study
 autoencoder has no rows and is always measured anew.
@@ -20,7 +22,7 @@ import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, Literal
 
 import torch
@@ -56,7 +58,7 @@ from p3_controlnet.study.prompts import (
 from p3_controlnet.study.report import binding
 from p3_controlnet.study.tasks import Task, draw_tasks, layout_tasks, measure_tasks, real_tasks
 
-Study = Literal["base", "autoencoder", "circles", "two_circles", "canvas"]
+Study = Literal["base", "autoencoder", "circles", "two_circles", "canvas", "size"]
 
 # Differences from the default generation settings. Each needs at most 25 evaluations, where the two
 # halves of a guided pair are one evaluation.
@@ -107,7 +109,7 @@ class Config:
     """Folder of the result file, p3_controlnet_STUDY.json."""
     count: int | None = None
     """Number of prompts, pairs, layouts of each kind or canvases to measure; by default 200
-    prompts, all pairs, 10 layouts, 3 canvases."""
+    prompts, all pairs, 10 layouts (of one kind in the study size), 3 canvases."""
     default_only: bool = False
     """Measure only the default sampling, in the studies base and circles."""
     steps: int = ControlledGenerationConfig().steps
@@ -261,12 +263,37 @@ def autoencoder_study(
     )
 
 
+def size_study(config: Config, model: LatentDiffusion, default: ControlledGenerationConfig) -> None:
+    """Megabytes of all weights in float16, and the time of a picture on this machine.
+
+    The time is the median over five drawings of the layouts of two circles, divided by their
+    number.
+    """
+    tasks = layout_tasks("two", count=config.count or LAYOUT_COUNT)
+
+    def measured() -> dict[str, Any]:
+        seconds = []
+        for _ in range(5):
+            started = time.monotonic()
+            draw_tasks(model, tasks, default)
+            seconds.append(time.monotonic() - started)
+        return {
+            "megabytes": sum(param.numel() for param in model.parameters()) * 2e-6,
+            "seconds_per_picture": median(seconds) / len(tasks),
+            "threads": torch.get_num_threads(),
+        }
+
+    key = _key(config, model, default) | {"pictures": len(tasks)}
+    measured_rows(*_file(config), [(key, measured)], ("megabytes", "seconds_per_picture"))
+
+
 STUDIES = {
     "base": base_study,
     "autoencoder": autoencoder_study,
     "circles": circles_study,
     "two_circles": two_circles_study,
     "canvas": canvas_study,
+    "size": size_study,
 }
 
 

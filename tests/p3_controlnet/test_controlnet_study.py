@@ -246,6 +246,14 @@ def test_several_circles_and_canvases_are_measured(
     )
 
 
+def test_size_and_time_are_measured(world: Path, tmp_path: Path) -> None:
+    row = run(world, tmp_path, "size", "--count", 1)[0]
+    model = load_model(ModelConfig(world / "base", control=world / "control"))
+    numbers = sum(param.numel() for param in model.parameters())
+    assert row["megabytes"] == pytest.approx(2 * numbers / 10**6)
+    assert row["seconds_per_picture"] > 0.0
+
+
 def test_a_right_canvas_would_be_measured_as_right(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_base()
     task, hint = canvas.canvas_task(model, 0)
