@@ -23,11 +23,9 @@ if [ ! -f "$run_dir/cooling" ]; then
   code=0
   timeout --foreground --signal=TERM "$seconds" "${train[@]}" --steps 100000000 || code=$?
   [ "$code" -eq 124 ] || exit "$code"
-  if [ ! -f "$run_dir/state.safetensors" ]; then
-    echo "error: $minutes minutes ended before the training began: give more" >&2
-    exit 2
-  fi
-  "$PYTHON" - "$run_dir/state.safetensors" > "$run_dir/cooling" <<'PYTHON'
+  steps=0
+  if [ -f "$run_dir/state.safetensors" ]; then
+    steps="$("$PYTHON" - "$run_dir/state.safetensors" <<'PYTHON'
 import sys
 from pathlib import Path
 
@@ -35,5 +33,12 @@ from common.checkpoint import load_tensors
 
 print(load_tensors(Path(sys.argv[1]))[1]["step"] * 5 // 4)
 PYTHON
+)"
+  fi
+  if [ "$steps" -eq 0 ]; then
+    echo "error: $minutes minutes ended before the first step: give more" >&2
+    exit 2
+  fi
+  echo "$steps" > "$run_dir/cooling"
 fi
 exec "${train[@]}" --steps "$(cat "$run_dir/cooling")"

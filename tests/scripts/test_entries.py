@@ -441,16 +441,18 @@ def test_training_for_a_time_cools_down_from_where_it_came_to(clone: Path, tmp_p
     says step 40 of 50."""
     fake = tmp_path / "python"
     fake.write_text(
-        '#!/bin/sh\ncase "$1" in -c) echo 0.2 ;; -) echo 50 ;; -m) echo "$@"; '
+        '#!/bin/sh\ncase "$1" in -c) echo 0.2 ;; -) echo ${STEPS:-50} ;; -m) echo "$@"; '
         'case "$*" in *"--steps 100000000"*) exec sleep 30 ;; esac ;; esac\n'
     )
     fake.chmod(0o755)
     (tmp_path / "runs" / "p1_digits").mkdir(parents=True)
     script, runs = clone / "scripts" / "train_for.sh", str(tmp_path / "runs")
-    early = run_entry(script, "p1", "4", PYTHON=str(fake), RUNS_DIR=runs)
-    assert early.returncode == 2
-    assert early.stderr == "error: 4 minutes ended before the training began: give more\n"
-    (tmp_path / "runs" / "p1_digits" / "state.safetensors").touch()
+    state = tmp_path / "runs" / "p1_digits" / "state.safetensors"
+    for prepare in (lambda: None, state.touch):
+        prepare()
+        early = run_entry(script, "p1", "4", PYTHON=str(fake), RUNS_DIR=runs, STEPS="0")
+        assert early.returncode == 2
+        assert early.stderr == "error: 4 minutes ended before the first step: give more\n"
     result = run_entry(script, "p1", "4", "--batch-size", "8", PYTHON=str(fake), RUNS_DIR=runs)
     assert result.returncode == 0, result.stderr
     first, second = result.stdout.splitlines()
