@@ -78,15 +78,41 @@ def compute(function: Callable[..., Result], *arguments: Any, **options: Any) ->
     return _worker.submit(function, *arguments, **options).result()
 
 
+class Page(gr.Blocks):
+    """gradio's page, in which a value that a field cannot hold is answered by one sentence.
+
+    Without it such a value, which an endpoint or a damaged upload may bring, is answered by the
+    word "Error", and its traceback goes to the terminal.
+    """
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *more: Any) -> list[Any]:
+        """The values that `block_fn` is called with; raises gr.Error that names the field."""
+        try:
+            values = await super().preprocess_data(block_fn, inputs, *more)
+        except gr.Error as error:  # a value out of the field's range
+            error.print_exception = False
+            raise
+        except Exception as error:
+            index = re.search(r"component at index (\d+)", str(error))
+            field = block_fn.inputs[int(index[1])].label if index else "one of the inputs"
+            raise _refused(f"{field}: this value or file cannot be read") from None
+        for block, value in zip(block_fn.inputs, values, strict=True):
+            if isinstance(block, gr.Textbox) and value is None:
+                raise _refused(f"{block.label} must be a text")
+        return values
+
+
+def _refused(sentence: str) -> gr.Error:
+    return gr.Error(in_the_page(sentence), title="This cannot be done", print_exception=False)
+
+
 @contextlib.contextmanager
 def errors_in_the_page() -> Iterator[None]:
     """Shows bad input and failures of files in the page, as one sentence."""
     try:
         yield
     except (InputError, OSError) as error:
-        raise gr.Error(
-            in_the_page(str(error)), title="This cannot be done", print_exception=False
-        ) from None
+        raise _refused(str(error)) from None
 
 
 def in_the_page(sentence: str) -> str:
@@ -123,6 +149,6 @@ def paced(items: Iterable[Result]) -> Iterator[Result]:
 
 def whole(value: float | None, name: str) -> int:
     """The value of a number field as an integer; InputError with its name if it holds none."""
-    if value is None or not float(value).is_integer():
+    if not isinstance(value, (int, float)) or not float(value).is_integer():
         raise InputError(f"{name} must be a whole number")
     return int(value)

@@ -64,7 +64,7 @@ def tab(model: ContextUNet) -> None:
                         ("Lowest", "Highest"), default.guidance_interval, strict=True
                     )
                 )
-                seed = gr.Number(default.seed, precision=0, label="Seed")
+                seed = gr.Number(default.seed, label="Seed")
         with gr.Column(scale=2, min_width=320):
             picture = gr.Image(shown(drawn(first)), label="Digits", **GRID)
             done = gr.Slider(0, default.steps, default.steps, step=1, label="Look back: steps done")

@@ -32,6 +32,7 @@ from p2_ddim.sampling import (
     sample_faces,
 )
 
+LAST_NOISE = 10**9  # the largest number of a noise
 WIDTH = 192  # least screen pixels of a face
 
 
@@ -49,8 +50,8 @@ def tab(network: FaceNetwork, side: int, device: torch.device) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             with gr.Row():
-                number = gr.Number(0, precision=0, label="Noise number", min_width=120)
-                other = gr.Number(1, precision=0, label="Second noise", min_width=120)
+                number = gr.Number(0, label="Noise number", min_width=120)
+                other = gr.Number(1, label="Second noise", min_width=120)
             alpha = gr.Slider(0, 1, 0.5, step=0.05, label="From the first noise to the second")
             eta = gr.Slider(0, 1, default.eta, step=0.05, label="eta")
             with gr.Row():
@@ -63,9 +64,7 @@ def tab(network: FaceNetwork, side: int, device: torch.device) -> None:
                 )
             with gr.Accordion("Steps and seed", open=False):
                 steps = gr.Slider(1, 250, default.steps, step=1, label="Steps")
-                seed = gr.Number(
-                    default.seed, precision=0, label="Seed of the noise at eta above 0"
-                )
+                seed = gr.Number(default.seed, label="Seed of the noise at eta above 0")
         with gr.Column(scale=2, min_width=320):
             face_picture = gr.Image(label="From noise to a face", **GRID)
             between_picture = gr.Image(label="Between two noises", **GRID)
@@ -138,6 +137,8 @@ def chosen_noise(network: FaceNetwork, side: int, number: float, upload: str | N
     """
     if not upload:
         number = whole(number, "the noise number")
+        if not 0 <= number <= LAST_NOISE:
+            raise InputError(f"the noise number must be between 0 and {LAST_NOISE}")
         return f"{number:02d}", numbered_noise(number, side)
     noise = read_noise(Path(upload))
     check_side(network, noise, Path(upload))

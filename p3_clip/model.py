@@ -86,9 +86,9 @@ def check_template(template: str, source: str) -> str:
         problem = (
             "is empty"
             if not plain
-            else f"{template!r} must contain {{}} exactly once, in the place of the class name"
+            else f"must contain {{}} exactly once, in the place of the class name: {template!r}"
         )
-        raise InputError(f"{source}: the template {problem}")
+        raise InputError(f"{source} {problem}")
     return plain
 
 

@@ -30,12 +30,13 @@ from common.images import write_png
 from common.latent.generate import ControlledGenerationConfig, Request, with_default_guidance
 from common.latent.model import LatentDiffusion
 from common.latent.save_pictures import draw
-from common.metrics.circles import Circle, circles_of_strokes, fit_circles
+from common.metrics.circles import WHITE, Circle, circles_of_drawing, fit_circles
 from p3_controlnet.evaluate import measure
 from p3_controlnet.hints import image_seed, read_hint, resize_hint
 
 FILE = "0.png"
 """File name from which the seed of the picture is derived."""
+SAME = 0.8  # IoU of a drawing's lines with those of perfect circles, above which it is not changed
 Table = list[list[str]]
 
 
@@ -85,13 +86,14 @@ def tab(model: LatentDiffusion, folder: Path) -> None:
                     0, 15, default.guidance_scale, step=0.5, label="Guidance scale"
                 )
                 steps = gr.Slider(1, 100, default.steps, step=1, label="Steps")
-                seed = gr.Number(default.seed, precision=0, label="Seed")
+                seed = gr.Number(default.seed, label="Seed")
         with gr.Column(scale=1, min_width=300):
             with gr.Row():
                 picture = gr.Image(label="Picture", scale=2, min_width=240, **PICTURE)
                 hint = gr.Image(label="As used", scale=1, min_width=120, **PICTURE)
             table = gr.Dataframe(
                 headers=["Measured in the picture", "Value"],
+                column_widths=["45%", "55%"],
                 interactive=False,
                 wrap=True,
                 show_label=False,
@@ -166,16 +168,19 @@ def control_image(drawing: dict[str, Any] | None) -> tuple[Tensor, list[Circle]]
     """The control image of a drawing, uint8 [3, 512, 512], and its circles.
 
     Circles drawn by hand are replaced by the nearest perfect ones. Raises InputError if the drawing
-    is not square or shows no circle.
+    is not square, is empty, or holds a line that is no circle.
     """
     if not drawing or not drawing.get("composite"):
         raise InputError("the drawing is empty: draw a circle, or pick an example")
     outline = resize_hint(read_hint(Path(drawing["composite"])), SIZE)
-    if circles := fit_circles(outline):
-        return outline, circles
-    if circles := circles_of_strokes(outline):
-        return render_control(scene_of(circles, ["white"], "black")), circles
-    raise InputError("the drawing shows no circle: draw a closed line in white, or pick an example")
+    circles = circles_of_drawing(outline)
+    if not circles:
+        raise InputError("the drawing is empty: draw a circle, or pick an example")
+    perfect = render_control(scene_of(circles, ["white"], "black"))
+    drawn, expected = (picture[0] >= WHITE for picture in (outline, perfect))
+    if (drawn & expected).sum() >= SAME * (drawn | expected).sum():
+        return outline, fit_circles(outline) or circles  # an example, which is used as it is
+    return perfect, circles
 
 
 def scene_of(circles: Sequence[Circle], colours: Sequence[str], background: str) -> Scene:

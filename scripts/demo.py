@@ -146,8 +146,9 @@ def build(config: Config, folder: Path) -> "gr.Blocks":
     import p3_clip.demo
     import p3_clip.personalisation.demo
     import p3_controlnet.demo
+    from common.demo import Page
 
-    page = gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=OLD_FILES)
+    page = Page(title=TITLE, analytics_enabled=False, delete_cache=OLD_FILES)
     with page:
         gr.Markdown(INTRODUCTION, elem_id="introduction")
         with gr.Tab("Digits"):

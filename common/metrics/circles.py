@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from common.errors import InputError
+
 WHITE = 128  # least grey level of a white pixel
 TRIALS = 600  # random circles per RANSAC search
 HALF_LINE = 2.5 / 512  # half the thickness of fill50k's outlines, as a fraction of the side
@@ -15,6 +17,9 @@ SUPPORT = 0.8
 REST = 0.04
 CROWDED = 0.25
 MIN_RADIUS = 0.03  # of a circle drawn by hand, as a fraction of the side
+UNEVEN = 0.25  # largest deviation from the circle (RMS) of a line drawn by hand, over the radius
+CLOSED = 0.75  # least part of the circle that a line drawn by hand goes around
+LARGE_HOLE = 0.2  # of the largest: smaller ones come from where the ends of a line cross
 
 
 class Circle(NamedTuple):
@@ -69,22 +74,78 @@ def fit_circles(outline: Tensor, seed: int = 0) -> list[Circle]:
     return sorted(circles)
 
 
-def circles_of_strokes(drawing: Tensor) -> list[Circle]:
-    """The least-squares circle of each white stroke, from left to right.
+def circles_of_drawing(drawing: Tensor) -> list[Circle]:
+    """The nearest circle of each closed line drawn by hand, from left to right.
 
-    `drawing` is uint8 [3, S, S] with closed lines drawn by hand on black, which `fit_circles` does
-    not accept as circles. White pixels that touch are one stroke; a stroke whose circle's radius is
-    below MIN_RADIUS of the side, or above the side, is left out.
+    `drawing` is uint8 [3, S, S] with white lines of any thickness on black. White pixels that touch
+    are one line; it may also be a filled disc, or circles that cross. Specks with a radius below
+    MIN_RADIUS of the side are left out. Raises InputError if a line is nothing of these.
     """
     white = drawing.float().mean(0).numpy() >= WHITE
-    strokes, count = ndimage.label(white, np.ones((3, 3)))
-    circles = []
+    lines, count = ndimage.label(white, np.ones((3, 3)))
+    circles: list[Circle] = []
     for k in range(1, count + 1):
-        points = np.argwhere(strokes == k)[:, ::-1] + 0.5
-        circle = _refine(Circle(*points.mean(0).tolist(), 0.0), points, np.inf)
-        if MIN_RADIUS * len(white) <= circle.radius <= len(white):
-            circles.append(circle)
+        line = lines == k
+        points = np.argwhere(line)[:, ::-1] + 0.5
+        if np.ptp(points, axis=0).max() >= 2.0 * MIN_RADIUS * len(white):
+            found = _circles_of_line(line, points)
+            if not found:
+                raise InputError(
+                    "a line of the drawing goes around no circle: draw closed lines, and rub out"
+                    " what belongs to none"
+                )
+            circles += found
     return sorted(circles)
+
+
+def _circles_of_line(line: NDArray[np.bool_], points: NDArray[np.float64]) -> list[Circle]:
+    """The circles of one connected line, bool [S, S], with the pixels `points`; [] if none fits."""
+    regions, _ = ndimage.label(~np.pad(line, 1))
+    holes = np.delete(np.bincount(regions.ravel()), [0, regions[0, 0]])
+    least = max(LARGE_HOLE * holes.max(initial=0), (MIN_RADIUS * len(line)) ** 2)
+    if (holes >= least).sum() > 1:
+        return _crossing(line, points)
+    circle = _refine(Circle(*points.mean(0).tolist(), 0.0), points, np.inf)
+    away = np.abs(circle.distances(points))
+    if np.sqrt((away**2).mean()) <= UNEVEN * circle.radius and _closed(circle, points, line):
+        return [circle]
+    filled = Circle(*points.mean(0).tolist(), float(np.sqrt(len(points) / np.pi)))
+    if filled.distances(points).max() <= UNEVEN * filled.radius:
+        return [filled]
+    return []
+
+
+def _closed(circle: Circle, points: NDArray[np.float64], line: NDArray[np.bool_]) -> bool:
+    """Whether points near the circle lie all around it, as far as it is inside the picture."""
+    near = points[np.abs(circle.distances(points)) <= 0.5 * circle.radius]
+    turns = np.arctan2(near[:, 1] - circle.y, near[:, 0] - circle.x)
+    angles = np.linspace(-np.pi, np.pi, 73)
+    x, y = circle.x + circle.radius * np.cos(angles), circle.y + circle.radius * np.sin(angles)
+    inside = ((x >= 0) & (x < line.shape[1]) & (y >= 0) & (y < line.shape[0]))[:-1]
+    there = np.histogram(turns, angles)[0] > 0
+    return bool(inside.any() and there[inside].mean() >= CLOSED)
+
+
+def _crossing(line: NDArray[np.bool_], points: NDArray[np.float64]) -> list[Circle]:
+    """Circles drawn by hand that cross or touch; [] if they leave a fifth of the line over.
+
+    They are found as in `fit_circles`, but pixels count as on a circle's line within twice
+    HALF_LINE and the line's thickness, which is four times the mean distance to its edge. The
+    pixels on the line of a further circle must be most of them new.
+    """
+    thickness = 4.0 * float(ndimage.distance_transform_edt(line)[line].mean())
+    reach = 2.0 * HALF_LINE * len(line) + 0.5 * thickness
+    random, rest, circles = np.random.default_rng(0), points, list[Circle]()
+    while len(rest) > 0.2 * len(points):
+        circle = _refine(_best_through_three(rest, reach, random), rest, reach)
+        new = np.zeros_like(line)
+        new[tuple((rest[:, ::-1] - 0.5).astype(int).T)] = True
+        near, near_new = (ndimage.distance_transform_edt(~there) <= reach for there in (line, new))
+        if min(_support(circle, near), _support(circle, near_new) / 0.75) < SUPPORT:
+            return []
+        circles.append(circle)
+        rest = rest[np.abs(circle.distances(rest)) > reach]
+    return circles
 
 
 def _best_through_three(

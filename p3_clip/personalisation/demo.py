@@ -66,7 +66,7 @@ def tab(base: LatentDiffusion, kind: BaseKind, paths: Sequence[Path]) -> None:
                     0, 15, default.guidance_scale, step=0.5, label="Guidance scale"
                 )
                 steps = gr.Slider(1, 100, default.steps, step=1, label="Steps")
-                seed = gr.Number(default.seed, precision=0, label="Seed")
+                seed = gr.Number(default.seed, label="Seed")
         with gr.Column(scale=2, min_width=320):
             with gr.Row():
                 pictures = [

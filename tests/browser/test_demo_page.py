@@ -210,7 +210,7 @@ def test_clip_names_a_picture(demo: str, visit: Callable[..., Visit]) -> None:
     seen.screenshot("clip")
     seen.page.get_by_label("Template", exact=False).fill("a photo")
     click(seen, "Classify")
-    assert "'a photo' must contain {} exactly once" in refused(seen)
+    assert "The template must contain {} exactly once" in refused(seen)
     check_quiet(seen)
 
 
@@ -397,6 +397,56 @@ def test_bad_settings_are_answered_with_one_sentence(client: "Client") -> None:
         client.predict(0, None, 0.0, 5, None, api_name="/face")
     with pytest.raises(AppError, match="^There is no picture: upload one"):
         client.predict(None, "a", "{}", api_name="/clip")
+    with pytest.raises(AppError, match="^The noise number must be a whole number.$"):
+        client.predict(1.5, None, 0.0, 5, 0, api_name="/face")
+
+
+def test_values_that_a_field_cannot_hold_are_answered_with_one_sentence(
+    client: "Client", tmp_path: Path
+) -> None:
+    from gradio_client import handle_file
+    from gradio_client.exceptions import AppError
+
+    (tmp_path / "text.png").write_text("no picture")
+    text = handle_file(tmp_path / "text.png")
+    digits = ["7", "svhn", 3.0, 1.0, 150, 700, 5, "dpmpp_2m", 0]
+    unreadable = "this value or file cannot be read."
+    for endpoint, values, said in (
+        ("/digits", [*digits[:2], "x", *digits[3:]], f"Guidance scale: {unreadable}"),
+        ("/digits", [*digits[:2], None, *digits[3:]], f"Guidance scale: {unreadable}"),
+        ("/digits", [*digits[:6], 101, *digits[7:]], "101"),
+        ("/digits", ["11", *digits[1:]], "11"),
+        ("/digits", [*digits[:8], [0]], "seed"),
+        ("/face", [0, None, None, 5, 0], f"eta: {unreadable}"),
+        ("/face", [0, "/etc/passwd", 0.0, 5, 0], f"One of the inputs: {unreadable}"),
+        ("/clip", [text, "a", "{}"], "Picture"),
+        ("/clip", [5, "a", "{}"], unreadable),
+        (
+            "/controlnet",
+            [{"background": text, "layers": [], "composite": text}, "a", 1, 0, 1, 2, 4, 5],
+            f"Control image: {unreadable}",
+        ),
+        ("/concepts", [None, None, 2.0, 4, 5], "Prompt must be a text."),
+    ):
+        with pytest.raises(AppError) as refusal:
+            client.predict(*values, api_name=endpoint)
+        assert said.lower() in str(refusal.value).lower(), (endpoint, values, refusal.value)
+
+
+def test_a_clean_thick_circle_counts_once(client: "Client", tmp_path: Path) -> None:
+    from gradio_client import handle_file
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (512, 512))
+    ImageDraw.Draw(image).ellipse((100, 150, 300, 350), outline="white", width=12)
+    image.save(tmp_path / "ring.png")
+    ring = handle_file(tmp_path / "ring.png")
+    drawing = {"background": ring, "layers": [], "composite": ring}
+    _, hint, table = client.predict(
+        drawing, "red circle with blue background", 1.0, 0.0, 1.0, 2.0, 4, 5, api_name="/controlnet"
+    )
+    assert len(table["data"]) == 3
+    assert 0.003 < read_rgb(Path(hint)).float().mean() / 255 < 0.02  # a thin line
 
 
 def test_the_endpoints_are_documented(client: "Client") -> None:

@@ -18,7 +18,7 @@ from common.colour import CSS_COLOURS, colour_difference
 from common.data.fill50k import SIZE
 from common.errors import InputError
 from common.images import resize
-from common.metrics.circles import Circle, circles_of_strokes, disc, fit_circles
+from common.metrics.circles import Circle, circles_of_drawing, disc, fit_circles
 from common.metrics.segmentation import (
     centre_mask,
     inner_region,
@@ -370,19 +370,50 @@ def test_the_disc_has_the_area_of_the_circle() -> None:
     )
 
 
-def test_lines_drawn_by_hand_become_the_nearest_circles() -> None:
-    """`fit_circles` does not accept them; a dot is no circle, and neither is an empty drawing."""
+def by_hand(*circles: Circle, width: int, wobble: float, turn: float = 1.0) -> torch.Tensor:
+    """Lines of this width whose radius swings by the part `wobble`, around the part `turn`."""
     drawing = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
-    angle = torch.linspace(0.0, 2.0 * math.pi, 4000, dtype=torch.float64)
-    for circle in (AWAY, MIDDLE):
-        radius = circle.radius * (1.0 + 0.08 * torch.sin(3.0 * angle))
-        for shift in range(-3, 4):
+    angle = torch.linspace(0.0, 2.0 * math.pi * turn, 4000, dtype=torch.float64)
+    for circle in circles:
+        radius = circle.radius * (1.0 + wobble * torch.sin(3.0 * angle))
+        for shift in torch.linspace(-width / 2, width / 2, 2 * width + 1, dtype=torch.float64):
             x, y = ((radius + shift) * part for part in (torch.cos(angle), torch.sin(angle)))
             drawing[:, (circle.y + y).long(), (circle.x + x).long()] = 255
-    drawing[:, 500:505, 500:505] = 255
-    assert fit_circles(drawing) == []
-    found = circles_of_strokes(drawing)
+    return drawing
+
+
+@pytest.mark.parametrize("width", [4, 8, 12, 16, 24])
+@pytest.mark.parametrize("wobble", [0.0, 0.02, 0.08])
+@pytest.mark.parametrize("apart", [True, False])
+def test_lines_drawn_by_hand_become_the_nearest_circles(
+    width: int, wobble: float, apart: bool
+) -> None:
+    other = AWAY if apart else Circle(MIDDLE.x + MIDDLE.radius, MIDDLE.y, 0.8 * MIDDLE.radius)
+    drawing = by_hand(other, MIDDLE, width=width, wobble=wobble)
+    drawing[:, 500:505, 500:505] = 255  # a speck
+    found = circles_of_drawing(drawing)
     assert len(found) == 2
-    for circle, expected in zip(found, (AWAY, MIDDLE), strict=True):
-        assert circle == pytest.approx(expected, abs=2.0)
-    assert circles_of_strokes(torch.zeros_like(drawing)) == []
+    for circle, expected in zip(found, sorted((other, MIDDLE)), strict=True):
+        assert circle == pytest.approx(expected, abs=4.0)
+
+
+def test_odd_drawings() -> None:
+    assert circles_of_drawing(torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)) == []
+    filled = disc(MIDDLE).expand(3, -1, -1).to(torch.uint8) * 255
+    assert circles_of_drawing(filled)[0] == pytest.approx(MIDDLE, abs=1.0)
+    nearly_closed = by_hand(MIDDLE, width=12, wobble=0.03, turn=0.9)
+    assert circles_of_drawing(nearly_closed)[0] == pytest.approx(MIDDLE, abs=4.0)
+    cut = by_hand(Circle(200.0, 200.0, 90.0), width=12, wobble=0.0)[:, 180:, :]
+    cut = torch.nn.functional.pad(cut, (0, 0, 0, 180))
+    assert circles_of_drawing(cut)[0] == pytest.approx(Circle(200.0, 20.0, 90.0), abs=2.0)
+    line = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
+    line[:, 250:262, 100:300] = 255
+    cross = torch.maximum(line, line.transpose(1, 2).roll((-50, 50), (1, 2)))
+    for no_circle in (
+        line,
+        cross,
+        by_hand(MIDDLE, width=12, wobble=0.0, turn=0.6),
+        torch.full((3, SIZE, SIZE), 255, dtype=torch.uint8),
+    ):
+        with pytest.raises(InputError, match="goes around no circle"):
+            circles_of_drawing(no_circle)
