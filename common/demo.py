@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from common.diffusion.samplers import Callback
 from common.errors import InputError
+from common.images import open_image
 
 Result = TypeVar("Result")
 
+MOST_PIXELS = 25 * 10**6  # of an uploaded picture; larger ones would keep the queue waiting
 FRAME_SECONDS = 0.3  # least time between two pictures of a sampling run
 QUEUED: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "network"}
 """Options of every event that uses a network: all of them wait in one queue."""
@@ -125,6 +128,16 @@ def in_the_page(sentence: str) -> str:
     if sentence.split(" ")[0].isalpha():
         sentence = sentence[0].upper() + sentence[1:]
     return f"{html.escape(sentence, quote=False)}."
+
+
+def check_pixels(path: Path) -> None:
+    """Raises InputError if a picture has more than MOST_PIXELS, or is none."""
+    with open_image(path) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise InputError(
+                f"the picture has {image.width} x {image.height} pixels: the demo reads at most"
+                f" {MOST_PIXELS // 10**6} million"
+            )
 
 
 def shown(picture: Tensor) -> NDArray[np.uint8]:

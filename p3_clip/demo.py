@@ -11,7 +11,7 @@ import numpy as np
 from common.clip.features import extract_features
 from common.clip.model import Clip
 from common.data.shapes import held_out_classes, held_out_scene, render
-from common.demo import QUEUED, compute, errors_in_the_page
+from common.demo import QUEUED, check_pixels, compute, errors_in_the_page
 from common.errors import InputError
 from common.files import make_folder
 from common.images import write_png
@@ -91,6 +91,7 @@ def classified(clip: Clip, picture: str | None, names: str, template: str) -> di
     """The probability of each class; raises InputError if an input is missing or not usable."""
     if not picture:
         raise InputError("there is no picture: upload one, or pick an example")
+    check_pixels(Path(picture))
     lines = [line.strip() for line in names.splitlines() if line.strip()]
     if not 1 <= len(lines) <= MOST_NAMES:
         raise InputError(f"give 1 to {MOST_NAMES} class names, one a line, not {len(lines)}")

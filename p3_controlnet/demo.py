@@ -23,7 +23,15 @@ from common.data.layouts import (
     render_target,
 )
 from common.data.shapes import Scene, Shape
-from common.demo import PICTURE, QUEUED, Steps, errors_in_the_page, shown, whole
+from common.demo import (
+    PICTURE,
+    QUEUED,
+    Steps,
+    check_pixels,
+    errors_in_the_page,
+    shown,
+    whole,
+)
 from common.errors import InputError
 from common.files import make_folder
 from common.images import write_png
@@ -172,6 +180,7 @@ def control_image(drawing: dict[str, Any] | None) -> tuple[Tensor, list[Circle]]
     """
     if not drawing or not drawing.get("composite"):
         raise InputError("the drawing is empty: draw a circle, or pick an example")
+    check_pixels(Path(drawing["composite"]))
     outline = resize_hint(read_hint(Path(drawing["composite"])), SIZE)
     circles = circles_of_drawing(outline)
     if not circles:

@@ -1,7 +1,10 @@
 """What the tabs of the web demo share."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from common.errors import InputError
@@ -10,7 +13,14 @@ pytest.importorskip("gradio", reason="gradio is missing: pip install -e '.[demo]
 
 import gradio as gr  # noqa: E402
 
-from common.demo import Steps, compute, errors_in_the_page, in_the_page, whole  # noqa: E402
+from common.demo import (  # noqa: E402
+    Steps,
+    check_pixels,
+    compute,
+    errors_in_the_page,
+    in_the_page,
+    whole,
+)
 from common.diffusion.samplers import Callback  # noqa: E402
 
 
@@ -61,7 +71,15 @@ def test_a_word_in_angle_brackets_is_shown() -> None:
     assert in_the_page("no <new9> & <b>") == "No &lt;new9&gt; &amp; &lt;b&gt;."
 
 
-@pytest.mark.parametrize("value", [None, 0.5, float("nan"), float("inf")])
+def test_huge_pictures_are_refused(tmp_path: Path) -> None:
+    Image.new("1", (6000, 5000)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="has 6000 x 5000 pixels: the demo reads at most 25"):
+        check_pixels(tmp_path / "a.png")
+    Image.new("1", (5000, 5000)).save(tmp_path / "a.png")
+    check_pixels(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("value", [None, [0], "0", 0.5, float("nan"), float("inf")])
 def test_a_number_field_must_hold_an_integer(value: float | None) -> None:
     assert whole(3.0, "the seed") == 3
     with pytest.raises(InputError, match="the seed must be a whole number"):
