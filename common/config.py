@@ -59,7 +59,7 @@ def bounds(
     return limits, in_help
 
 
-Count = Annotated[int, *bounds(at_least=1)]
+Count = Annotated[int, *bounds(at_least=1, at_most=10**6)]
 Size = Annotated[int, *bounds(at_least=1, at_most=65536)]
 """A width, a side or a number of entries inside a network."""
 Index = Annotated[int, *bounds(at_least=0, at_most=65536)]

@@ -704,8 +704,8 @@ def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) 
     ("name", "value", "sentence"),
     [
         ("steps", 0, "--steps must be between 1 and 1000000000, not 0"),
-        ("log_every", 0, "--log-every must be at least 1, not 0"),
-        ("checkpoint_every", 0, "--checkpoint-every must be at least 1, not 0"),
+        ("log_every", 0, "--log-every must be between 1 and 1000000, not 0"),
+        ("checkpoint_every", 0, "--checkpoint-every must be between 1 and 1000000, not 0"),
         ("validate_every", -1, "--validate-every must be at least 0, not -1"),
         ("warmup", -3, "--warmup must be between 0 and 1000000, not -3"),
         ("weight_decay", float("nan"), "--weight-decay must be a finite number, not nan"),

@@ -144,8 +144,8 @@ def test_what_the_parser_refuses_is_a_box(
         ),
         ("--cond-drop-prob 7", "--cond-drop-prob must be between 0 and 1, not 7"),
         ("--augment -0.1", "--augment must be between 0 and 1, not -0.1"),
-        ("--log-every 0", "--log-every must be at least 1, not 0"),
-        ("--checkpoint-every -1", "--checkpoint-every must be at least 1, not -1"),
+        ("--log-every 0", "--log-every must be between 1 and 1000000, not 0"),
+        ("--checkpoint-every -1", "--checkpoint-every must be between 1 and 1000000, not -1"),
         (
             "--gradient-accumulation-steps 3",
             "--batch-size 4 must be a multiple of processes times gradient accumulation steps, 3",
