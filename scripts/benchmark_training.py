@@ -130,8 +130,8 @@ def time_steps(
     training = TrainingConfig(
         steps=config.steps,
         batch_size=config.batch_size,
-        log_every=10**9,
-        checkpoint_every=10**9,
+        log_every=10**6,
+        checkpoint_every=10**6,
         device="cuda" if device.type == "cuda" else "cpu",
     )
     with tempfile.TemporaryDirectory() as folder:
