@@ -19,6 +19,7 @@ CROWDED = 0.25
 MIN_RADIUS = 0.03  # of a circle drawn by hand, as a fraction of the side
 UNEVEN = 0.25  # largest deviation from the circle (RMS) of a line drawn by hand, over the radius
 CLOSED = 0.75  # least part of the circle that a line drawn by hand goes around
+NEW = 0.6
 LARGE_HOLE = 0.2  # of the largest: smaller ones come from where the ends of a line cross
 
 
@@ -129,9 +130,9 @@ def _closed(circle: Circle, points: NDArray[np.float64], line: NDArray[np.bool_]
 def _crossing(line: NDArray[np.bool_], points: NDArray[np.float64]) -> list[Circle]:
     """Circles drawn by hand that cross or touch; [] if they leave a fifth of the line over.
 
-    They are found as in `fit_circles`, but pixels count as on a circle's line within twice
-    HALF_LINE and the line's thickness, which is four times the mean distance to its edge. The
-    pixels on the line of a further circle must be most of them new.
+    They are found as in `fit_circles`, but pixels are on a circle's line within 2 HALF_LINE and
+    half the thickness of what was drawn, which is four times the mean distance to its edge. At
+    least the fraction NEW of a circle's line must be on pixels of no circle before it.
     """
     thickness = 4.0 * float(ndimage.distance_transform_edt(line)[line].mean())
     reach = 2.0 * HALF_LINE * len(line) + 0.5 * thickness
@@ -141,7 +142,7 @@ def _crossing(line: NDArray[np.bool_], points: NDArray[np.float64]) -> list[Circ
         new = np.zeros_like(line)
         new[tuple((rest[:, ::-1] - 0.5).astype(int).T)] = True
         near, near_new = (ndimage.distance_transform_edt(~there) <= reach for there in (line, new))
-        if min(_support(circle, near), _support(circle, near_new) / 0.75) < SUPPORT:
+        if _support(circle, near) < SUPPORT or _support(circle, near_new) < NEW:
             return []
         circles.append(circle)
         rest = rest[np.abs(circle.distances(rest)) > reach]
