@@ -88,10 +88,12 @@ class Page(gr.Blocks):
     word "Error", and its traceback goes to the terminal.
     """
 
-    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *more: Any) -> list[Any]:
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list[Any], *more: Any, **options: Any
+    ) -> list[Any]:
         """The values that `block_fn` is called with; raises gr.Error that names the field."""
         try:
-            values = await super().preprocess_data(block_fn, inputs, *more)
+            values = await super().preprocess_data(block_fn, inputs, *more, **options)
         except gr.Error as error:  # a value out of the field's range
             error.print_exception = False
             raise
