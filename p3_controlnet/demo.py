@@ -59,8 +59,9 @@ def tab(model: LatentDiffusion, folder: Path) -> None:
     write_png(blank, torch.zeros(3, SIZE, SIZE, dtype=torch.uint8))
     gr.Markdown(
         "**Draw circles** with the mouse or a finger, or pick an example below, and name their"
-        " colours; the bin empties the canvas. Closed lines are straightened to the nearest circles,"
-        " since the network has seen perfect ones only; what goes around no circle is refused."
+        " colours; the bin empties the canvas. Closed lines are straightened to the nearest"
+        " circles, since the network has seen perfect ones only; what goes around no circle is"
+        " refused."
     )
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
