@@ -4,10 +4,6 @@ import json
 import math
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +13,8 @@ from urllib.request import urlopen
 
 import pytest
 import torch
-from tiny import Malice, environment
+from demo_server import serving
+from tiny import Malice
 from torch import Tensor
 from web_page import PHONE, Visit
 
@@ -44,32 +41,9 @@ TABS = {
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a running demo; at the end it must have had no defect and leave no file."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    temporary = tmp_path_factory.mktemp("demo")
-    log = temporary.with_suffix(".log")
-    with open(log, "w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "scripts.demo", "--port", str(port)],
-            stdout=subprocess.PIPE,
-            stderr=output,
-            text=True,
-            cwd=ROOT,
-            env=environment(TMPDIR=str(temporary)),
-        )
-        assert process.stdout
-        started = any("The demo is at" in line for line in iter(process.stdout.readline, ""))
-        if not started:
-            process.communicate()
-        assert started, log.read_text()
-        yield f"http://127.0.0.1:{port}/"
-        process.send_signal(signal.SIGTERM)
-        process.stdout.close()
-        assert process.wait(60) == 128 + signal.SIGTERM
-    assert "Traceback" not in log.read_text(), log.read_text()
-    assert not list(temporary.glob("demo_*"))
+    """The address of a demo with the shipped weights."""
+    with serving(tmp_path_factory.mktemp("demo")) as address:
+        yield address
 
 
 # ----------------------------------------------------------------------------
