@@ -1,8 +1,8 @@
 """Evaluates the images of circles that a ControlNet drew, and replicates the 2025 grader on a CPU.
 
     python3 -m p3_controlnet.evaluate --images OUT --prompts prompt.json --sources DIR --targets DIR
-    # for a model that draws at 64x64 pixels: colours are measured farther from the edges
-    python3 -m p3_controlnet.evaluate ... --resolution 64
+    # for a model that draws at 128x128 pixels: colours are measured farther from the edges
+    python3 -m p3_controlnet.evaluate ... --resolution 128
     # a page with every image between its control image and its target, the worst first
     python3 -m p3_controlnet.evaluate ... --html page.html
     # with the grader's own networks

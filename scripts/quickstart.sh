@@ -68,7 +68,7 @@ run_controlnet() {
   bash "$ROOT/hw2_3.sh" "$data/prompt.json" "$data/source" "$out/controlnet" \
     "$ROOT/checkpoints/ldm_shapes"
   bash "$ROOT/scripts/grade.sh" "$out/controlnet" "$data/prompt.json" "$data/source" \
-    "$data/target" --resolution 64 --clip none --iou-bar 0.9 || [ $? -eq 1 ]
+    "$data/target" --resolution 128 --clip none --iou-bar 0.9 || [ $? -eq 1 ]
   "$PYTHON" -m p3_controlnet.study.figures --output-dir "$out/controlnet_figures" --data "$data" \
     --images "$out/controlnet" --rows 45 --only circles failures
   echo "Look at $out/controlnet_figures/circles.png and $out/controlnet_figures/failures.png;" \

@@ -23,7 +23,7 @@ if [ ${#pairs[@]} -gt 0 ]; then
     "$ROOT/checkpoints/ldm_shapes"
   # Exit code 1 is a grade below the baseline; 2 is an error.
   bash "$ROOT/scripts/grade.sh" "$work/out" "$data/testing/prompt.json" "$data/testing/source" \
-    "$data/testing/target" --resolution 64 \
+    "$data/testing/target" --resolution 128 \
     --result "$ROOT/results/p3_controlnet_evaluation.json" || [ $? -eq 1 ]
 fi
 "$PYTHON" -m p3_controlnet.study.figures --output-dir "$ROOT/results/figures/p3_controlnet" \

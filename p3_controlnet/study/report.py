@@ -30,6 +30,7 @@ DEFAULT = {
     "control_scales": [1.0],
     "control_start": 0.0,
     "control_end": 1.0,
+    "control_text": "empty",
     "guess_mode": False,
     "seed": 0,
 }
