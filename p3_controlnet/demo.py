@@ -68,6 +68,7 @@ def tab(model: LatentDiffusion, folder: Path) -> None:
             drawing = gr.ImageEditor(
                 value=editor_value(examples[0][0]),
                 label="Control image",
+                show_label=False,  # it would lie over the tools on a phone
                 type="filepath",
                 format="png",
                 sources=(),
@@ -161,7 +162,7 @@ def tab(model: LatentDiffusion, folder: Path) -> None:
 
 def write_examples(folder: Path) -> list[tuple[Path, str]]:
     """Writes control images into a folder; returns their paths with a prompt for each."""
-    scenes = [*circle_scenes(3, seed=2), *make_layouts("two", 2)]
+    scenes = [*make_layouts("two", 2), *circle_scenes(3, seed=2)]
     examples = [(make_folder(folder) / f"circles_{k}.png", scenes[k]) for k in range(len(scenes))]
     for path, scene in examples:
         write_png(path, render_control(scene))

@@ -359,9 +359,7 @@ def control_image(model: LatentDiffusion) -> Frames:
     """Control image against result."""
     tasks = control_tasks()
     before = _small(torch.stack([task.source for task in tasks]))
-    caption = (
-        "Control image against result. The last two have two circles; in training there was one."
-    )
+    caption = "Control image against result. The last two have two circles in two colours."
     return _comparison(
         tasks, before, control_images(model, tasks, 1.0), ("control image", "result"), caption
     )

@@ -68,7 +68,7 @@ run_controlnet() {
   bash "$ROOT/hw2_3.sh" "$data/prompt.json" "$data/source" "$out/controlnet" \
     "$ROOT/checkpoints/ldm_shapes"
   bash "$ROOT/scripts/grade.sh" "$out/controlnet" "$data/prompt.json" "$data/source" \
-    "$data/target" --resolution 128 --clip none --iou-bar 0.9 || [ $? -eq 1 ]
+    "$data/target" --resolution 128 --clip none || [ $? -eq 1 ]
   "$PYTHON" -m p3_controlnet.study.figures --output-dir "$out/controlnet_figures" --data "$data" \
     --images "$out/controlnet" --rows 45 --only circles failures
   echo "Look at $out/controlnet_figures/circles.png and $out/controlnet_figures/failures.png;" \
@@ -80,7 +80,7 @@ run_personalisation() {
     "of untrained tokens for comparison."
   local pictures="$out/personalisation" figures="$out/personalisation_figures"
   "$PYTHON" -m p3_clip.personalisation.study.sweeps --base "$ROOT/checkpoints/ldm_shapes" \
-    --joint-cut-mix "$ROOT/checkpoints/concepts_shapes" --images 20 --clip none \
+    --joint-collage "$ROOT/checkpoints/concepts_shapes" --images 20 --clip none \
     --output-dir "$pictures" --result "$pictures/results.json"
   "$PYTHON" -m p3_clip.personalisation.study.figures --pictures "$pictures" \
     --results "$pictures/results.json" --output-dir "$figures"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderDC, UNet2DConditionModel
 
 KIND = "small_diffusion"
-LATENT_SIDE = 16  # of all small models; those with two resolutions draw pictures of 64x64
+LATENT_SIDE = 16  # of all small models
 DEFAULT_GUIDANCE_SCALE = 2.0
 LATENT_STATISTICS = ("latent_mean", "latent_std")
 PREDICTION_TYPES: dict[Parameterization, str] = {

@@ -7,7 +7,8 @@ from typing import Any
 from common.report import Results, Tables, listing, table
 
 BASE = "model=checkpoints/ldm_shapes"
-SHIPPED = f"rows[{BASE}, control=checkpoints/controlnet_circles]"
+CONTROL = "control=checkpoints/controlnet_circles, sampling.control_text=empty"
+SHIPPED = f"rows[{BASE}, {CONTROL}]"
 SETS = {
     ("two", "each"): "two circles, two colours",
     ("two_shared", "each"): "two circles, one colour",
@@ -34,7 +35,7 @@ DEFAULT = {
     "guess_mode": False,
     "seed": 0,
 }
-"""The small model's default sampling; `label` names a row by its differences from this."""
+"""The small models' default sampling; `label` names a row by its differences from this."""
 
 
 def label(row: dict[str, Any]) -> str:
@@ -105,6 +106,8 @@ BASE_COLUMNS = {
     "of the background": "background_error number1",
     "named colour nearest": "right percent",
     "without an object": "without_object number",
+    "shape as asked": "shape_right percent?",
+    "pairs in place": "bound percent?",
 }
 COLOUR_COLUMNS = {
     "colour error, circle": "circle_error number1",

@@ -55,10 +55,10 @@ def test_a_sound_training_passes(capsys: pytest.CaptureFixture[str]) -> None:
     said = lines(capsys, SHIPPED, *QUICK, expected=0)
     assert all(line.startswith("PASS") for line in said) and len(said) == 9
     assert "differs from the base model's by 0" in said["PASS before training"]
-    assert "hints lie in [0.000, 0." in said["PASS hints lie"]
+    assert "hints lie in [0.000, 1.000]" in said["PASS hints lie"]
     assert "0 frozen weights have a gradient" in said["PASS 0 frozen"]
     assert f"{train.TRAINING.steps} steps take" in said["PASS a step"]
-    assert "every 500 steps: " in said["PASS a validation"]
+    assert "every 250 steps: " in said["PASS a validation"]
 
 
 def test_a_base_that_knows_nothing_fails(

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from common.files import write_json
+from common.files import read_json, write_json
 from common.latent.generate import ControlledGenerationConfig
+from common.latent.small import DEFAULT_GUIDANCE_SCALE
 from common.report import Results
+from p3_controlnet.loading import SHIPPED_CONTROL
 from p3_controlnet.study import report
 
 MEASURES = {"iou": 0.97, "circle_error": 3.0, "background_error": 2.0, "iou_each": 0.96}
@@ -21,8 +23,11 @@ def row(sampling: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
 
 
 def test_the_default_sampling_is_that_of_the_programs() -> None:
-    """But for the guidance scale, which is the small model's own: rows are labelled by it."""
-    config = ControlledGenerationConfig(guidance_scale=report.DEFAULT["guidance_scale"])
+    """But for the guidance scale and the ControlNet's text, which are the small models' own."""
+    config = ControlledGenerationConfig(
+        guidance_scale=DEFAULT_GUIDANCE_SCALE,
+        control_text=read_json(SHIPPED_CONTROL / "config.json")["control_text"],
+    )
     written = dataclasses.asdict(config)
     lists = {name: list(v) if isinstance(v, tuple) else v for name, v in written.items()}
     assert {name: lists[name] for name in report.DEFAULT} == report.DEFAULT
@@ -43,6 +48,7 @@ def test_a_row_is_called_by_what_differs(sampling: dict[str, Any], label: str) -
 
 def test_only_rows_of_the_shipped_models_are_taken(tmp_path: Path) -> None:
     rows = [row(), row({"steps": 10}, evaluations=10), row(control="runs/other"), row(model="x")]
+    rows.append(row({"control_text": "full"}))
     write_json(tmp_path / "p3_controlnet_circles.json", {"rows": rows})
     lines = report.TABLES["p3_circles"](Results(tmp_path)).splitlines()
     assert lines[2:] == [
