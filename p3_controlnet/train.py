@@ -126,6 +126,9 @@ class Config:
     Stable Diffusion, which is trained on --fill50k."""
     several_fraction: Probability = 0.4
     """Fraction of the drawn pairs with two or three circles; the rest show one, as in fill50k."""
+    blank_fraction: Probability = 0.1
+    """Fraction of the drawn pairs without outlines, whose picture is the background alone, so that
+    nothing is drawn where the control image is black: a patch of a larger canvas may have none."""
     control_text: ControlText = "empty"
     """Text that the ControlNet reads: the full prompt, as in the paper, or the empty one. Without
     text it learns where things are and leaves their colours to the base model, which reads the full
@@ -335,11 +338,8 @@ def drawn_pictures(config: Config) -> int:
 
 def training_pairs(config: Config, pictures: int, size: int) -> ExampleDataset:
     """The drawn pairs, if any, then those of fill50k, if given."""
-    drawn = (
-        [DrawnCircles(pictures, size, config.training.seed, config.several_fraction)]
-        if pictures
-        else []
-    )
+    fractions = config.several_fraction, config.blank_fraction
+    drawn = [DrawnCircles(pictures, size, config.training.seed, *fractions)] if pictures else []
     real = [RealPairs(config.fill50k, size)] if config.fill50k else []
     return functools.reduce(operator.add, [*drawn, *real])
 

@@ -127,14 +127,29 @@ class _Joined(ExampleDataset):
 class DrawnCircles(ExampleDataset):
     """`count` pairs like fill50k's: circles and their outlines, with fill50k's wording.
 
-    The fraction `several_fraction` shows two or three circles (`circle_scene`), the rest one. Pair
-    k depends on (seed, k) only.
+    The fraction `several_fraction` shows two or three circles (`circle_scene`), the rest one. In
+    the fraction `blank_fraction` the circles are left out of the picture and the control image, but
+    not out of the caption. Pair k depends on (seed, k) only.
     """
 
-    def __init__(self, count: int, size: int, seed: int, several_fraction: float = 0.0) -> None:
+    def __init__(
+        self,
+        count: int,
+        size: int,
+        seed: int,
+        several_fraction: float = 0.0,
+        blank_fraction: float = 0.0,
+    ) -> None:
         self.size, self._seed = size, seed
         self._scenes = circle_scenes(count, seed, several_fraction)
         self.captions = [scene.caption for scene in self._scenes]
+        self._blank = [
+            k
+            for k in range(count)
+            if blank_fraction > 0.0 and np.random.default_rng([seed, k]).random() < blank_fraction
+        ]
+        for k in self._blank:
+            self._scenes[k] = dataclasses.replace(self._scenes[k], shapes=())
 
     def __getitem__(self, index: int) -> Example:
         scene = self._scenes[index]
@@ -142,7 +157,7 @@ class DrawnCircles(ExampleDataset):
         return Example(render(scene, self.size), hint)
 
     def identity(self) -> Iterator[str]:
-        yield from ("drawn circles", str(self._seed), *self.captions)
+        yield from ("drawn circles", str(self._seed), *self.captions, *map(str, self._blank))
 
 
 class DrawnScenes(ExampleDataset):

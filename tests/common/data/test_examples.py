@@ -104,6 +104,16 @@ def test_pairs_of_several_circles_have_their_outlines() -> None:
     assert all(data[k].hint.max() > 0 for k in several)
 
 
+def test_pairs_without_outlines_are_blank_and_have_their_captions() -> None:
+    usual, data = DrawnCircles(40, 16, 0), DrawnCircles(40, 16, 0, blank_fraction=0.5)
+    blank = [k for k in range(40) if data[k].hint.max() == 0]
+    assert 10 <= len(blank) <= 30  # half of 40, give or take 3 deviations
+    assert data.captions == usual.captions and data.hash() != usual.hash()
+    for k, (example, before) in enumerate(zip(data, usual, strict=False)):
+        flat = (example.image == example.image[:, :1, :1]).all()
+        assert flat if k in blank else (example.image == before.image).all()
+
+
 def test_drawn_circles_lie_as_the_real_ones_do() -> None:
     """The real testing circles: centres 0.20 to 0.80, radii 0.13 to 0.50 of the side, half of them
     touching the border."""
