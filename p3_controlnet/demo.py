@@ -68,6 +68,7 @@ def tab(model: LatentDiffusion, folder: Path) -> None:
             drawing = gr.ImageEditor(
                 value=editor_value(examples[0][0]),
                 label="Control image",
+                show_label=False,  # it would lie over the tools on a phone
                 type="filepath",
                 format="png",
                 sources=(),

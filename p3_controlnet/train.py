@@ -63,14 +63,14 @@ HINT_CHANNELS = (8, 16, 32, 64)  # of small models
 DRAWN_PAIRS = 20_000  # by default, for the small model
 CONVERGED = 0.5  # validation IoU that counts as sudden convergence
 TRAINING = TrainingConfig(
-    steps=6000,
+    steps=2000,
     batch_size=32,
     optimizer="muon",
     lr=3e-3,
     lr_schedule="constant",
     warmup=200,
     ema_decay=0.999,
-    validate_every=500,
+    validate_every=250,
     preview_every=500,
     checkpoint_every=500,
 )

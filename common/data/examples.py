@@ -43,6 +43,9 @@ VOCABULARY = (
     *(wording.format(objects="next to", background="") for wording in WORDINGS),
 )
 """All words of the captions."""
+OFTEN_CORNERED = ("circle", *("square",) * 2, "triangle", *("star",) * 3)
+"""Kinds of drawn shapes in described scenes, drawn uniformly: after 350,000 pictures with as many
+of each, circles and triangles had their form, some squares were bent and most stars crooked."""
 PAIRS = ("two", "touching", "cut")  # the layouts of two circles in two colours
 # Least radii of drawn shapes, as fractions of the side; a latent is 1/16 of it.
 SMALLEST, SMALLEST_CIRCLE = 0.14, 0.085
@@ -246,9 +249,9 @@ def described_scenes(
     *,
     several_fraction: float = 0.65,
     three_fraction: float = 0.3,
-    twin_fraction: float = 0.5,
+    twin_fraction: float = 0.3,
     shared_fraction: float = 0.2,
-    circle_fraction: float = 0.4,
+    circle_fraction: float = 0.25,
 ) -> Iterator[tuple[Scene, str]]:
     """`count` scenes, each with a caption template for `describe`.
 
@@ -256,7 +259,8 @@ def described_scenes(
     `three_fraction` of these, three. In `twin_fraction` of these scenes all shapes are circles, as
     in `circle_scene`; in `shared_fraction` all have one colour, and if they are of one kind as
     well, every second caption counts them. Of the scenes of one shape, the fraction
-    `circle_fraction` shows a circle like fill50k's. Captions name shapes from left to right, as
+    `circle_fraction` shows a circle like fill50k's. Other scenes take their shapes from
+    OFTEN_CORNERED. Captions name shapes from left to right, as
     those of `common.data.layouts`: without an order a model of this size could not tell which of
     two blobs in the noise is the red one.
     """
@@ -268,7 +272,9 @@ def described_scenes(
         if random.random() < (twin_fraction if several else circle_fraction):
             scene = circle_scene(random, number)
         else:
-            scene = draw_scene(random, count=number, smallest=SMALLEST, left_to_right=True)
+            scene = draw_scene(
+                random, count=number, kinds=OFTEN_CORNERED, smallest=SMALLEST, left_to_right=True
+            )
         if several and random.random() < shared_fraction:
             scene = in_one_colour(scene)
             if scene.counted and random.random() < 0.5:

@@ -58,7 +58,7 @@ def test_a_sound_training_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "hints lie in [0.000, 0." in said["PASS hints lie"]
     assert "0 frozen weights have a gradient" in said["PASS 0 frozen"]
     assert f"{train.TRAINING.steps} steps take" in said["PASS a step"]
-    assert "every 500 steps: " in said["PASS a validation"]
+    assert "every 250 steps: " in said["PASS a validation"]
 
 
 def test_a_base_that_knows_nothing_fails(
