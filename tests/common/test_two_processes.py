@@ -112,7 +112,8 @@ def test_controlnet_streams_in_two_processes_as_in_one(
     assert losses(two / "control") == pytest.approx(losses(tmp_path), abs=1e-5)
     assert contents(two / "control" / "latent_cache") == contents(tmp_path / "latent_cache")
     one, other = (load_tensors(x / "last" / WEIGHTS_FILE)[0] for x in (tmp_path, two / "control"))
-    assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+    # They are saved in float16, whose steps are 2^-10 of a number.
+    assert all(torch.allclose(one[name], other[name], rtol=1e-3, atol=1e-4) for name in one)
 
 
 def test_two_processes_sample_the_same_files(
