@@ -79,7 +79,8 @@ class Config:
     """Loss weight of the noise levels. learned: by a learned log-variance; min_snr: min(SNR + 1, 5)
     on the x0 error; none: the plain error of the network's output."""
     timesteps: TimestepDistribution = "mixed"
-    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal."""
+    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal,
+    shifted denser at high noise."""
     guidance_scale: Annotated[float, *bounds(at_least=1, at_most=1000)] = 1.0
     """Guidance scale that the network learns to imitate (Model Guidance), so that sampling needs no
     guidance; 1 is off. Meant for the last steps of a training, with --init-from."""

@@ -69,7 +69,8 @@ class Config:
     on the x0 error (min(SNR, 5) with eps prediction); none: the plain error of the network's
     output."""
     timesteps: TimestepDistribution = "mixed"
-    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal."""
+    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal,
+    shifted denser at high noise."""
     model: FaceUNetConfig = FaceUNetConfig(
         channels=(128, 160, 192),
         blocks=1,

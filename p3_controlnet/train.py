@@ -144,8 +144,8 @@ class Config:
     on the x0 error (min(SNR, 5) with eps prediction); none: the plain error of the U-Net's output,
     as in the paper."""
     timesteps: TimestepDistribution = "mixed"
-    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal. The
-    paper's is uniform."""
+    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal,
+    shifted denser at high noise. The paper's is uniform."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of storing them, to save memory."""
     check: bool = False

@@ -1,6 +1,7 @@
 """The diffusion training loss, mean squared error at random t, and its weighting over t."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from common.embedding import SinusoidalEmbedding
 from common.seeds import Draws
 
 TEMPERATURE, HIGHEST_TOLD = 0.01, 750  # of `Discrimination`
-TimestepDistribution = Literal["mixed", "uniform", "logit_normal"]
+SHIFT = 3.0  # of the timesteps "shifted": their median is 0.75 T
+TimestepDistribution = Literal["mixed", "uniform", "logit_normal", "shifted"]
 LossWeight = Literal["learned", "min_snr", "none"]
 
 
@@ -127,13 +129,19 @@ def draw_timesteps(num_timesteps: int, distribution: TimestepDistribution, draws
       denser in the middle, where most of an image is decided, but leaves only 0.16 % of the draws
       to t above 0.95 T.
     - "mixed" draws each timestep from one of the two with equal probability.
+    - "shifted" moves the logit-normal ones of a fraction u of T to SHIFT u / (1 + (SHIFT - 1) u)
+      (Equation 23 there), and draws every fourth timestep uniformly. It is for smooth pictures and
+      latents, whose forms are decided at higher noise.
     """
     if distribution == "uniform":
         return draws.randint(num_timesteps)
-    middle = (draws.randn().sigmoid() * num_timesteps).long().clamp(max=num_timesteps - 1)
+    shift = math.log(SHIFT) if distribution == "shifted" else 0.0
+    fraction = (draws.randn() + shift).sigmoid()  # sigmoid(n + log s) is the shifted sigmoid(n)
+    normal = (fraction * num_timesteps).long().clamp(max=num_timesteps - 1)
     if distribution == "logit_normal":
-        return middle
-    return torch.where(draws.randint(2) == 0, middle, draws.randint(num_timesteps))
+        return normal
+    every = {"mixed": 2, "shifted": 4}[distribution]
+    return torch.where(draws.randint(every) < every - 1, normal, draws.randint(num_timesteps))
 
 
 class LossWeighting(nn.Module):

@@ -119,7 +119,8 @@ class Config:
     on the x0 error (min(SNR, 5) with eps prediction); none: the plain error of the U-Net's output.
     """
     timesteps: TimestepDistribution = "mixed"
-    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal."""
+    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal,
+    shifted denser at high noise."""
     model: UNetConfig = UNetConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {

@@ -24,7 +24,6 @@ from common.checkpoint import load_tensors
 from common.latent.small import save_model
 from p1_diffusion import inference, train
 from p3_controlnet import train as control_train
-from p3_controlnet.model import WEIGHTS_FILE
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -111,8 +110,10 @@ def test_controlnet_streams_in_two_processes_as_in_one(
     assert len(losses(tmp_path)) == 4
     assert losses(two / "control") == pytest.approx(losses(tmp_path), abs=1e-5)
     assert contents(two / "control" / "latent_cache") == contents(tmp_path / "latent_cache")
-    one, other = (load_tensors(x / "last" / WEIGHTS_FILE)[0] for x in (tmp_path, two / "control"))
-    assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+    # The run's state: the weights in last/ are rounded to float16, whose steps may be larger.
+    one, other = (load_tensors(x / "state.safetensors")[0] for x in (tmp_path, two / "control"))
+    weights = [name for name in one if name.startswith("ema/")]
+    assert weights and all(torch.allclose(one[name], other[name], atol=1e-4) for name in weights)
 
 
 def test_two_processes_sample_the_same_files(

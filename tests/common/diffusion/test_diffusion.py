@@ -359,6 +359,17 @@ def test_mixed_timesteps_are_half_uniform_and_half_logit_normal() -> None:
         assert share["mixed"] == pytest.approx(expected, abs=0.03)
 
 
+def test_shifted_timesteps_have_the_median_of_three_quarters() -> None:
+    """Three quarters are T sigmoid(n + log 3), which n = 0 takes to 3 T / 4; the rest are uniform.
+
+    Below 3 T / 4 are 3/4 1/2 + 1/4 3/4, below T / 10 (n = -log 27) 3/4 0.0005 + 1/4 1/10 of them.
+    """
+    t = draw_timesteps(1000, "shifted", StackedRandomGenerator(range(4000)))
+    assert t.dtype == torch.long and int(t.min()) >= 0 and int(t.max()) < 1000
+    assert (t < 750).float().mean().item() == pytest.approx(0.5625, abs=0.03)
+    assert (t < 100).float().mean().item() == pytest.approx(0.0254, abs=0.01)
+
+
 def test_drop_context_rate() -> None:
     """Over 4000 draws the rate stays within 5 standard deviations, 5 sqrt(0.1 0.9 / 4000) =
     0.024."""
