@@ -9,6 +9,7 @@ import tyro
 from common.cli import Preset
 from common.config import Count, NonNegative, Positive, bounds
 from common.data.concepts import DRAWN, PHOTOS
+from common.diffusion.loss import TimestepDistribution
 from common.files import ROOT
 from common.training import TrainingConfig
 from p3_clip.personalisation.photos import Augmentation
@@ -118,6 +119,9 @@ class _Common:
     attention_weight: NonNegative = 0.0
     """Weight of a second loss, the fraction of a learned word's cross-attention that is not on its
     concept; photos need plain backgrounds. 0: none."""
+    timesteps: TimestepDistribution = "uniform"
+    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal,
+    shifted denser at high noise, where forms are decided. The papers' is uniform."""
     held_out: tuple[str, ...] = ()
     """Validation prompts with {} in the place of the concept. Default: two, never trained on."""
     held_out_pictures: Count = 4

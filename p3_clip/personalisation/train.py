@@ -136,6 +136,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
             draws,
             parameterization=model.parameterization,
             weight=batch["weight"].float(),
+            timesteps=config.timesteps,
         )
         if config.attention_weight:
             places = torch.stack([isin(batch["ids"], ids) for ids in word_ids], 1)
