@@ -80,7 +80,7 @@ run_personalisation() {
     "of untrained tokens for comparison."
   local pictures="$out/personalisation" figures="$out/personalisation_figures"
   "$PYTHON" -m p3_clip.personalisation.study.sweeps --base "$ROOT/checkpoints/ldm_shapes" \
-    --joint-collage "$ROOT/checkpoints/concepts_shapes" --images 20 --clip none \
+    --joint-collage "$ROOT/checkpoints/concepts_shapes" --images 5 --clip none \
     --output-dir "$pictures" --result "$pictures/results.json"
   "$PYTHON" -m p3_clip.personalisation.study.figures --pictures "$pictures" \
     --results "$pictures/results.json" --output-dir "$figures"

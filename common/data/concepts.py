@@ -89,7 +89,19 @@ class DrawnConcept:
 
     def caption(self, index: int) -> str:
         """The caption of photo `index`; {} stands for the concept's name."""
-        return self.setting.format(phrase=self.phrase_in(index), other=_in_turn(OTHERS, index))
+        return self._in_setting(self.phrase_in(index), index)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """All captions of photo `index`: with the colours that have a name, with less, with none.
+
+        So the concept is also learned where its own colour or the other one is not named.
+        """
+        phrases = (self.phrase_in(index), self.phrase)
+        settings = tuple(self._in_setting(phrase, index) for phrase in phrases)
+        return tuple(dict.fromkeys(settings + phrases))
+
+    def _in_setting(self, phrase: str, index: int) -> str:
+        return self.setting.format(phrase=phrase, other=_in_turn(OTHERS, index))
 
 
 def draw_photo(name: str, index: int, seed: int = 0, side: int = SIDE) -> Tensor:

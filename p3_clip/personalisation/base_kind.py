@@ -6,7 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.examples import VOCABULARY, describe, described_scenes
+from common.data.examples import (
+    VOCABULARY,
+    Examples,
+    describe,
+    described_scenes,
+    drawn_examples,
+)
 from common.latent.load import kind_of
 from p3_clip.personalisation import templates
 
@@ -30,6 +36,9 @@ class BaseKind:
     """Prompts in which a concept must keep its own keys and values when results are merged."""
     regularization_prompts: Callable[[Sequence[str], int, int], list[str]]
     """(the concepts in known words, count, seed) -> `count` regularisation prompts."""
+    drawn_scenes: Callable[[int, int, int], Examples] | None
+    """(count, side, seed) -> `count` drawn pictures with captions, like those that the model was
+    trained on; None if it was trained on photos."""
     merge_captions: Callable[[int, int], list[str]]
     """(count, seed) -> `count` captions of all kinds of things, whose keys and values should change
     least when results are merged."""
@@ -84,6 +93,7 @@ STABLE_DIFFUSION = BaseKind(
     held_out_style=templates.HELD_OUT_STYLE,
     merge_sentences=("photo of a {}",),  # Section 3.2 of arXiv:2212.04488
     regularization_prompts=_photos,
+    drawn_scenes=None,
     merge_captions=_captions,
     vocabulary=None,
     rare_words=("ktn", "pll", "ucd"),  # as in the code of Custom Diffusion's authors
@@ -96,6 +106,7 @@ SMALL = BaseKind(
     held_out_style=templates.HELD_OUT_SHAPES,
     merge_sentences=templates.SHAPES,
     regularization_prompts=lambda described, count, seed: _scenes(count, seed),
+    drawn_scenes=drawn_examples,
     merge_captions=_scenes,
     vocabulary=VOCABULARY,
     rare_words=(),

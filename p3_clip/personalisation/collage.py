@@ -31,6 +31,8 @@ class CutOut(NamedTuple):
     """float32 [3, s, s] in 0..255; outside the object, the colours nearest to it."""
     mask: Tensor
     """float32 [s, s]: 1 on the object."""
+    region: Tensor
+    """float32 [s, s]: 1 on the object and in its holes."""
     colour: Rgb
     """Its median colour."""
 
@@ -55,6 +57,7 @@ def cut_out(photo: Tensor) -> CutOut | None:
     return CutOut(
         F.pad(image, margins),
         F.pad(found.float(), margins),
+        F.pad(torch.from_numpy(ndimage.binary_fill_holes(mask)).float(), margins),
         tuple(round(channel) for channel in colour),
     )
 
@@ -73,7 +76,7 @@ def collage_view(
 
     Their places and sizes are those of the shapes that the small model was trained on
     (`common.data.shapes.draw_scene`); each is mirrored or not. The view's regions are those of the
-    objects, then that of the background.
+    objects with their holes, then that of the background, in holes too.
     """
     scene = draw_scene(
         random,
@@ -85,16 +88,17 @@ def collage_view(
     )
     fine = max(side, SIZE)
     canvas = torch.tensor(background, dtype=torch.float32).view(3, 1, 1).expand(3, fine, fine)
-    regions = []
+    regions, ground = [], torch.ones(fine, fine)
     for thing, place in zip(things, scene.shapes, strict=True):
-        layers = torch.cat([thing.image, thing.mask[None]])
+        layers = torch.cat([thing.image, thing.mask[None], thing.region[None]])
         own = max(round(2.0 * place.radius * fine), 1)
         layers = resize(layers.flip(-1) if random.random() < 0.5 else layers, own, "bilinear")
         left, top = (round((at - place.radius) * fine) for at in (place.x, place.y))
         layers = F.pad(layers, (left, fine - own - left, top, fine - own - top))
-        regions.append(layers[3])
+        regions.append(layers[4])
+        ground = ground * (1.0 - layers[3])
         canvas = canvas * (1.0 - layers[3]) + layers[:3] * layers[3]
-    regions.append(1.0 - torch.stack(regions).sum(0).clamp(max=1.0))
+    regions.append(ground)
     image = resize(canvas, side, "area")
     return View(
         to_model_range(image.round().to(torch.uint8)),

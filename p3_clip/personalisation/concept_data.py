@@ -105,11 +105,7 @@ def _drawn_concept_data(config: TextualInversion | CustomDiffusion) -> list[Conc
     for token, name in zip(tokens, config.drawn, strict=True):
         drawn, count = DRAWN[name], range(config.drawn_photos)
         phrases = [drawn.phrase_in(index) for index in count]
-        # The phrases alone too, so that the concept is also learned where nothing else is named.
-        captions = [
-            tuple(dict.fromkeys((drawn.caption(index), phrases[index], drawn.phrase)))
-            for index in count
-        ]
+        captions = [drawn.captions(index) for index in count]
         concept_data.append(
             ConceptData(
                 token,

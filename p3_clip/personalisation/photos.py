@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,14 +41,16 @@ class View(NamedTuple):
 def with_region(photo: Tensor, *, of_background: bool = False) -> Tensor:
     """The photo, uint8 [3, H, W], with its concept's region as a fourth channel, 0 to 255.
 
-    The region is the object (`common.metrics.segmentation.object_mask`) or the background. The
-    object is found by its colour, so the background must be plain; without an object the region is
-    empty.
+    The region is the object (`common.metrics.segmentation.object_mask`) with its holes, which are a
+    part of its form, or the background. The object is found by its colour, so the background must
+    be plain; without an object the region is empty.
     """
     square = central_square(photo)
     mask = object_mask(square)
-    if of_background and mask.any():
-        mask = ~mask
+    if of_background:
+        mask = ~mask if mask.any() else mask
+    else:
+        mask = torch.from_numpy(ndimage.binary_fill_holes(mask.numpy()))
     region = resize(mask[None].to(torch.uint8) * 255, square.shape[-1], "area")
     return torch.cat([square, region])
 

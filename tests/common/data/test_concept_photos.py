@@ -72,6 +72,13 @@ def test_captions_name_the_other_colour() -> None:
     assert DRAWN["wine"].caption(0) == "{} circle with white background"
     assert DRAWN["mauve"].caption(11) == "pink circle with {} background"
     assert DRAWN["ring"].caption(2) == "crimson {} with light green background"
+    assert DRAWN["ring"].captions(2) == (
+        "crimson {} with light green background",
+        "{} with light green background",
+        "crimson {}",
+        "{}",
+    )
+    assert DRAWN["wine"].captions(0) == ("{} circle with white background", "{} circle")
     for name, drawn in DRAWN.items():
         assert len({drawn.caption(index) for index in range(10)}) == 10
         for other in OTHERS:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common.colour import CSS_COLOURS, colour_difference
-from common.data.concepts import GOLD, MAUVE, WINE, draw_photo
+from common.data.concepts import GOLD, HOLE, MAUVE, WINE, draw_photo
 from common.metrics.segmentation import separate
 from common.metrics.shapes import recognise
 from p3_clip.personalisation.collage import background_colour, collage_view, cut_out
@@ -40,15 +40,17 @@ def test_a_collage_shows_each_thing_whole_on_the_new_background(names: tuple[str
     view = collage_view(things, MAUVE, SIDE, random)
     assert view.image.shape == (3, SIDE, SIDE) and view.mask.all()
     assert view.regions.shape == (len(names) + 1, SIDE, SIDE)
-    assert torch.allclose(view.regions.sum(0), torch.ones(SIDE, SIDE), atol=1e-3)
-    pixels, centres = grey_levels(view.image), []
+    pixels, centres, ground = grey_levels(view.image), [], view.regions[-1]
     for name, thing, region in zip(names, things, view.regions, strict=False):
-        colour = pixels[:, region > 0.99].median(1).values
+        own = (region > 0.99) & (ground < 0.01)  # without the hole
+        colour = pixels[:, own].median(1).values
         assert colour_difference(tuple(colour.tolist()), thing.colour) < 1.0
-        (part,) = separate(region > 0.5)
+        (part,) = separate((region > 0.5) & (ground < 0.5))
         assert recognise(_at_512(part.float())).shows("circle" if name == "wine" else "ring")
+        assert recognise(_at_512((region > 0.5).float())).shows("circle")
         centres.append(float((part.nonzero()[:, 1]).float().mean()))
     assert centres == sorted(centres)
+    assert torch.allclose(view.regions.amax(0), torch.ones(SIDE, SIDE), atol=0.51)  # at edges
     ground = pixels[:, view.regions[-1] > 0.99]
     assert (ground - torch.tensor(MAUVE)[:, None]).abs().max() <= 1.0
     again = collage_view(things, MAUVE, SIDE, np.random.default_rng(0))
@@ -76,10 +78,13 @@ def test_shrunk_views_go_on_with_the_background() -> None:
 
 
 def test_regions_follow_their_photos() -> None:
-    """That of a background is all but the object; in the cut-mix each stays in its half."""
+    """That of an object holds its holes, that of a background all but the object; in the cut-mix
+    each stays in its half."""
     photo, other = with_region(draw_photo("ring", 0)), with_region(draw_photo("wine", 0))
-    ground = with_region(draw_photo("ring", 0), of_background=True)
-    assert ((photo[3].int() + ground[3] - 255).abs() <= 1).all() and photo[3].any()
+    ground = with_region(draw_photo("wine", 0), of_background=True)
+    assert ((other[3].int() + ground[3] - 255).abs() <= 1).all() and other[3].any()
+    hole = (with_region(draw_photo("ring", 0), of_background=True)[3] > 127) & (photo[3] > 127)
+    assert hole.sum() / (photo[3] > 127).sum() == pytest.approx(HOLE**2, abs=0.02)
     assert torch.equal(photo[:3], draw_photo("ring", 0))
     generator = torch.Generator().manual_seed(1)
     (view,) = cut_mix_views(photo, other, SIDE, 1, generator)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from sd_tiny import random_networks, save_published, tiny_configs
-from tiny import contents, exit_code
+from tiny import contents, exit_code, refused
 from tiny_concepts import FEW, make_world, quick
 
 from common.latent.model import LatentDiffusion
@@ -117,6 +117,15 @@ def test_custom_diffusion_adds_a_rare_word_before_the_class(world: Path, tmp_pat
         assert 0.0 < (concept.vectors - start).abs().max() < 0.01
     assert learned.weights and len(draw(world, tmp_path, "out", result)) == 2
     assert all(torch.isfinite(value).all() for value in learned.weights.values())
+
+
+def test_stable_diffusion_generates_its_regularisation_images(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("custom-diffusion", "--run-dir", tmp_path / "run", "--base", world / "sd.ckpt")
+    flags += ("--drawn", "wine", "--class-images", "drawn")
+    assert "is for the small model" in refused(capsys, train.main, train.Config, *flags)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("method", ["textual-inversion", "custom-diffusion"])

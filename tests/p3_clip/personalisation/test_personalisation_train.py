@@ -15,6 +15,7 @@ from tiny_concepts import FEW, make_world, photos, quick
 from torch import distributed
 
 from common.checkpoint import load_tensors, state_hash
+from common.data.examples import drawn_examples
 from common.latent.generate import GenerationConfig
 from common.latent.load import load_base
 from common.latent.model import LatentDiffusion
@@ -24,7 +25,7 @@ from p3_clip.personalisation.custom_diffusion import PROJECTIONS, projections
 from p3_clip.personalisation.formats import load_concepts
 from p3_clip.personalisation.model import load_learned
 from p3_clip.personalisation.photos import Encoded, Pool, _latent_weights, cut_mix_views, make_views
-from p3_clip.personalisation.regularisation import regularization_images
+from p3_clip.personalisation.regularisation import RegularizationImages, regularization_images
 from p3_clip.personalisation.training_views import TrainingView
 
 
@@ -186,6 +187,28 @@ def test_custom_diffusion_moves_words_and_the_projections_alone(
     assert learn("custom-diffusion", tmp_path / "again", *flags) == 0
     assert "3 of 3 pictures are there already" in capsys.readouterr().out
     assert contents(tmp_path / "regular") == pictures
+
+
+def test_drawn_regularisation_pictures_are_scenes_without_mistakes(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base model generates nothing: the pool holds the drawn scenes, with their captions."""
+    kept: list[RegularizationImages] = []
+    make_pool = train.make_pool
+
+    def kept_pool(*arguments: Any) -> Any:
+        kept.extend(each for each in arguments if isinstance(each, RegularizationImages))
+        return make_pool(*arguments)
+
+    monkeypatch.setattr(train, "make_pool", kept_pool)
+    monkeypatch.setattr(train, "regularization_images", None)
+    flags = (*photos(world, "a", "b"), "--num-class-images", 3, "--class-images", "drawn")
+    assert learn("custom-diffusion", tmp_path / "run", *flags) == 0
+    scenes = drawn_examples(3, load_base(world / "base").side, 0)
+    assert kept[0].prompts == scenes.captions
+    assert torch.equal(torch.stack(kept[0].pictures), scenes.images)
+    assert learn("custom-diffusion", tmp_path / "none", *flags, "--num-class-images", 0) == 0
+    assert kept[1].pictures == []
 
 
 def test_processes_wait_for_each_others_regularisation_pictures(
