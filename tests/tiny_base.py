@@ -10,11 +10,11 @@ from tiny_latent import awake, seeded
 from common.diffusion.schedule import make_schedule
 from common.latent.model import LatentDiffusion
 from common.latent.small import (
-    DEFAULT_GUIDANCE_SCALE,
     AutoencoderConfig,
     UNetConfig,
     build_autoencoder,
     build_unet,
+    guidance_defaults,
     save_model,
 )
 from common.latent.text_encoder import clip_tokenizer, text_tower
@@ -39,7 +39,7 @@ def tiny_base() -> LatentDiffusion:
     more = {
         "latent_mean": (0.1, -0.1, 0.0, 0.2),
         "latent_std": (1.1, 0.9, 1.0, 1.2),
-        "default_guidance_scale": DEFAULT_GUIDANCE_SCALE,
+        **guidance_defaults(unet),
     }
     return LatentDiffusion(
         autoencoder, text_tower(clip), tokenizer, unet, schedule, parameterization="v", **more

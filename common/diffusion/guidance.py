@@ -1,4 +1,4 @@
-"""Classifier-free guidance: condition dropout in training, combined predictions in sampling."""
+"""Guidance in sampling (classifier-free, by perturbed attention), and dropout of the condition."""
 
 from collections.abc import Mapping
 
@@ -50,6 +50,8 @@ def guided(
     null: Condition,
     scale: float,
     *,
+    perturbed: Condition | None = None,
+    perturbed_scale: float = 0.0,
     interval: tuple[int, int] | None = None,
     rescale: float = 0.0,
 ) -> Predict:
@@ -59,18 +61,29 @@ def guided(
     (Kynkäänniemi et al. 2024, arXiv:2404.07724); None is no limit. Outside it, and at scale 1, only
     the conditional half is computed; at scale 0 only the unconditional half. `rescale` is phi of
     `rescale_guidance`.
+
+    With `perturbed`, the condition under which the network's self-attention is perturbed,
+    perturbed_scale (cond - perturbed) is added (perturbed-attention guidance, Equation 15 of Ahn et
+    al. 2024, arXiv:2403.17377). That takes a further call of batch size N.
     """
 
     def predict(x_t: Tensor, t: int) -> Tensor:
         timesteps = torch.full((len(x_t),), t, device=x_t.device)
         inside = interval is None or interval[0] <= t <= interval[1]
-        if scale == 1.0 or not inside:
+        guides = inside and scale != 1.0
+        perturbs = inside and perturbed is not None and perturbed_scale != 0.0
+        if not guides and not perturbs:
             return network(x_t, timesteps, condition)
-        if scale == 0.0:
+        if scale == 0.0 and not perturbs:
             return network(x_t, timesteps, null)
-        x_both, t_both = torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps])
-        cond, uncond = network(x_both, t_both, _stack(condition, null)).chunk(2)
-        result = guide(cond, uncond, scale)
+        if guides:
+            x_both, t_both = torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps])
+            cond, uncond = network(x_both, t_both, _stack(condition, null)).chunk(2)
+            result = guide(cond, uncond, scale)
+        else:
+            result = cond = network(x_t, timesteps, condition)
+        if perturbs:
+            result = result + perturbed_scale * (cond - network(x_t, timesteps, perturbed))
         return rescale_guidance(result, cond, rescale) if rescale else result
 
     return predict

@@ -25,6 +25,11 @@ class GenerationConfig(GuidedSamplerConfig):
     """Scale of classifier-free guidance, uncond + scale (cond - uncond); 1 is no guidance. By
     default the base model's own `default_guidance_scale`: 7.5 for Stable Diffusion, 2 for the small
     model."""
+    perturbed_attention_scale: Scale | None = None
+    """Scale of perturbed-attention guidance (arXiv:2403.17377), which adds scale (cond - cond with
+    each latent attending to itself alone): clearer shapes for half as much time again; 0 is none.
+    By default the base model's own `default_perturbed_scale`: 0 for Stable Diffusion, 3 for the
+    small model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +63,15 @@ class Request:
 
 
 def with_default_guidance(config: GenerationConfig, model: LatentDiffusion) -> GenerationConfig:
-    """`config` with the model's default guidance scale filled in where none is given."""
-    scale = model.default_guidance_scale if config.guidance_scale is None else config.guidance_scale
-    return dataclasses.replace(config, guidance_scale=scale)
+    """`config` with the model's default scales of guidance filled in where none are given."""
+    scale, perturbed = config.guidance_scale, config.perturbed_attention_scale
+    return dataclasses.replace(
+        config,
+        guidance_scale=model.default_guidance_scale if scale is None else scale,
+        perturbed_attention_scale=(
+            model.default_perturbed_scale if perturbed is None else perturbed
+        ),
+    )
 
 
 @torch.no_grad()
@@ -116,10 +127,12 @@ def _generate_chunk(
             for each in (condition, null)
         )
     timestep_pairs = SPACINGS[config.spacing](model.schedule, config.steps)
+    config = with_default_guidance(config, model)
     predict = model.predictor(
         condition,
         null,
-        with_default_guidance(config, model).guidance_scale,
+        config.guidance_scale,
+        perturbed_scale=config.perturbed_attention_scale,
         control=control_interval(timestep_pairs, control.control_start, control.control_end),
         interval=config.guidance_interval,
         rescale=config.guidance_rescale,

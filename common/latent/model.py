@@ -11,8 +11,9 @@ to context, and provides `apply_model`, the network that `common.diffusion.proce
     images = model.decode(x0)
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from common.seeds import StackedRandomGenerator
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
+    from diffusers.models.attention_processor import Attention
     from transformers import CLIPTextModel, CLIPTokenizer
 
 SD_SCALE_FACTOR = 0.18215
@@ -53,6 +55,9 @@ class LatentCondition:
     controlled: int | None = None
     """Number of images, from the first on, that the hint applies to; None is all. Set by `stack`.
     """
+    perturbed: bool = False
+    """Whether self-attention in the U-Net's `perturbed_blocks` is the identity, as
+    perturbed-attention guidance needs it."""
 
     def stack(self, other: "LatentCondition") -> "LatentCondition":
         """Both conditions as one batch, this one first.
@@ -85,6 +90,10 @@ class LatentCondition:
         """This condition without its hint."""
         return LatentCondition(self.context)
 
+    def perturb(self) -> "LatentCondition":
+        """This condition with perturbed self-attention."""
+        return dataclasses.replace(self, perturbed=True)
+
 
 class LatentDiffusion(nn.Module):
     """Frozen networks of a latent-diffusion model; only `controlnet` is trained.
@@ -96,7 +105,9 @@ class LatentDiffusion(nn.Module):
     - Latents are (z - latent_mean) / latent_std, each one number or one for each channel; the
       defaults are Stable Diffusion's.
     - `default_guidance_scale` is the guidance scale used if none is given; 7.5 is Stable
-      Diffusion's.
+      Diffusion's. `default_perturbed_scale` is the same of perturbed-attention guidance, which
+      perturbs the blocks of the U-Net whose names begin with one of `perturbed_blocks`; the default
+      is the choice of Ahn et al. 2024 (arXiv:2403.17377) for Stable Diffusion.
     - `controlnet(x_t, hint, t, context, hint_features)` returns the residuals of the decoder's skip
       connections, then the residual of the middle block.
 
@@ -116,11 +127,15 @@ class LatentDiffusion(nn.Module):
         latent_mean: float | Sequence[float] = 0.0,
         latent_std: float | Sequence[float] = 1.0 / SD_SCALE_FACTOR,
         default_guidance_scale: float = 7.5,
+        default_perturbed_scale: float = 0.0,
+        perturbed_blocks: Sequence[str] = ("mid_block",),
         controlnet: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.autoencoder, self.text_encoder, self.unet = autoencoder, text_encoder, unet
         self.controlnet, self.default_guidance_scale = controlnet, default_guidance_scale
+        self.default_perturbed_scale = default_perturbed_scale
+        self.perturbed_blocks = tuple(perturbed_blocks)
         self.tokenizer, self.schedule, self.parameterization = tokenizer, schedule, parameterization
         # Not persistent: they belong to the configuration, and a state dict of the ControlNet alone
         # must not contain them.
@@ -283,6 +298,9 @@ class LatentDiffusion(nn.Module):
         to the middle block's output (Equation 2 and Figure 3 of arXiv:2302.05543). The frozen
         encoder receives none.
         """
+        if cond.perturbed:
+            with self._perturbed_attention():
+                return self.apply_model(x_t, t, dataclasses.replace(cond, perturbed=False))
         dtype = self.unet.dtype
         skips = middle = None
         if cond.hint is not None:
@@ -303,6 +321,7 @@ class LatentDiffusion(nn.Module):
         null: LatentCondition,
         scale: float,
         *,
+        perturbed_scale: float = 0.0,
         control: tuple[int, int] | None = None,
         interval: tuple[int, int] | None = None,
         rescale: float = 0.0,
@@ -310,19 +329,30 @@ class LatentDiffusion(nn.Module):
     ) -> Predict:
         """`common.diffusion.guidance.guided` of this model, with control at selected timesteps.
 
-        `control` = (lowest t, highest t) limits control to those t (see `control_interval`, which
+        `perturbed_scale` is the scale of perturbed-attention guidance; 0 is none. `control` =
+        (lowest t, highest t) limits control to those t (see `control_interval`, which
         computes it from fractions of the trajectory); None is no limit. For guess mode, `null` has
         no hint and `condition` has `guess_mode_scales`. `network` replaces `apply_model`.
         """
-        guidance: dict[str, Any] = {"interval": interval, "rescale": rescale}
         network = network or self.apply_model
-        predict = guided(network, condition, null, scale, **guidance)
+
+        def predict(condition: LatentCondition, null: LatentCondition) -> Predict:
+            return guided(
+                network,
+                condition,
+                null,
+                scale,
+                perturbed=condition.perturb(),
+                perturbed_scale=perturbed_scale,
+                interval=interval,
+                rescale=rescale,
+            )
+
+        controlled = predict(condition, null)
         if control is None or condition.hint is None:
-            return predict
-        free = guided(
-            network, condition.without_control(), null.without_control(), scale, **guidance
-        )
-        return switched(predict, free, control)
+            return controlled
+        free = predict(condition.without_control(), null.without_control())
+        return switched(controlled, free, control)
 
     def encode_hint(self, hint: Tensor) -> Tensor:
         """The ControlNet's features of a hint [N, 3, H, W] in [0, 1], for `hint_features`."""
@@ -349,8 +379,35 @@ class LatentDiffusion(nn.Module):
             return residuals
         return [torch.cat([r, r.new_zeros(len(x_t) - n, *r.shape[1:])]) for r in residuals]
 
+    @contextlib.contextmanager
+    def _perturbed_attention(self) -> Iterator[None]:
+        """Inside the block, each latent attends only to itself in `perturbed_blocks`.
+
+        Only self-attention is replaced. Its map becomes the identity, so that its output is the
+        projected values (Section 4.2 of arXiv:2403.17377).
+        """
+        layers = [
+            block.attn1
+            for name, block in self.unet.named_modules()
+            if hasattr(block, "attn1") and name.startswith(self.perturbed_blocks)
+        ]
+        processors = [layer.processor for layer in layers]
+        try:
+            for layer in layers:
+                layer.set_processor(_attend_to_itself)
+            yield
+        finally:
+            for layer, processor in zip(layers, processors, strict=True):
+                layer.set_processor(processor)
+
     def _frozen(self) -> tuple[nn.Module, ...]:
         return self.autoencoder, self.text_encoder, self.unet
+
+
+def _attend_to_itself(attention: "Attention", hidden_states: Tensor, **_: Any) -> Tensor:
+    """diffusers' attention processor with the identity as the attention map."""
+    project, dropout = attention.to_out
+    return dropout(project(attention.to_v(hidden_states)))
 
 
 def _full_precision(device: torch.device) -> torch.autocast:

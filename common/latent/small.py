@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 KIND = "small_diffusion"
 LATENT_SIDE = 16  # of all small models
 DEFAULT_GUIDANCE_SCALE = 2.0
+DEFAULT_PERTURBED_SCALE = 3.0
 LATENT_STATISTICS = ("latent_mean", "latent_std")
 PREDICTION_TYPES: dict[Parameterization, str] = {
     "eps": "epsilon",
@@ -222,9 +223,24 @@ def load_model(folder: Path) -> LatentDiffusion:
         unet,
         schedule,
         parameterization=parameterization,
-        default_guidance_scale=DEFAULT_GUIDANCE_SCALE,
+        **guidance_defaults(unet),
         **{name: config[name] for name in LATENT_STATISTICS},
     )
+
+
+def guidance_defaults(unet: "UNet2DConditionModel") -> dict[str, Any]:
+    """The settings of `LatentDiffusion` for guidance of a small model.
+
+    Perturbed attention covers all blocks but those of the highest resolution.
+    """
+    levels = range(len(unet.config.block_out_channels))
+    down = [f"down_blocks.{i}" for i in levels[1:]]
+    up = [f"up_blocks.{i}" for i in levels[:-1]]
+    return {
+        "default_guidance_scale": DEFAULT_GUIDANCE_SCALE,
+        "default_perturbed_scale": DEFAULT_PERTURBED_SCALE,
+        "perturbed_blocks": (*down, "mid_block", *up),
+    }
 
 
 def save_network(folder: Path, network: nn.Module, dtype: torch.dtype | None = None) -> None:

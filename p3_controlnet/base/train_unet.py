@@ -33,9 +33,9 @@ from common.images import to_model_range, to_uint8, write_png
 from common.latent.generate import GenerationConfig, Request, generate
 from common.latent.model import LatentDiffusion
 from common.latent.small import (
-    DEFAULT_GUIDANCE_SCALE,
     UNetConfig,
     build_unet,
+    guidance_defaults,
     latent_statistics,
     load_network,
     save_model,
@@ -258,7 +258,7 @@ def new_model(config: Config) -> LatentDiffusion:
         unet,
         schedule,
         parameterization=config.parameterization,
-        default_guidance_scale=DEFAULT_GUIDANCE_SCALE,
+        **guidance_defaults(unet),
         **latent_statistics(autoencoder, to_model_range(measured), channelwise=config.channelwise),
     )
 

@@ -25,6 +25,7 @@ DEFAULT = {
     "steps": 20,
     "spacing": "trailing",
     "guidance_scale": 2.0,
+    "perturbed_attention_scale": 3.0,
     "guidance_interval": [0, 999],
     "guidance_rescale": 0.0,
     "eta": 0.0,

@@ -65,12 +65,15 @@ Study = Literal["base", "autoencoder", "circles", "two_circles", "canvas", "size
 BASE_SWEEP: tuple[dict[str, Any], ...] = (
     {},
     *({"guidance_scale": scale} for scale in (1.0, 1.5, 3.0, 4.0, 6.0)),
+    *({"perturbed_attention_scale": scale} for scale in (0.0, 1.5, 5.0)),
+    {"guidance_scale": 1.0, "perturbed_attention_scale": 0.0},
     {"guidance_rescale": 0.7},
     {"spacing": "leading"},
 )
 CIRCLES_SWEEP: tuple[dict[str, Any], ...] = (
     {},
     *({"guidance_scale": scale} for scale in (1.0, 1.5, 3.0, 4.0, 6.0)),
+    {"perturbed_attention_scale": 0.0},
     *({"control_scales": (scale,)} for scale in (0.0, 0.5, 0.75, 1.25, 1.5)),
     *({"control_end": end} for end in (0.25, 0.5)),
     {"guess_mode": True},

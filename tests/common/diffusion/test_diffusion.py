@@ -460,6 +460,21 @@ def test_outside_the_interval_the_unconditional_half_is_skipped() -> None:
         assert torch.equal(outputs[t], guided(Recorder(), COND, NULL, 3.0)(X, t))
 
 
+@pytest.mark.parametrize(
+    ("scale", "rows"), [(3.0, [6, 3]), (0.0, [6, 3]), (1.0, [3, 3])], ids=["both", "0", "alone"]
+)
+def test_perturbed_attention_guidance_adds_one_call(scale: float, rows: list[int]) -> None:
+    """uncond + s (cond - uncond) + p (cond - perturbed), inside the interval; at s = 1 without the
+    unconditional half."""
+    network, weak = Recorder(), torch.tensor([1.5, 2.0, 2.5])
+    given = {"perturbed": weak, "perturbed_scale": 2.0, "interval": (0, 10)}
+    output = guided(network, COND, NULL, scale, **given)(X, 5)
+    expected = NULL + scale * (COND - NULL) + 2.0 * (COND - weak)
+    torch.testing.assert_close(output, expected[:, None] * X)
+    assert network.rows == rows
+    assert torch.equal(guided(network, COND, NULL, scale, **given)(X, 11), COND[:, None] * X)
+
+
 def test_rescale_restores_the_conditional_spread() -> None:
     """Equations 15 and 16 of arXiv:2305.08891: phi = 1 gives the conditional output's standard
     deviation, 0 changes nothing."""

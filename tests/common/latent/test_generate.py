@@ -242,12 +242,14 @@ def test_guidance_acts_inside_its_interval_alone(model: LatentDiffusion) -> None
 
 def test_the_default_guidance_is_the_models(model: LatentDiffusion) -> None:
     assert model.default_guidance_scale == 7.5  # Stable Diffusion's
-    usual, asked = with_(guidance_scale=None), with_(guidance_scale=7.5)
-    assert (
-        with_default_guidance(usual, model) == asked
-        and with_default_guidance(QUICK, model) == QUICK
-    )
+    assert model.default_perturbed_scale == 0.0
+    usual = with_(guidance_scale=None)
+    asked = with_(guidance_scale=7.5, perturbed_attention_scale=0.0)
+    assert with_default_guidance(usual, model) == asked
+    assert with_default_guidance(asked, model) == asked
     assert torch.equal(pictures(model, requests(1), usual), pictures(model, requests(1), asked))
+    more = with_(guidance_scale=7.5, perturbed_attention_scale=3.0)
+    assert not torch.equal(pictures(model, requests(1), more), pictures(model, requests(1), asked))
 
 
 def test_a_prompt_that_is_cut_is_named(model: LatentDiffusion) -> None:

@@ -323,6 +323,51 @@ def test_guidance_is_one_call_and_equals_two(
     assert [len(call[0]) for call in control] == [2 if guess else 4]
 
 
+@torch.no_grad()
+def test_perturbed_attention_is_that_of_diffusers() -> None:
+    """Its processor perturbs the second half of a batch. The others come back afterwards, after an
+    error too."""
+    from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
+
+    model = tiny_model(perturbed_blocks=("down_blocks.1", "mid_block"))
+    (x_t, t), cond = inputs(), condition(hint=False)
+    perturbed = model.apply_model(x_t, t, cond.perturb())
+    usual = model.apply_model(x_t, t, cond)
+    layers = [
+        layer
+        for name, layer in model.unet.named_modules()
+        if name.endswith("attn1") and name.startswith(("down_blocks.1", "mid_block"))
+    ]
+    assert len(layers) == 3 and not torch.allclose(perturbed, usual)
+    processors = [layer.processor for layer in layers]
+    with pytest.raises(RuntimeError):
+        model.apply_model(x_t[:, :3], t, cond.perturb())
+    assert [layer.processor for layer in layers] == processors
+    for layer in layers:
+        layer.set_processor(PAGIdentitySelfAttnProcessor2_0())
+    theirs = model.unet(
+        torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([cond.context, cond.context])
+    ).sample
+    torch.testing.assert_close(torch.cat([usual, perturbed]), theirs, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_perturbed_attention_keeps_the_control(controlled: LatentDiffusion) -> None:
+    """Where control acts and where it does not, the third output is under the same condition."""
+    (x_t, _), cond, null = inputs(), condition(), condition(seed=4)
+    predict = controlled.predictor(cond, null, 3.0, perturbed_scale=2.0, control=(500, 999))
+    for t, halves in (
+        (700, (cond, null)),
+        (300, (cond.without_control(), null.without_control())),
+    ):
+        timesteps = torch.full((len(x_t),), t)
+        with_text, without, weak = (
+            controlled.apply_model(x_t, timesteps, each) for each in (*halves, halves[0].perturb())
+        )
+        expected = guide(with_text, without, 3.0) + 2.0 * (with_text - weak)
+        torch.testing.assert_close(predict(x_t, t), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_guess_mode_falls_from_the_middle_outwards() -> None:
     scales = guess_mode_scales()
     assert len(scales) == 13 and scales[12] == 1.0 and scales[0] == pytest.approx(0.825**12)
