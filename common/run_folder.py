@@ -51,6 +51,8 @@ class RunProgress:
     """Number of updates of the moving average."""
     best: float = math.inf
     """Lowest validation loss so far."""
+    judged_by: str = ""
+    """What gave the validation losses; empty if that cannot change."""
     loss_sum: float = 0.0
     """Sum of the training losses since the last line of metrics."""
     loss_count: Annotated[int, *bounds(at_least=0)] = 0
@@ -108,6 +110,19 @@ def claim_run_folder(
         raise InputError(f"{path} does not hold the settings of a run: {ADVICE}")
     _compare({**_as_json(defaults or {}), **before}, settings, path)
     return before
+
+
+def check_settings(
+    run_dir: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> None:
+    """Raises InputError if a run in the folder had other settings, see `claim_run_folder`.
+
+    For what a trainer does before `fit` claims the folder. Nothing is written.
+    """
+    path = run_dir / CONFIG
+    before = read_json(path) if path.is_file() else None
+    if isinstance(before, dict):
+        _compare({**_as_json(defaults or {}), **before}, settings, path)
 
 
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,7 +241,7 @@ def _progress(values: Any, settings: Mapping[str, Any], path: Path) -> RunProgre
     values = {name: value for name, value in values.items() if name != "settings"}
     # Runs of earlier versions lack some numbers; `best` is null before the first validation.
     unseen = "best" in values and values["best"] is None
-    before_them = {"logged": 0, "loss_scale": 0.0, "loss_scale_steps": 0}
+    before_them = {"judged_by": "", "logged": 0, "loss_scale": 0.0, "loss_scale_steps": 0}
     known = {**before_them, **values, **({"best": 0.0} if unseen else {})}
     progress = from_json(RunProgress, known, path)
     if not isinstance(before, dict):

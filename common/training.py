@@ -46,6 +46,7 @@ from common.run_folder import (
     STATE,
     RunProgress,
     append_metrics,
+    check_settings,
     check_tensorboard,
     claim_run_folder,
     cut_metrics,
@@ -162,6 +163,7 @@ def fit(
     save: Callable[[Path], None] | None = None,
     validate: Callable[[], dict[str, float]] | None = None,
     preview: Callable[[Path], None] | None = None,
+    judged_by: str = "",
     next_command: str = "",
 ) -> None:
     """Minimises `loss_fn` over `params`; resumes if `run_dir` holds a checkpoint.
@@ -176,6 +178,8 @@ def fit(
       process and micro-batch gets, on the training device. `draws` gives the random numbers of that
       slice.
     - `validate()` returns numbers by name; "loss" (lower is better) selects the best checkpoint.
+      `judged_by` identifies what computes it, if a resumed run may have another; the best
+      checkpoint is then chosen anew.
     - `save(folder)` writes the model for inference, to `last` and `best` in the run folder.
     - `preview(path)` writes a picture. `validate`, `save` and `preview` run on the main process and
       see the EMA parameters.
@@ -215,6 +219,10 @@ def fit(
     )
     ema = EMA(params, config.ema_decay, config.ema)
     progress = load_state(run_dir / STATE, params, ema, optimizers, settings)
+    if progress.judged_by != judged_by:
+        if main and math.isfinite(progress.best):
+            print("best/ is chosen anew: checkpoints are compared in another way than before")
+        progress.best, progress.judged_by = math.inf, judged_by
     if progress.step > config.steps:
         raise InputError(
             f"{run_dir} is already at step {progress.step}, past --steps {config.steps}"
@@ -350,6 +358,12 @@ def _backward(
             accelerator.backward(loss / len(micro_batches))
         total += loss.detach() / len(micro_batches)
     return total
+
+
+def check_resumable(config: TrainingConfig, run_dir: Path, settings: Mapping[str, Any]) -> None:
+    """Raises InputError if a run in the folder had other settings, as `fit` does."""
+    defaults = dataclasses.asdict(TrainingConfig())
+    check_settings(run_dir, {**dataclasses.asdict(config), **settings}, defaults)
 
 
 def settings_of(config: Any, *left_out: str, **more: Any) -> dict[str, Any]:

@@ -23,7 +23,15 @@ import torch
 from torch import Tensor
 
 from common import cli
-from common.data.digits import DATASETS, NUM_DIGITS, SIZE, Edition, load_digits, pairing
+from common.data.digits import (
+    DATASETS,
+    NUM_DIGITS,
+    SIZE,
+    Edition,
+    datasets_in,
+    load_digits,
+    pairing,
+)
 from common.errors import InputError
 from common.files import ROOT, check_files, write_json
 from common.images import read_rgb
@@ -179,7 +187,7 @@ def grade(
     requested digits, columns the recognised ones.
     """
     parts = {}
-    for i, dataset in enumerate(DATASETS):
+    for i, dataset in datasets_in(datasets):
         name, judge = judges[dataset]
         mine = datasets == i
         predicted, asked = classify(judge, images[mine]), digits[mine]
@@ -212,7 +220,7 @@ def judged_pictures(
     The badness is -log p(requested digit), plus a constant that puts wrong images first.
     """
     pictures = []
-    for i, dataset in enumerate(DATASETS):
+    for i, dataset in datasets_in(datasets):
         mine = datasets == i
         log_p = log_probabilities(judges[dataset][1], images[mine]).double()
         numbers = dict.fromkeys(range(NUM_DIGITS), 0)

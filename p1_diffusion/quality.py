@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import load_tensors, save_tensors
-from common.data.digits import DATASETS, NUM_DIGITS, Digits
+from common.data.digits import DATASETS, NUM_DIGITS, Digits, datasets_in
 from common.diffusion.guidance import drop_context
 from common.errors import InputError
 from common.images import to_model_range
@@ -102,7 +102,7 @@ def quality(
     """
     features, classes = extract_features(network, images), class_index(digits, datasets)
     result = {}
-    for i, dataset in enumerate(DATASETS):
+    for i, dataset in datasets_in(datasets):
         present = classes[datasets == i].unique().tolist()
         target = reference.statistics(present)
         distance = frechet_distance(feature_statistics(features[datasets == i]), target)
@@ -171,7 +171,7 @@ def nearest_training(
             own = rows[classes == c].flatten(1).float()
             pool = train.images[train_classes == c].flatten(1).float()
             distances[classes == c] = torch.cdist(own, pool).amin(1) / own.shape[1] ** 0.5
-        for i, dataset in enumerate(DATASETS):
+        for i, dataset in datasets_in(datasets):
             mine = distances[row_datasets == i]
             result.setdefault(dataset, {}).update(
                 {f"{what}_median": mine.median().item(), f"{what}_min": mine.min().item()}
@@ -185,7 +185,7 @@ def detail(images: Tensor, datasets: Tensor, real: Digits) -> dict[str, dict[str
     The unit is grey levels (0..255); `ratio` is generated over real.
     """
     found = {}
-    for i, dataset in enumerate(DATASETS):
+    for i, dataset in datasets_in(datasets):
         generated = mean_difference(images[datasets == i])
         of_real = mean_difference(real.images[real.datasets == i])
         found[dataset] = {"generated": generated, "real": of_real, "ratio": generated / of_real}

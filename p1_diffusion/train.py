@@ -189,7 +189,7 @@ def main(config: Config) -> None:
     def preview(path: Path) -> None:
         """Writes a grid of samples from the same noise each time.
 
-        Rows are digits; the three left columns are MNIST-M, the three right ones SVHN.
+        Rows are digits; of each dataset there are three columns, MNIST-M on the left.
         """
         keys = [
             (dataset, digit, number)
@@ -206,7 +206,10 @@ def main(config: Config) -> None:
         write_png(
             path,
             labelled_grid(
-                images, columns=6, row_labels=[str(d) for d in range(NUM_DIGITS)], scale=2
+                images,
+                columns=3 * len(DATASETS),
+                row_labels=[str(d) for d in range(NUM_DIGITS)],
+                scale=2,
             ),
         )
 

@@ -156,8 +156,7 @@ class Config:
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {
         "small": Preset(
-            "the defaults, for the small model: three hours on two CPU cores with"
-            " --mixed-precision bf16 (estimated from the time of a step); expect sudden"
+            "the defaults, for the small model: an hour on two CPU cores; expect sudden"
             " convergence (an IoU above 0.5) before step 1,000 and an IoU of 0.95 at the end",
             {},
         ),

@@ -64,6 +64,11 @@ def pairing(edition: Edition) -> list[tuple[str, int]]:
     return [(dataset, d) for dataset in DATASETS for d in range(NUM_DIGITS)]
 
 
+def datasets_in(datasets: Tensor) -> list[tuple[int, str]]:
+    """(index into DATASETS, name) of each dataset in `datasets`, long [N]; sorted."""
+    return [(i, DATASETS[i]) for i in datasets.unique().tolist()]
+
+
 def load_digits(root: Path, split: Split = "train", datasets: Sequence[str] = DATASETS) -> Digits:
     """Reads the digits of a split in the order of file names.
 

@@ -146,26 +146,35 @@ def held_out_prompts(
     ]
 
 
+def check_objects(
+    config: TextualInversion | CustomDiffusion, concept_data: Sequence[ConceptData]
+) -> None:
+    """Raises InputError if a flag needs objects in the photos and no concept is one."""
+    things = sum(data.is_thing for data in concept_data)
+    if config.cut_mix and things < 2:
+        raise InputError("--cut-mix needs two concepts that can stand beside each other")
+    if config.collage and not things:
+        raise InputError("--collage needs a concept that can stand beside another object")
+    if config.object_weight != 1.0 and not things:
+        raise InputError("--object-weight needs a concept that can stand beside another object")
+    if config.attention_weight and all(data.style for data in concept_data):
+        raise InputError("--attention-weight needs a concept that is not a style")
+
+
 def pairs_to_mix(
     config: TextualInversion | CustomDiffusion, concept_data: Sequence[ConceptData]
 ) -> list[tuple[int, int]]:
-    """Returns the indices of the pairs of concepts to show side by side; none if --cut-mix is 0.
-
-    Raises InputError if --cut-mix is larger and fewer than two concepts can stand beside another.
-    """
+    """Returns the indices of the pairs of concepts to show side by side; none if --cut-mix is 0."""
     things = [k for k, data in enumerate(concept_data) if data.is_thing]
-    pairs = list(itertools.combinations(things, 2))
-    if config.cut_mix and not pairs:
-        raise InputError("--cut-mix needs two concepts that can stand beside each other")
-    return pairs if config.cut_mix else []
+    return list(itertools.combinations(things, 2)) if config.cut_mix else []
 
 
 def photos_hash(concept_data: Sequence[ConceptData]) -> str:
     """Returns a hash of all photos, 32 hexadecimal digits."""
-    return _digest([photo for data in concept_data for photo in data.photos])
+    return images_hash([photo for data in concept_data for photo in data.photos])
 
 
-def _digest(images: Sequence[Tensor]) -> str:
+def images_hash(images: Sequence[Tensor]) -> str:
     """BLAKE2b hash of the shapes and values of images."""
     digest = hashlib.blake2b(digest_size=16)
     for image in images:

@@ -95,7 +95,8 @@ class _Common:
     styles: tuple[str, ...] = ()
     """Placeholders of the concepts that are styles, not objects; their training prompts differ."""
     vectors: Annotated[int, *bounds(at_least=1, at_most=75)] = 1
-    """Embedding vectors per concept; a text has 77 places, two of which are its ends."""
+    """Embedding vectors per concept; a text of Stable Diffusion has 77 places, of the small model
+    32, two of which are its ends."""
     start: str | None = None
     """Word whose token embeddings initialise the vectors. Default: the concept's own word; for
     Custom Diffusion on Stable Diffusion, the rare words ktn, pll and ucd in turn."""

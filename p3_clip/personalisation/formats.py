@@ -119,7 +119,9 @@ def _named_vectors(content: Any, path: Path) -> dict[str, Tensor]:
     for name, model in OTHER_MODELS.items():
         if isinstance(content, Mapping) and name in content:
             raise InputError(f"{path} holds a learned word for {model}, not for this text encoder")
-    if isinstance(content, Mapping) and any(LORA.search(str(name)) for name in content):
+    if isinstance(content, Mapping) and any(
+        LORA.search(name) for name in map(str, content) if not is_placeholder(name)
+    ):
         raise InputError(f"{path} is a LoRA, which changes a network's weights, not a learned word")
     if isinstance(content, Mapping) and "string_to_param" in content:
         values = _parameters(content["string_to_param"])

@@ -7,8 +7,9 @@ The method is that of Section 3.2 of Kumari et al. 2023 (arXiv:2212.04488).
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,8 +48,8 @@ class Config:
 def main(config: Config) -> None:
     """Merges the results and writes the merged one.
 
-    Raises InputError if a result holds words only or was trained on another base model, or if two
-    results use the same placeholder.
+    Raises InputError if a result holds words only or was trained on another base model, if its
+    config.json does not name its words, or if two results use the same placeholder.
     """
     if len(config.results) < 2:
         raise InputError("--results must name at least two results")
@@ -67,11 +68,9 @@ def main(config: Config) -> None:
     learned = [
         (
             part.weights,
-            phrase_features(
-                model, part, [entry["phrase"] for entry in own["concepts"]], kind.merge_sentences
-            ),
+            phrase_features(model, part, phrases_of(part, own, path), kind.merge_sentences),
         )
-        for part, own in zip(parts, about, strict=True)
+        for part, own, path in zip(parts, about, config.results, strict=True)
     ]
     captions = kind.merge_captions(config.captions, config.seed)
     parts = [captions[i : i + CHUNK] for i in range(0, len(captions), CHUNK)]
@@ -82,10 +81,25 @@ def main(config: Config) -> None:
     result = {
         "method": "Custom Diffusion, merged",
         "base": about[0].get("base"),
+        "vectors": max(own.get("vectors", 1) for own in about),
         "concepts": entries,
     }
     save_learned(config.output_dir, CustomDiffusionResult(merged, concepts), result)
     print(f"merged {', '.join(concept.token for concept in concepts)} in {config.output_dir}")
+
+
+def phrases_of(part: CustomDiffusionResult, about: Mapping[str, Any], path: Path) -> list[str]:
+    """Returns the phrase of each concept of a result, from its config.json.
+
+    The file of weights sorts concepts by name, config.json has them in the order of training.
+    """
+    phrases = {entry["token"]: entry["phrase"] for entry in about["concepts"]}
+    if phrases.keys() != {concept.token for concept in part.concepts}:
+        raise InputError(
+            f"{path / 'config.json'} names {', '.join(phrases)}, but the result holds"
+            f" {', '.join(concept.token for concept in part.concepts)}"
+        )
+    return [phrases[concept.token] for concept in part.concepts]
 
 
 @torch.no_grad()

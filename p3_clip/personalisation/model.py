@@ -53,19 +53,24 @@ def load_learned(paths: Sequence[Path | str], base: LatentDiffusion) -> CustomDi
 
     A path may be followed by the placeholder to use for its only word: FILE=<word>. Words may have
     any form of `formats.py` and matrices any of `save_delta`; at most one path may hold matrices,
-    which must be trained on the base model `base`. Raises InputError if that is not so, or if a
-    file holds something else.
+    which must be trained on the base model `base`. Words of another base model are warned of.
+    Raises InputError if that is not so, or if a file holds something else.
     """
     located = [_path_and_token(str(path)) for path in paths]
     parts = [_load(path, token, base) for path, token in located]
     with_weights = [path for (path, _), part in zip(located, parts, strict=True) if part.weights]
-    for path in with_weights:
-        config = path / "config.json"
-        made_on = read_entries(config, {}).get("base") if config.is_file() else None
-        if made_on not in (None, base_hash(base)):
+    for path, _ in located:
+        if _base_of(path) in (None, base_hash(base)):
+            continue
+        if path in with_weights:
             raise InputError(
                 f"{path} was trained on another base model: its matrices do not fit this one"
             )
+        print(
+            f"warning: {path} was trained on another base model: its words may mean something else"
+            " here",
+            file=sys.stderr,
+        )
     if len(with_weights) > 1:
         raise InputError(
             f"{with_weights[0]} and {with_weights[1]} both hold matrices of Custom Diffusion:"
@@ -73,6 +78,13 @@ def load_learned(paths: Sequence[Path | str], base: LatentDiffusion) -> CustomDi
         )
     weights = next((part.weights for part in parts if part.weights), {})
     return CustomDiffusionResult(weights, [concept for part in parts for concept in part.concepts])
+
+
+def _base_of(path: Path) -> str | None:
+    """The hash of the base model of a result, a folder or the file in it; None if it is unknown."""
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    entries = read_entries(config, {}) if config.is_file() else {}
+    return entries.get("base") if entries.get("kind") == KIND else None
 
 
 def _path_and_token(text: str) -> tuple[Path, str | None]:

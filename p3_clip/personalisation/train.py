@@ -18,6 +18,7 @@ timesteps and noise.
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -36,17 +37,25 @@ from common.images import to_uint8, write_png
 from common.latent.generate import GenerationConfig, Request, generate
 from common.latent.load import base_hash, load_base
 from common.latent.model import LatentCondition, LatentDiffusion
+from common.latent.save_pictures import too_long
 from common.metrics.clip_scores import FORMS, TEXT_WEIGHT, image_cosines, text_cosines
 from common.seeds import Draws, derive_seeds, views_seed
-from common.training import Batch, fit, micro_batches_of, refuse_compile, settings_of
+from common.training import (
+    Batch,
+    check_resumable,
+    fit,
+    micro_batches_of,
+    refuse_compile,
+    settings_of,
+)
 from common.validation import held_out_loss
 from p3_clip.personalisation.attention_maps import attention_outside, keep_maps
 from p3_clip.personalisation.base_kind import BaseKind, base_kind
 from p3_clip.personalisation.concept_data import (
     ConceptData,
-    _digest,
+    check_objects,
     held_out_prompts,
-    pairs_to_mix,
+    images_hash,
     photos_hash,
     read_concept_data,
 )
@@ -80,12 +89,14 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     """Trains, or resumes the run in `config.run_dir`."""
     kind = base_kind(config.base)
     concept_data = read_concept_data(config)
-    pairs_to_mix(config, concept_data)  # refuses concepts that cannot be mixed
+    check_objects(config, concept_data)
     custom = isinstance(config, CustomDiffusion)
     if custom and config.class_images == "drawn" and kind.drawn_scenes is None:
         raise InputError(
             "--class-images drawn is for the small model; a Stable Diffusion model generates them"
         )
+    if custom and config.class_images == "drawn" and config.class_data_dir is not None:
+        raise InputError("--class-data-dir is for generated class images: drawn ones are not kept")
     refuse_compile(config.training)
     torch.manual_seed(config.training.seed)
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
@@ -94,6 +105,18 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     model.choose_attention(config.training.mixed_precision)
     model.enable_gradient_checkpointing(config.gradient_checkpointing)
     base = base_hash(model)
+    settings = settings_of(
+        config,
+        "photos",
+        "base",
+        "clip",
+        "class_data_dir",
+        "held_out_pictures",
+        "gradient_checkpointing",
+        base=base,
+        photos=photos_hash(concept_data),
+    ) | about(config, concept_data, base)
+    check_resumable(config.training, config.run_dir, settings)  # before anything is encoded
     concepts = new_concepts(config, concept_data, model, kind)
     clip = clip_for_checkpoints(config.clip, config.training.device)
 
@@ -199,27 +222,17 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
             about(config, concept_data, base),
         )
 
-    settings = settings_of(
-        config,
-        "photos",
-        "base",
-        "clip",
-        "class_data_dir",
-        "held_out_pictures",
-        "gradient_checkpointing",
-        base=base,
-        photos=photos_hash(concept_data),
-    )
     fit(
         params,
         loss_fn,
         get_batch,
         config.training,
         config.run_dir,
-        settings=settings | about(config, concept_data, base),
+        settings=settings,
         save=save,
         validate=validate,
         preview=preview,
+        judged_by=clip.identity if clip else "",
         next_command=f"bash hw2_3.sh input.json OUT {config.base} --concepts LAST",
     )
 
@@ -313,6 +326,11 @@ def make_pool(
     views = [each.view for each in shown]
     groups = [each.group for each in shown]
     prompts = [[expand(prompt, concepts) for prompt in each.prompts] for each in shown]
+    if cut := too_long(model, {prompt for each in prompts for prompt in each}):
+        raise InputError(
+            f"the prompt {textwrap.shorten(cut[0], 100)!r} does not fit into the text encoder's"
+            f" {model.tokenizer.model_max_length} tokens: give fewer --vectors or shorter words"
+        )
     for prompt, picture in zip(regularization.prompts, regularization.pictures, strict=True):
         views += make_views(picture, model.side, "none", 1, random)
         groups.append(-1)
@@ -320,7 +338,7 @@ def make_pool(
     made_from: dict[str, Any] = {
         "base": base,
         "photos": photos_hash(concept_data),
-        "regular": _digest(regularization.pictures),
+        "regular": images_hash(regularization.pictures),
         "augmentation": config.augmentation,
         "views": config.views,
         "cut_mix": config.cut_mix,

@@ -111,8 +111,6 @@ def _collages(
         return
     things = [k for k, data in enumerate(concept_data) if data.is_thing]
     backgrounds = [k for k, data in enumerate(concept_data) if not (data.is_thing or data.style)]
-    if not things:
-        raise InputError("--collage needs a concept that can stand beside another object")
     objects = {k: _cut_outs(concept_data[k]) for k in things}
     grounds = {k: background_colour(concept_data[k].photos[0][:3]) for k in backgrounds}
     numbers = np.random.default_rng(int(torch.randint(2**31, (), generator=random)))

@@ -631,6 +631,27 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(tmp_path: Pat
     assert [calls // 2 for _, calls in saved] == [2, 4, 6]
 
 
+def test_another_judge_chooses_the_best_checkpoint_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A score of -140 would never be beaten by a loss of 2."""
+    saved: list[str] = []
+    for steps, judge, score in ((2, "scores", -140.0), (4, "scores", -130.0), (6, "loss", 2.0)):
+        line = Line()
+        fit(
+            {"weight": line.weight},
+            line.loss,
+            line.get_batch,
+            dataclasses.replace(SMALL, steps=steps, validate_every=2, checkpoint_every=2),
+            tmp_path,
+            save=lambda folder, steps=steps: saved.append(f"{folder.name} {steps}"),
+            validate=lambda score=score: {"loss": score},
+            judged_by=judge,
+        )
+        assert ("best/ is chosen anew" in capsys.readouterr().out) == (judge == "loss")
+    assert [name for name in saved if name.startswith("best")] == ["best 2", "best 6"]
+
+
 def test_a_non_finite_loss_stops_with_step_and_images(tmp_path: Path) -> None:
     line = Line()
 

@@ -323,6 +323,28 @@ def test_real_digits_have_the_spread_and_distance_of_real_digits(
         )
 
 
+def test_a_dataset_without_images_is_left_out(
+    grader: Path, train_digits: Digits, held_out_digits: Digits
+) -> None:
+    """As a third one that no edition draws, and that the real digits have."""
+    network, reference = DigitClassifier.load(grader), load_reference(grader)
+    mine = held_out_digits.datasets == 1
+    some = tuple(part[mine] for part in (held_out_digits.images, held_out_digits.digits))
+    images, digits, datasets = *some, held_out_digits.datasets[mine]
+    judges = {"svhn": ("project", network)}
+    graded = grade(images, digits, datasets, judges)
+    assert graded["mean_accuracy"] == graded["datasets"]["svhn"]["accuracy"]
+    found = (
+        graded["datasets"],
+        quality(images, digits, datasets, network, reference),
+        nearest_training(images, digits, datasets, train_digits, held_out_digits),
+        quality_module.detail(images, datasets, held_out_digits),
+    )
+    assert all(list(parts) == ["svhn"] for parts in found)
+    pictures = evaluate.judged_pictures(images, digits, datasets, judges)
+    assert len(pictures) == len(images)
+
+
 def test_collapse_shows(grader: Path, held_out_digits: Digits) -> None:
     """One image for each class: no spread, and a greater distance."""
     held_out = held_out_digits

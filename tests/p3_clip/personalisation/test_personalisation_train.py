@@ -17,13 +17,17 @@ from torch import distributed
 from common.checkpoint import load_tensors, state_hash
 from common.data.examples import drawn_examples
 from common.latent.generate import GenerationConfig
-from common.latent.load import load_base
+from common.latent.load import base_hash, load_base
 from common.latent.model import LatentDiffusion
 from p3_clip.personalisation import merge, templates, train, training_views
-from p3_clip.personalisation.concepts import initial_vectors
-from p3_clip.personalisation.custom_diffusion import PROJECTIONS, projections
+from p3_clip.personalisation.concepts import Concept, initial_vectors
+from p3_clip.personalisation.custom_diffusion import (
+    PROJECTIONS,
+    CustomDiffusionResult,
+    projections,
+)
 from p3_clip.personalisation.formats import load_concepts
-from p3_clip.personalisation.model import load_learned
+from p3_clip.personalisation.model import load_learned, save_learned
 from p3_clip.personalisation.photos import Encoded, Pool, _latent_weights, cut_mix_views, make_views
 from p3_clip.personalisation.regularisation import RegularizationImages, regularization_images
 from p3_clip.personalisation.training_views import TrainingView
@@ -189,6 +193,21 @@ def test_custom_diffusion_moves_words_and_the_projections_alone(
     assert contents(tmp_path / "regular") == pictures
 
 
+def test_other_settings_are_refused_before_anything_is_encoded(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Else the cache would be the first to differ, and its advice to delete it would not help."""
+    flags = ("--augmentation", "shrink", "--views", 2, "--num-class-images", 0)
+    assert learn("custom-diffusion", tmp_path, *photos(world, "a"), *flags) == 0
+    monkeypatch.setattr(train, "make_pool", lambda *_: pytest.fail("it encodes"))
+    capsys.readouterr()
+    assert learn("custom-diffusion", tmp_path, *photos(world, "a"), *flags, "--views", 3) == 2
+    assert "is of a run with views = 2, not 3" in capsys.readouterr().err
+
+
 def test_drawn_regularisation_pictures_are_scenes_without_mistakes(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +228,7 @@ def test_drawn_regularisation_pictures_are_scenes_without_mistakes(
     assert torch.equal(torch.stack(kept[0].pictures), scenes.images)
     assert learn("custom-diffusion", tmp_path / "none", *flags, "--num-class-images", 0) == 0
     assert kept[1].pictures == []
+    assert learn("custom-diffusion", tmp_path / "more", *flags, "--class-data-dir", tmp_path) == 2
 
 
 def test_processes_wait_for_each_others_regularisation_pictures(
@@ -268,12 +288,35 @@ def test_results_that_were_trained_apart_are_merged(
     about = json.loads((runs[1] / "config.json").read_text())
     shutil.copytree(runs[1], tmp_path / "foreign")
     (tmp_path / "foreign" / "config.json").write_text(json.dumps(about | {"base": "another"}))
+    with pytest.raises(train.InputError, match="was trained on another base model"):
+        load_learned([tmp_path / "foreign" / "model.safetensors"], base)  # the file alone
     foreign = ("--results", runs[0], tmp_path / "foreign", *flags)
     assert "foreign was trained on another base model" in refused(
         capsys, merge.main, merge.Config, *foreign
     )
     twice = ("--results", runs[0], runs[0], *flags)
     assert "<new1> occurs twice" in refused(capsys, merge.main, merge.Config, *twice)
+
+
+def test_a_merge_finds_each_words_own_phrase() -> None:
+    """The file of weights sorts the words, config.json has them in the order of training."""
+    part = CustomDiffusionResult({}, [Concept(name, torch.ones(1, 4)) for name in ("<a>", "<z>")])
+    entries = [{"token": "<z>", "phrase": "{} circle"}, {"token": "<a>", "phrase": "{} square"}]
+    found = merge.phrases_of(part, {"concepts": entries}, Path("run"))
+    assert found == ["{} square", "{} circle"]
+    with pytest.raises(train.InputError, match="config.json names <z>, but the result holds <a>"):
+        merge.phrases_of(part, {"concepts": entries[:1]}, Path("run"))
+
+
+def test_words_of_another_base_model_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, words = tiny_base(), [Concept("<flora_pot>", torch.ones(1, 16))]
+    for made_on, warned in (("another", True), (base_hash(base), False)):
+        save_learned(tmp_path, CustomDiffusionResult({}, words), {"base": made_on})
+        (found,) = load_learned([tmp_path], base).concepts
+        assert found.token == "<flora_pot>"  # which holds the name of a LoRA's tensors
+        assert ("another base model" in capsys.readouterr().err) == warned
 
 
 # ----------------------------------------------------------------------------
@@ -513,6 +556,9 @@ def test_training_can_start_from_learned_words(
             "--cut-mix needs two concepts that can stand beside each other",
         ),
         (("--drawn", "wine", "--cut-mix", "-1"), "--cut-mix must be at least 0, not -1"),
+        (("--drawn", "mauve", "--collage", "2"), "--collage needs a concept that can stand beside"),
+        (("--drawn", "mauve", "--object-weight", "3"), "--object-weight needs a concept that can"),
+        (("--drawn", "ring", "--vectors", "75"), "tokens: give fewer --vectors or shorter words"),
         (("--drawn", "wine", "--start", ""), "the word '' to start from is empty"),
         (("--drawn", "wine", "--held-out", "a circle"), "must contain {} exactly once"),
     ],
@@ -536,6 +582,15 @@ def test_what_cannot_be_learned_is_refused_before_anything_is_written(
         "cpu",
     )
     assert said in refused(capsys, train.main, train.Config, *command, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_style_has_no_object_to_attend_to(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (*photos(world, "a"), "--styles", "<new1>", "--attention-weight", 0.1)
+    assert learn("textual-inversion", tmp_path / "run", *flags) == 2
+    assert "--attention-weight needs a concept that is not a style" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
