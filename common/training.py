@@ -219,10 +219,11 @@ def fit(
     )
     ema = EMA(params, config.ema_decay, config.ema)
     progress = load_state(run_dir / STATE, params, ema, optimizers, settings)
-    if progress.judged_by != judged_by:
-        if main and math.isfinite(progress.best):
+    if progress.judged_by not in ("", judged_by):
+        progress.best = math.inf
+        if main:
             print("best/ is chosen anew: checkpoints are compared in another way than before")
-        progress.best, progress.judged_by = math.inf, judged_by
+    progress.judged_by = judged_by
     if progress.step > config.steps:
         raise InputError(
             f"{run_dir} is already at step {progress.step}, past --steps {config.steps}"
