@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from common.config import describing, from_json
 from common.errors import InputError
 from common.files import make_folder, read_json, replacing, write_json
+from common.memory import out_of_memory
 from common.text_files import POINTER, POINTER_ADVICE, parse_json
 
 LARGE = 50_000_000  # weights; less than this many take little memory, whatever a file claims
@@ -154,7 +155,9 @@ def load_pickle(path: Path, stubs: Mapping[str, type] | None = None, *, lazy: bo
             if name in known or not name.startswith(tuple(f"{module}." for module in INERT)):
                 raise _refusal(path, str(error), name) from None
             known[name] = _Inert
-        except Exception:  # whatever PyTorch's readers raise on bytes that are not theirs
+        except Exception as error:  # whatever PyTorch's readers raise on bytes not theirs
+            if out_of_memory(error):
+                raise
             raise not_weights(
                 path, "is not a readable PyTorch file: it is damaged or of another format"
             ) from None
@@ -249,10 +252,9 @@ def not_weights(path: Path, otherwise: str) -> InputError:
             "a web page, not weights: the download failed, as for a file above its quota or behind"
             " a login; download it again in a browser"
         ]
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if not any(name.endswith("data.pkl") for name in archive.namelist()):
-                kinds = ["a zip archive of other files, not a PyTorch file: unpack it first"]
+    elif names := zip_names(path):
+        if not any(name.endswith("data.pkl") for name in names):
+            kinds = ["a zip archive of other files, not a PyTorch file: unpack it first"]
     elif start[257:262] == b"ustar":
         kinds = ["a tar archive: unpack it first"]
     elif not kinds and (beginning := _as_text(start)):
@@ -260,6 +262,17 @@ def not_weights(path: Path, otherwise: str) -> InputError:
     if not kinds and path.suffix == ".safetensors" and _is_pickle(start):
         kinds = ["a PyTorch file, not safetensors, in spite of its ending"]
     return InputError(f"{path} is {kinds[0]}" if kinds else f"{path} {otherwise}")
+
+
+def zip_names(path: Path) -> list[str]:
+    """The names in a zip archive; none if the file is another kind of file, or damaged."""
+    if not zipfile.is_zipfile(path):  # which looks at the end of the file alone
+        return []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except zipfile.BadZipFile:
+        return []
 
 
 def _as_text(start: bytes) -> str | None:

@@ -229,5 +229,9 @@ def describing(path: Path, what: str) -> Iterator[None]:
             raise
         raise InputError(f"{path} does not describe {what} ({error})") from None
     except Exception as error:
+        from common.memory import out_of_memory  # here, because it imports torch
+
+        if out_of_memory(error):
+            raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{path} does not describe {what} ({reason})") from None

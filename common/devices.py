@@ -173,10 +173,15 @@ def exact_kernels(wanted: bool = True) -> Iterator[None]:
 
 
 def make_accelerator(device: DeviceName, mixed_precision: str = "no") -> "Accelerator":
-    """accelerate's interface to devices and processes; works without a launcher as well."""
+    """accelerate's interface to devices and processes; works without a launcher as well.
+
+    Raises InputError if the device is not present, or for fp16 on a CPU.
+    """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     chosen = pick_device(device)
+    if mixed_precision == "fp16" and chosen.type == "cpu":  # accelerate would leave it out silently
+        raise InputError("--mixed-precision fp16 needs a GPU: on a CPU use bf16 or no")
     if mixed_precision == "bf16" and chosen.type == "cpu" and not has_bf16_products(chosen):
         _say_slow_bf16()
     waiting = InitProcessGroupKwargs(timeout=LONGEST_WAIT)

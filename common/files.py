@@ -43,10 +43,12 @@ def replacing(path: Path, staging: Path | None = None) -> Iterator[Path]:
     The temporary file is in a folder of its own, where the library that writes it may have more of
     them, as safetensors does. That folder is in `staging`, on the same disk as `path` (default: the
     folder of `path`). Graders list output folders, so images are staged one level above. Raises
-    OSError and removes the temporary folder on failure. A killed process leaves it behind; the next
+    OSError and removes the temporary folder on failure, and InputError if `path` is a device or a
+    pipe. A killed process leaves it behind; the next
     process that writes the same path removes it.
     """
     path = Path(path)
+    _check_regular(path)
     folder = staging or path.parent
     _sweep(folder, path.name)
     own = folder / _temporary_name(path.name)
@@ -233,6 +235,7 @@ def check_files(*paths: Path | None, inputs: Sequence[Path] = ()) -> None:
         check_folder(path.parent)
         if path.is_dir():
             raise InputError(f"cannot write the file {path}: it is a folder")
+        _check_regular(path)
         if any(same_file(path, given) for given in inputs):
             raise InputError(f"{path} is read by this program, which would replace it")
         if path.is_file():
@@ -243,6 +246,12 @@ def check_files(*paths: Path | None, inputs: Sequence[Path] = ()) -> None:
                     f"{path} is there already and holds no result of this program, which would"
                     " replace it: choose another file, or move it away"
                 )
+
+
+def _check_regular(path: Path) -> None:
+    """Raises InputError for a device or a pipe, which a new file would replace."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"cannot write the file {path}: it is a device or a pipe")
 
 
 def same_file(path: Path, other: Path) -> bool:

@@ -105,7 +105,11 @@ def image_files(folder: Path, *, report: bool = False) -> list[Path]:
     """
     _, suffixes = _formats()
     files = [path for path in sorted(Path(folder).glob("*")) if not is_hidden(path)]
-    images = [path for path in files if path.suffix.lower() in suffixes and not path.is_fifo()]
+    images = [
+        path
+        for path in files
+        if path.suffix.lower() in suffixes and not (path.is_fifo() or path.is_dir())
+    ]
     for path in images:
         name_text(path)
     if report:

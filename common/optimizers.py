@@ -57,16 +57,20 @@ def make_optimizers(
     return optimizers
 
 
-def step_all(optimizers: "Sequence[AcceleratedOptimizer]", scaler: "GradScaler | None") -> None:
+def step_all(
+    optimizers: "Sequence[AcceleratedOptimizer]", scaler: "GradScaler | None", norm: Tensor
+) -> None:
     """Steps the optimisers and forgets the gradients, which are unscaled already.
 
-    With the loss scaling of fp16, `scaler` is updated once, after all of them: the optimisers of
-    accelerate would each update it, after which the next one unscales a second time.
+    With the loss scaling of fp16, no optimiser steps if the `norm` of all gradients is not finite:
+    they were clipped together, so an overflow in one's spoils the others'. `scaler` is updated
+    once, after all of them: the optimisers of accelerate would each update it, after which the next
+    one unscales a second time.
     """
     for optimizer in optimizers:
         if scaler is None:
             optimizer.optimizer.step()
-        else:
+        elif norm.isfinite():
             scaler.step(optimizer.optimizer)
     if scaler is not None:
         scaler.update()

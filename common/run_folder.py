@@ -52,7 +52,7 @@ class RunProgress:
     best: float = math.inf
     """Lowest validation loss so far."""
     judged_by: str = ""
-    """What gave the validation losses; empty if that cannot change."""
+    """What gave the validation losses; empty if that cannot change or is not known."""
     loss_sum: float = 0.0
     """Sum of the training losses since the last line of metrics."""
     loss_count: Annotated[int, *bounds(at_least=0)] = 0

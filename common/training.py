@@ -219,10 +219,11 @@ def fit(
     )
     ema = EMA(params, config.ema_decay, config.ema)
     progress = load_state(run_dir / STATE, params, ema, optimizers, settings)
-    if progress.judged_by != judged_by:
-        if main and math.isfinite(progress.best):
+    if progress.judged_by not in ("", judged_by):
+        progress.best = math.inf
+        if main:
             print("best/ is chosen anew: checkpoints are compared in another way than before")
-        progress.best, progress.judged_by = math.inf, judged_by
+    progress.judged_by = judged_by
     if progress.step > config.steps:
         raise InputError(
             f"{run_dir} is already at step {progress.step}, past --steps {config.steps}"
@@ -250,11 +251,11 @@ def fit(
             batch = batch_of(step)
             loss = _backward(objective, batch, draws, micro_batches, accelerator)
         losses.add(loss)
-        accelerator.clip_grad_norm_(objective.parameters(), config.max_grad_norm)
+        norm = accelerator.clip_grad_norm_(objective.parameters(), config.max_grad_norm)
         for optimizer in prepared:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
-        step_all(prepared, accelerator.scaler)
+        step_all(prepared, accelerator.scaler, norm)
         ema.update(params)
         progress.step, progress.ema_updates, progress.looked = step + 1, ema.updates, False
 
@@ -364,6 +365,19 @@ def check_resumable(config: TrainingConfig, run_dir: Path, settings: Mapping[str
     """Raises InputError if a run in the folder had other settings, as `fit` does."""
     defaults = dataclasses.asdict(TrainingConfig())
     check_settings(run_dir, {**dataclasses.asdict(config), **settings}, defaults)
+
+
+def check_sizes_of_start(folder: Path, sizes: Any, default: Any, of_start: Any) -> None:
+    """Raises InputError if flags `--model.*` ask for other sizes than the network in `folder` has.
+
+    `sizes`, `default` and `of_start` are configurations: given, without flags, and of the network
+    that --init-from names.
+    """
+    if sizes not in (default, of_start):
+        raise InputError(
+            f"--init-from {folder} brings a network of its own sizes, so --model.* does not apply:"
+            " leave it out"
+        )
 
 
 def settings_of(config: Any, *left_out: str, **more: Any) -> dict[str, Any]:

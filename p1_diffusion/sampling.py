@@ -8,6 +8,7 @@ from torch import Tensor
 
 from common.config import Scale
 from common.data.digits import DATASETS, SIZE
+from common.devices import exact_kernels
 from common.diffusion.guidance import guided
 from common.diffusion.process import denoiser
 from common.diffusion.samplers import Callback, sample
@@ -128,16 +129,17 @@ def sample_digits(
         denoise = denoiser(
             predict, schedule, model.config.parameterization, clip_x0=True, eps_of_clipped=True
         )
-        return sample(
-            config.sampler,
-            denoise,
-            schedule,
-            noise(),
-            timestep_pairs,
-            eta=config.eta,
-            noise=noise,
-            callback=callback,
-        )
+        with exact_kernels():
+            return sample(
+                config.sampler,
+                denoise,
+                schedule,
+                noise(),
+                timestep_pairs,
+                eta=config.eta,
+                noise=noise,
+                callback=callback,
+            )
 
     chunks = sample_in_chunks(
         keys,

@@ -39,6 +39,7 @@ from common.seeds import Draws
 from common.training import (
     Batch,
     TrainingConfig,
+    check_sizes_of_start,
     fit,
     new_network,
     prepare_network,
@@ -51,6 +52,7 @@ from p1_diffusion.sampling import SamplingConfig, sample_digits
 
 VALIDATION_IMAGES = 1000
 TOLD = slice(None, None, 4)  # the images that --discriminate applies to: every fourth
+FOLLOWING = {"augmentation": 0, "datasets": 2}  # of the sizes, what follows from other settings
 TRAINING = TrainingConfig(
     steps=40_000,
     batch_size=128,
@@ -119,9 +121,16 @@ class Config:
 def main(config: Config) -> None:
     """Trains the network, or resumes the run in `run_dir`."""
     dataclasses.replace(SamplingConfig(), guidance_interval=config.guidance_interval).check()
+    if any(getattr(config.model, name) != value for name, value in FOLLOWING.items()):
+        raise InputError(
+            "--model.augmentation and --model.datasets follow from --augment and the data: leave"
+            " them out"
+        )
     torch.manual_seed(config.training.seed)
     if config.init_from:
         model = ContextUNet.load(config.init_from).train()
+        of_start = dataclasses.replace(model.config, **FOLLOWING)
+        check_sizes_of_start(config.init_from, config.model, ContextUNetConfig(), of_start)
     else:
         augmentation = AUGMENTATION if config.augment else 0
         sizes = dataclasses.replace(config.model, augmentation=augmentation, datasets=len(DATASETS))
@@ -162,6 +171,11 @@ def main(config: Config) -> None:
             null = condition(torch.full_like(digit, NULL_DIGIT))
             options["guidance"] = TrainedGuidance(guide, null, config.guidance_interval)
         if discriminate:
+            if len(digit) % TOLD.step:
+                raise InputError(
+                    f"--discriminate takes every fourth image: the {len(digit)} that are computed"
+                    " at once must be a multiple of 4"
+                )
             other = (batch["digit"] + 1 + draws.randint(NUM_DIGITS - 1)) % NUM_DIGITS
             options["discrimination"] = Discrimination(discriminate, TOLD, condition(other, TOLD))
         return diffusion_loss(
@@ -197,12 +211,10 @@ def main(config: Config) -> None:
             for dataset in DATASETS
             for number in (1, 2, 3)
         ]
-        images = torch.cat(
-            [
-                images
-                for _, images in sample_digits(model, keys, SamplingConfig(), show_progress=False)
-            ]
-        )
+        model.eval()
+        drawn = sample_digits(model, keys, SamplingConfig(), show_progress=False)
+        images = torch.cat([images for _, images in drawn])
+        model.train()
         write_png(
             path,
             labelled_grid(

@@ -12,6 +12,7 @@ The defaults are the DDIM convention of the homework's reference faces; the flag
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from common import cli
 from common.devices import DeviceName, pick_device, this_process
 from common.files import check_targets, make_folder
 from common.images import NOTE, check_replaceable, to_uint8, write_png
-from p2_ddim.model import FACES, load_network
+from p2_ddim.model import FACES, FACES_SIDE, load_network
 from p2_ddim.sampling import SamplingConfig, check_side, minmax_to_uint8, read_noises, sample_faces
 
 
@@ -53,6 +54,13 @@ def main(config: Config) -> None:
     named_noises = read_noises(config.noises)
     network = load_network(config.checkpoint).to(device)
     check_side(network, named_noises[0][1], config.noises)
+    side = named_noises[0][1].shape[-1]
+    if config.checkpoint == FACES and side != FACES_SIDE and rank == 0:
+        print(
+            f"warning: the noises are {side}x{side}, but the shipped network was trained on faces"
+            f" of {FACES_SIDE}x{FACES_SIDE}; UNet.pt of the homework draws 256x256",
+            file=sys.stderr,
+        )
     make_folder(config.output_dir)
     targets = [config.output_dir / f"{name}.png" for name, _ in named_noises]
     check_targets(list(map(str, targets)))

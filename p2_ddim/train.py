@@ -29,6 +29,7 @@ from common.seeds import Draws, StackedRandomGenerator, derive_seeds, random_ind
 from common.training import (
     Batch,
     TrainingConfig,
+    check_sizes_of_start,
     fit,
     new_network,
     prepare_network,
@@ -51,6 +52,17 @@ PREVIEW_SAMPLING = SamplingConfig(
     sampler="dpmpp_2m", steps=20, chunk_size=PREVIEW_IMAGES, spacing="trailing"
 )
 
+SIZES = FaceUNetConfig(
+    channels=(128, 160, 192),
+    blocks=1,
+    attention=(1, 2),
+    heads=4,
+    embedding=256,
+    patch=4,
+    refine=32,
+    parameterization="v",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -71,16 +83,7 @@ class Config:
     timesteps: TimestepDistribution = "mixed"
     """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal,
     shifted denser at high noise."""
-    model: FaceUNetConfig = FaceUNetConfig(
-        channels=(128, 160, 192),
-        blocks=1,
-        attention=(1, 2),
-        heads=4,
-        embedding=256,
-        patch=4,
-        refine=32,
-        parameterization="v",
-    )
+    model: FaceUNetConfig = SIZES
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {
         "small": Preset(
@@ -126,6 +129,7 @@ def main(config: Config) -> None:
     schedule = linear_schedule()
     if config.init_from:
         model = FaceUNet.load(config.init_from).train()
+        check_sizes_of_start(config.init_from, config.model, SIZES, model.config)
     else:
         model = new_network(lambda: FaceUNet(config.model))
     network = prepare_network(model, config.training)

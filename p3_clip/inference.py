@@ -13,8 +13,10 @@ seconds.
 """
 
 import dataclasses
+import sys
+import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +29,7 @@ from common import cli
 from common.checkpoint import load_tensors, save_tensors
 from common.clip.features import extract_features
 from common.clip.loading import ClipConfig
+from common.clip.model import Clip
 from common.config import bounds
 from common.diffusion.sampling import ChunkSize
 from common.errors import InputError
@@ -35,6 +38,7 @@ from common.images import image_files, name_text
 from p3_clip.model import (
     check_template,
     class_names,
+    class_prompts,
     default_templates,
     read_templates,
     template_hash,
@@ -86,6 +90,7 @@ def main(config: Config) -> None:
     print(note, flush=True)
     path = config.ensemble or default_templates(clip)
     prompts = {"single": [single], "ensemble": read_templates(path)}
+    _warn_of_cut(clip, names, prompts["single"] + prompts["ensemble"])
 
     started = time.monotonic()
     features = extract_features(
@@ -153,6 +158,16 @@ def main(config: Config) -> None:
         f"{len(items)} images, {len(ids)} classes; single prompt {single!r}; ensemble of"
         f" {len(prompts['ensemble'])} templates in {path}"
     )
+
+
+def _warn_of_cut(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> None:
+    """Warns of prompts whose end the text encoder does not see, so that classes may look alike."""
+    if cut := clip.cut_texts(class_prompts(names, templates)):
+        print(
+            f"warning: {len(cut)} prompts have more tokens than the text encoder takes and are cut,"
+            f" such as {textwrap.shorten(cut[0], 100)!r}",
+            file=sys.stderr,
+        )
 
 
 def check_output(folder: Path) -> None:

@@ -23,9 +23,14 @@ def zero_shot_classifier(clip: Clip, names: Sequence[str], templates: Sequence[s
     normalised to unit length again (Section 3.1.4 of Radford et al. 2021, arXiv:2103.00020). The
     logits of unit image features [N, D] are `clip.scale * image_features @ matrix`.
     """
-    prompts = [template.replace("{}", name) for name in names for template in templates]
-    features = clip.encode_texts(prompts).view(len(names), len(templates), -1)
+    features = clip.encode_texts(class_prompts(names, templates))
+    features = features.view(len(names), len(templates), -1)
     return F.normalize(features.mean(dim=1), dim=-1).T.contiguous()
+
+
+def class_prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Returns the prompts of all classes, those of one class together."""
+    return [template.replace("{}", name) for name in names for template in templates]
 
 
 # ----------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from common.data.examples import circle_scenes
 from common.data.fill50k import SIZE
 from common.data.layouts import (
     make_layouts,
-    parse_caption,
     render_control,
     render_target,
 )
@@ -39,7 +38,7 @@ from common.latent.generate import ControlledGenerationConfig, Request, with_def
 from common.latent.model import LatentDiffusion
 from common.latent.save_pictures import draw
 from common.metrics.circles import WHITE, Circle, circles_of_drawing, fit_circles
-from p3_controlnet.evaluate import measure
+from p3_controlnet.evaluate import describe, measure
 from p3_controlnet.hints import image_seed, read_hint, resize_hint
 
 FILE = "0.png"
@@ -219,15 +218,10 @@ def sampling(
 def measures(picture: Tensor, circles: Sequence[Circle], prompt: str, resolution: int) -> Table:
     """IoU and colour errors of a picture for a model of this resolution, as rows (name, value).
 
-    If the prompt does not name the colours in fill50k's wording, a row says so instead.
+    If the prompt does not describe the circles in fill50k's wording, a row says so instead.
     """
     try:
-        described = parse_caption(prompt)
-        if len(described.colours) not in (1, len(circles)):
-            raise InputError(
-                f"the drawing shows {len(circles)} circles, but the prompt names"
-                f" {len(described.colours)} colours"
-            )
+        described = describe(prompt, circles, "the drawing")
     except InputError as error:
         return [["Not measured", str(error)]]
     target = render_target(scene_of(circles, described.colours, described.background))

@@ -81,8 +81,8 @@ class Config:
     """Side, in pixels, of the images that the model draws before they are enlarged to 512. Colours
     are measured at least 4 of these pixels away from an edge."""
     clip: str = "auto"
-    """Weight file of OpenAI's CLIP ViT-B/32; "auto" searches the local caches, "none" leaves the
-    CLIP factor out of the grader's score."""
+    """Weight file of OpenAI's CLIP ViT-B/32; "auto" takes it from the hub's cache or downloads it,
+    "none" leaves the CLIP factor out of the grader's score."""
     sam2: Path | None = None
     """Folder of a SAM2 in transformers' format, which finds the mask at the centre. By default the
     mask comes from splitting the image into two colours, which needs no network."""
@@ -199,29 +199,36 @@ def read_output(folder: Path, name: Path) -> Tensor:
 def read_description(pair: Pair, circles: Sequence[Circle]) -> Description:
     """The colours that the prompt of a pair names, for the circles in its control image.
 
-    Raises UngradedError if the control image shows no circle, if the prompt has another form, names
-    another number of circles or neither one colour nor one for each circle, or if a circle has the
-    background's colour, so that it cannot be seen.
+    Raises UngradedError if the control image shows no circle, or as `describe` does.
     """
-    try:
-        described = parse_caption(pair.prompt)
-    except InputError as error:
-        raise UngradedError(str(error)) from None
     if not circles:
         raise UngradedError(f"{pair.source} shows no circle: white outlines on black are expected")
+    return describe(pair.prompt, circles, str(pair.source))
+
+
+def describe(prompt: str, circles: Sequence[Circle], source: str) -> Description:
+    """The colours that a prompt names for the circles of the control image `source`.
+
+    Raises UngradedError if the prompt has another form, names another number of circles or neither
+    one colour nor one for each circle, or if a circle has the background's colour, so that it
+    cannot be seen.
+    """
+    try:
+        described = parse_caption(prompt)
+    except InputError as error:
+        raise UngradedError(str(error)) from None
     count = described.count or len(described.colours)
     if len(described.colours) not in (1, len(circles)):
         raise UngradedError(
-            f"{pair.source} shows {len(circles)} circles, but its prompt names {count} circle"
-            f" colours: {pair.prompt!r}"
+            f"{source} shows {len(circles)} circles, but its prompt names {count} circle colours:"
+            f" {prompt!r}"
         )
     if described.count not in (None, 1, len(circles)):
         raise UngradedError(
-            f"{pair.source} shows {len(circles)} circles, but its prompt asks for {count}:"
-            f" {pair.prompt!r}"
+            f"{source} shows {len(circles)} circles, but its prompt asks for {count}: {prompt!r}"
         )
     if described.background in described.colours:
-        raise UngradedError(f"a circle in the background's colour cannot be seen: {pair.prompt!r}")
+        raise UngradedError(f"a circle in the background's colour cannot be seen: {prompt!r}")
     return described
 
 

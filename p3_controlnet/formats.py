@@ -21,6 +21,7 @@ from common.latent.stable_diffusion.naming import (
     CONTROL_CLASS,
     HINT_COMPVIS,
     HINT_DIFFUSERS,
+    WEIGHTS_FILE,
     unet_names,
 )
 from common.latent.stable_diffusion.sd14 import SD14, check_config
@@ -64,7 +65,7 @@ def load_controlnet(
     or do not fit, if the ControlNet belongs to another base model, or if it is another kind of
     network, such as a ControlLoRA.
     """
-    path = followed(path)
+    path = folder_of(path)
     if path.is_dir():
         config = _folder_config(path / CONFIG_FILE, unet)
         part, differs = Part(*read_folder(path), own_names), False
@@ -83,6 +84,17 @@ def load_controlnet(
             if name in base:
                 value += base[name].to(value)
     return control.eval()
+
+
+def folder_of(path: Path) -> Path:
+    """A ControlNet's path; that of its folder for the weights of a folder written by `save`."""
+    path = followed(path)
+    beside = path.parent / CONFIG_FILE
+    if path.name != WEIGHTS_FILE or not (path.is_file() and beside.is_file()):
+        return path
+    config = read_json(beside)
+    ours = isinstance(config, dict) and config.get("_class_name") == CONTROL_CLASS
+    return path.parent if ours else path
 
 
 def refuse_foreign(path: Path) -> None:

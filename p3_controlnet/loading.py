@@ -12,7 +12,7 @@ from common.latent.load import holds_base, kind_of, load_base
 from common.latent.model import LatentDiffusion
 from common.latent.stable_diffusion.naming import CONFIG_FILE
 from common.weights import followed, say
-from p3_controlnet.formats import is_small, load_controlnet, refuse_foreign
+from p3_controlnet.formats import folder_of, is_small, load_controlnet, refuse_foreign
 
 SHIPPED_BASE = ROOT / "checkpoints" / "ldm_shapes"
 SHIPPED_CONTROL = ROOT / "checkpoints" / "controlnet_circles"
@@ -77,7 +77,8 @@ def _load_float32(config: ModelConfig, instead: bool) -> LatentDiffusion:
             " out"
         )
     if kind == "small":
-        return with_control(checkpoint, config.control or SHIPPED_CONTROL)
+        control = config.control or _control_inside(checkpoint) or SHIPPED_CONTROL
+        return with_control(checkpoint, control)
     if control := config.control or _control_inside(checkpoint) or _sd_control():
         return with_control(checkpoint, control)
     training = f"--preset sd14 --base {shlex.quote(str(checkpoint))} --fill50k hw2_data/fill50k"
@@ -95,7 +96,7 @@ def _load_float32(config: ModelConfig, instead: bool) -> LatentDiffusion:
 
 
 def _control_inside(base: Path) -> Path | None:
-    """The ControlNet in the folder of a `StableDiffusionControlNetPipeline`, or None.
+    """The ControlNet in the folder of a base model, as of diffusers' pipeline, or None.
 
     Raises InputError if the folder holds several.
     """
@@ -132,7 +133,7 @@ def find_base(control: Path, base: Path | None) -> Path:
     """
     if base is not None:
         return base
-    if control.is_dir() and is_small(control):
+    if (folder := folder_of(control)).is_dir() and is_small(folder):
         return SHIPPED_BASE
     if holds_base(control):
         return control

@@ -129,10 +129,10 @@ class Config:
     blank_fraction: Probability = 0.1
     """Fraction of the drawn pairs without outlines, whose picture is the background alone, so that
     nothing is drawn where the control image is black: a patch of a larger canvas may have none."""
-    control_text: ControlText = "empty"
+    control_text: ControlText | None = None
     """Text that the ControlNet reads: the full prompt, as in the paper, or the empty one. Without
     text it learns where things are and leaves their colours to the base model, which reads the full
-    prompt in either case."""
+    prompt in either case. By default that of --init-from, else the empty one."""
     hint_channels: tuple[Size, ...] | None = None
     """Channels of the hint encoder. From each entry to the next, the hint's sides are halved.
     Stable Diffusion's own are 16 32 96 256; None is 8 16 32 64, as many as the base needs."""
@@ -213,7 +213,7 @@ def main(config: Config) -> None:
         raise InputError(
             f"--size must be a multiple of {model.downscale}, the pixels per latent, not {size}"
         )
-    control = new_control(config, model)
+    control = new_control(config, model).to(accelerator.device)
     model.controlnet = control.train()
     model.choose_attention(config.training.mixed_precision)
     if config.gradient_checkpointing:
@@ -317,6 +317,7 @@ def main(config: Config) -> None:
         save=lambda folder: control.save(folder, torch.float16 if small else torch.float32),
         validate=validate,
         preview=preview,
+        judged_by=f"{count} pictures",
         next_command=f"bash hw2_3.sh prompt.json SOURCES OUT LAST --base {config.base}",
     )
     if this_process().rank == 0:
@@ -346,16 +347,18 @@ def training_pairs(config: Config, pictures: int, size: int) -> ExampleDataset:
 def new_control(config: Config, model: LatentDiffusion) -> ControlNet:
     """The ControlNet in `config.init_from`, or a new one from a copy of the base's encoder.
 
-    Raises InputError if its hint encoder does not bring a hint to the size of the base's latents.
+    Raises InputError if its hint encoder does not bring a hint to the size of the base's latents,
+    or has other channels than `config.hint_channels`.
     """
     unet, start = model.unet, config.init_from
     channels = config.hint_channels or HINT_CHANNELS[: model.downscale.bit_length()]
-    control = (
-        load_controlnet(start, unet)
-        if start
-        else ControlNet.from_unet(unet, channels, control_text=config.control_text)
-    )
-    control.control_text = config.control_text
+    control = load_controlnet(start, unet) if start else ControlNet.from_unet(unet, channels)
+    control.control_text = config.control_text or (control.control_text if start else "empty")
+    if config.hint_channels not in (None, control.hint_channels):
+        raise InputError(
+            f"--init-from {start} has the hint channels {list(control.hint_channels)}, so"
+            " --hint-channels does not apply: leave it out"
+        )
     if control.downscale != model.downscale:
         raise InputError(
             f"the hint encoder's channels {list(control.hint_channels)} divide the hint's sides by"

@@ -28,7 +28,7 @@ echo "Downloading the archive of $edition into $dest."
 "$PYTHON" -m gdown "$id" -O "$partial/archive.zip" ||
   fail "the download failed; place the course's archive by hand (unpacked into $dest, see \
 hw2_data/README.md), or make a small set of digits without internet access: \
-python3 -m scripts.make_sample_data"
+.venv/bin/python -m scripts.make_sample_data"
 echo "Unpacking."
 mkdir -- "$partial/content"
 "$PYTHON" -m zipfile -e "$partial/archive.zip" "$partial/content" 2>/dev/null ||

@@ -6,7 +6,7 @@ HELP_OF=p3_clip.inference
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 3 ]; then
   echo "usage: bash scripts/inference_clip.sh IMAGES LABELS OUT" \
-    "[flags, see python3 -m p3_clip.inference --help]" >&2
+    "[flags, see .venv/bin/python -m p3_clip.inference --help]" >&2
   exit 2
 fi
 images="$1" labels="$2" out="$3"

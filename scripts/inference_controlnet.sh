@@ -6,7 +6,7 @@ HELP_OF=p3_controlnet.inference
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 3 ]; then
   echo "usage: bash scripts/inference_controlnet.sh prompt.json SOURCES OUT" \
-    "[flags, see python3 -m p3_controlnet.inference --help]" >&2
+    "[flags, see .venv/bin/python -m p3_controlnet.inference --help]" >&2
   exit 2
 fi
 prompts="$1" sources="$2" out="$3"

@@ -6,7 +6,7 @@ HELP_OF=p2_ddim.inference
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 2 ]; then
   echo "usage: bash scripts/inference_p2.sh NOISE_DIR OUT" \
-    "[flags, see python3 -m p2_ddim.inference --help]" >&2
+    "[flags, see .venv/bin/python -m p2_ddim.inference --help]" >&2
   exit 2
 fi
 exec "$PYTHON" -m p2_ddim.inference --noises "$1" --output-dir "$2" "${@:3}"

@@ -6,7 +6,7 @@ HELP_OF=p3_clip.personalisation.inference
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [ $# -lt 2 ]; then
   echo "usage: bash scripts/inference_textual_inversion.sh input.json OUT" \
-    "[flags, see python3 -m p3_clip.personalisation.inference --help]" >&2
+    "[flags, see .venv/bin/python -m p3_clip.personalisation.inference --help]" >&2
   exit 2
 fi
 prompts="$1" out="$2"

@@ -17,11 +17,13 @@ if [ -d "$faces/photos" ]; then photos=(--photos "$faces"); fi
 "$PYTHON" -m p2_ddim.study.figures --noises "$work/noise" \
   --output-dir "$ROOT/results/figures/p2" --images "$work/faces"
 "$PYTHON" -m p2_ddim.study.sweeps steps "$@"
-# Before version 4.4 (as on macOS) bash reports an empty array as unset.
-for study in eta paths; do
-  "$PYTHON" -m p2_ddim.study.sweeps "$study" ${photos[@]+"${photos[@]}"} "$@"
-done
-if [ ${#photos[@]} -gt 0 ]; then
+if [ ${#photos[@]} -eq 0 ]; then
+  echo "the studies eta and paths and the evaluation compare with photos, which are not in $faces:" \
+    "their results stay as they are" >&2
+else
+  for study in eta paths; do
+    "$PYTHON" -m p2_ddim.study.sweeps "$study" "${photos[@]}" "$@"
+  done
   "$PYTHON" -m p2_ddim.evaluate --images "$work/faces" "${photos[@]}" \
     --result "$ROOT/results/p2_faces.json"
   if [ -d "$ROOT/checkpoints/p2_features" ]; then

@@ -38,7 +38,7 @@ def extract_features(
     unreadable file.
     """
     with (
-        ThreadPoolExecutor(workers) as pool,
+        _cancelling(ThreadPoolExecutor(workers)) as pool,
         Progress(
             desc="encoding", unit="images", total=len(files), disable=not show_progress
         ) as bar,
@@ -67,6 +67,15 @@ def extract_features(
                         {"keys": list(known)},
                     )
     return torch.stack([known[key] for key in keys])
+
+
+@contextlib.contextmanager
+def _cancelling(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """The pool, whose waiting jobs are dropped if the block fails, as by Ctrl-C."""
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _content_key(file: Path) -> str:

@@ -70,21 +70,22 @@ def require_activation(network: nn.Module, quick_gelu: bool, model: str, weights
         raise InputError(f"{weights}, which need {activation}: use --model {hint}")
 
 
-def check_activation(clip: "Clip", fingerprints: Sequence[Mapping[str, Any]] = KNOWN) -> None:
-    """Raises InputError if known weights were loaded into a model with the wrong activation.
+def check_activation(clip: "Clip", fingerprints: Sequence[Mapping[str, Any]] = KNOWN) -> bool:
+    """Whether the weights are known, so that the activation is the one that they need.
 
-    Weights are known if their fingerprint matches with one of the activations. Unknown weights
-    pass.
+    Weights are known if their fingerprint matches with one of the activations. Raises InputError if
+    known weights were loaded into a model with the wrong one.
     """
     for known in fingerprints:
         if _matches(clip, known):
-            return
+            return True
     other = not uses_quick_gelu(clip.network)
     for known in fingerprints:
         if known["quick_gelu"] == other and _matches(clip, known, flipped=True):
             require_activation(
                 clip.network, other, clip.name, f"{clip.pretrained} holds {known['weights']}"
             )
+    return False
 
 
 def check_own_fingerprint(clip: "Clip", path: Path) -> None:

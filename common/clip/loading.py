@@ -25,6 +25,7 @@ from common.clip.fingerprint import (
     check_own_fingerprint,
     fingerprint,
     require_activation,
+    uses_quick_gelu,
 )
 from common.clip.formats import open_clip_config
 from common.clip.model import Clip, encode_tokens
@@ -143,7 +144,8 @@ def _load_named(
     tag = None if Path(pretrained) == weights else pretrained
     weights = followed(weights)
     state, from_openai = read_clip_weights(weights)
-    given, agreed = _given_preprocessing(weights) if weights.is_dir() else {}, True
+    quick_gelu, given = (None, {}) if from_openai else _stated(weights)
+    agreed = True
     if not given and not from_openai:  # OpenAI's is open_clip's default
         given, agreed = preprocessing(name, tag)
     entry = tag_entry(name, tag) if tag else {}
@@ -159,18 +161,18 @@ def _load_named(
     load_strict(network, fitted(network, state), weights)
     source = tag or shown(Path(pretrained))
     clip = _ready(network, tokenize, name, source, device)
+    assumed: list[str] = []
     if not tag:
         if from_openai:
             require_activation(network, True, name, f"{source} holds weights of OpenAI's")
-        elif weights.is_dir() and (weights / "config.json").is_file():
-            quick_gelu = open_clip_config(_transformers_json(weights))["quick_gelu"]
+        elif quick_gelu is not None:
             require_activation(network, quick_gelu, name, f"{source} holds weights")
-        else:
-            check_activation(clip)
-    return (
-        clip,
-        "" if agreed else ", assumed to need OpenAI's preprocessing (the file does not say)",
-    )
+        elif not check_activation(clip):
+            assumed.append("QuickGELU" if uses_quick_gelu(network) else "GELU")
+    if not agreed:
+        assumed.append("OpenAI's preprocessing")
+    what = " and ".join(assumed)
+    return clip, f", assumed to need {what} (the file does not say)" if what else ""
 
 
 def load_folder(folder: Path, device: torch.device) -> Clip:
@@ -239,10 +241,35 @@ def _transformers_json(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _stated(weights: Path) -> tuple[bool | None, dict[str, Any]]:
+    """What the configuration of a folder, or beside a file of weights, states about the weights.
+
+    That is whether they need QuickGELU, and the mean and std of images; None and nothing if there
+    is no configuration of a CLIP.
+    """
+    folder = weights if weights.is_dir() else weights.parent
+    path = folder / "open_clip_config.json"
+    if path.is_file():
+        content = read_entries(path, {"model_cfg": dict, "preprocess_cfg": dict})
+        images = content.get("preprocess_cfg") or {}
+        check_entries(images, IMAGES, path)
+        given = {key: tuple(images[key]) for key in ("mean", "std") if key in images}
+        return bool((content.get("model_cfg") or {}).get("quick_gelu")), given
+    path = folder / "config.json"
+    if not path.is_file() or read_entries(path, {}).get("model_type") != "clip":
+        return None, _given_preprocessing(folder) if weights.is_dir() else {}
+    return open_clip_config(_transformers_json(folder))["quick_gelu"], _given_preprocessing(folder)
+
+
 def _given_preprocessing(folder: Path) -> dict[str, Any]:
     """The mean and std that a transformers folder states for images; empty if it states none."""
-    path = folder / "preprocessor_config.json"
-    given = read_entries(path, TRANSFORMERS_IMAGES) if path.is_file() else {}
+    path, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
+    given: dict[str, Any] = {}
+    if path.is_file():
+        given = read_entries(path, TRANSFORMERS_IMAGES)
+    elif whole.is_file():  # newer versions of transformers no longer write the other
+        given = read_entries(whole, {"image_processor": dict}).get("image_processor") or {}
+        check_entries(given, TRANSFORMERS_IMAGES, whole)
     return {key: tuple(given[f"image_{key}"]) for key in ("mean", "std") if f"image_{key}" in given}
 
 

@@ -50,6 +50,17 @@ class Clip:
         """Unit vectors float32 [N, D], on the CPU, of preprocessed pictures [N, 3, S, S]."""
         return F.normalize(self.network.encode_image(pixels.to(self.device)).float(), dim=-1).cpu()
 
+    def cut_texts(self, texts: Sequence[str]) -> list[str]:
+        """The texts that `encode_texts` cuts, since they have more tokens than the context."""
+        ids = self.tokenize(list(texts))
+        length = ids.shape[1]
+        full = [text for text, row in zip(texts, ids, strict=True) if row[-1] != 0]
+        if not full:
+            return []
+        longer = self.tokenize(full, context_length=length + 1)
+        cut = (longer[:, :length] != self.tokenize(full)).any(1)
+        return [text for text, each in zip(full, cut.tolist(), strict=True) if each]
+
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Unit vectors float32 [N, D], on the CPU, of texts."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.checkpoint import zip_names
 from common.errors import InputError
 
 
@@ -64,10 +65,7 @@ class _TorchScriptReader(pickle.Unpickler):
 
 def is_torchscript(path: Path) -> bool:
     """Whether the file is a TorchScript archive, as written by `torch.jit.save`."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    return any(name.endswith("/constants.pkl") for name in zip_names(path))
 
 
 def load_torchscript(path: Path) -> dict[str, Tensor]:

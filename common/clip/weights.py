@@ -87,6 +87,10 @@ def check_model_name(name: str) -> None:
             f"{name} must be downloaded to a folder first: run hf download {repository}"
             " --local-dir FOLDER, then use --model FOLDER"
         )
+    if (folder := name.removeprefix("local-dir:")) != name:
+        raise InputError(f"a model folder is named by itself: --model {folder}")
+    if name.replace("/", "-") in list_models():
+        raise InputError(f"open_clip's name of the model {name} is {name.replace('/', '-')}")
     if "/" in name or name.startswith("."):
         raise InputError(f"the model folder {name} does not exist")
     near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)

@@ -59,8 +59,8 @@ class Pair:
         return colours
 
     def read_source(self) -> Tensor:
-        """The control picture, uint8 [3, 512, 512]."""
-        return read_rgb(self.source, (SIZE, SIZE))
+        """The control picture, uint8 [3, 512, 512]; what is transparent is black."""
+        return read_rgb(self.source, (SIZE, SIZE), ground="black")
 
     def read_target(self) -> Tensor:
         """The target picture, uint8 [3, 512, 512]."""

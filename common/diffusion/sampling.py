@@ -54,6 +54,13 @@ class SamplerConfig:
         check_fields(self)
         if not 1 <= self.steps <= num_timesteps:
             raise InputError(f"--steps must be between 1 and {num_timesteps}, not {self.steps}")
+        covered = num_timesteps // self.steps * self.steps
+        if self.spacing in ("leading", "homework") and covered <= 0.8 * num_timesteps:
+            raise InputError(
+                f"--steps {self.steps} with --spacing {self.spacing} would start near t = {covered}"
+                f" of {num_timesteps}, not at noise: choose a divisor of {num_timesteps}, or"
+                " --spacing trailing"
+            )
         if self.eta > 0.0 and not SAMPLERS[self.sampler].takes_eta:
             raise InputError(
                 f"--eta applies to DDIM only: with --sampler {self.sampler} it must be 0"

@@ -147,7 +147,7 @@ def make_schedule(
 
 
 def leading_pairs(num_timesteps: int, steps: int) -> TimestepPairs:
-    """t = i floor(T / S): starts below T - 1 and ends at 0, as in DDIM's published code."""
+    """t = i floor(T / S): starts below T - 1 and ends at 0, as diffusers' "leading"."""
     _check_steps(num_timesteps, steps)
     return chain([i * (num_timesteps // steps) for i in reversed(range(steps))])
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import state_hash
+from common.checkpoint import state_hash, tensors_hash
 from common.devices import this_process
 from common.diffusion.process import Network
 from common.diffusion.samplers import Callback
@@ -176,10 +176,16 @@ def _made_with(
     """All that pictures depend on except their requests, as JSON."""
     parts = (model.unet, model.controlnet, model.autoencoder, model.text_encoder)
     networks = nn.ModuleList([part for part in parts if part is not None])
+    sampling = dataclasses.asdict(with_default_guidance(config, model))
+    if sampling.get("control_text", "") is None and model.controlnet is not None:
+        sampling["control_text"] = model.controlnet.control_text
+    numbers = (model.latent_mean, model.latent_std, model.schedule.alphas_cumprod)
     return json.dumps(
         {
             "networks": state_hash(networks),
-            **dataclasses.asdict(with_default_guidance(config, model)),
+            "parameterization": model.parameterization,
+            "numbers": tensors_hash(*numbers),
+            **sampling,
             **settings,
         }
     )

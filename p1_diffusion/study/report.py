@@ -64,7 +64,7 @@ SAMPLER_COLUMNS = {
 }
 RECIPE_COLUMNS = {
     "recipe": "name text",
-    "held-out error of v": "validation_loss number4",
+    "held-out error of v": "validation_loss number4?",
     "accuracy": "accuracy percent",
     "Frechet / real": "frechet_ratio number1",
     "recognised, MNIST-M": "recognised.mnistm percent",

@@ -142,23 +142,25 @@ def compare_recipes(config: Config) -> None:
     held_out = load_digits(config.data, "held_out")
     sampling, device = SamplingConfig(guidance_scale=1.0), pick_device(config.device)
 
-    def measure_run(run: Path) -> dict[str, Any]:
-        model = ContextUNet.load(run / "last").to(device)
+    def measure_run(run: Path, model: ContextUNet) -> dict[str, Any]:
+        model.to(device)
         losses = [line for _, line in read_records(run / "metrics.jsonl")]
         found = measure(model, sampling, RECIPE_IMAGES, network, reference)
         recognised = recognise(model, held_out, RECIPE_DIGITS)
         validation = [line["validation_loss"] for line in losses if "validation_loss" in line][-1]
-        return found | {"validation_loss": validation, "recognised": recognised}
+        of_v = validation if model.config.parameterization == "v" else None
+        return found | {"validation_loss": of_v, "recognised": recognised}
 
     plan = []
     for run in config.runs:
-        settings = read_json(run / "config.json")
+        settings, model = read_json(run / "config.json"), ContextUNet.load(run / "last")
         key = {
             "name": run.name,
             "images": settings["steps"] * settings["batch_size"],
             "settings": settings,
+            WEIGHTS: state_hash(model),
         }
-        plan.append((key, functools.partial(measure_run, run)))
+        plan.append((key, functools.partial(measure_run, run, model)))
     command = (
         "python3 -m p1_diffusion.study.sweeps recipes --data hw2_data/digits --runs runs/recipes/*"
     )
@@ -199,16 +201,13 @@ def write_denoising(config: Config) -> None:
     """Writes p1_denoising.json: the rows of `denoising_errors` for each run's last weights."""
     train, held_out = (load_digits(config.data, part) for part in ("train", "held_out"))
     device = pick_device(config.device)
+    models = {run.name: ContextUNet.load(run / "last") for run in config.runs}
     plan = [
         (
-            {"name": run.name},
-            lambda run=run: {
-                "errors": denoising_errors(
-                    ContextUNet.load(run / "last").to(device), train, held_out
-                )
-            },
+            {"name": name, WEIGHTS: state_hash(model)},
+            lambda model=model: {"errors": denoising_errors(model.to(device), train, held_out)},
         )
-        for run in config.runs
+        for name, model in models.items()
     ]
     command = "python3 -m p1_diffusion.study.sweeps denoising --data hw2_data/digits --runs RUN ..."
     measured_rows(config.results / "p1_denoising.json", command, plan, ("name", "errors"))

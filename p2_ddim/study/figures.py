@@ -93,9 +93,10 @@ def eta_grid(
 
     Within a column the fresh noise of the sampler is the same up to its scale.
     """
-    rows = [
-        faces(network, named_noises, dataclasses.replace(sampling, eta=eta), device) for eta in ETAS
-    ]
+    settings = [dataclasses.replace(sampling, eta=eta) for eta in ETAS]
+    for each in settings:
+        each.check()
+    rows = [faces(network, named_noises, each, device) for each in settings]
     labels = [f"eta {eta:g}" for eta in ETAS]
     names = [name for name, _ in named_noises]
     return labelled_grid(

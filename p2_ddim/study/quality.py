@@ -36,8 +36,13 @@ def quality(images: Tensor, train: Faces, held_out: Faces, features: Features) -
     - `luminance_power_K_ratio`: power of the luminance at the spatial frequencies K = S/4 and S/2,
       images over photos. Grain raises it above 1.
     """
-    target = feature_statistics(features(train.images))
     count = min(len(images), len(held_out))
+    if count < 2:
+        raise InputError(
+            f"a Frechet distance needs at least two images and two held-out photos, not"
+            f" {len(images)} and {len(held_out)}"
+        )
+    target = feature_statistics(features(train.images))
     pool = features(held_out.images)
     real = []
     for draw in range(REAL_DRAWS):

@@ -245,6 +245,8 @@ def measure_real(photos: Photos | None, count: int, measure: Measure) -> dict[st
     """The metrics of `count` held-out photos, or of all if there are fewer; None without photos."""
     if photos is None:
         return None
+    if len(photos[1]) < 2:  # covariances are taken over them
+        raise InputError(f"at least two held-out photos are needed, not {len(photos[1])}")
     chosen = torch.randperm(len(photos[1]), generator=torch.Generator().manual_seed(0))[:count]
     return measure(photos[1][chosen])
 

@@ -60,10 +60,15 @@ def main(config: Config) -> None:
         raise InputError(f"--temperature must be positive, not {config.temperature}")
     torch.manual_seed(config.training.seed)
     model = FaceFeatures.load(config.init_from).train() if config.init_from else FaceFeatures()
-    prepare_network(model, config.training)
+    network = prepare_network(model, config.training)
     device = next(model.parameters()).device
     data = load_faces(config.data, "train").to(device)
     held_out = load_faces(config.data, "held_out").to(device)
+    if len(data) < config.training.batch_size:
+        raise InputError(
+            f"a step takes {config.training.batch_size} different photos, but there are"
+            f" {len(data)}: give a smaller --batch-size"
+        )
     typical = data.images[
         torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
     ]
@@ -76,7 +81,7 @@ def main(config: Config) -> None:
         return {"index": index, "image": data.images[index]}
 
     def loss_fn(batch: Batch, draws: Draws) -> Tensor:
-        return contrastive_loss(view_cosines(model, batch["image"], draws) / config.temperature)
+        return contrastive_loss(view_cosines(network, batch["image"], draws) / config.temperature)
 
     @torch.no_grad()
     def validate() -> dict[str, float]:

@@ -28,7 +28,8 @@ class CutOut(NamedTuple):
     """An object cut out of a photo, in the square around its circumscribed circle."""
 
     image: Tensor
-    """float32 [3, s, s] in 0..255; outside the object, the colours nearest to it."""
+    """float32 [3, s, s] in 0..255; in the object's rim and outside it, the nearest colours of its
+    interior."""
     mask: Tensor
     """float32 [s, s]: 1 on the object."""
     region: Tensor

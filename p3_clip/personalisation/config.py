@@ -112,14 +112,15 @@ class _Common:
     """Views per pair of photos of two concepts, side by side in either order (cut-mix; photos are
     paired by their position); 0: none."""
     collage: Annotated[int, *bounds(at_least=0)] = 0
-    """Views of each object, and of each two objects side by side, cut out of photos with plain
-    backgrounds and placed on learned backgrounds and on named colours in turn; 0: none."""
+    """Views of each object, and of each two objects side by side, cut out of photos and placed on
+    learned backgrounds and on named colours in turn; objects need one colour and plain backgrounds.
+    0: none."""
     object_weight: Positive = 1.0
-    """Weight of the objects in the loss, relative to the rest of the photo; photos need plain
-    backgrounds."""
+    """Weight of the objects in the loss, relative to the rest of the photo; objects need one colour
+    and plain backgrounds."""
     attention_weight: NonNegative = 0.0
     """Weight of a second loss, the fraction of a learned word's cross-attention that is not on its
-    concept; photos need plain backgrounds. 0: none."""
+    concept; objects need one colour and plain backgrounds. 0: none."""
     timesteps: TimestepDistribution = "uniform"
     """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal,
     shifted denser at high noise, where forms are decided. The papers' is uniform."""
@@ -200,8 +201,8 @@ class CustomDiffusion(_Common):
             " (--memory, by default what the GPU has; older ones than NVIDIA's Ampere need"
             " --mixed-precision fp16). As in the paper (arXiv:2212.04488): 8 images per step,"
             " learning rate 8e-5, 500 steps (for two concepts; --steps 250 for one), 200 class"
-            " images, of 0.4 to 1.4 times the size; the base model draws the class images. Costs"
-            " 13 TFLOP a step and 35 a class image: 11 minutes on a card that sustains 20"
+            " images, photos at 0.4 to 1.4 times the size; the base model draws the class images."
+            " Costs 13 TFLOP a step and 35 a class image: 11 minutes on a card that sustains 20"
             " TFLOP/s, half of them for the class images; validations and previews take 2 % for"
             " each concept (2 pictures at steps 250 and 500; best/ is the better step). Expect one"
             " concept at step 250, as in the paper; never run here on the real weights",

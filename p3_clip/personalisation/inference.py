@@ -71,7 +71,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Generates and writes the images; each process generates a share of them."""
-    tasks = read_tasks(config.prompts)
+    tasks = read_tasks(config.prompts, to_grade=False)
     kind = checked_kind(config.checkpoint)
     config.generation.check()
     device = pick_device(config.device)

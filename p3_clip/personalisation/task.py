@@ -14,7 +14,7 @@ class Task(NamedTuple):
     key: str
     """Its key, which names the folder of its photos and its output folder."""
     source: str
-    """The concept in known words, for example "dog"."""
+    """The concept in known words, for example "dog"; the key if the file names none."""
     token: str
     """Its placeholder, for example <new1>."""
     prompts: list[str]
@@ -26,8 +26,11 @@ class Task(NamedTuple):
     reach."""
 
 
-def read_tasks(path: Path) -> list[Task]:
+def read_tasks(path: Path, *, to_grade: bool = True) -> list[Task]:
     """Reads the concepts of an input.json, in the order of the file.
+
+    What only a grade needs may be missing if `to_grade` is off: src_image, prompt_4_clip_eval and
+    baseline; texts and baselines are then empty.
 
     Raises InputError, which names the concept, if an entry is missing or of another type, the key
     cannot be the name of a folder, the token is not <name> or occurs twice, the lists have unequal
@@ -36,7 +39,7 @@ def read_tasks(path: Path) -> list[Task]:
     content = read_json(path)
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} must be a JSON object that maps keys to concepts")
-    tasks = [_read_task(path, key, value) for key, value in content.items()]
+    tasks = [_read_task(path, key, value, to_grade) for key, value in content.items()]
     tokens = [task.token for task in tasks]
     for i, token in enumerate(tokens):
         if token in tokens[:i]:
@@ -44,12 +47,17 @@ def read_tasks(path: Path) -> list[Task]:
     return tasks
 
 
-def _read_task(path: Path, key: str, value: Any) -> Task:
+def _read_task(path: Path, key: str, value: Any, to_grade: bool) -> Task:
     where = f"{path}: the concept {key!r}"
     if key in ("", ".", "..") or "/" in key or "\\" in key:
         raise InputError(f"{where} cannot be the name of a folder")
     if not isinstance(value, dict):
         raise InputError(f"{where} must be a JSON object")
+    graded = to_grade or any(name in value for name in ("prompt_4_clip_eval", "baseline"))
+    if not graded:
+        value = {**value, "prompt_4_clip_eval": [], "baseline": []}
+    if not to_grade:
+        value = {"src_image": key, **value}
     for name, kind in (
         ("src_image", str),
         ("token_name", str),
@@ -62,7 +70,7 @@ def _read_task(path: Path, key: str, value: Any) -> Task:
     prompts, texts, baselines = (
         value[name] for name in ("prompt", "prompt_4_clip_eval", "baseline")
     )
-    if not prompts or not len(prompts) == len(texts) == len(baselines):
+    if not prompts or (graded and not len(prompts) == len(texts) == len(baselines)):
         raise InputError(
             f"{where} has {len(prompts)} prompts, {len(texts)} texts in prompt_4_clip_eval and"
             f" {len(baselines)} baselines, but needs equally many of each, and at least one"

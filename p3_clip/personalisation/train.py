@@ -232,7 +232,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         save=save,
         validate=validate,
         preview=preview,
-        judged_by=clip.identity if clip else "",
+        judged_by=clip.identity if clip else "loss",
         next_command=f"bash hw2_3.sh input.json OUT {config.base} --concepts LAST",
     )
 

@@ -190,6 +190,6 @@ def _check_found(found: Sequence[bool], data: ConceptData) -> None:
     if not all(found):
         raise InputError(
             f"no object stands out from the background of photo {found.index(False) + 1} of"
-            f" {data.token}: --collage, --object-weight and --attention-weight need photos with a"
-            " plain background"
+            f" {data.token}: --collage, --object-weight and --attention-weight need objects"
+            " of one colour on plain backgrounds"
         )

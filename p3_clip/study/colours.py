@@ -51,6 +51,10 @@ def main(config: Config) -> None:
     """Measures the accuracies, adds them to the evaluation file and prints them."""
     path = config.result or config.run / "evaluation.json"
     evaluation = read_json(path)
+    if evaluation.get("prompts", config.prompts) != config.prompts:
+        raise InputError(
+            f"{path} holds the numbers of --prompts {evaluation['prompts']}, not {config.prompts}"
+        )
     found = colour_study(config, Run.load(config.run))
     write_json(path, evaluation | {"colours": found})
     print(pd.DataFrame(found["by_distance"]).to_string(index=False))
@@ -99,6 +103,11 @@ def colour_study(config: Config, run: Run) -> dict[str, Any]:
             f"{config.run}/results.json was not written by p3_clip.inference: it lacks {error}"
         ) from None
     clip, _ = load_clip(model, pretrained, device)
+    if known.get("identity", clip.identity) != clip.identity:
+        raise InputError(
+            f"{config.run} was made by another CLIP than {model or 'the default'} is now: run"
+            " p3_clip.inference again"
+        )
     files = [folder / name for name in run.files]
     if missing := [file for file in files if not file.is_file()]:
         raise InputError(f"the image {missing[0]} of the run no longer exists")

@@ -31,7 +31,15 @@ from common.latent.small import (
     side_of,
 )
 from common.seeds import Draws, random_indices
-from common.training import Batch, TrainingConfig, fit, new_network, refuse_compile, settings_of
+from common.training import (
+    Batch,
+    TrainingConfig,
+    check_sizes_of_start,
+    fit,
+    new_network,
+    refuse_compile,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC
@@ -95,15 +103,12 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains from the start, or resumes the run in `config.run_dir`."""
-    from diffusers import AutoencoderDC
-
     refuse_compile(config.training)
     torch.manual_seed(config.training.seed)
-    model = (
-        load_network(config.init_from, AutoencoderDC)
-        if config.init_from
-        else new_network(lambda: build_autoencoder(config.model), check_sizes)
-    )
+    if config.init_from:
+        model = _start(config.init_from, config.model)
+    else:
+        model = new_network(lambda: build_autoencoder(config.model), check_sizes)
     model.train()
     side, seed = side_of(model), config.training.seed
     images = drawn_examples(config.pictures, side, seed).images
@@ -163,6 +168,22 @@ def check_sizes(model: "AutoencoderDC") -> None:
     picture = torch.zeros(1, 3, side, side)
     if model.decode(model.encode(picture).latent).sample.shape != picture.shape:
         raise InputError("pictures come out at another size")
+
+
+def _start(folder: Path, sizes: AutoencoderConfig) -> "AutoencoderDC":
+    """The autoencoder in the folder. Raises InputError if `sizes` asks for others than it has."""
+    from diffusers import AutoencoderDC
+
+    model = load_network(folder, AutoencoderDC)
+    own = model.config
+    of_start = AutoencoderConfig(
+        tuple(own.encoder_block_out_channels[1:]),
+        tuple(own.encoder_layers_per_block[1:]),
+        tuple(own.decoder_layers_per_block[1:]),
+        own.latent_channels,
+    )
+    check_sizes_of_start(folder, sizes, AutoencoderConfig(), of_start)
+    return model
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from common.seeds import Draws, derive_seeds
 from common.training import (
     Batch,
     TrainingConfig,
+    check_sizes_of_start,
     fit,
     micro_batches_of,
     new_network,
@@ -248,7 +249,9 @@ def new_model(config: Config) -> LatentDiffusion:
 
     unet = new_network(lambda: build_unet(config.model, autoencoder, width), evaluate)
     if config.init_from:
-        unet = initialised_from(config.init_from, unet)
+        new, unet = unet, initialised_from(config.init_from, unet)
+        if unet is not new:
+            check_sizes_of_start(config.init_from, config.model, UNetConfig(), sizes_of(unet))
     schedule = make_schedule("scaled_linear", zero_terminal=config.zero_terminal)
     measured = drawn_examples(MEASURED_EXAMPLES, side_of(autoencoder), seed=0).images
     return LatentDiffusion(
@@ -260,6 +263,17 @@ def new_model(config: Config) -> LatentDiffusion:
         parameterization=config.parameterization,
         **guidance_defaults(unet),
         **latent_statistics(autoencoder, to_model_range(measured), channelwise=config.channelwise),
+    )
+
+
+def sizes_of(unet: "UNet2DConditionModel") -> UNetConfig:
+    """The sizes with which `build_unet` makes such a U-Net."""
+    own = unet.config
+    return UNetConfig(
+        tuple(own.block_out_channels),
+        own.layers_per_block,
+        own.attention_head_dim,
+        own.norm_num_groups,
     )
 
 

@@ -5,6 +5,7 @@ import json
 import pickle
 import sys
 import types
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from common.checkpoint import (
     save_tensors,
     tensor_names,
 )
+from common.clip.torchscript import is_torchscript
 from common.errors import InputError
 
 
@@ -75,6 +77,16 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: int, read: Callable) 
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InputError, match=r"cut\.safetensors is (not a complete safetens|empty)"):
         read(path)
+
+
+def test_an_archive_with_a_hole_is_damaged(tmp_path: Path) -> None:
+    """Its last record is there, so that it looks like a zip archive from its end."""
+    torch.save({"a": torch.ones(3)}, tmp_path / "a.pt")
+    content = (tmp_path / "a.pt").read_bytes()
+    (tmp_path / "a.pt").write_bytes(content.replace(b"PK\x01\x02", b"\0\0\0\0"))
+    assert zipfile.is_zipfile(tmp_path / "a.pt") and not is_torchscript(tmp_path / "a.pt")
+    with pytest.raises(InputError, match="it is damaged or of another format"):
+        load_pickle(tmp_path / "a.pt")
 
 
 def test_a_missing_file_and_another_format_are_refused(tmp_path: Path) -> None:

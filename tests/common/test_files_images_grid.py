@@ -18,7 +18,15 @@ from tiny import environment, run_process
 from torch import Tensor
 
 from common.errors import InputError
-from common.files import ROOT, atomic_write, check_targets, make_folder, read_json, write_json
+from common.files import (
+    ROOT,
+    atomic_write,
+    check_files,
+    check_targets,
+    make_folder,
+    read_json,
+    write_json,
+)
 from common.grid import GAP, MARGIN, TEXT_SIZE, labelled_grid, side_by_side
 from common.images import (
     NOTE,
@@ -293,11 +301,20 @@ def test_names_that_are_no_text_and_pipes(
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(InputError, match="a named pipe"):
         read_rgb(tmp_path / "a.png")
+    (tmp_path / "crops.png").mkdir()
     assert image_files(tmp_path, report=True) == []
-    assert "1 of the files" in capsys.readouterr().err
+    assert "of the files" in capsys.readouterr().err
     (tmp_path / os.fsdecode(b"0_\xff.png")).write_bytes(b"")
     with pytest.raises(InputError, match="is no text in UTF-8: rename it"):
         image_files(tmp_path)
+
+
+def test_a_result_never_replaces_a_pipe_or_a_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "result.json")
+    for refuses in (check_files, lambda path: write_json(path, {})):
+        with pytest.raises(InputError, match="result.json: it is a device or a pipe"):
+            refuses(tmp_path / "result.json")
+    assert (tmp_path / "result.json").is_fifo()
 
 
 @pytest.mark.parametrize("listed", [True, False])

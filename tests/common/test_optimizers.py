@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import math
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from common.optimizers import (
     OptimizerName,
     is_hidden_matrix,
     make_optimizers,
+    step_all,
 )
 from common.seeds import Draws
 from common.training import Batch, TrainingConfig, fit
@@ -210,6 +212,26 @@ def test_fp16_updates_are_those_without_loss_scaling(
         assert state["loss_scale"] == 65536.0 * 8  # six steps, doubled after every two
     finally:
         AcceleratorState._reset_state(True)
+
+
+def test_no_optimiser_steps_if_one_of_them_overflows() -> None:
+    """All gradients are clipped together, so the others' are spoilt too."""
+    params = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]
+    optimizers = [torch.optim.AdamW([param], lr=0.1) for param in params]
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for overflow, scale in ((math.inf, 2.0), (math.nan, 1.0), (1.0, 1.0)):
+        scaler.scale(params[0].sum() * overflow + params[1].sum()).backward()
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(params, 1.0)
+        step_all(
+            [types.SimpleNamespace(optimizer=x, zero_grad=x.zero_grad) for x in optimizers],
+            scaler,
+            norm,
+        )
+        assert scaler.get_scale() == scale
+        stepped = [not torch.equal(param, torch.ones(2)) for param in params]
+        assert stepped == [overflow == 1.0] * 2 and all(p.isfinite().all() for p in params)
 
 
 def test_8_bit_moments_need_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -699,9 +699,32 @@ def test_data_that_cannot_be_read_stops_with_the_state_saved(tmp_path: Path) -> 
     assert contents(tmp_path / "halves") == contents(tmp_path / "whole")
 
 
-def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) -> None:
-    """At learning rate 0 the trained network is the one it started from, whatever the model flags
-    say."""
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--model.datasets", 1), "--model.datasets follow from"),
+        (("--model.augmentation", 5), "--model.augmentation and"),
+        (("--discriminate", 0.02, "--batch-size", 6), "the 3 that are computed at once must be a"),
+        (("--mixed-precision", "fp16", "--device", "cpu"), "fp16 needs a GPU"),
+    ],
+)
+def test_settings_that_would_be_ignored_or_mean_something_else_are_refused(
+    digits_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[object, ...],
+    sentence: str,
+) -> None:
+    arguments = tiny_arguments(digits_root, tmp_path / "run", steps=2)
+    assert exit_code(train.main, train.Config, *arguments, *flags) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_init_from_starts_from_those_weights(
+    digits_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At learning rate 0 the trained network is the one it started from. Flags of other sizes,
+    which could not be followed, are refused."""
     network = tiny_network()
     network.save(tmp_path / "start")
     arguments = tiny_arguments(
@@ -711,8 +734,10 @@ def test_init_from_starts_from_those_weights(digits_root: Path, tmp_path: Path) 
         steps=2,
         lr=0.0,
         augment=0.0,
-        **{"model.embedding": 48},
+        **{"model.dropout": 0.0},
     )
+    assert exit_code(train.main, train.Config, *arguments, "--model.embedding", 48) == 2
+    assert "so --model.* does not apply" in capsys.readouterr().err
     assert exit_code(train.main, train.Config, *arguments) == 0
     assert contents(tmp_path / "run" / "last") == contents(tmp_path / "start")
     assert (

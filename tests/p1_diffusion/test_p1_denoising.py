@@ -1,6 +1,7 @@
 """The denoising study: a Wiener filter, and the calibration of a network's predictions."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from common.data.digits import Digits
 from common.diffusion.schedule import make_schedule
+from common.files import read_json
 from common.images import to_model_range
 from p1_diffusion.study import sweeps
 from p1_diffusion.study.denoising import TIMESTEPS, WienerFilter, denoising_errors
@@ -57,6 +59,22 @@ def test_an_image_of_half_its_contrast_has_slope_two() -> None:
         assert row["slope"] == pytest.approx(2.0, rel=1e-3)
         assert row["error"] == pytest.approx(x0.square().mean().item() / 4, rel=1e-3)
         assert row["wiener"] < 1e-6  # all images are the mean
+
+
+def test_a_run_that_was_trained_further_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    monkeypatch.setattr(sweeps, "load_digits", lambda *_: None)
+    monkeypatch.setattr(sweeps, "denoising_errors", lambda *_: measured.append(1) or len(measured))
+    config = sweeps.Config("denoising", runs=(tmp_path / "run",), results=tmp_path, device="cpu")
+    network = tiny_network()
+    for change, errors in ((0.0, 1), (0.0, 1), (0.1, 2)):
+        next(network.parameters()).data += change
+        network.save(tmp_path / "run" / "last")
+        sweeps.main(config)
+        (row,) = read_json(tmp_path / "p1_denoising.json")["rows"]
+        assert row["errors"] == errors
 
 
 @pytest.mark.parametrize("study", ["denoising", "recipes"])

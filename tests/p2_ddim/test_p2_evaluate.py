@@ -14,8 +14,9 @@ from tiny import contents, exit_code, refused
 from tiny_faces import noise, save_noises, tiny_faces
 from torch import Tensor
 
-from common.data.faces import load_faces
+from common.data.faces import Faces, load_faces
 from common.data.split import is_held_out
+from common.errors import InputError
 from common.images import read_rgb, write_png
 from common.metrics.frechet import feature_statistics, frechet_distance
 from p2_ddim import evaluate, inference
@@ -168,6 +169,16 @@ def test_real_photos_are_nearer_to_real_photos_than_dark_images_are(photos: Path
     assert noisy["detail"] > same["detail"] and noisy["detail_real"] == same["detail_real"]
 
 
+def test_a_distance_needs_two_images_and_two_photos(photos: Path) -> None:
+    train, held_out = load_faces(photos, "train"), load_faces(photos, "held_out")
+    one = Faces(held_out.images[:1], held_out.names[:1])
+    for images, others in ((held_out.images[:1], held_out), (held_out.images, one)):
+        with pytest.raises(InputError, match="at least two images and two held-out photos"):
+            quality(images, train, others, colours)
+    with pytest.raises(InputError, match="at least two held-out photos are needed, not 1"):
+        study.measure_real((train.images, one.images), 4, lambda images: {})
+
+
 def test_any_function_can_be_the_features(photos: Path) -> None:
     """The mean brightness alone: its Frechet distance is that of two numbers' means and spreads."""
     train, held_out = load_faces(photos, "train"), load_faces(photos, "held_out")
@@ -269,6 +280,12 @@ def _find(figure: Tensor, image: Tensor) -> tuple[int, int]:
     found = (windows == image[:, None, None]).flatten(3).all(-1).all(0).nonzero()
     assert len(found) == 1
     return int(found[0, 0]), int(found[0, 1])
+
+
+def test_an_eta_grid_of_a_sampler_without_eta_is_refused() -> None:
+    sampling = SamplingConfig(sampler="dpmpp_2m", steps=3)
+    with pytest.raises(InputError, match="--eta applies to DDIM only"):
+        figures.eta_grid(tiny_faces(), [("00", noise(0))], sampling, torch.device("cpu"))
 
 
 def test_rows_of_the_eta_grid_differ() -> None:

@@ -150,6 +150,14 @@ def test_a_batch_cannot_be_cut(
     assert "needs its whole batch at once" in capsys.readouterr().err
 
 
+def test_a_batch_of_more_photos_than_there_are_is_refused(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--data", photos, "--run-dir", tmp_path / "run", "--batch-size", "4000")
+    assert exit_code(train_features.main, train_features.Config, *arguments) == 2
+    assert "a step takes 4000 different photos" in capsys.readouterr().err
+
+
 def test_another_folder_is_refused(digit_checkpoint: Path) -> None:
     with pytest.raises(InputError, match="holds a model of kind"):
         FaceFeatures.load(digit_checkpoint)

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import exit_code, refused, run_process
 from torch.nn import functional as F
 
-from common.files import ROOT
+from common.files import ROOT, read_json, write_json
 from common.images import read_rgb
 from p3_clip import evaluate, inference
 from p3_clip.evaluate import (
@@ -131,6 +131,21 @@ def test_the_report_of_a_run(
     assert result["acc1"]["low"] <= result["acc1"]["value"] <= result["acc1"]["high"]
     assert len(result["per_class"]) == 3 and result["colours"]["open"]["classes"] == 556
     assert sum(row["images"] for row in result["colours"]["by_distance"]) == 12
+
+
+def test_colours_are_of_the_same_clip_and_prompts(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    flags = ("--run", run, "--result", tmp_path / "result.json")
+    write_json(tmp_path / "result.json", {"prompts": "ensemble"})
+    assert "holds the numbers of --prompts ensemble, not single" in refused(
+        capsys, colours.main, colours.Config, *flags
+    )
+    write_json(run / "results.json", read_json(run / "results.json") | {"identity": "another"})
+    write_json(tmp_path / "result.json", {})
+    assert "was made by another CLIP" in refused(capsys, colours.main, colours.Config, *flags)
 
 
 def test_colours_need_names_of_shapes(

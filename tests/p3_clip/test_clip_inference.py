@@ -181,9 +181,14 @@ def test_an_unreadable_picture_keeps_what_was_computed(
     assert len(load_tensors(store)[0]["features"]) == 10  # two whole batches
 
 
-def test_a_long_template_is_no_path(arguments: list[Any], tmp_path: Path) -> None:
+def test_a_long_template_is_no_path(
+    arguments: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is warned of, since the text encoder sees its beginning alone."""
     template = "a photo of a {}" + ", very large" * 400
     assert exit_code(inference.main, inference.Config, *arguments, "--template", template) == 0
+    said = capsys.readouterr().err
+    assert "prompts have more tokens than the text encoder takes and are cut, such as" in said
     assert (
         json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["template"]
         == template

@@ -17,11 +17,13 @@ from tiny_base import save_small_models
 from tiny_pairs import write_pairs
 
 from common.checkpoint import save_tensors
+from common.data.fill50k import Pair
 from common.devices import DTYPES
 from common.errors import InputError
-from common.files import ROOT, write_json
+from common.files import ROOT, read_json, write_json
 from common.images import read_rgb, write_png
 from common.latent.model import LatentDiffusion
+from common.latent.stable_diffusion.naming import WEIGHTS_FILE
 from p3_controlnet import inference, loading
 from p3_controlnet.hints import read_hint, resize_hint
 from p3_controlnet.inference import Config, main
@@ -236,6 +238,19 @@ def test_other_settings_draw_again_and_a_damaged_picture_is_mended(
     }
 
 
+def test_a_controlnet_that_reads_another_text_draws_again(
+    world: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same weights, and no flag: its config.json tells the text."""
+    for name in ("control", "base"):
+        shutil.copytree(world / name, tmp_path / name)
+    draw(tmp_path, data, tmp_path / "out")
+    path = tmp_path / "control" / "config.json"
+    write_json(path, read_json(path) | {"control_text": "empty"})
+    draw(tmp_path, data, tmp_path / "out")
+    assert "already" not in capsys.readouterr().out
+
+
 def test_the_flags_of_control_act(world: Path, quickly: None, tmp_path: Path) -> None:
     flags = [
         (),
@@ -265,6 +280,16 @@ def test_grey_hints_of_another_size_are_read(
     pixels = [read_rgb(tmp_path / name / "target" / "0.png").int() for name in ("colour", "small")]
     assert torch.equal(*pixels) and again["target/1.png"] == colour["target/1.png"]
     assert resize_hint(small, 128).shape == (3, 128, 128) and resize_hint(small, 64) is small
+
+
+def test_transparent_control_pictures_are_read_as_they_are_drawn(tmp_path: Path) -> None:
+    """White lines on nothing are white lines on black, in training, evaluation and drawing."""
+    outline = np.zeros((512, 512, 4), np.uint8)
+    outline[200:210] = 255
+    Image.fromarray(outline).save(tmp_path / "0.png")
+    read = Pair(str(tmp_path / "0.png"), "", "red circle").read_source()
+    assert torch.equal(read, read_hint(tmp_path / "0.png"))
+    assert int(read[0, 205].min()) == 255 and int(read[0, :200].max()) == 0
 
 
 def test_patches_draw_a_larger_canvas(world: Path, quickly: None, tmp_path: Path) -> None:
@@ -445,7 +470,10 @@ def test_a_small_base_takes_the_shipped_control_or_the_one_given(
     )
     monkeypatch.setattr(loading, "SHIPPED_CONTROL", world / "control")
     assert load_model(ModelConfig(world / "base")).controlnet.num_residuals == 5
+    shutil.copytree(world / "base", tmp_path / "base")
+    shutil.copytree(world / "control", tmp_path / "base" / "controlnet")
     monkeypatch.setattr(loading, "SHIPPED_CONTROL", tmp_path / "controlnet_circles")
+    assert load_model(ModelConfig(tmp_path / "base")).controlnet.num_residuals == 5
     with pytest.raises(InputError, match="checkpoints/controlnet_circles is missing"):
         load_model(ModelConfig(world / "base"))
     monkeypatch.setattr(loading, "SHIPPED_BASE", tmp_path / "ldm_shapes")
@@ -461,6 +489,12 @@ def test_where_the_base_of_a_control_comes_from(
     monkeypatch.delenv("SD_BASE", raising=False)
     assert find_base(world / "control", None) == world / "base"
     assert find_base(world / "control", tmp_path) == tmp_path
+    assert find_base(world / "control" / WEIGHTS_FILE, None) == world / "base"
+    inside, whole = (
+        load_model(ModelConfig(path)).controlnet
+        for path in (world / "control" / WEIGHTS_FILE, world / "control")
+    )
+    assert inside.hint_channels == whole.hint_channels
     save_tensors(
         tmp_path / "control.safetensors",
         {"control_model.input_hint_block.0.weight": torch.zeros(1)},

@@ -189,6 +189,24 @@ def test_a_control_without_text_reads_the_empty_prompt_and_says_so(
         assert config.get("control_text", "full") == text
         control = load_controlnet(tmp_path / text / "last", load_base(base).unet)
         assert control.control_text == text
+    # Another training goes on with the text of its start, unless it is told another one.
+    for start, flags, text in (
+        ("full", (), "full"),
+        ("empty", (), "empty"),
+        ("full", ("--control-text", "empty"), "empty"),
+    ):
+        folder = tmp_path / f"{start}_{text}"
+        assert run(folder, base, *once, "--init-from", tmp_path / start / "last", *flags) == 0
+        assert read_json(folder / "last" / "config.json").get("control_text", "full") == text
+
+
+def test_a_start_has_its_own_hint_channels(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "start", base, "--steps", 1, "--validate-every", 0) == 0
+    start = ("--init-from", tmp_path / "start" / "last", "--hint-channels", 4, 8, 12)
+    assert run(tmp_path / "next", base, *start) == 2
+    assert "so --hint-channels does not apply" in capsys.readouterr().err
 
 
 def test_the_convergence_is_the_first_step_at_half_the_iou(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,17 @@ def test_hw2_1_from_another_folder_in_a_clone_with_spaces(clone: Path, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([SPACED], ["--output-dir", SPACED]),
+        ([SPACED], ["--output-dir", SPACED, "--edition", "2025"]),
         ([SPACED, "2024"], ["--output-dir", SPACED, "--edition", "2024"]),
         (
             [SPACED, "2025", "--seed", "3"],
             ["--output-dir", SPACED, "--edition", "2025", "--seed", "3"],
         ),
-        ([SPACED, "--guide_w", "2"], ["--output-dir", SPACED, "--guide_w", "2"]),
+        (
+            [SPACED, "--guide_w", "2"],
+            ["--output-dir", SPACED, "--edition", "2025", "--guide_w", "2"],
+        ),
+        ([SPACED, "--edition=2024"], ["--output-dir", SPACED, "--edition=2024"]),
     ],
 )
 def test_hw2_1_passes_the_edition_and_flags_on(
@@ -385,7 +390,7 @@ def test_the_environment_in_the_checkout_comes_before_the_machines_python(
     try:
         shutil.copy(echo, own)
         result = run_entry(clone / "hw2_1.sh", "x", PYTHON="")
-        assert result.stdout.splitlines() == ["-m", "p1_diffusion.inference", "--output-dir", "x"]
+        assert result.stdout.splitlines()[:3] == ["-m", "p1_diffusion.inference", "--output-dir"]
     finally:
         shutil.rmtree(clone / ".venv")
 
@@ -413,6 +418,29 @@ def test_shipped_weights_are_verified(clone: Path) -> None:
     finally:
         weights.write_bytes(whole)
     assert run_entry(clone / "hw2_download_ckpt.sh").returncode == 0
+
+
+def test_a_controlnet_of_ones_own_is_downloaded(clone: Path, tmp_path: Path) -> None:
+    assert run_entry(clone / "scripts" / "checksums.sh").returncode == 0
+    entry, target = clone / "hw2_download_ckpt.sh", clone / "checkpoints" / "controlnet_sd14"
+    for name, folder in (("good.zip", ""), ("bad.zip", "best/")):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(f"{folder}config.json", "{}")
+            archive.writestr(f"{folder}diffusion_pytorch_model.safetensors", "weights")
+    before = contents(clone / "checkpoints")
+    for name, said in (("bad.zip", "in no folder"), ("none.zip", "curl")):
+        result = run_entry(entry, CONTROLNET_URL=f"file://{tmp_path}/{name}")
+        assert result.returncode != 0 and said in result.stderr
+        assert contents(clone / "checkpoints") == before
+    try:
+        result = run_entry(entry, CONTROLNET_URL=f"file://{tmp_path}/good.zip")
+        assert result.returncode == 0, result.stderr
+        assert "checkpoints/controlnet_sd14 is downloaded." in result.stdout
+        assert contents(target)["config.json"] == b"{}"
+        again = run_entry(entry, CONTROLNET_URL="file:///none")  # it is there: nothing is fetched
+        assert again.returncode == 0
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def test_this_checkouts_weights_are_complete() -> None:

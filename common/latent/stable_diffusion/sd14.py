@@ -76,8 +76,8 @@ def check_table(alphas_cumprod: Tensor | None, configs: Path, source: Path) -> N
     if alphas_cumprod is None:
         return
     ours, theirs = noise_schedule(configs).alphas_cumprod, alphas_cumprod.double()
-    # Half precision resolves 5e-4 near 1; other schedules differ by about 0.1.
-    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=0.0, atol=1e-3):
+    # Near 1 bf16 resolves 4e-3 and fp16 5e-4; other schedules differ by about 0.1.
+    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=0.0, atol=4e-3):
         raise InputError(
             f"{source} was trained on another noise schedule than Stable Diffusion v1.4"
         )

@@ -85,6 +85,14 @@ def test_short_texts_give_the_numbers_of_the_whole_context(clip: Clip) -> None:
         )
 
 
+def test_texts_longer_than_the_context_are_named(clip: Clip) -> None:
+    room = clip.network.context_length - 2  # the ends of a text take a place each
+    fits, cut = "red " * room, "red " * (room + 1)
+    assert torch.equal(clip.tokenize([fits]), clip.tokenize([cut]))
+    assert clip.cut_texts([fits, cut, "red"]) == [cut]
+    assert clip.cut_texts(["red", "blue"]) == []
+
+
 # ----------------------------------------------------------------------------
 # Weights in every form.
 
@@ -128,9 +136,11 @@ def test_every_form_of_weights_loads_without_network(
     if form == "torchscript":  # as in OpenAI's archives
         name, network = f"{name}-quickgelu", tiny_clip(3, quick_gelu=True)
     clip, note = load_clip(name, pretrained, "cpu")
-    assert ("assumed to need OpenAI's preprocessing" in note) == (
-        form != "folder" and form != "torchscript"
-    )
+    assumed = {"transformers": "OpenAI's preprocessing", "folder": None, "torchscript": None}
+    if what := assumed.get(form, "GELU and OpenAI's preprocessing"):
+        assert f", assumed to need {what} (the file does not say)." in note
+    else:
+        assert "assumed" not in note
     ids = clip.tokenize(TEXTS)
     pixels = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -305,6 +315,32 @@ def test_a_transformers_folder_says_which_activation_it_needs(
         load_clip(small_name, str(tmp_path / "True"), "cpu")
     with pytest.raises(InputError, match="need GELU: use --model ViT-tiny-test$"):
         load_clip(f"{small_name}-quickgelu", str(tmp_path / "False"), "cpu")
+    with pytest.raises(InputError, match="need QuickGELU: use --model ViT-tiny-test-quickgelu"):
+        load_clip(small_name, str(tmp_path / "True" / "model.safetensors"), "cpu")
+
+
+def test_the_configuration_says_how_images_are_normalised(small_name: str, tmp_path: Path) -> None:
+    """In transformers' older file, in the one of its version 5, and in open_clip's; beside a file
+    of weights as in a folder."""
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    for name, content in (
+        ("preprocessor_config.json", half),
+        ("processor_config.json", {"image_processor": half}),
+    ):
+        transformers_model(tiny_clip(3)).save_pretrained(tmp_path / name)
+        write_json(tmp_path / name / name, content)
+        given = (tmp_path / name, tmp_path / name / "model.safetensors")
+        for path in given:
+            clip, note = load_clip(small_name, str(path), "cpu")
+            assert clip.network.visual.preprocess_cfg["mean"] == (0.5,) * 3
+            assert "assumed" not in note
+    config = {"model_cfg": {**TINY, "quick_gelu": True}, "preprocess_cfg": {"mean": [0.5] * 3}}
+    write_json(tmp_path / "open_clip_config.json", config)
+    save_tensors(tmp_path / "model.safetensors", tiny_clip(3).state_dict())
+    with pytest.raises(InputError, match="need QuickGELU"):
+        load_clip(small_name, str(tmp_path / "model.safetensors"), "cpu")
+    clip, _ = load_clip(f"{small_name}-quickgelu", str(tmp_path / "model.safetensors"), "cpu")
+    assert clip.network.visual.preprocess_cfg["mean"] == (0.5,) * 3
 
 
 def test_a_transformers_folder_of_another_tokenizer_or_activation_is_refused(
@@ -383,6 +419,10 @@ def test_unknown_names_suggest_and_tags_are_listed(offline: None) -> None:
         find_weights("ViT-B-32", "laion9b")
     with pytest.raises(InputError, match="model folder checkpoints/none does not exist"):
         load_clip("checkpoints/none", device="cpu")
+    with pytest.raises(InputError, match="name of the model ViT-B/32 is ViT-B-32$"):
+        load_clip("ViT-B/32", device="cpu")
+    with pytest.raises(InputError, match="named by itself: --model runs/last"):
+        load_clip("local-dir:runs/last", device="cpu")
 
 
 def test_no_weights_and_no_network_says_so_at_once(

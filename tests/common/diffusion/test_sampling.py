@@ -8,6 +8,7 @@ from torch import Tensor
 
 from common.diffusion.samplers import SAMPLERS, Callback
 from common.diffusion.sampling import GuidedSamplerConfig, SamplerConfig, sample_in_chunks
+from common.diffusion.schedule import SPACINGS
 from common.errors import InputError
 from common.latent.generate import ControlledGenerationConfig, GenerationConfig
 from p1_diffusion.sampling import SamplingConfig as DigitSampling
@@ -22,6 +23,8 @@ SHARED = {field.name for field in dataclasses.fields(SamplerConfig)}
     [
         ({"steps": 0}, r"--steps must be between 1 and 1\d+, not 0"),
         ({"steps": 1001}, "--steps must be between 1 and 1000, not 1001"),
+        ({"steps": 600, "spacing": "leading"}, "would start near t = 600 of 1000, not at noise"),
+        ({"steps": 334, "spacing": "homework"}, "would start near t = 668 of 1000, not at noise"),
         ({"chunk_size": 0}, "--chunk-size must be between 1 and 4096, not 0"),
         ({"seed": -1}, "--seed must be between"),
         ({"sampler": "ddim", "eta": NAN}, r"--eta must be a finite number, not nan"),
@@ -43,6 +46,12 @@ def test_numbers_out_of_range_are_refused_in_every_problem(
         sampler = {} if "eta" not in values else {"sampler": "dpmpp_2m"}  # P2's own is DDIM
         with pytest.raises(InputError, match=sentence):
             config(**(sampler | values)).check()
+
+
+def test_few_steps_and_divisors_pass_with_every_spacing() -> None:
+    for spacing in SPACINGS:
+        for steps in (1, 3, 30, 300, 500, 1000):
+            SamplerConfig(spacing=spacing, steps=steps).check()
 
 
 @pytest.mark.parametrize("config", [DigitSampling(), FaceSampling(), GenerationConfig()])

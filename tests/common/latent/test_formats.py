@@ -336,6 +336,14 @@ def test_it_computes_what_diffusers_makes_of_the_file(
         assert torch.equal(model.decode(x_t), vae.decode(x_t * model.latent_std).sample)
 
 
+def test_its_own_table_may_be_rounded(tmp_path: Path, networks: Any, configs: Path) -> None:
+    table = sd14.noise_schedule(configs).alphas_cumprod
+    for dtype in (torch.float16, torch.bfloat16):
+        state = {**compvis_state(*networks), "alphas_cumprod": table.to(dtype)}
+        save_tensors(tmp_path / "x.safetensors", state)
+        load_stable_diffusion(tmp_path / "x.safetensors", configs=configs)
+
+
 def test_another_noise_schedule_is_refused(tmp_path: Path, networks: Any, configs: Path) -> None:
     for table in (torch.linspace(0.999, 0.0, 1000), torch.ones(10)):
         save_tensors(

@@ -15,6 +15,7 @@ from tiny_latent import seeded
 from torch import nn
 
 from common.checkpoint import save_tensors
+from common.errors import InputError
 from common.files import ROOT
 from common.latent.load import load_base
 from common.latent.model import LatentDiffusion
@@ -24,6 +25,7 @@ from p3_clip.personalisation.custom_diffusion import CustomDiffusionResult, proj
 from p3_clip.personalisation.formats import save_concepts
 from p3_clip.personalisation.inference import COUNT, SIZE, Config, main
 from p3_clip.personalisation.model import save_learned
+from p3_clip.personalisation.task import read_tasks
 
 QUICK = ("--steps", 2, "--chunk-size", 4, "--device", "cpu")
 TASKS = {
@@ -285,7 +287,11 @@ def changed(**changes: Any) -> dict[str, Any]:
         ({}, "must be a JSON object that maps keys to concepts"),
         ({"0": []}, "the concept '0' must be a JSON object"),
         ({"../0": TASKS["0"]}, "the concept '../0' cannot be the name of a folder"),
-        *((changed(**{name: None}), f"the concept '0' needs {name}, a") for name in TASKS["0"]),
+        *(
+            (changed(**{name: None}), f"the concept '0' needs {name}, a")
+            for name in TASKS["0"]
+            if name != "src_image"
+        ),
         (
             changed(prompt=["A <new1>."]),
             "has 1 prompts, 2 texts in prompt_4_clip_eval and 2 baselines",
@@ -316,6 +322,16 @@ def test_input_that_makes_no_sense_is_named_before_anything_is_written(
         capsys, main, Config, *arguments(world, write_tasks(tmp_path, tasks), out)
     )
     assert not out.exists()
+
+
+def test_what_only_a_grade_needs_may_be_missing_in_drawing(tmp_path: Path) -> None:
+    few = {key: TASKS["0"][key] for key in ("token_name", "prompt")}
+    path = write_tasks(tmp_path, {"0": few, "a style": TASKS["a style"]})
+    first, second = read_tasks(path, to_grade=False)
+    assert (first.source, first.texts, first.baselines) == ("0", [], [])
+    assert first.prompts == TASKS["0"]["prompt"] and second.baselines == [(70.0, 30.0)]
+    with pytest.raises(InputError, match="the concept '0' needs src_image, a string"):
+        read_tasks(path)
 
 
 def test_files_and_flags_that_make_no_sense(
