@@ -168,7 +168,7 @@ def test_a_missing_folder_names_the_commands_that_bring_it(tmp_path: Path) -> No
     assert str(tmp_path / "nowhere" / "mnistm" / "train.csv") in message
     for command, file in (
         ("bash scripts/get_dataset.sh", "scripts/get_dataset.sh"),
-        (".venv/bin/python -m scripts.make_sample_data", "scripts/make_sample_data.py"),
+        ("python3 -m scripts.make_sample_data", "scripts/make_sample_data.py"),
     ):
         assert command in message and (ROOT / file).is_file()
 
