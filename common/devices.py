@@ -177,16 +177,23 @@ def make_accelerator(device: DeviceName, mixed_precision: str = "no") -> "Accele
 
     Raises InputError if the device is not present, or for fp16 on a CPU.
     """
-    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate import (
+        Accelerator,
+        DistributedDataParallelKwargs,
+        InitProcessGroupKwargs,
+    )
 
     chosen = pick_device(device)
     if mixed_precision == "fp16" and chosen.type == "cpu":  # accelerate would leave it out silently
         raise InputError("--mixed-precision fp16 needs a GPU: on a CPU use bf16 or no")
     if mixed_precision == "bf16" and chosen.type == "cpu" and not has_bf16_products(chosen):
         _say_slow_bf16()
-    waiting = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    handlers = [
+        InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # no second copy of them
+    ]
     return Accelerator(
-        cpu=chosen.type == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[waiting]
+        cpu=chosen.type == "cpu", mixed_precision=mixed_precision, kwargs_handlers=handlers
     )
 
 

@@ -67,10 +67,11 @@ def step_all(
     once, after all of them: the optimisers of accelerate would each update it, after which the next
     one unscales a second time.
     """
-    for optimizer in optimizers:
+    overflow = scaler is not None and not bool(norm.isfinite())
+    for optimizer in () if overflow else optimizers:
         if scaler is None:
             optimizer.optimizer.step()
-        elif norm.isfinite():
+        else:
             scaler.step(optimizer.optimizer)
     if scaler is not None:
         scaler.update()

@@ -347,10 +347,7 @@ def _backward(
     """Adds the gradients of this process's micro-batches; returns their mean loss, a scalar."""
     total = torch.zeros((), device=accelerator.device)
     for micro, part in enumerate(micro_batches, 1):
-        inputs = {
-            name: value[part].to(accelerator.device, non_blocking=True)
-            for name, value in batch.items()
-        }
+        inputs = {name: _moved(value[part], accelerator.device) for name, value in batch.items()}
         # Processes exchange gradients after the last micro-batch only.
         last = micro == len(micro_batches)
         with contextlib.nullcontext() if last else accelerator.no_sync(objective):
@@ -359,6 +356,13 @@ def _backward(
             accelerator.backward(loss / len(micro_batches))
         total += loss.detach() / len(micro_batches)
     return total
+
+
+def _moved(value: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. From pinned memory the CPU need not wait until it is copied."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
 
 
 def check_resumable(config: TrainingConfig, run_dir: Path, settings: Mapping[str, Any]) -> None:

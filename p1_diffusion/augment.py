@@ -39,7 +39,8 @@ def augment(images: Tensor, probability: float, draws: Draws) -> tuple[Tensor, T
     channels = ORDERS.to(images.device)[order][:, :, None, None].expand_as(images)
     images = images.gather(1, channels) * (1.0 - 2.0 * negative).view(n, 1, 1, 1)
     theta = torch.cat([torch.diag_embed(scale.exp()), shift[:, :, None]], dim=2)  # [N, 2, 3]
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    with torch.autocast(images.device.type, enabled=False):  # bf16 would move pixels
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     warped = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     images = torch.where(moved.view(n, 1, 1, 1) > 0.0, warped, images)
     vectors = [

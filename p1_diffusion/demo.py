@@ -21,7 +21,7 @@ from common.errors import InputError
 from common.grid import labelled_grid
 from common.images import to_uint8
 from p1_diffusion.model import ContextUNet
-from p1_diffusion.sampling import ImageKey, SamplingConfig, sample_digits
+from p1_diffusion.sampling import ImageKey, SamplingConfig, class_keys, sample_digits
 
 EVERY = "all"
 PICTURES = 10
@@ -167,8 +167,8 @@ def keys_of(dataset: str, digit: str) -> list[ImageKey]:
     if dataset not in DATASETS or digit not in (EVERY, *map(str, range(NUM_DIGITS))):
         raise InputError(f"there is no digit {digit!r} of the dataset {dataset!r}")
     if digit == EVERY:
-        return [(dataset, value, 1) for value in range(NUM_DIGITS)]
-    return [(dataset, int(digit), number) for number in range(1, PICTURES + 1)]
+        return class_keys([(dataset, value) for value in range(NUM_DIGITS)], 1)
+    return class_keys([(dataset, int(digit))], PICTURES)
 
 
 def steps_in(film: Film) -> int:

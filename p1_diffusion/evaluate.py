@@ -52,7 +52,7 @@ from p1_diffusion.quality import (
     nearest_training,
     quality,
 )
-from p1_diffusion.sampling import edition_keys, file_name
+from p1_diffusion.sampling import class_keys, file_name
 
 GRADER = ROOT / "checkpoints" / "p1_grader"
 BASELINES = {"simple": 0.90, "strong": 0.95}  # on the mean of the two accuracies
@@ -158,7 +158,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _edition_jobs(edition: Edition) -> dict[str, tuple[str, int, int]]:
-    return {file_name(key): key for key in edition_keys(pairing(edition))}
+    return {file_name(key): key for key in class_keys(pairing(edition))}
 
 
 def pick_judges(config: Config, network: DigitClassifier) -> dict[str, tuple[str, Classifier]]:

@@ -26,7 +26,7 @@ from common.images import write_png
 from p1_diffusion.model import ContextUNet
 from p1_diffusion.sampling import (
     SamplingConfig,
-    edition_keys,
+    class_keys,
     file_name,
     sample_digits,
     translate_guide_w,
@@ -59,8 +59,8 @@ def main(config: Config) -> None:
     device = pick_device(config.device)
     config.sampling.check()
     model = ContextUNet.load(config.checkpoint).to(device)
-    everything = edition_keys(pairing(config.edition))
-    keys = edition_keys(pick_classes(config.edition, config.classes))
+    everything = class_keys(pairing(config.edition))
+    keys = class_keys(pick_classes(config.edition, config.classes))
     prepare_output(config.output_dir, {file_name(key) for key in everything})
     sampling = config.sampling.for_job(len(everything))
     for part, images in sample_digits(model, keys, sampling, share=(rank, processes)):
@@ -92,7 +92,7 @@ def prepare_output(folder: Path, wanted: set[str]) -> None:
     file name as the digit, so the folders must hold nothing else: raises InputError that names a
     file which this program did not write, before anything is deleted.
     """
-    own = {file_name(key) for key in edition_keys(pairing("2024"))}
+    own = {file_name(key) for key in class_keys(pairing("2024"))}
     stale = []
     for dataset in DATASETS:
         for path in sorted(make_folder(folder / dataset).iterdir()):

@@ -1,7 +1,7 @@
 """Sampling of digits: the settings, the list of images of an edition, and the sampling loop."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -70,12 +70,10 @@ def translate_guide_w(arguments: list[str]) -> list[str]:
     return [*arguments[:at], "--guidance-scale", repr(scale), *rest]
 
 
-def edition_keys(classes: Sequence[tuple[str, int]]) -> list[ImageKey]:
-    """Keys of IMAGES_PER_CLASS images for each (dataset, digit), in order."""
+def class_keys(classes: Iterable[tuple[str, int]], count: int = IMAGES_PER_CLASS) -> list[ImageKey]:
+    """Keys of the first `count` images of each (dataset, digit), in order."""
     return [
-        (dataset, digit, number)
-        for dataset, digit in classes
-        for number in range(1, IMAGES_PER_CLASS + 1)
+        (dataset, digit, number) for dataset, digit in classes for number in range(1, count + 1)
     ]
 
 

@@ -9,6 +9,7 @@ Running the same command again resumes. RUN_DIR/last holds the EMA weights as a 
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -81,8 +82,8 @@ class Config:
     """Loss weight of the noise levels. learned: by a learned log-variance; min_snr: min(SNR + 1, 5)
     on the x0 error; none: the plain error of the network's output."""
     timesteps: TimestepDistribution = "mixed"
-    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal,
-    shifted denser at high noise."""
+    """Distribution of the timesteps t in training. mixed: half uniform, half logit-normal; shifted:
+    denser at high noise."""
     guidance_scale: Annotated[float, *bounds(at_least=1, at_most=1000)] = 1.0
     """Guidance scale that the network learns to imitate (Model Guidance), so that sampling needs no
     guidance; 1 is off. Meant for the last steps of a training, with --init-from."""
@@ -147,19 +148,14 @@ def main(config: Config) -> None:
     held_out = load_digits(config.data, "held_out").to(device)
     balanced = BalancedDraw(data)
 
-    def loss_of(
-        batch: Batch,
-        draws: Draws,
-        drop: float = 0.0,
-        probability: float = 0.0,
-        guide: float = 1.0,
-        discriminate: float = 0.0,
-        **options: Any,
-    ) -> torch.Tensor:
+    def loss_of(batch: Batch, draws: Draws, training: bool = False) -> torch.Tensor:
+        """The loss of training; otherwise the plain error, of whole and unchanged images."""
+        options: dict[str, Any] = dict(weighting.options) if training else {}
+        drop = config.cond_drop_prob if training else 0.0
         digit = drop_context(batch["digit"], NULL_DIGIT, drop, draws)
         images, vectors = to_model_range(batch["image"]), None
-        if probability:
-            images, vectors = augment(images, probability, draws)
+        if training and config.augment:
+            images, vectors = augment(images, config.augment, draws)
 
         def condition(
             digit: torch.Tensor, part: slice = slice(None)
@@ -167,17 +163,19 @@ def main(config: Config) -> None:
             context = torch.stack([digit, batch["dataset"]], dim=1)[part]
             return context, None if vectors is None else vectors[part]
 
-        if guide > 1.0:
+        if training and config.guidance_scale > 1.0:
             null = condition(torch.full_like(digit, NULL_DIGIT))
-            options["guidance"] = TrainedGuidance(guide, null, config.guidance_interval)
-        if discriminate:
+            interval = config.guidance_interval
+            options["guidance"] = TrainedGuidance(config.guidance_scale, null, interval)
+        if training and config.discriminate:
             if len(digit) % TOLD.step:
                 raise InputError(
                     f"--discriminate takes every fourth image: the {len(digit)} that are computed"
                     " at once must be a multiple of 4"
                 )
             other = (batch["digit"] + 1 + draws.randint(NUM_DIGITS - 1)) % NUM_DIGITS
-            options["discrimination"] = Discrimination(discriminate, TOLD, condition(other, TOLD))
+            wrong = condition(other, TOLD)
+            options["discrimination"] = Discrimination(config.discriminate, TOLD, wrong)
         return diffusion_loss(
             lambda x_t, t, condition: network(x_t, t, *condition),
             schedule,
@@ -226,19 +224,8 @@ def main(config: Config) -> None:
         )
 
     fit(
-        {
-            **dict(model.named_parameters()),
-            **{f"weighting.{name}": p for name, p in weighting.named_parameters()},
-        },
-        lambda batch, draws: loss_of(
-            batch,
-            draws,
-            config.cond_drop_prob,
-            config.augment,
-            config.guidance_scale,
-            config.discriminate,
-            **weighting.options,
-        ),
+        dict(model.named_parameters()) | dict(weighting.named_parameters("weighting")),
+        functools.partial(loss_of, training=True),
         get_batch,
         config.training,
         config.run_dir,

@@ -105,12 +105,14 @@ def read_images(folder: Path) -> dict[str, Tensor]:
     paths = image_files(folder, report=True)
     if not paths:
         raise InputError(f"{folder} holds no image")
-    images = {path.stem: read_rgb(path) for path in paths}
-    if len(images) < len(paths):
-        raise InputError(
-            f"{folder} holds several images of one name with different suffixes: keep one of each"
-        )
-    return images
+    seen: dict[str, Path] = {}
+    for path in paths:
+        if (other := seen.setdefault(path.stem, path)) is not path:
+            raise InputError(
+                f"{folder} holds several images of one name, {other.name} and {path.name}: keep one"
+                " of each"
+            )
+    return {name: read_rgb(path) for name, path in seen.items()}
 
 
 def compare(images: Mapping[str, Tensor], references: Mapping[str, Tensor]) -> dict[str, Any]:

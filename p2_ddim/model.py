@@ -29,8 +29,8 @@ from common.weights import (
     weights_file,
 )
 
+FACES_SIDE = 64  # of the faces that the shipped network draws
 FACES = ROOT / "checkpoints" / "p2_faces"
-FACES_SIDE = 64  # of the faces that it draws
 """Model folder of the face model that this project trained, for 64x64 images."""
 KIND = "p2_ddim.FaceUNet"
 GROUPS = 32  # groups of GroupNorm

@@ -81,8 +81,8 @@ class Config:
     on the x0 error (min(SNR, 5) with eps prediction); none: the plain error of the network's
     output."""
     timesteps: TimestepDistribution = "mixed"
-    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal,
-    shifted denser at high noise."""
+    """Distribution of the timesteps t in training. mixed: half uniform, half logit-normal; shifted:
+    denser at high noise."""
     model: FaceUNetConfig = SIZES
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {
@@ -177,10 +177,7 @@ def main(config: Config) -> None:
         write_png(path, labelled_grid(to_uint8(x0), PREVIEW_COLUMNS))
 
     fit(
-        {
-            **dict(model.named_parameters()),
-            **{f"weighting.{name}": p for name, p in weighting.named_parameters()},
-        },
+        dict(model.named_parameters()) | dict(weighting.named_parameters("weighting")),
         lambda batch, draws: loss_of(batch, draws, **weighting.options),
         get_batch,
         config.training,

@@ -226,8 +226,9 @@ class _Steps:
 
     def update(self) -> None:
         """Changes the weights and forgets the gradients."""
-        self.accelerator.clip_grad_norm_(self.params.values(), self.config.training.max_grad_norm)
-        step_all(self.optimizers, self.accelerator.scaler)
+        most = self.config.training.max_grad_norm
+        norm = self.accelerator.clip_grad_norm_(self.params.values(), most)
+        step_all(self.optimizers, self.accelerator.scaler, norm)
         self.ema.update(self.params)
         self.count += 1
 

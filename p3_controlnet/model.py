@@ -135,14 +135,13 @@ class ControlNet(nn.Module):
         unet: "UNet2DConditionModel",
         hint_channels: Sequence[int] = SD_HINT_CHANNELS,
         hint_strides: Sequence[int] | None = None,
-        control_text: ControlText = "full",
     ) -> "ControlNet":
         """A ControlNet whose encoder is a trainable copy of the U-Net's, on the U-Net's device.
 
         See Section 3.1 of the paper.
         """
         with unet.device:
-            control = cls(unet.config, hint_channels, hint_strides, control_text)
+            control = cls(unet.config, hint_channels, hint_strides)
         for part in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
             getattr(control, part).load_state_dict(getattr(unet, part).state_dict())
         return control

@@ -144,8 +144,8 @@ class Config:
     on the x0 error (min(SNR, 5) with eps prediction); none: the plain error of the U-Net's output,
     as in the paper."""
     timesteps: TimestepDistribution = "mixed"
-    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal,
-    shifted denser at high noise. The paper's is uniform."""
+    """Distribution of the timesteps t in training. mixed: half uniform, half logit-normal; shifted:
+    denser at high noise. The paper's is uniform."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of storing them, to save memory."""
     check: bool = False
@@ -295,10 +295,7 @@ def main(config: Config) -> None:
         return latent_loss(model, batch, null, draws, cond_drop_prob=drop, **weighting.options)
 
     fit(
-        {
-            **dict(control.named_parameters()),
-            **{f"weighting.{name}": p for name, p in weighting.named_parameters()},
-        },
+        dict(control.named_parameters()) | dict(weighting.named_parameters("weighting")),
         loss_fn,
         CachedBatches(cache, config.training.batch_size, config.training.seed),
         config.training,
@@ -331,7 +328,7 @@ def drawn_pictures(config: Config) -> int:
     pictures = config.pictures
     if pictures is None:
         pictures = DRAWN_PAIRS if kind_of(config.base) == "small" else 0
-    if pictures < 0 or pictures == 0 and not config.fill50k:
+    if pictures == 0 and not config.fill50k:
         raise InputError("--pictures must be at least 1, or --fill50k must be given")
     return pictures
 

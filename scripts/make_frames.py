@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from common import cli
-from common.data.digits import DATASETS, NUM_DIGITS, pairing
+from common.data.digits import NUM_DIGITS, pairing
 from common.data.examples import circle_scenes
 from common.diffusion.interpolation import lerp, slerp
 from common.diffusion.samplers import SAMPLERS
@@ -29,7 +29,6 @@ from common.grid import labelled_grid
 from common.images import to_pil, to_uint8
 from common.latent.generate import ControlledGenerationConfig
 from common.latent.model import LatentDiffusion
-from common.seeds import StackedRandomGenerator, derive_seed
 from p1_diffusion import sampling as p1
 from p1_diffusion.model import ContextUNet
 from p2_ddim import sampling as p2
@@ -120,7 +119,7 @@ ROWS = {"MNIST-M": "mnistm", "SVHN": "svhn"}
 
 def digit_rows(model: ContextUNet, sampling: p1.SamplingConfig) -> Tensor:
     """The digits 0 to 9 of MNIST-M, then of SVHN, uint8 [20, 3, 28, 28]."""
-    keys = [(dataset, digit, 1) for dataset in DATASETS for digit in range(NUM_DIGITS)]
+    keys = p1.class_keys(pairing("2024"), 1)
     sampling = dataclasses.replace(sampling, chunk_size=len(keys))
     return torch.cat([images for _, images in p1.sample_digits(model, keys, sampling)])
 
@@ -216,9 +215,7 @@ def digit_reverse(model: ContextUNet) -> Frames:
 
 def face_noises(count: int, side: int = 64) -> list[p2.NamedNoise]:
     """The first noises that `scripts.make_noise` writes."""
-    seeds = [derive_seed(0, number) for number in range(count)]
-    draws = [StackedRandomGenerator([seed]).randn(3, side, side)[0] for seed in seeds]
-    return [(f"{n:02d}", noise) for n, noise in enumerate(draws)]
+    return [(f"{n:02d}", p2.numbered_noise(n, side)) for n in range(count)]
 
 
 def face_images(

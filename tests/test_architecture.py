@@ -76,6 +76,7 @@ def outside_its_room(path: str, source: str) -> list[str]:
         "torch.load": "common/checkpoint.py",
         "pickle.load": "common/checkpoint.py",
         "pickle.loads": "common/checkpoint.py",
+        "torch.jit.load": "common/checkpoint.py",
         "Image.open": "common/images.py",
         "F.interpolate": "common/images.py",
     }
@@ -126,6 +127,33 @@ def heavy_imports(start: str, program: dict[str, str]) -> dict[str, set[str]]:
         )
         heavy[path] = eager | (anywhere - ADAPTERS.get(path, set()))
     return {path: libraries for path, libraries in heavy.items() if libraries}
+
+
+def test_only_two_files_unpickle_and_neither_runs_code() -> None:
+    """The second reads OpenAI's archives, whose tensors it names itself."""
+    unpickling = {path for path, source in PROGRAM.items() if "pickle.Unpickler" in names(source)}
+    assert unpickling <= {"common/checkpoint.py", "common/clip/torchscript.py"}
+    assert not any("allow_pickle=True" in source for source in PROGRAM.values())
+
+
+def at_import(source: str) -> list[str]:
+    """Calls that importing the file makes for their effect."""
+    body = ast.parse(source).body
+    return [
+        ast.unparse(node)
+        for node in body
+        if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant)
+    ]
+
+
+def test_nothing_happens_at_import() -> None:
+    """But for two settings of the process that concern the file's own."""
+    allowed = {
+        "common/files.py": ["os.register_at_fork(after_in_child=_close_all_locks)"],
+        "common/images.py": ["warnings.filterwarnings('ignore', module='PIL\\\\.')"],
+    }
+    found = {path: calls for path, source in PROGRAM.items() if (calls := at_import(source))}
+    assert found == allowed
 
 
 @pytest.mark.parametrize("path", PROGRAM)

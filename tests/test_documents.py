@@ -11,7 +11,7 @@ import pytest
 from common.files import ROOT
 
 PAGES = ("controlnet_sd14.md", "personalisation_sd14.md")
-OF_THE_PARSER = {"--preset", "--memory"}
+OF_THE_PARSER = {"--preset", "--memory", "--guide-w"}
 
 
 def test_the_five_lines_of_guidance_are_quoted_from_the_code() -> None:
@@ -57,10 +57,17 @@ def flags(config: Any) -> Iterator[str]:
             yield from (f"--{no}{field.name.replace('_', '-')}" for no in ("", "no-"))
 
 
-@pytest.mark.parametrize("page", PAGES)
+WITH_COMMANDS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("checkpoints/*/*.md"))
+    if any(map(programs, commands(path.read_text())))
+)
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS)
 def test_the_commands_of_a_page_run_programs_with_flags_that_exist(page: str) -> None:
     checked = 0
-    for command in commands((ROOT / "docs" / page).read_text()):
+    for command in commands((ROOT / page).read_text()):
         modules = [importlib.import_module(name) for name in programs(command)]
         if not modules or "scripts/test.sh" in command:
             continue
@@ -69,7 +76,7 @@ def test_the_commands_of_a_page_run_programs_with_flags_that_exist(page: str) ->
         given = set(re.findall(r"(?<!\S)--[\w-]+", own))
         assert given <= known, f"{command}: {given - known}"
         checked += 1
-    assert checked >= 6
+    assert checked or page == "CONTRIBUTING.md", page
 
 
 @pytest.mark.parametrize("page", PAGES)

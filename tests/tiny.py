@@ -51,6 +51,7 @@ def environment(**more: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
         "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(ROOT / "outputs" / "no_hub"),  # not what this machine may hold
     }
     return {**os.environ, **own, **more}
 

@@ -77,8 +77,10 @@ class NoiseSchedule:
 
         The result is on the device of `t`.
         """
-        table = self.alphas_cumprod / (1.0 - self.alphas_cumprod)
-        return table.to(torch.float32).to(t.device)[t]
+        if ("snr", t.device) not in self._tables:
+            table = self.alphas_cumprod / (1.0 - self.alphas_cumprod)
+            self._tables["snr", t.device] = (table.to(torch.float32).to(t.device),)
+        return self._tables["snr", t.device][0][t]
 
 
 def linear_schedule(

@@ -26,6 +26,7 @@ from p1_diffusion.model import ContextUNet
 from p1_diffusion.sampling import (
     ImageKey,
     SamplingConfig,
+    class_keys,
     file_name,
     sample_digits,
     translate_guide_w,
@@ -79,9 +80,7 @@ def main(config: Config) -> None:
 
 def grid(folder: Path, classes: list[tuple[str, int]]) -> Tensor:
     """Grid with a row for each (dataset, digit), labelled by digit, of its first ten images."""
-    images = [
-        read_rgb(folder / file_name((*pair, n))) for pair in classes for n in range(1, COLUMNS + 1)
-    ]
+    images = [read_rgb(folder / file_name(key)) for key in class_keys(classes, COLUMNS)]
     labels = [str(digit) for _, digit in classes]
     return labelled_grid(torch.stack(images), COLUMNS, row_labels=labels, scale=2)
 

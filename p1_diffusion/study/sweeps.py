@@ -42,7 +42,7 @@ from common.text_files import read_records
 from p1_diffusion.evaluate import GRADER, grade
 from p1_diffusion.model import ContextUNet
 from p1_diffusion.quality import load_reference, quality
-from p1_diffusion.sampling import IMAGES_PER_CLASS, SamplingConfig, sample_digits
+from p1_diffusion.sampling import IMAGES_PER_CLASS, SamplingConfig, class_keys, sample_digits
 from p1_diffusion.study.classify import TIMESTEPS, classify_by_error
 from p1_diffusion.study.denoising import denoising_errors
 
@@ -226,9 +226,7 @@ def measure(
     (`mean_difference`) as means over the datasets and, in `datasets`, for each; network evaluations
     per sample; and the seconds of sampling.
     """
-    keys = [
-        (dataset, digit, n) for dataset, digit in pairing("2024") for n in range(1, per_class + 1)
-    ]
+    keys = class_keys(pairing("2024"), per_class)
     started = time.monotonic()
     images = torch.cat([images for _, images in sample_digits(model, keys, sampling)])
     seconds = time.monotonic() - started

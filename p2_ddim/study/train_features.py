@@ -56,8 +56,6 @@ class Config:
 def main(config: Config) -> None:
     """Trains the network, or resumes the run in `run_dir`."""
     refuse_slices(config.training, "a contrastive loss")
-    if config.temperature <= 0.0:
-        raise InputError(f"--temperature must be positive, not {config.temperature}")
     torch.manual_seed(config.training.seed)
     model = FaceFeatures.load(config.init_from).train() if config.init_from else FaceFeatures()
     network = prepare_network(model, config.training)

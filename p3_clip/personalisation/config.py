@@ -122,8 +122,8 @@ class _Common:
     """Weight of a second loss, the fraction of a learned word's cross-attention that is not on its
     concept; objects need one colour and plain backgrounds. 0: none."""
     timesteps: TimestepDistribution = "uniform"
-    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal,
-    shifted denser at high noise, where forms are decided. The papers' is uniform."""
+    """Distribution of the timesteps t in training. mixed: half uniform, half logit-normal; shifted:
+    denser at high noise, where forms are decided. The papers' is uniform."""
     held_out: tuple[str, ...] = ()
     """Validation prompts with {} in the place of the concept. Default: two, never trained on."""
     held_out_pictures: Count = 4

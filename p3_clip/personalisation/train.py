@@ -139,7 +139,12 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
     params = {f"word/{token}": rows for token, rows in embedding.rows.items()} | matrices
     pool = make_pool(config, kind, concept_data, concepts, model, regularization, base)
     maps = keep_maps(model.unet) if config.attention_weight else []
-    word_ids = [model.tokenizer.convert_tokens_to_ids(concept.words) for concept in concepts]
+    word_ids = [
+        torch.tensor(
+            model.tokenizer.convert_tokens_to_ids(concept.words), device=accelerator.device
+        )
+        for concept in concepts
+    ]
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
         return pool.draw(
@@ -159,7 +164,7 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
             timesteps=config.timesteps,
         )
         if config.attention_weight:
-            places = torch.stack([isin(batch["ids"], ids) for ids in word_ids], 1)
+            places = torch.stack([torch.isin(batch["ids"], ids) for ids in word_ids], 1)
             kept = [each.map for each in maps if each.map is not None]
             outside = attention_outside(kept, places, batch["regions"].float())
             loss = loss + config.attention_weight * outside
@@ -304,11 +309,6 @@ def _learned_before(
                 f" {config.vectors}"
             )
     return [known[data.token] for data in concept_data]
-
-
-def isin(ids: Tensor, words: Sequence[int]) -> Tensor:
-    """Which of the token ids are of one of these words, as a bool tensor like `ids`."""
-    return torch.isin(ids, torch.tensor(words, device=ids.device))
 
 
 def make_pool(

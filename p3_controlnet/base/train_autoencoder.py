@@ -117,7 +117,8 @@ def main(config: Config) -> None:
     held_out = drawn_examples(VALIDATION_IMAGES, side, VALIDATION_SEED + seed).images
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
-        index = random_indices(len(images), config.training.batch_size, generator).cpu()
+        own = torch.Generator().manual_seed(generator.initial_seed())  # the data are on the CPU
+        index = random_indices(len(images), config.training.batch_size, own)
         return {"index": index, "image": images[index]}
 
     def loss_fn(batch: Batch, draws: Draws) -> Tensor:

@@ -125,7 +125,8 @@ def main(config: Config) -> None:
     held_out = read(VALIDATION_CAPTIONS, VALIDATION_SEED + config.training.seed)
 
     def get_batch(step: int, generator: torch.Generator) -> Batch:
-        index = random_indices(config.captions, config.training.batch_size, generator).cpu()
+        own = torch.Generator().manual_seed(generator.initial_seed())  # the data are on the CPU
+        index = random_indices(config.captions, config.training.batch_size, own)
         return {"index": index, **{name: values[index] for name, values in captions.items()}}
 
     def readout(batch: Batch) -> Readout:

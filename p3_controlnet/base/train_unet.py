@@ -120,8 +120,8 @@ class Config:
     on the x0 error (min(SNR, 5) with eps prediction); none: the plain error of the U-Net's output.
     """
     timesteps: TimestepDistribution = "mixed"
-    """Distribution of the timesteps t in training; mixed is half uniform, half logit-normal,
-    shifted denser at high noise."""
+    """Distribution of the timesteps t in training. mixed: half uniform, half logit-normal; shifted:
+    denser at high noise."""
     model: UNetConfig = UNetConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TRAINING
     PRESETS: ClassVar = {
@@ -212,10 +212,7 @@ def main(config: Config) -> None:
         return loss_of(batch, draws, config.cond_drop_prob, **options)
 
     fit(
-        {
-            **dict(network.named_parameters()),
-            **{f"weighting.{name}": p for name, p in weighting.named_parameters()},
-        },
+        dict(network.named_parameters()) | dict(weighting.named_parameters("weighting")),
         loss_fn,
         CachedBatches(cache, config.training.batch_size, seed),
         config.training,

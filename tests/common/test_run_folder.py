@@ -142,12 +142,16 @@ def test_a_run_killed_before_its_first_state_starts_again(tmp_path: Path) -> Non
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
-def test_a_state_of_an_earlier_version_resumes(run_dir: Path, tmp_path: Path) -> None:
+def test_a_state_of_an_earlier_version_resumes(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It had neither the settings nor the last line of metrics."""
     tensors, values = load_tensors(run_dir / "state.safetensors")
     old = {name: value for name, value in values.items() if name not in ("settings", "logged")}
     save_tensors(run_dir / "state.safetensors", tensors, old)
+    capsys.readouterr()
     line_fit(run_dir, LONGER)
+    assert f"from step {values['step']}" in capsys.readouterr().out and values["step"] > 0
     assert load_tensors(run_dir / "state.safetensors")[1]["step"] == 6
 
 

@@ -592,14 +592,21 @@ def test_the_largest_micro_batch_sets_the_accumulation() -> None:
 @pytest.mark.parametrize("ema", ["cpu", "none"])
 def test_a_run_without_an_average_on_the_device_resumes(ema: Place, tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, ema=ema)
-    Line().fit(tmp_path / "whole", config)
-    Line().fit(tmp_path / "halves", dataclasses.replace(config, steps=4))
-    Line().fit(tmp_path / "halves", config)
-    whole, halves = (
-        load_tensors(tmp_path / name / "state.safetensors")[0] for name in ("whole", "halves")
-    )
-    assert ("ema/weight" in whole) == (ema == "cpu")
-    assert whole.keys() == halves.keys()
+    whole, first, second = Line(), Line(), Line()
+    whole.fit(tmp_path / "whole", config)
+    state = load_tensors(tmp_path / "whole" / "state.safetensors")[0]
+    assert ("ema/weight" in state) == (ema == "cpu")
+
+    def until_4(step: int, generator: torch.Generator) -> Batch:
+        if step == 4:
+            raise InputError("unreadable")
+        return first.get_batch(step, generator)
+
+    with pytest.raises(InputError, match="unreadable"):
+        first.fit(tmp_path / "halves", config, get_batch=until_4)
+    second.fit(tmp_path / "halves", config)
+    assert len(first.path) + len(second.path) == len(whole.path)  # nothing was computed again
+    assert contents(tmp_path / "halves") == contents(tmp_path / "whole")
 
 
 def test_a_run_of_before_a_setting_existed_resumes(tmp_path: Path) -> None:
@@ -611,7 +618,9 @@ def test_a_run_of_before_a_setting_existed_resumes(tmp_path: Path) -> None:
     path.write_text(json.dumps(before))
     with pytest.raises(InputError, match="is of a run with ema = device, not none"):
         Line().fit(tmp_path, dataclasses.replace(SMALL, ema="none"))
-    Line().fit(tmp_path, SMALL)
+    resumed = Line()
+    resumed.fit(tmp_path, SMALL)
+    assert len(resumed.path) == (SMALL.steps - 2) * SMALL.gradient_accumulation_steps
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(tmp_path: Path) -> None:
@@ -802,8 +811,10 @@ def test_a_loss_over_the_whole_batch_refuses_slices(monkeypatch: pytest.MonkeyPa
 
 def test_a_run_may_go_on_with_other_micro_batches(tmp_path: Path) -> None:
     """As on a smaller GPU."""
-    for steps, size in ((2, None), (4, 1)):
-        Line().fit(tmp_path, dataclasses.replace(SMALL, steps=steps, device_batch_size=size))
+    for steps, size, calls in ((2, None, 2 * 2), (4, 1, 2 * 4)):
+        line = Line()
+        line.fit(tmp_path, dataclasses.replace(SMALL, steps=steps, device_batch_size=size))
+        assert len(line.path) == calls  # of two steps each
 
 
 def test_tensorboard_is_asked_for_by_name_when_missing(

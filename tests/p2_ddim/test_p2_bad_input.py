@@ -258,7 +258,7 @@ def test_evaluate_refuses_what_cannot_be_compared(
     )
     shutil.copy(out / "00.png", out / "00.jpg")
     said = refused(capsys, evaluate.main, evaluate.Config, "--images", out, "--references", out)
-    assert "several images of one name" in said
+    assert "several images of one name, 00.jpg and 00.png" in said
     (out / "00.jpg").unlink()
     (out / "01.png").write_bytes(b"no picture")
     assert "01.png is not a readable image" in refused(

@@ -123,7 +123,11 @@ def test_calibrate_finds_the_convention(
     arguments = (*common, "--references", out, "--result", tmp_path / "r.json")
     assert exit_code(calibrate.main, calibrate.Config, *arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 8 and lines[0].startswith(f"{name} ") and "MSE    0.0000" in lines[0]
+    assert (
+        len(lines) == len(CONVENTIONS)
+        and lines[0].startswith(f"{name} ")
+        and "MSE    0.0000" in lines[0]
+    )
     result = json.loads((tmp_path / "r.json").read_text())
     values = [row["mse"] for row in result["conventions"]]
     assert values == sorted(values) and values[1] > 0.0

@@ -114,6 +114,19 @@ def test_hw2_1_passes_the_edition_and_flags_on(
     assert result.stdout.splitlines() == ["-m", "p1_diffusion.inference", *expected]
 
 
+def test_the_year_in_hw2_1_is_drawn_if_none_is_given(clone: Path, echo: str) -> None:
+    entry = clone / "hw2_1.sh"
+    text = entry.read_text()
+    assert text.count("\nEDITION=2025 ") == 1
+    try:
+        entry.write_text(text.replace("\nEDITION=2025 ", "\nEDITION=2024 "))
+        for given, drawn in (((), "2024"), (("2025",), "2025")):
+            result = run_entry(entry, "OUT", *given, PYTHON=echo)
+            assert result.stdout.splitlines()[-2:] == ["--edition", drawn]
+    finally:
+        entry.write_text(text)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -468,7 +468,7 @@ def test_a_failed_download_leaves_nothing_and_says_what_to_do(
     assert done.returncode == 2 and not (tmp_path / "dest").exists()
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: the download failed; place the course's archive by hand")
-    assert "python3 -m scripts.make_sample_data" in last
+    assert ".venv/bin/python -m scripts.make_sample_data" in last
 
 
 @pytest.mark.parametrize("content", [b"<html>quota exceeded</html>", b"truncated", b"no entries"])
