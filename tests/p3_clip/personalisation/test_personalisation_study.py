@@ -413,7 +413,7 @@ def test_the_script_is_sound(tmp_path: Path) -> None:
     assert len(trained) == 9 and sum("--cut-mix" in line for line in trained) == 3
     assert all("--base BASE" in line and line.endswith("--steps 3") for line in trained)
     assert all(
-        ("--class-data-dir RUNS/personalisation/class_data" in line) == ("custom" in line)
+        ("--class-images drawn" in line) == ("custom" in line) and "--vectors 3" in line
         for line in trained
     )
     (measured,) = (line for line in lines if "personalisation.study.sweeps" in line)
