@@ -36,6 +36,11 @@ class GenerationConfig(GuidedSamplerConfig):
 class ControlledGenerationConfig(ControlConfig, GenerationConfig):
     """`GenerationConfig` with a ControlNet; a picture also depends on its control image."""
 
+    perturbed_attention_scale: Scale | None = 0.0
+    """Scale of perturbed-attention guidance (arXiv:2403.17377), which adds scale (cond - cond with
+    each latent attending to itself alone), for half as much time again. The default 0 is none,
+    since the control image gives the shapes."""
+
     def check(self, num_timesteps: int = 1000) -> None:
         """Raises InputError if a value is outside its range."""
         super().check(num_timesteps)

@@ -25,7 +25,7 @@ DEFAULT = {
     "steps": 20,
     "spacing": "trailing",
     "guidance_scale": 2.0,
-    "perturbed_attention_scale": 3.0,
+    "perturbed_attention_scale": 0.0,
     "guidance_interval": [0, 999],
     "guidance_rescale": 0.0,
     "eta": 0.0,
@@ -36,12 +36,15 @@ DEFAULT = {
     "guess_mode": False,
     "seed": 0,
 }
-"""The small models' default sampling; `label` names a row by its differences from this."""
+"""The default sampling of the small model with its ControlNet."""
+WITHOUT_CONTROL = {**DEFAULT, "perturbed_attention_scale": 3.0}
+"""The default sampling of the small model alone."""
 
 
 def label(row: dict[str, Any]) -> str:
-    """A row's name: the sampling settings that differ from `DEFAULT`, or "the default"."""
-    changes = {name: value for name, value in row["sampling"].items() if value != DEFAULT.get(name)}
+    """A row's name: the sampling settings that differ from the default, or "the default"."""
+    usual = DEFAULT if "control" in row else WITHOUT_CONTROL
+    changes = {name: value for name, value in row["sampling"].items() if value != usual.get(name)}
     words = [
         name.replace("_", " ") + ("" if value is True else f" {str(value).strip('[]')}")
         for name, value in changes.items()

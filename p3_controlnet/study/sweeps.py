@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import tyro
@@ -39,7 +39,11 @@ from common.errors import InputError
 from common.files import ROOT, shown, write_json
 from common.images import resize, to_model_range, to_uint8
 from common.latent.control import ControlText
-from common.latent.generate import ControlledGenerationConfig, with_default_guidance
+from common.latent.generate import (
+    ControlledGenerationConfig,
+    GenerationConfig,
+    with_default_guidance,
+)
 from common.latent.load import kind_of, load_base
 from common.latent.model import LatentDiffusion
 from common.latent.small import psnr
@@ -58,6 +62,7 @@ from p3_controlnet.study.prompts import (
 from p3_controlnet.study.report import binding
 from p3_controlnet.study.tasks import Task, draw_tasks, layout_tasks, measure_tasks, real_tasks
 
+SomeConfig = TypeVar("SomeConfig", bound=GenerationConfig)
 Study = Literal["base", "autoencoder", "circles", "two_circles", "canvas", "size"]
 
 # Differences from the default generation settings. Each needs at most 25 evaluations, where the two
@@ -73,7 +78,7 @@ BASE_SWEEP: tuple[dict[str, Any], ...] = (
 CIRCLES_SWEEP: tuple[dict[str, Any], ...] = (
     {},
     *({"guidance_scale": scale} for scale in (1.0, 1.5, 3.0, 4.0, 6.0)),
-    {"perturbed_attention_scale": 0.0},
+    {"perturbed_attention_scale": 3.0},
     *({"control_scales": (scale,)} for scale in (0.0, 0.5, 0.75, 1.25, 1.5)),
     *({"control_end": end} for end in (0.25, 0.5)),
     {"guess_mode": True},
@@ -143,15 +148,18 @@ def main(config: Config) -> None:
     STUDIES[config.study](config, model, default)
 
 
-def base_study(config: Config, model: LatentDiffusion, default: ControlledGenerationConfig) -> None:
+def base_study(
+    config: Config, model: LatentDiffusion, controlled: ControlledGenerationConfig
+) -> None:
     """Colour errors of images without ControlNet, for each sampling in BASE_SWEEP.
 
     The row of the default sampling also holds "renderings": the same measures of the scenes
     themselves, which tell how far the measures can be trusted.
     """
     scenes = prompt_scenes(config.count or PROMPT_COUNT)
+    default = GenerationConfig(steps=controlled.steps)
 
-    def measured(generation: ControlledGenerationConfig) -> dict[str, Any]:
+    def measured(generation: GenerationConfig) -> dict[str, Any]:
         row = measure_base(model, scenes, generation)
         if generation == default:
             row["renderings"] = measure_renderings(scenes, model.side)
@@ -365,24 +373,20 @@ def measure_several(
 
 
 def _varied(
-    config: Config, default: ControlledGenerationConfig, changes: Sequence[dict[str, Any]]
-) -> list[ControlledGenerationConfig]:
+    config: Config, default: SomeConfig, changes: Sequence[dict[str, Any]]
+) -> list[SomeConfig]:
     """The default with each of the changes, without duplicates; with --default-only the default."""
     if config.default_only:
         return [default]
     return list(dict.fromkeys(dataclasses.replace(default, **change) for change in changes))
 
 
-def _key(
-    config: Config, model: LatentDiffusion, generation: ControlledGenerationConfig
-) -> dict[str, Any]:
+def _key(config: Config, model: LatentDiffusion, generation: GenerationConfig) -> dict[str, Any]:
     """The key of a row: the model, a hash of its weights, and the sampling settings."""
     sampling = dataclasses.asdict(with_default_guidance(generation, model))
     del sampling["chunk_size"]  # changes no image by more than one grey level
     names = {"model": shown(config.checkpoint)}
-    if model.controlnet is None:
-        del sampling["control_text"]
-    else:
+    if isinstance(generation, ControlledGenerationConfig) and model.controlnet is not None:
         sampling["control_text"] = generation.control_text or model.controlnet.control_text
         small = kind_of(config.checkpoint) == "small"
         names["control"] = shown(
