@@ -90,7 +90,7 @@ def measure_pictures(pictures: Tensor, scenes: Sequence[Scene], side: int) -> di
     fraction of the prompts with one shape whose image shows that shape; "bound" is the fraction of
     the prompts with several shapes whose image shows each of them in its own colour, within
     OWN_COLOUR. An image with more objects than named counts for neither. Both are None without such
-    prompts.
+    prompts. "by_kind" is the fraction of the objects of each kind that are in their shape.
     """
     lines = [
         measure_scene(picture, scene, side) for picture, scene in zip(pictures, scenes, strict=True)
@@ -131,6 +131,10 @@ def measure_pictures(pictures: Tensor, scenes: Sequence[Scene], side: int) -> di
             for line in lines
             if len(line["objects"]) > 1
         ),
+        "by_kind": {
+            kind: _mean(each["shape_right"] for each in parts["objects"] if each["shape"] == kind)
+            for kind in KINDS
+        },
         "worst": worst[:5],
     }
 

@@ -167,6 +167,14 @@ def test_a_picture_with_one_more_object_is_not_right() -> None:
     assert row["shape_right"] == 0.5 and row["right"] == 1.0
 
 
+def test_shapes_are_counted_by_kind() -> None:
+    square = Scene("gold", (Shape("square", "navy", 0.5, 0.5, 0.2),))
+    circle = Scene("gold", (Shape("circle", "navy", 0.5, 0.5, 0.2),))
+    pictures = torch.stack([shown(square), shown(circle), shown(circle)])
+    row = prompts.measure_pictures(pictures, [square, square, circle], 64)
+    assert row["by_kind"] == {"circle": 1.0, "square": 0.5, "triangle": None, "star": None}
+
+
 # ----------------------------------------------------------------------------
 # With control.
 
