@@ -35,7 +35,7 @@ from common.seeds import batch_seed, random_indices
 from common.training import Batch
 
 CAPTIONS = 64  # encoded at a time
-PIXELS = 64 * 64**2  # encoded at a time: 64 pictures of 64x64, or one of 512x512
+PIXELS = 512**2  # encoded at a time: 16 pictures of 128x128, or one of 512x512
 WORKERS = 2  # two decode 200 pairs of 512x512 in a second
 BATCHES_AHEAD = 4  # decoded ahead by each worker
 SECONDS_BETWEEN_COMMITS = 2.0  # while encoding: a kill loses as much

@@ -363,7 +363,8 @@ def control_image(model: LatentDiffusion) -> Frames:
 
 
 def without_control(model: LatentDiffusion) -> Frames:
-    """The base model against the base model with ControlNet, from the same noise and prompt."""
+    """The base model against the base model with ControlNet, from the same noise and prompt, both
+    without perturbed attention."""
     tasks = control_tasks()
     before, after = (control_images(model, tasks, scale) for scale in (0.0, 1.0))
     caption = "The same prompt and noise: the base model alone against the base with ControlNet."

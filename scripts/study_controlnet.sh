@@ -15,6 +15,7 @@ if [ -d "$data/testing" ]; then
   figures=("${pairs[@]}")
 fi
 for study in base two_circles canvas size; do "$PYTHON" -m p3_controlnet.study.sweeps "$study" "$@"; done
+"$PYTHON" -m p3_controlnet.study.sweeps two_circles --control-text full "$@"
 if [ ${#pairs[@]} -gt 0 ]; then
   for study in autoencoder circles; do
     "$PYTHON" -m p3_controlnet.study.sweeps "$study" "${pairs[@]}" "$@"

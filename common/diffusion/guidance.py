@@ -51,7 +51,7 @@ def guided(
     scale: float,
     *,
     perturbed: Condition | None = None,
-    perturbed_scale: float = 0.0,
+    pag_scale: float = 0.0,
     interval: tuple[int, int] | None = None,
     rescale: float = 0.0,
 ) -> Predict:
@@ -62,16 +62,17 @@ def guided(
     the conditional half is computed; at scale 0 only the unconditional half. `rescale` is phi of
     `rescale_guidance`.
 
-    With `perturbed`, the condition under which the network's self-attention is perturbed,
-    perturbed_scale (cond - perturbed) is added (perturbed-attention guidance, Equation 15 of Ahn et
-    al. 2024, arXiv:2403.17377). That takes a further call of batch size N.
+    With `perturbed`, the condition under which self-attention maps are the identity, and a
+    `pag_scale` other than 0, pag_scale (cond - perturbed) is added inside the interval
+    (perturbed-attention guidance, Ahn et al. 2024, arXiv:2403.17377). That needs the conditional
+    half at every scale, and a further call of batch size N.
     """
 
     def predict(x_t: Tensor, t: int) -> Tensor:
         timesteps = torch.full((len(x_t),), t, device=x_t.device)
         inside = interval is None or interval[0] <= t <= interval[1]
         guides = inside and scale != 1.0
-        perturbs = inside and perturbed is not None and perturbed_scale != 0.0
+        perturbs = inside and perturbed is not None and pag_scale != 0.0
         if not guides and not perturbs:
             return network(x_t, timesteps, condition)
         if scale == 0.0 and not perturbs:
@@ -83,7 +84,7 @@ def guided(
         else:
             result = cond = network(x_t, timesteps, condition)
         if perturbs:
-            result = result + perturbed_scale * (cond - network(x_t, timesteps, perturbed))
+            result = result + pag_scale * (cond - network(x_t, timesteps, perturbed))
         return rescale_guidance(result, cond, rescale) if rescale else result
 
     return predict

@@ -25,21 +25,23 @@ class GenerationConfig(GuidedSamplerConfig):
     """Scale of classifier-free guidance, uncond + scale (cond - uncond); 1 is no guidance. By
     default the base model's own `default_guidance_scale`: 7.5 for Stable Diffusion, 2 for the small
     model."""
-    perturbed_attention_scale: Scale | None = None
-    """Scale of perturbed-attention guidance (arXiv:2403.17377), which adds scale (cond - cond with
-    each latent attending to itself alone): clearer shapes for half as much time again; 0 is none.
-    By default the base model's own `default_perturbed_scale`: 0 for Stable Diffusion, 3 for the
-    small model."""
+    pag_scale: Scale | None = None
+    """Scale of perturbed-attention guidance (arXiv:2403.17377), which adds
+    scale (cond - perturbed), where "perturbed" is the conditional prediction with the identity as
+    self-attention map: clearer shapes for half as much time again beside classifier-free guidance;
+    0 is none. By default the base model's own `default_pag_scale`: 0 for Stable Diffusion, 3 for
+    the small model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ControlledGenerationConfig(ControlConfig, GenerationConfig):
     """`GenerationConfig` with a ControlNet; a picture also depends on its control image."""
 
-    perturbed_attention_scale: Scale | None = 0.0
-    """Scale of perturbed-attention guidance (arXiv:2403.17377), which adds scale (cond - cond with
-    each latent attending to itself alone), for half as much time again. The default 0 is none,
-    since the control image gives the shapes."""
+    pag_scale: Scale | None = 0.0
+    """Scale of perturbed-attention guidance (arXiv:2403.17377), which adds
+    scale (cond - perturbed), where "perturbed" is the conditional prediction with the identity as
+    self-attention map, for half as much time again. The default 0 is none, since the control image
+    gives the shapes; None is the base model's own scale."""
 
     def check(self, num_timesteps: int = 1000) -> None:
         """Raises InputError if a value is outside its range."""
@@ -69,13 +71,11 @@ class Request:
 
 def with_default_guidance(config: GenerationConfig, model: LatentDiffusion) -> GenerationConfig:
     """`config` with the model's default scales of guidance filled in where none are given."""
-    scale, perturbed = config.guidance_scale, config.perturbed_attention_scale
+    scale, pag_scale = config.guidance_scale, config.pag_scale
     return dataclasses.replace(
         config,
         guidance_scale=model.default_guidance_scale if scale is None else scale,
-        perturbed_attention_scale=(
-            model.default_perturbed_scale if perturbed is None else perturbed
-        ),
+        pag_scale=(model.default_pag_scale if pag_scale is None else pag_scale),
     )
 
 
@@ -137,7 +137,7 @@ def _generate_chunk(
         condition,
         null,
         config.guidance_scale,
-        perturbed_scale=config.perturbed_attention_scale,
+        pag_scale=config.pag_scale,
         control=control_interval(timestep_pairs, control.control_start, control.control_end),
         interval=config.guidance_interval,
         rescale=config.guidance_rescale,

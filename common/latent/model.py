@@ -56,7 +56,7 @@ class LatentCondition:
     """Number of images, from the first on, that the hint applies to; None is all. Set by `stack`.
     """
     perturbed: bool = False
-    """Whether self-attention in the U-Net's `perturbed_blocks` is the identity, as
+    """Whether self-attention in the U-Net's `pag_applied_layers` is the identity, as
     perturbed-attention guidance needs it."""
 
     def stack(self, other: "LatentCondition") -> "LatentCondition":
@@ -105,9 +105,9 @@ class LatentDiffusion(nn.Module):
     - Latents are (z - latent_mean) / latent_std, each one number or one for each channel; the
       defaults are Stable Diffusion's.
     - `default_guidance_scale` is the guidance scale used if none is given; 7.5 is Stable
-      Diffusion's. `default_perturbed_scale` is the same of perturbed-attention guidance, which
-      perturbs the blocks of the U-Net whose names begin with one of `perturbed_blocks`; the default
-      is the choice of Ahn et al. 2024 (arXiv:2403.17377) for Stable Diffusion.
+      Diffusion's. `default_pag_scale` is the same of perturbed-attention guidance, which
+      perturbs the blocks of the U-Net whose names begin with one of `pag_applied_layers`; the
+      default is the choice of Ahn et al. 2024 (arXiv:2403.17377) for Stable Diffusion.
     - `controlnet(x_t, hint, t, context, hint_features)` returns the residuals of the decoder's skip
       connections, then the residual of the middle block.
 
@@ -127,15 +127,15 @@ class LatentDiffusion(nn.Module):
         latent_mean: float | Sequence[float] = 0.0,
         latent_std: float | Sequence[float] = 1.0 / SD_SCALE_FACTOR,
         default_guidance_scale: float = 7.5,
-        default_perturbed_scale: float = 0.0,
-        perturbed_blocks: Sequence[str] = ("mid_block",),
+        default_pag_scale: float = 0.0,
+        pag_applied_layers: Sequence[str] = ("mid_block",),
         controlnet: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.autoencoder, self.text_encoder, self.unet = autoencoder, text_encoder, unet
         self.controlnet, self.default_guidance_scale = controlnet, default_guidance_scale
-        self.default_perturbed_scale = default_perturbed_scale
-        self.perturbed_blocks = tuple(perturbed_blocks)
+        self.default_pag_scale = default_pag_scale
+        self.pag_applied_layers = tuple(pag_applied_layers)
         self.tokenizer, self.schedule, self.parameterization = tokenizer, schedule, parameterization
         # Not persistent: they belong to the configuration, and a state dict of the ControlNet alone
         # must not contain them.
@@ -321,7 +321,7 @@ class LatentDiffusion(nn.Module):
         null: LatentCondition,
         scale: float,
         *,
-        perturbed_scale: float = 0.0,
+        pag_scale: float = 0.0,
         control: tuple[int, int] | None = None,
         interval: tuple[int, int] | None = None,
         rescale: float = 0.0,
@@ -329,7 +329,7 @@ class LatentDiffusion(nn.Module):
     ) -> Predict:
         """`common.diffusion.guidance.guided` of this model, with control at selected timesteps.
 
-        `perturbed_scale` is the scale of perturbed-attention guidance; 0 is none. `control` =
+        `pag_scale` is the scale of perturbed-attention guidance; 0 is none. `control` =
         (lowest t, highest t) limits control to those t (see `control_interval`, which
         computes it from fractions of the trajectory); None is no limit. For guess mode, `null` has
         no hint and `condition` has `guess_mode_scales`. `network` replaces `apply_model`.
@@ -343,7 +343,7 @@ class LatentDiffusion(nn.Module):
                 null,
                 scale,
                 perturbed=condition.perturb(),
-                perturbed_scale=perturbed_scale,
+                pag_scale=pag_scale,
                 interval=interval,
                 rescale=rescale,
             )
@@ -381,20 +381,20 @@ class LatentDiffusion(nn.Module):
 
     @contextlib.contextmanager
     def _perturbed_attention(self) -> Iterator[None]:
-        """Inside the block, each latent attends only to itself in `perturbed_blocks`.
+        """Inside the block, each latent attends only to itself in `pag_applied_layers`.
 
         Only self-attention is replaced. Its map becomes the identity, so that its output is the
-        projected values (Section 4.2 of arXiv:2403.17377).
+        projected values (arXiv:2403.17377).
         """
         layers = [
             block.attn1
             for name, block in self.unet.named_modules()
-            if hasattr(block, "attn1") and name.startswith(self.perturbed_blocks)
+            if hasattr(block, "attn1") and name.startswith(self.pag_applied_layers)
         ]
         processors = [layer.processor for layer in layers]
         try:
             for layer in layers:
-                layer.set_processor(_attend_to_itself)
+                layer.set_processor(_identity_attention)
             yield
         finally:
             for layer, processor in zip(layers, processors, strict=True):
@@ -404,7 +404,7 @@ class LatentDiffusion(nn.Module):
         return self.autoencoder, self.text_encoder, self.unet
 
 
-def _attend_to_itself(attention: "Attention", hidden_states: Tensor, **_: Any) -> Tensor:
+def _identity_attention(attention: "Attention", hidden_states: Tensor, **_: Any) -> Tensor:
     """diffusers' attention processor with the identity as the attention map."""
     project, dropout = attention.to_out
     return dropout(project(attention.to_v(hidden_states)))

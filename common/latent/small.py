@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 KIND = "small_diffusion"
 LATENT_SIDE = 16  # of all small models
 DEFAULT_GUIDANCE_SCALE = 2.0
-DEFAULT_PERTURBED_SCALE = 3.0
+DEFAULT_PAG_SCALE = 3.0
 LATENT_STATISTICS = ("latent_mean", "latent_std")
 PREDICTION_TYPES: dict[Parameterization, str] = {
     "eps": "epsilon",
@@ -238,8 +238,8 @@ def guidance_defaults(unet: "UNet2DConditionModel") -> dict[str, Any]:
     up = [f"up_blocks.{i}" for i in levels[:-1]]
     return {
         "default_guidance_scale": DEFAULT_GUIDANCE_SCALE,
-        "default_perturbed_scale": DEFAULT_PERTURBED_SCALE,
-        "perturbed_blocks": (*down, "mid_block", *up),
+        "default_pag_scale": DEFAULT_PAG_SCALE,
+        "pag_applied_layers": (*down, "mid_block", *up),
     }
 
 

@@ -208,7 +208,7 @@ def more_circles(inputs: FigureInputs) -> Tensor:
 def base(inputs: FigureInputs) -> Tensor:
     """The first prompts of the study of the base model, each with four different noises."""
     prompts = [scene.caption for scene in prompt_scenes(BASE_ROWS)]
-    usual = dataclasses.replace(inputs.generation, perturbed_attention_scale=None)  # uncontrolled
+    usual = dataclasses.replace(inputs.generation, pag_scale=None)  # uncontrolled
     pictures = draw_prompts(
         inputs.model, [prompt for prompt in prompts for _ in range(BASE_COLUMNS)], usual
     )

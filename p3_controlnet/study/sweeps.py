@@ -30,8 +30,7 @@ import tyro
 
 from common import cli
 from common.checkpoint import state_hash
-from common.data.layouts import LAYOUT_COUNT, LayoutKind, Wording, make_layouts
-from common.data.shapes import Scene
+from common.data.layouts import LAYOUT_COUNT, LayoutKind, Wording
 from common.devices import DeviceName, pick_device
 from common.diffusion.samplers import count_evaluations
 from common.diffusion.schedule import SPACINGS
@@ -62,23 +61,22 @@ from p3_controlnet.study.prompts import (
 from p3_controlnet.study.report import binding
 from p3_controlnet.study.tasks import Task, draw_tasks, layout_tasks, measure_tasks, real_tasks
 
-SomeConfig = TypeVar("SomeConfig", bound=GenerationConfig)
+ConfigT = TypeVar("ConfigT", bound=GenerationConfig)
 Study = Literal["base", "autoencoder", "circles", "two_circles", "canvas", "size"]
 
-# Differences from the default generation settings. Each needs at most 25 evaluations, where the two
-# halves of a guided pair are one evaluation.
+# Differences from the default generation settings.
 BASE_SWEEP: tuple[dict[str, Any], ...] = (
     {},
     *({"guidance_scale": scale} for scale in (1.0, 1.5, 3.0, 4.0, 6.0)),
-    *({"perturbed_attention_scale": scale} for scale in (0.0, 1.5, 5.0)),
-    {"guidance_scale": 1.0, "perturbed_attention_scale": 0.0},
+    *({"pag_scale": scale} for scale in (0.0, 1.5, 5.0)),
+    {"guidance_scale": 1.0, "pag_scale": 0.0},
     {"guidance_rescale": 0.7},
     {"spacing": "leading"},
 )
 CIRCLES_SWEEP: tuple[dict[str, Any], ...] = (
     {},
     *({"guidance_scale": scale} for scale in (1.0, 1.5, 3.0, 4.0, 6.0)),
-    {"perturbed_attention_scale": 3.0},
+    {"pag_scale": 3.0},
     *({"control_scales": (scale,)} for scale in (0.0, 0.5, 0.75, 1.25, 1.5)),
     *({"control_end": end} for end in (0.25, 0.5)),
     {"guess_mode": True},
@@ -212,9 +210,7 @@ def two_circles_study(
             key = {"kind": kind, "wording": wording, "layouts": len(tasks)} | _key(
                 config, model, generation
             )
-            # Only in this wording are the prompts the captions of the scenes.
-            scenes = make_layouts(kind, len(tasks)) if wording == "each" else ()
-            plan.append((key, functools.partial(measure_several, model, tasks, generation, scenes)))
+            plan.append((key, functools.partial(measure_several, model, tasks, generation)))
     columns = ("kind", "wording", "bound", "iou", "iou_each", "circle_error", "failed")
     print(binding(measured_rows(*_file(config), plan, columns)))
 
@@ -321,7 +317,8 @@ def measure_circles(
 ) -> dict[str, Any]:
     """Draws the tasks; returns mean measures, evaluations per image and the seconds of drawing.
 
-    With `lines`, the measures of each image are returned too, as "lines".
+    The two halves of a guided pair are one evaluation; perturbed attention is a further one. With
+    `lines`, the measures of each image are returned too, as "lines".
     """
     started = time.monotonic()
     pictures = draw_tasks(model, tasks, generation)
@@ -329,6 +326,8 @@ def measure_circles(
     measured = measure_tasks(tasks, pictures, model.side)
     pairs = SPACINGS[generation.spacing](model.schedule, generation.steps)
     evaluations = count_evaluations(generation.sampler, model.schedule, pairs)
+    if generation.pag_scale != 0.0:
+        evaluations *= 2
     row = {"evaluations": evaluations, **means(measured), "seconds": seconds}
     return row | {"lines": measured} if lines else row
 
@@ -337,44 +336,35 @@ def measure_several(
     model: LatentDiffusion,
     tasks: Sequence[Task],
     generation: ControlledGenerationConfig,
-    scenes: Sequence[Scene] = (),
 ) -> dict[str, Any]:
     """Draws tasks of several circles; returns mean measures, failures and the lines of all images.
 
     "bound" is the fraction of images with each circle in its own colour (within OWN_COLOUR), where
     the prompt names circles from left to right; "bound_any_order" also counts exchanged colours.
     "iou_each" is the mean IoU over single circles, "iou_worst" the lowest, "failed" the number of
-    images with a failure. If the tasks' `scenes` are given, "uncontrolled_circle_error" is the
-    colour error of the circles in images from the same captions without ControlNet; the circles may
-    be anywhere in the image, and a missing one has the error 50.
+    images with a failure.
     """
     lines = measure_tasks(tasks, draw_tasks(model, tasks, generation), model.side)
     for line in lines:
         line["failures"] = failures(line)
     each = [value for line in lines for value in line["iou_circles"]]
     failed = sum(bool(line["failures"]) for line in lines)
-    found = {
+    return {
         **means(lines),
         "bound": fmean(max(line["own_errors"]) <= OWN_COLOUR for line in lines),
         "bound_any_order": fmean(max(line["circle_errors"]) <= OWN_COLOUR for line in lines),
         "iou_each": fmean(each),
         "iou_worst": min(each),
         "failed": failed,
+        "lines": lines,
     }
-    if scenes:
-        found["uncontrolled_circle_error"] = measure_base(model, scenes, generation)[
-            "objects_error"
-        ]
-    return found | {"lines": lines}
 
 
 # ----------------------------------------------------------------------------
 # Keys and files of the rows.
 
 
-def _varied(
-    config: Config, default: SomeConfig, changes: Sequence[dict[str, Any]]
-) -> list[SomeConfig]:
+def _varied(config: Config, default: ConfigT, changes: Sequence[dict[str, Any]]) -> list[ConfigT]:
     """The default with each of the changes, without duplicates; with --default-only the default."""
     if config.default_only:
         return [default]

@@ -8,7 +8,7 @@ import pytest
 
 from common.files import read_json, write_json
 from common.latent.generate import ControlledGenerationConfig
-from common.latent.small import DEFAULT_GUIDANCE_SCALE, DEFAULT_PERTURBED_SCALE
+from common.latent.small import DEFAULT_GUIDANCE_SCALE, DEFAULT_PAG_SCALE
 from common.report import Results
 from p3_controlnet.loading import SHIPPED_CONTROL
 from p3_controlnet.study import report
@@ -47,9 +47,9 @@ def test_a_row_is_called_by_what_differs(sampling: dict[str, Any], label: str) -
 
 
 def test_without_control_perturbed_attention_is_the_default() -> None:
-    sampling = {"perturbed_attention_scale": DEFAULT_PERTURBED_SCALE}
+    sampling = {"pag_scale": DEFAULT_PAG_SCALE}
     assert report.label({"sampling": report.DEFAULT | sampling}) == "the default"
-    assert report.label(row(sampling)) == "perturbed attention scale 3.0"
+    assert report.label(row(sampling)) == "pag scale 3.0"
 
 
 def test_only_rows_of_the_shipped_models_are_taken(tmp_path: Path) -> None:

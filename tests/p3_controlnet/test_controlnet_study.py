@@ -247,7 +247,6 @@ def test_several_circles_and_canvases_are_measured(
     assert all(
         len(row["lines"][0]["iou_circles"]) == 2 and "failures" in row["lines"][0] for row in rows
     )
-    assert all(0.0 <= row["uncontrolled_circle_error"] <= 50.0 for row in rows)
     rows = run(world, tmp_path, "canvas")
     assert [row["stride"] for row in rows] == [16, None] and all(
         0.0 <= row["iou"] <= 1.0 for row in rows

@@ -32,7 +32,7 @@ from common.latent.generate import GenerationConfig, Request
 from common.latent.load import load_base
 from common.latent.model import LatentDiffusion
 from common.latent.save_pictures import Picture, draw_missing
-from common.latent.small import DEFAULT_GUIDANCE_SCALE, DEFAULT_PERTURBED_SCALE
+from common.latent.small import DEFAULT_GUIDANCE_SCALE, DEFAULT_PAG_SCALE
 from common.metrics.clip_scores import FORMS, image_cosines, text_cosines
 from common.seeds import derive_seeds
 from common.study import WEIGHTS, measured_rows
@@ -108,7 +108,7 @@ def main(config: Config) -> None:
     generation = GenerationConfig(
         steps=config.steps,
         guidance_scale=DEFAULT_GUIDANCE_SCALE,
-        perturbed_attention_scale=DEFAULT_PERTURBED_SCALE,
+        pag_scale=DEFAULT_PAG_SCALE,
         seed=SEED,
         chunk_size=config.chunk_size,
     )
@@ -138,7 +138,7 @@ def main(config: Config) -> None:
                 "solver": generation.sampler,
                 "steps": config.steps,
                 "guidance_scale": generation.guidance_scale,
-                "perturbed_attention_scale": generation.perturbed_attention_scale,
+                "pag_scale": generation.pag_scale,
             },
             "clip": note if clip is not None else None,
         }

@@ -467,7 +467,7 @@ def test_perturbed_attention_guidance_adds_one_call(scale: float, rows: list[int
     """uncond + s (cond - uncond) + p (cond - perturbed), inside the interval; at s = 1 without the
     unconditional half."""
     network, weak = Recorder(), torch.tensor([1.5, 2.0, 2.5])
-    given = {"perturbed": weak, "perturbed_scale": 2.0, "interval": (0, 10)}
+    given = {"perturbed": weak, "pag_scale": 2.0, "interval": (0, 10)}
     output = guided(network, COND, NULL, scale, **given)(X, 5)
     expected = NULL + scale * (COND - NULL) + 2.0 * (COND - weak)
     torch.testing.assert_close(output, expected[:, None] * X)

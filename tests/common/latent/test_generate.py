@@ -242,13 +242,13 @@ def test_guidance_acts_inside_its_interval_alone(model: LatentDiffusion) -> None
 
 def test_the_default_guidance_is_the_models(model: LatentDiffusion) -> None:
     assert model.default_guidance_scale == 7.5  # Stable Diffusion's
-    assert model.default_perturbed_scale == 0.0
+    assert model.default_pag_scale == 0.0
     usual = with_(guidance_scale=None)
-    asked = with_(guidance_scale=7.5, perturbed_attention_scale=0.0)
+    asked = with_(guidance_scale=7.5, pag_scale=0.0)
     assert with_default_guidance(usual, model) == asked
     assert with_default_guidance(asked, model) == asked
     assert torch.equal(pictures(model, requests(1), usual), pictures(model, requests(1), asked))
-    more = with_(guidance_scale=7.5, perturbed_attention_scale=3.0)
+    more = with_(guidance_scale=7.5, pag_scale=3.0)
     assert not torch.equal(pictures(model, requests(1), more), pictures(model, requests(1), asked))
 
 

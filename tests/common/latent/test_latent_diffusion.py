@@ -329,7 +329,7 @@ def test_perturbed_attention_is_that_of_diffusers() -> None:
     error too."""
     from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 
-    model = tiny_model(perturbed_blocks=("down_blocks.1", "mid_block"))
+    model = tiny_model(pag_applied_layers=("down_blocks.1", "mid_block"))
     (x_t, t), cond = inputs(), condition(hint=False)
     perturbed = model.apply_model(x_t, t, cond.perturb())
     usual = model.apply_model(x_t, t, cond)
@@ -355,7 +355,7 @@ def test_perturbed_attention_is_that_of_diffusers() -> None:
 def test_perturbed_attention_keeps_the_control(controlled: LatentDiffusion) -> None:
     """Where control acts and where it does not, the third output is under the same condition."""
     (x_t, _), cond, null = inputs(), condition(), condition(seed=4)
-    predict = controlled.predictor(cond, null, 3.0, perturbed_scale=2.0, control=(500, 999))
+    predict = controlled.predictor(cond, null, 3.0, pag_scale=2.0, control=(500, 999))
     for t, halves in (
         (700, (cond, null)),
         (300, (cond.without_control(), null.without_control())),
