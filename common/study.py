@@ -22,8 +22,8 @@ def measured_rows(
     """The rows of the study file at `path`, after measuring the planned rows that it lacks.
 
     Each row of the plan has a key, which identifies it, and a function that measures it. Rows are
-    saved one by one. The file holds `rows` and the `command` that makes it. The entries `shown` of
-    each new row are printed.
+    saved one by one; a row that replaces another takes its place. The file holds `rows` and the
+    `command` that makes it. The entries `shown` of each new row are printed.
     """
 
     def rows_there() -> list[Row]:
@@ -37,7 +37,11 @@ def measured_rows(
         row = key | dict(measure())
         settings = {name: value for name, value in key.items() if name != WEIGHTS}
         # Read again: another job may have measured other rows meanwhile.
-        rows = [other for other in rows_there() if not _describes(other, settings)] + [row]
+        rows = rows_there()
+        replaced = [i for i, other in enumerate(rows) if _describes(other, settings)]
+        place = replaced[0] if replaced else len(rows)
+        rows = [other for i, other in enumerate(rows) if i not in replaced]
+        rows.insert(place, row)
         write_json(path, {"command": command, "rows": rows})
         print(
             f"{number} of {len(plan)}:",

@@ -32,7 +32,7 @@ def test_finished_rows_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert measured == [1, 2, 3] and [row["square"] for row in rows] == [1.0, 4.0, 9.0]
     assert read_json(tmp_path / "table.json") == {"command": "make it", "rows": rows}
     rows = run(2, weights="b")
-    assert [(row["value"], row["weights"]) for row in rows] == [([1], "a"), ([3], "a"), ([2], "b")]
+    assert [(row["value"], row["weights"]) for row in rows] == [([1], "a"), ([2], "b"), ([3], "a")]
 
 
 def test_two_jobs_keep_each_others_rows(tmp_path: Path) -> None:
@@ -51,4 +51,4 @@ def test_a_row_from_before_a_setting_existed_is_replaced(tmp_path: Path) -> None
     plan = [({**old, "sampling": {"steps": 5, "text": text}}, dict) for text in ("full", "empty")]
     other = ({"name": "a", "sampling": {"steps": 6}}, dict)
     assert measured_rows(path, "make it", [(old, dict), other]) == [old, other[0]]
-    assert measured_rows(path, "make it", plan) == [other[0], plan[0][0], plan[1][0]]
+    assert measured_rows(path, "make it", plan) == [plan[0][0], other[0], plan[1][0]]
