@@ -23,25 +23,19 @@ class GenerationConfig(GuidedSamplerConfig):
 
     guidance_scale: Scale | None = None
     """Scale of classifier-free guidance, uncond + scale (cond - uncond); 1 is no guidance. By
-    default the base model's own `default_guidance_scale`: 7.5 for Stable Diffusion, 2 for the small
-    model."""
+    default the base model's own: 7.5 for Stable Diffusion; 1 for the small model, 2 with a
+    ControlNet."""
     pag_scale: Scale | None = None
     """Scale of perturbed-attention guidance (arXiv:2403.17377), which adds
     scale (cond - perturbed), where "perturbed" is the conditional prediction with the identity as
-    self-attention map: clearer shapes for half as much time again beside classifier-free guidance;
-    0 is none. By default the base model's own `default_pag_scale`: 0 for Stable Diffusion, 3 for
-    the small model."""
+    self-attention map: clearer shapes for one more evaluation of the network a step; 0 is none. By
+    default the base model's own: 0 for Stable Diffusion; 3 for the small model, 0 with a
+    ControlNet, whose control image gives the shapes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ControlledGenerationConfig(ControlConfig, GenerationConfig):
     """`GenerationConfig` with a ControlNet; a picture also depends on its control image."""
-
-    pag_scale: Scale | None = 0.0
-    """Scale of perturbed-attention guidance (arXiv:2403.17377), which adds
-    scale (cond - perturbed), where "perturbed" is the conditional prediction with the identity as
-    self-attention map, for half as much time again. The default 0 is none, since the control image
-    gives the shapes; None is the base model's own scale."""
 
     def check(self, num_timesteps: int = 1000) -> None:
         """Raises InputError if a value is outside its range."""
@@ -71,11 +65,12 @@ class Request:
 
 def with_default_guidance(config: GenerationConfig, model: LatentDiffusion) -> GenerationConfig:
     """`config` with the model's default scales of guidance filled in where none are given."""
-    scale, pag_scale = config.guidance_scale, config.pag_scale
+    controlled = isinstance(config, ControlConfig)
+    usual = model.default_controlled_guidance if controlled else model.default_guidance
     return dataclasses.replace(
         config,
-        guidance_scale=model.default_guidance_scale if scale is None else scale,
-        pag_scale=(model.default_pag_scale if pag_scale is None else pag_scale),
+        guidance_scale=usual.scale if config.guidance_scale is None else config.guidance_scale,
+        pag_scale=usual.pag_scale if config.pag_scale is None else config.pag_scale,
     )
 
 

@@ -14,7 +14,7 @@ to context, and provides `apply_model`, the network that `common.diffusion.proce
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,18 @@ class LatentCondition:
         return dataclasses.replace(self, perturbed=True)
 
 
+class Guidance(NamedTuple):
+    """The scales of both kinds of guidance."""
+
+    scale: float
+    """Of classifier-free guidance; 1 is none."""
+    pag_scale: float
+    """Of perturbed-attention guidance; 0 is none."""
+
+
+SD_GUIDANCE = Guidance(7.5, 0.0)
+
+
 class LatentDiffusion(nn.Module):
     """Frozen networks of a latent-diffusion model; only `controlnet` is trained.
 
@@ -104,10 +116,11 @@ class LatentDiffusion(nn.Module):
     - `schedule` and `parameterization` are those that the U-Net was trained with.
     - Latents are (z - latent_mean) / latent_std, each one number or one for each channel; the
       defaults are Stable Diffusion's.
-    - `default_guidance_scale` is the guidance scale used if none is given; 7.5 is Stable
-      Diffusion's. `default_pag_scale` is the same of perturbed-attention guidance, which
-      perturbs the blocks of the U-Net whose names begin with one of `pag_applied_layers`; the
-      default is the choice of Ahn et al. 2024 (arXiv:2403.17377) for Stable Diffusion.
+    - `default_guidance` has the scales used if none are given, `default_controlled_guidance` those
+      with a ControlNet; both are Stable Diffusion's by default.
+    - Perturbed-attention guidance perturbs the blocks of the U-Net whose names begin with one of
+      `pag_applied_layers`; the default is the choice of Ahn et al. 2024 (arXiv:2403.17377) for
+      Stable Diffusion.
     - `controlnet(x_t, hint, t, context, hint_features)` returns the residuals of the decoder's skip
       connections, then the residual of the middle block.
 
@@ -126,15 +139,15 @@ class LatentDiffusion(nn.Module):
         parameterization: Parameterization = "eps",
         latent_mean: float | Sequence[float] = 0.0,
         latent_std: float | Sequence[float] = 1.0 / SD_SCALE_FACTOR,
-        default_guidance_scale: float = 7.5,
-        default_pag_scale: float = 0.0,
+        default_guidance: Guidance = SD_GUIDANCE,
+        default_controlled_guidance: Guidance = SD_GUIDANCE,
         pag_applied_layers: Sequence[str] = ("mid_block",),
         controlnet: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.autoencoder, self.text_encoder, self.unet = autoencoder, text_encoder, unet
-        self.controlnet, self.default_guidance_scale = controlnet, default_guidance_scale
-        self.default_pag_scale = default_pag_scale
+        self.controlnet, self.default_guidance = controlnet, default_guidance
+        self.default_controlled_guidance = default_controlled_guidance
         self.pag_applied_layers = tuple(pag_applied_layers)
         self.tokenizer, self.schedule, self.parameterization = tokenizer, schedule, parameterization
         # Not persistent: they belong to the configuration, and a state dict of the ControlNet alone

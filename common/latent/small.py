@@ -20,7 +20,7 @@ from common.diffusion.process import Parameterization
 from common.diffusion.schedule import make_schedule
 from common.errors import InputError
 from common.files import make_folder, write_json
-from common.latent.model import LatentDiffusion, downscale_of
+from common.latent.model import Guidance, LatentDiffusion, downscale_of
 from common.latent.network_config import NETWORK, SCHEDULER, Layers
 from common.latent.stable_diffusion.naming import CONFIG_FILE, SCHEDULER_FILE, WEIGHTS_FILE
 from common.latent.text_encoder import load_text_encoder, save_text_encoder
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 KIND = "small_diffusion"
 LATENT_SIDE = 16  # of all small models
-DEFAULT_GUIDANCE_SCALE = 2.0
-DEFAULT_PAG_SCALE = 3.0
+DEFAULT_GUIDANCE = Guidance(1.0, 3.0)
+DEFAULT_CONTROLLED_GUIDANCE = Guidance(2.0, 0.0)
 LATENT_STATISTICS = ("latent_mean", "latent_std")
 PREDICTION_TYPES: dict[Parameterization, str] = {
     "eps": "epsilon",
@@ -237,8 +237,8 @@ def guidance_defaults(unet: "UNet2DConditionModel") -> dict[str, Any]:
     down = [f"down_blocks.{i}" for i in levels[1:]]
     up = [f"up_blocks.{i}" for i in levels[:-1]]
     return {
-        "default_guidance_scale": DEFAULT_GUIDANCE_SCALE,
-        "default_pag_scale": DEFAULT_PAG_SCALE,
+        "default_guidance": DEFAULT_GUIDANCE,
+        "default_controlled_guidance": DEFAULT_CONTROLLED_GUIDANCE,
         "pag_applied_layers": (*down, "mid_block", *up),
     }
 

@@ -35,7 +35,7 @@ from common.errors import InputError
 from common.files import make_folder
 from common.grid import labelled_grid, side_by_side
 from common.images import resize, write_png
-from common.latent.generate import ControlledGenerationConfig
+from common.latent.generate import ControlledGenerationConfig, GenerationConfig
 from common.latent.model import LatentDiffusion
 from common.metrics.segmentation import SIZE
 from p3_controlnet.evaluate import badness, read_output
@@ -208,7 +208,7 @@ def more_circles(inputs: FigureInputs) -> Tensor:
 def base(inputs: FigureInputs) -> Tensor:
     """The first prompts of the study of the base model, each with four different noises."""
     prompts = [scene.caption for scene in prompt_scenes(BASE_ROWS)]
-    usual = dataclasses.replace(inputs.generation, pag_scale=None)  # uncontrolled
+    usual = GenerationConfig(steps=inputs.generation.steps, seed=inputs.generation.seed)
     pictures = draw_prompts(
         inputs.model, [prompt for prompt in prompts for _ in range(BASE_COLUMNS)], usual
     )

@@ -37,7 +37,7 @@ DEFAULT = {
     "seed": 0,
 }
 """The default sampling of the small model with its ControlNet."""
-WITHOUT_CONTROL = {**DEFAULT, "pag_scale": 3.0}
+WITHOUT_CONTROL = {**DEFAULT, "guidance_scale": 1.0, "pag_scale": 3.0}
 """The default sampling of the small model alone."""
 
 

@@ -68,11 +68,9 @@ Study = Literal["base", "autoencoder", "circles", "two_circles", "canvas", "size
 BASE_SWEEP: tuple[dict[str, Any], ...] = (
     {},
     {"pag_scale": 0.0},
-    {"guidance_scale": 1.0},
-    {"guidance_scale": 1.0, "pag_scale": 0.0},
-    {"guidance_scale": 4.0},
+    *({"guidance_scale": scale, "pag_scale": 0.0} for scale in (2.0, 6.0)),
+    {"guidance_scale": 2.0},
     {"pag_scale": 6.0},
-    {"guidance_rescale": 0.7},
     {"spacing": "leading"},
     {"steps": 12},
 )
@@ -329,7 +327,7 @@ def measure_circles(
     measured = measure_tasks(tasks, pictures, model.side)
     pairs = SPACINGS[generation.spacing](model.schedule, generation.steps)
     evaluations = count_evaluations(generation.sampler, model.schedule, pairs)
-    if generation.pag_scale != 0.0:
+    if with_default_guidance(generation, model).pag_scale != 0.0:
         evaluations *= 2
     row = {"evaluations": evaluations, **means(measured), "seconds": seconds}
     return row | {"lines": measured} if lines else row

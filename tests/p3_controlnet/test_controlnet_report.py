@@ -8,7 +8,7 @@ import pytest
 
 from common.files import read_json, write_json
 from common.latent.generate import ControlledGenerationConfig
-from common.latent.small import DEFAULT_GUIDANCE_SCALE, DEFAULT_PAG_SCALE
+from common.latent.small import DEFAULT_CONTROLLED_GUIDANCE, DEFAULT_GUIDANCE
 from common.report import Results
 from p3_controlnet.loading import SHIPPED_CONTROL
 from p3_controlnet.study import report
@@ -23,9 +23,10 @@ def row(sampling: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
 
 
 def test_the_default_sampling_is_that_of_the_programs() -> None:
-    """But for the guidance scale and the ControlNet's text, which are the small models' own."""
+    """But for the guidance and the ControlNet's text, which are the small models' own."""
     config = ControlledGenerationConfig(
-        guidance_scale=DEFAULT_GUIDANCE_SCALE,
+        guidance_scale=DEFAULT_CONTROLLED_GUIDANCE.scale,
+        pag_scale=DEFAULT_CONTROLLED_GUIDANCE.pag_scale,
         control_text=read_json(SHIPPED_CONTROL / "config.json")["control_text"],
     )
     written = dataclasses.asdict(config)
@@ -47,9 +48,10 @@ def test_a_row_is_called_by_what_differs(sampling: dict[str, Any], label: str) -
 
 
 def test_without_control_perturbed_attention_is_the_default() -> None:
-    sampling = {"pag_scale": DEFAULT_PAG_SCALE}
+    scale, pag_scale = DEFAULT_GUIDANCE
+    sampling = {"guidance_scale": scale, "pag_scale": pag_scale}
     assert report.label({"sampling": report.DEFAULT | sampling}) == "the default"
-    assert report.label(row(sampling)) == "pag scale 3.0"
+    assert report.label(row(sampling)) == "guidance scale 1.0, pag scale 3.0"
 
 
 def test_only_rows_of_the_shipped_models_are_taken(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from common.data.shapes import Scene, Shape, render
 from common.files import ROOT, read_json
 from common.images import read_rgb, resize
 from common.latent.generate import ControlledGenerationConfig
-from common.latent.small import DEFAULT_GUIDANCE_SCALE, save_model
+from common.latent.small import DEFAULT_CONTROLLED_GUIDANCE, DEFAULT_GUIDANCE, save_model
 from p3_controlnet import inference
 from p3_controlnet.loading import ModelConfig, load_model
 from p3_controlnet.study import canvas, prompts
@@ -49,7 +49,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """One change to the default in each sweep."""
     for name in ("BASE_SWEEP", "CIRCLES_SWEEP"):
-        monkeypatch.setattr(study, name, ({}, {"guidance_scale": 1.0}))
+        monkeypatch.setattr(study, name, ({}, {"guidance_scale": 4.0}))
     monkeypatch.setattr(study, "SETS", study.SETS[:2])
     monkeypatch.setattr(study, "SEEDS", (0,))
     monkeypatch.setattr(study, "STRIDES", (1.0, None))
@@ -137,7 +137,7 @@ def test_the_base_study_goes_on_where_it_stopped(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = run(world, tmp_path, "base")
-    assert [row["sampling"]["guidance_scale"] for row in rows] == [DEFAULT_GUIDANCE_SCALE, 1.0]
+    assert [row["sampling"]["guidance_scale"] for row in rows] == [DEFAULT_GUIDANCE.scale, 4.0]
     assert rows[0]["regions"] == 2 and 0.0 <= rows[0]["right"] <= 1.0 and rows[0]["error"] > 0.0
     assert rows[0]["renderings"]["right"] == rows[0]["renderings"]["shape_right"] == 1.0
     assert "renderings" not in rows[1]
@@ -212,7 +212,10 @@ def test_the_circles_study_measures_each_setting(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = run(world, tmp_path, "circles", "--fill50k", world / "fill50k")
-    assert [row["sampling"]["guidance_scale"] for row in rows] == [DEFAULT_GUIDANCE_SCALE, 1.0]
+    assert [row["sampling"]["guidance_scale"] for row in rows] == [
+        DEFAULT_CONTROLLED_GUIDANCE.scale,
+        4.0,
+    ]
     assert len(rows[0]["lines"]) == 1 == rows[0]["pairs"] and "lines" not in rows[1]
     assert rows[0]["evaluations"] == 1 and 0.0 <= rows[0]["iou"] <= 1.0
     result = run(world, tmp_path, "autoencoder", "--fill50k", world / "fill50k")[0]

@@ -32,7 +32,7 @@ from common.latent.generate import GenerationConfig, Request
 from common.latent.load import load_base
 from common.latent.model import LatentDiffusion
 from common.latent.save_pictures import Picture, draw_missing
-from common.latent.small import DEFAULT_GUIDANCE_SCALE, DEFAULT_PAG_SCALE
+from common.latent.small import DEFAULT_GUIDANCE
 from common.metrics.clip_scores import FORMS, image_cosines, text_cosines
 from common.seeds import derive_seeds
 from common.study import WEIGHTS, measured_rows
@@ -107,8 +107,8 @@ def main(config: Config) -> None:
         raise InputError(f"--images must be at least 1, not {config.images}")
     generation = GenerationConfig(
         steps=config.steps,
-        guidance_scale=DEFAULT_GUIDANCE_SCALE,
-        pag_scale=DEFAULT_PAG_SCALE,
+        guidance_scale=DEFAULT_GUIDANCE.scale,
+        pag_scale=DEFAULT_GUIDANCE.pag_scale,
         seed=SEED,
         chunk_size=config.chunk_size,
     )

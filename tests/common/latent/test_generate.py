@@ -15,11 +15,12 @@ from common.latent import generate as generate_module
 from common.latent.control import guess_mode_scales, residual_scales
 from common.latent.generate import (
     ControlledGenerationConfig,
+    GenerationConfig,
     Request,
     generate,
     with_default_guidance,
 )
-from common.latent.model import LatentCondition, LatentDiffusion
+from common.latent.model import Guidance, LatentCondition, LatentDiffusion
 from common.latent.save_pictures import Mapped, too_long
 from p3_controlnet.patches import patched, pyramid, starts
 
@@ -241,15 +242,22 @@ def test_guidance_acts_inside_its_interval_alone(model: LatentDiffusion) -> None
 
 
 def test_the_default_guidance_is_the_models(model: LatentDiffusion) -> None:
-    assert model.default_guidance_scale == 7.5  # Stable Diffusion's
-    assert model.default_pag_scale == 0.0
-    usual = with_(guidance_scale=None)
-    asked = with_(guidance_scale=7.5, pag_scale=0.0)
+    assert model.default_guidance == model.default_controlled_guidance == (7.5, 0.0)  # as in SD
+    usual, asked = with_(guidance_scale=None), with_(guidance_scale=7.5, pag_scale=0.0)
     assert with_default_guidance(usual, model) == asked
     assert with_default_guidance(asked, model) == asked
     assert torch.equal(pictures(model, requests(1), usual), pictures(model, requests(1), asked))
     more = with_(guidance_scale=7.5, pag_scale=3.0)
     assert not torch.equal(pictures(model, requests(1), more), pictures(model, requests(1), asked))
+
+
+def test_a_controlnet_has_a_default_of_its_own() -> None:
+    own = {"default_guidance": Guidance(1.0, 3.0), "default_controlled_guidance": Guidance(2.0, 0)}
+    model = tiny_model(**own)
+    alone = with_default_guidance(GenerationConfig(), model)
+    controlled = with_default_guidance(ControlledGenerationConfig(), model)
+    assert (alone.guidance_scale, alone.pag_scale) == (1.0, 3.0)
+    assert (controlled.guidance_scale, controlled.pag_scale) == (2.0, 0.0)
 
 
 def test_a_prompt_that_is_cut_is_named(model: LatentDiffusion) -> None:
