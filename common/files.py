@@ -44,8 +44,7 @@ def replacing(path: Path, staging: Path | None = None) -> Iterator[Path]:
     them, as safetensors does. That folder is in `staging`, on the same disk as `path` (default: the
     folder of `path`). Graders list output folders, so images are staged one level above. Raises
     OSError and removes the temporary folder on failure, and InputError if `path` is a device or a
-    pipe. A killed process leaves it behind; the next
-    process that writes the same path removes it.
+    pipe. A killed process leaves it behind; the next process that writes the same path removes it.
     """
     path = Path(path)
     _check_regular(path)
