@@ -58,8 +58,12 @@ def layouts(row: dict[str, Any]) -> str:
 
 
 def base_models(results: Results) -> str:
-    """Table of all measured base models, each with the default sampling."""
-    rows = [row for row in results["p3_controlnet_base"]["rows"] if label(row) == "the default"]
+    """Table of the shipped base model with the default sampling and of all others measured."""
+    rows = [
+        row
+        for row in results["p3_controlnet_base"]["rows"]
+        if label(row) == "the default" or row["model"] != "checkpoints/ldm_shapes"
+    ]
     return table(rows, {"base model": lambda row: f"`{row['model']}`", **BASE_COLUMNS})
 
 
