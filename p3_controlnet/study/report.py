@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
-from common.report import Results, Tables, listing, table
+from common.report import Results, Tables, listing, select, table
 
 BASE = "model=checkpoints/ldm_shapes"
 CONTROL = "control=checkpoints/controlnet_circles, sampling.control_text=empty"
@@ -96,19 +96,16 @@ def binding(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def failures(results: Results) -> str:
-    """Table of the shipped ControlNet's failed images of two circles, with seed 0 and prompts that
-    name each circle."""
+    """Table of the shipped models' failed images of circles; a sentence if there are none."""
     rows = [
-        {"layouts": layouts(row), "number": number, **line}
-        for row in results["p3_controlnet_two_circles"]["rows"]
-        if (row["kind"], row["wording"]) in list(SETS)[:2]
-        and row["control"] == "checkpoints/controlnet_circles"
-        and label(row) == "the default"
+        {"layouts": layouts(row), "seed": row["sampling"]["seed"], "number": number, **line}
+        for row in select(results["p3_controlnet_two_circles"], SHIPPED)
         for number, line in enumerate(row["lines"], 1)
         if line["failures"]
     ]
-    columns = {"layouts": "layouts text", "number": "number number", "prompt": "prompt text"}
-    return table(rows, {**columns, "failures": lambda row: "; ".join(row["failures"])})
+    columns = {"layouts": "layouts text", "seed": "seed number", "number": "number number"}
+    columns |= {"prompt": "prompt text", "failures": lambda row: "; ".join(row["failures"])}
+    return table(rows, columns) if rows else "*No picture failed.*"
 
 
 BASE_COLUMNS = {

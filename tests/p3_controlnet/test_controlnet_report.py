@@ -68,15 +68,20 @@ def test_only_rows_of_the_shipped_models_are_taken(tmp_path: Path) -> None:
 def test_failures_are_named(tmp_path: Path) -> None:
     lines = [{"prompt": "a", "failures": []}, {"prompt": "b", "failures": ["one", "two"]}]
     layouts = {"wording": "each", "lines": lines, "failed": 1, "layouts": 2}
-    rows = [row(kind="two", **layouts), row({"seed": 1}, kind="two", **layouts)]
-    rows.append(row(kind="three", **layouts))
+    rows = [row(kind="two", **layouts), row({"seed": 1}, kind="three", **layouts)]
+    rows.append(row(kind="two", control="runs/other", **layouts))
     write_json(tmp_path / "p3_controlnet_two_circles.json", {"rows": rows})
     results = Results(tmp_path)
     text = report.TABLES["p3_failures"](results).splitlines()
-    assert text[2:] == ["| two circles, two colours | 2 | b | one; two |"]
+    assert text[2:] == [
+        "| two circles, two colours | 0 | 2 | b | one; two |",
+        "| three circles, three colours | 1 | 2 | b | one; two |",
+    ]
     text = report.TABLES["p3_two_circles"](results).splitlines()
-    assert len(text) == 5 and text[3].startswith("| two circles, two colours | 1 |")
-    assert text[4].endswith("| 1 of 2 |")
+    assert len(text) == 4 and text[3].startswith("| three circles, three colours | 1 |")
+    assert text[3].endswith("| 1 of 2 |")
+    write_json(tmp_path / "p3_controlnet_two_circles.json", {"rows": rows[2:]})
+    assert report.TABLES["p3_failures"](Results(tmp_path)) == "*No picture failed.*"
 
 
 def test_colours_in_place_are_counted_over_the_seeds() -> None:
