@@ -86,7 +86,7 @@ class Config:
     """Folder for the images."""
     result: Path = ROOT / "results" / "p3_personalisation.json"
     """JSON file to write."""
-    images: int = 50
+    images: int = 30
     """Images per prompt."""
     clip: str | None = None
     """CLIP of the image and text scores: a model folder, a name of open_clip, or none. Default:
