@@ -8,6 +8,8 @@ from common.report import Results, Tables, listing, select, table
 
 BASE = "model=checkpoints/ldm_shapes"
 CONTROL = "control=checkpoints/controlnet_circles, sampling.control_text=empty"
+SHORT = "runs/short/control_"
+"""ControlNets of scripts/study_control_text.sh."""
 SHIPPED = f"rows[{BASE}, {CONTROL}]"
 SETS = {
     ("two", "each"): "two circles, two colours",
@@ -95,6 +97,25 @@ def binding(rows: Sequence[dict[str, Any]]) -> str:
     return table(lines, BINDING_COLUMNS)
 
 
+def short_trainings(results: Results) -> str:
+    """Table of the short trainings of scripts/study_control_text.sh, a line each, over all seeds.
+
+    For two, three and touching circles it has the layouts whose colours are in place, as in
+    `binding`, and the mean IoU of each circle.
+    """
+    together: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in results["p3_controlnet_two_circles"]["rows"]:
+        if row["control"].startswith(SHORT) and row["wording"] == "each":
+            together.setdefault(row["control"], {}).setdefault(row["kind"], []).append(row)
+    lines = [
+        {"control": control}
+        | {f"{kind}_bound": fmean(row["bound"] for row in seeds) for kind, seeds in kinds.items()}
+        | {f"{kind}_iou": fmean(row["iou_each"] for row in seeds) for kind, seeds in kinds.items()}
+        for control, kinds in together.items()
+    ]
+    return table(lines, SHORT_COLUMNS)
+
+
 def failures(results: Results) -> str:
     """Table of the shipped models' failed images of circles; a sentence if there are none."""
     rows = [
@@ -152,6 +173,14 @@ BINDING_COLUMNS = {
     "IoU of each": "iou_each number3",
     "worst circle": "worst number2",
 }
+SHORT_COLUMNS = {
+    "ControlNet": lambda row: f"`{row['control']}`",
+    **{
+        f"{kind}, {what}": f"{kind}_{column}"
+        for kind in ("two", "three", "touching")
+        for what, column in (("colours in place", "bound percent"), ("IoU", "iou number3"))
+    },
+}
 CANVAS_COLUMNS = {
     "canvas": lambda row: f"every {row['stride']} latents" if row["stride"] else "at once",
     "IoU of all": "iou number3",
@@ -170,7 +199,14 @@ TABLES: Tables = {
     "p3_base_models": base_models,
     "p3_circles": listing(f"p3_controlnet_circles {SHIPPED}", CIRCLE_COLUMNS),
     "p3_two_circles": listing(f"p3_controlnet_two_circles {SHIPPED}", TWO_CIRCLE_COLUMNS),
-    "p3_binding": lambda results: binding(results["p3_controlnet_two_circles"]["rows"]),
+    "p3_binding": lambda results: binding(
+        [
+            row
+            for row in results["p3_controlnet_two_circles"]["rows"]
+            if not row["control"].startswith(SHORT)
+        ]
+    ),
+    "p3_short_trainings": short_trainings,
     "p3_failures": failures,
     "p3_canvas": listing(f"p3_controlnet_canvas {SHIPPED}", CANVAS_COLUMNS),
     "p3_speed_sd14": listing("p3_controlnet_speed sd14.rows[*]", SPEED_COLUMNS),

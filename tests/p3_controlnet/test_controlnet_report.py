@@ -106,3 +106,24 @@ def test_colours_in_place_are_counted_over_the_seeds() -> None:
         ["empty", two, "4", "75 %", "100 %", "2.0", "5.2", "0.900", "0.900", "0.50"],
         ["full", two, "2", "0 %", "100 %", "90.0", "90.0", "0.900", "0.900", "0.00"],
     ]
+
+
+def test_each_short_training_has_one_line_over_all_seeds(tmp_path: Path) -> None:
+    def measured(name: str, kind: str, bound: float, iou: float, **of: Any) -> dict[str, Any]:
+        given = {"control": f"runs/short/control_{name}/last", "wording": "each", **of}
+        return row(kind=kind, bound=bound, **given) | {"iou_each": iou}
+
+    rows = [
+        measured(name, kind, bound, 0.9)
+        for name, bound in (("full_one", 0.5), ("empty_one", 0.75))
+        for kind in ("two", "three", "touching")
+    ]
+    rows.append(measured("full_one", "two", 0.0, 0.8))  # another seed
+    rows.append(measured("full_one", "two_shared", 0.0, 0.1, wording="count"))
+    rows.append(measured("full_one", "two", 0.0, 0.1, control="runs/other"))
+    write_json(tmp_path / "p3_controlnet_two_circles.json", {"rows": rows})
+    lines = report.TABLES["p3_short_trainings"](Results(tmp_path)).splitlines()[2:]
+    assert lines == [
+        "| `runs/short/control_full_one/last` | 25 % | 0.850 | 50 % | 0.900 | 50 % | 0.900 |",
+        "| `runs/short/control_empty_one/last` | 75 % | 0.900 | 75 % | 0.900 | 75 % | 0.900 |",
+    ]
