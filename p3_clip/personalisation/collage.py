@@ -1,10 +1,12 @@
 """Collages: objects cut out of photos, placed beside each other on another background.
 
 Cut-mix (SVDiff, arXiv:2303.11305) puts whole photos side by side. A collage also shows one concept
-on the background that another one learned, and objects at any size on any background. Objects are
-found by their colour, so the photos must have plain backgrounds.
+on the background that another one learned, and objects at any size on any background, also beside
+drawn shapes that the model knows. Objects are found by their colour, so the photos must have plain
+backgrounds.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,9 +16,10 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.colour import CSS_COLOURS
 from common.data.concepts import Rgb
 from common.data.examples import SMALLEST
-from common.data.shapes import draw_scene
+from common.data.shapes import Shape, draw_scene, render_coverage
 from common.images import resize, to_model_range
 from common.metrics.segmentation import SIZE, inner_region, median_colour, object_mask
 from p3_clip.personalisation.photos import View, central_square
@@ -61,6 +64,15 @@ def cut_out(photo: Tensor) -> CutOut | None:
         F.pad(torch.from_numpy(ndimage.binary_fill_holes(mask)).float(), margins),
         tuple(round(channel) for channel in colour),
     )
+
+
+def known_shape(shape: Shape) -> CutOut:
+    """Returns a shape as if it were cut out of a photo; its place and radius are not used."""
+    whole = dataclasses.replace(shape, x=0.5, y=0.5, radius=0.5)
+    mask = render_coverage(whole, SIZE).float() / 255.0
+    colour = CSS_COLOURS[shape.colour]
+    image = torch.tensor(colour, dtype=torch.float32).view(3, 1, 1).expand(3, SIZE, SIZE)
+    return CutOut(image, mask, mask, colour)
 
 
 def background_colour(photo: Tensor) -> Rgb:

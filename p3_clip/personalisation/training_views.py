@@ -10,10 +10,16 @@ import torch
 
 from common.colour import CSS_COLOURS, NAMES, colour_difference
 from common.data.concepts import Rgb
-from common.data.shapes import VISIBLE
+from common.data.shapes import VISIBLE, draw_scene, held_out_classes
 from common.errors import InputError
 from p3_clip.personalisation.base_kind import BaseKind
-from p3_clip.personalisation.collage import CutOut, background_colour, collage_view, cut_out
+from p3_clip.personalisation.collage import (
+    CutOut,
+    background_colour,
+    collage_view,
+    cut_out,
+    known_shape,
+)
 from p3_clip.personalisation.concept_data import ConceptData, pairs_to_mix, sentences
 from p3_clip.personalisation.config import CustomDiffusion, TextualInversion
 from p3_clip.personalisation.photos import View, cut_mix_views, make_views, with_region
@@ -40,8 +46,8 @@ def training_views(
 ) -> list[TrainingView]:
     """Returns all views: of single photos, then the cut-mix views, then the collages.
 
-    Each concept is a group, each pair of the cut-mix, and each thing or pair of things of the
-    collages. Raises InputError if an object is needed that is not found in its photo.
+    Each concept is a group, each pair of the cut-mix, and in the collages each thing, each pair of
+    things, each thing with a known shape, and one known shape or two. Raises InputError if an object is needed that is not found in its photo.
     """
     if config.object_weight != 1.0 or config.attention_weight:
         concept_data = [_with_regions(data) for data in concept_data]
@@ -98,6 +104,16 @@ def _cut_mix(
                     yield TrainingView(view, group, prompts, (k, other))
 
 
+class _Placed(NamedTuple):
+    """An object of a collage."""
+
+    cut_out: CutOut
+    phrases: list[str]
+    """Noun phrases for it, with a placeholder if it is learned."""
+    concept: int | None
+    """Index of the concept that it shows; None for a shape that the model knows."""
+
+
 def _collages(
     config: TextualInversion | CustomDiffusion,
     concept_data: Sequence[ConceptData],
@@ -106,7 +122,11 @@ def _collages(
     side: int,
     random: torch.Generator,
 ) -> Iterator[TrainingView]:
-    """Collages of one thing and of two, on learned backgrounds and on named colours in turn."""
+    """Collages of one thing and of two, on learned backgrounds and on named colours in turn.
+
+    For a model of drawn scenes also a thing beside a drawn shape, and one and two drawn shapes on
+    learned backgrounds: else it forgets to draw the known thing once beside the learned one.
+    """
     if not config.collage:
         return
     things = [k for k, data in enumerate(concept_data) if data.is_thing]
@@ -114,40 +134,66 @@ def _collages(
     objects = {k: _cut_outs(concept_data[k]) for k in things}
     grounds = {k: background_colour(concept_data[k].photos[0][:3]) for k in backgrounds}
     numbers = np.random.default_rng(int(torch.randint(2**31, (), generator=random)))
-    asked = [(k,) for k in things] + list(itertools.combinations(things, 2))
+    asked: list[tuple[int | None, ...]] = [(k,) for k in things]
+    asked += itertools.combinations(things, 2)
+    if kind.drawn_scenes:
+        asked += [(k, None) for k in things]
+        asked += [(None,), (None, None)] if backgrounds else []
     for group, chosen in enumerate(asked, groups):
         for i in range(config.collage):
-            order = numbers.permutation(chosen).tolist()
-            photos = [int(numbers.integers(len(objects[k]))) for k in order]
-            cut_outs = [objects[k][photo] for k, photo in zip(order, photos, strict=True)]
-            phrases = [
-                _phrases(concept_data[k], photo) for k, photo in zip(order, photos, strict=True)
-            ]
+            on_learned = bool(backgrounds) and (i % 2 == 1 or not any(k in objects for k in chosen))
+            ground = backgrounds[i // 2 % len(backgrounds)] if on_learned else None
+            taken = [] if ground is None else [grounds[ground]]
+            placed: list[_Placed] = []
+            for k in chosen:
+                if k is None:
+                    placed.append(_draw_known([*taken, *_colours(placed)], numbers))
+                else:
+                    photo = int(numbers.integers(len(objects[k])))
+                    phrases = _phrases(concept_data[k], photo)
+                    placed.append(_Placed(objects[k][photo], phrases, k))
+            placed = [placed[int(j)] for j in numbers.permutation(len(placed))]
+            if ground is None:
+                colour = _visible_colour(_colours(placed), numbers)
+                own, names = CSS_COLOURS[colour], [colour, None]
+            else:
+                own, names = grounds[ground], [concept_data[ground].token]
+            view = collage_view([each.cut_out for each in placed], own, side, numbers)
+            shows = [*(each.concept for each in placed), ground]  # of each region
+            learned = [j for j, k in enumerate(shows) if k is not None]
             named = [
                 between.join(together)
-                for together in itertools.product(*phrases)
+                for together in itertools.product(*(each.phrases for each in placed))
                 for between in (" next to ", " next to a ")
             ]
-            if backgrounds and i % 2:
-                ground = backgrounds[i // 2 % len(backgrounds)]
-                view = collage_view(cut_outs, grounds[ground], side, numbers)
-                names, shown = [concept_data[ground].token], (*order, ground)
-            else:
-                colour = _visible_colour(cut_outs, numbers)
-                view = collage_view(cut_outs, CSS_COLOURS[colour], side, numbers)
-                view = view._replace(regions=view.regions[:-1])
-                names, shown = [colour, None], tuple(order)
-            captions = [
-                text if name is None else f"{text} with {name} background"
+            prompts = [
+                sentence.format(text if name is None else f"{text} with {name} background")
+                for sentence in sentences(concept_data[shows[learned[0]]], kind)
                 for text in _distinct(named)
                 for name in names
             ]
-            prompts = [
-                sentence.format(caption)
-                for sentence in sentences(concept_data[order[0]], kind)
-                for caption in captions
-            ]
-            yield TrainingView(view, group, prompts, shown)
+            yield TrainingView(
+                view._replace(regions=view.regions[learned]),
+                group,
+                prompts,
+                tuple(shows[j] for j in learned),
+            )
+
+
+def _draw_known(others: Sequence[Rgb], random: np.random.Generator) -> _Placed:
+    """A random shape that the small model knows, in a colour visibly different from `others`.
+
+    It is none of the shapes that are held out from all trainings.
+    """
+    while True:
+        shape = draw_scene(random, forbidden=held_out_classes()).shapes[0]
+        cut_out = known_shape(shape)
+        if _differs(cut_out.colour, others):
+            return _Placed(cut_out, [f"{shape.colour} {shape.kind}", shape.kind], None)
+
+
+def _colours(placed: Sequence[_Placed]) -> list[Rgb]:
+    return [each.cut_out.colour for each in placed]
 
 
 def _phrases(data: ConceptData, photo: int) -> list[str]:
@@ -160,13 +206,16 @@ def _distinct(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def _visible_colour(things: Sequence[CutOut], random: np.random.Generator) -> str:
-    """A random colour name that differs visibly from all things."""
+def _visible_colour(others: Sequence[Rgb], random: np.random.Generator) -> str:
+    """A random colour name that differs visibly from `others`."""
     while True:
         name = NAMES[random.integers(len(NAMES))]
-        colour: Rgb = CSS_COLOURS[name]
-        if all(colour_difference(colour, thing.colour) >= VISIBLE for thing in things):
+        if _differs(CSS_COLOURS[name], others):
             return name
+
+
+def _differs(colour: Rgb, others: Sequence[Rgb]) -> bool:
+    return all(colour_difference(colour, other) >= VISIBLE for other in others)
 
 
 def _cut_outs(data: ConceptData) -> list[CutOut]:

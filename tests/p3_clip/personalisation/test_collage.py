@@ -6,9 +6,15 @@ import torch
 
 from common.colour import CSS_COLOURS, colour_difference
 from common.data.concepts import GOLD, HOLE, MAUVE, WINE, draw_photo
+from common.data.shapes import KINDS, Shape
 from common.metrics.segmentation import separate
 from common.metrics.shapes import recognise
-from p3_clip.personalisation.collage import background_colour, collage_view, cut_out
+from p3_clip.personalisation.collage import (
+    background_colour,
+    collage_view,
+    cut_out,
+    known_shape,
+)
 from p3_clip.personalisation.photos import _latent_weights, cut_mix_views, make_views, with_region
 
 SIDE = 64
@@ -27,6 +33,17 @@ def test_the_cut_out_is_the_object_without_its_background() -> None:
     assert (inside - torch.tensor(GOLD)[:, None]).abs().max() <= 4.0
     assert cut_out(torch.full((3, 40, 40), 90, dtype=torch.uint8)) is None
     assert colour_difference(background_colour(draw_photo("mauve", 2)), MAUVE) < 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_known_shape_is_placed_as_if_it_were_cut_out(kind: str) -> None:
+    thing = known_shape(Shape(kind, "teal", 0.2, 0.9, 0.1, 0.3))
+    assert thing.colour == CSS_COLOURS["teal"]
+    assert recognise(thing.mask > 0.5).shows(kind)
+    things = [thing, cut_out(draw_photo("ring", 0))]
+    view = collage_view(things, MAUVE, SIDE, np.random.default_rng(0))
+    inside = grey_levels(view.image)[:, (view.regions[0] > 0.99) & (view.regions[2] < 0.01)]
+    assert (inside - torch.tensor(CSS_COLOURS["teal"])[:, None]).abs().max() <= 1.0
 
 
 def _at_512(mask: torch.Tensor) -> torch.Tensor:

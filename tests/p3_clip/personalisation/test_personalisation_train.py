@@ -15,7 +15,9 @@ from tiny_concepts import FEW, make_world, photos, quick
 from torch import distributed
 
 from common.checkpoint import load_tensors, state_hash
+from common.colour import NAMES
 from common.data.examples import drawn_examples
+from common.data.shapes import KINDS, held_out_classes
 from common.latent.generate import GenerationConfig
 from common.latent.load import base_hash, load_base
 from common.latent.model import LatentDiffusion
@@ -419,7 +421,8 @@ def test_concepts_side_by_side_are_a_lesson_of_their_own(
 def test_collages_and_the_losses_of_objects_end_to_end(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each thing and each pair is a group; half of its views are on the learned background."""
+    """Each thing, each pair, each thing beside a known shape and one and two known shapes are
+    groups; half of the views with a thing are on the learned background, all others too."""
     seen: dict[str, Any] = {}
     original = train.training_views
 
@@ -433,18 +436,25 @@ def test_collages_and_the_losses_of_objects_end_to_end(
     losses = ("--object-weight", 3, "--attention-weight", 0.5, "--num-class-images", 2)
     assert learn("custom-diffusion", tmp_path / "run", *flags, *more, *losses) == 0
     views = seen["views"]
-    assert Counter(view.group for view in views) == {0: 4, 1: 4, 2: 4, 3: 4, 4: 4, 5: 4}
+    assert Counter(view.group for view in views) == dict.fromkeys(range(10), 4)
     assert {view.shown for view in views[:12]} == {(0,), (1,), (2,)}
     assert [view.shown for view in views[12:20]] == [(0,), (0, 1)] * 2 + [(2,), (2, 1)] * 2
-    assert {view.shown for view in views[20:]} <= {(0, 2), (2, 0), (0, 2, 1), (2, 0, 1)}
+    assert {view.shown for view in views[20:24]} <= {(0, 2), (2, 0), (0, 2, 1), (2, 0, 1)}
+    assert [view.shown for view in views[24:32]] == [(0,), (0, 1)] * 2 + [(2,), (2, 1)] * 2
+    assert {view.shown for view in views[32:]} == {(1,)}
+    known = [(colour, kind) for colour in NAMES for kind in KINDS]
+    for view, count in zip(views[24:], [1] * 12 + [2] * 4, strict=True):
+        text = view.prompts[0].split(" with ")[0]
+        named = [pair for pair in known if " ".join(pair) in text.split(" next to ")]
+        assert len(named) == count and not {*named} & {*held_out_classes()}
     assert all(len(view.view.regions) == len(view.shown) for view in views)
     for view in views[12:]:
         assert ("<new2> background" in view.prompts[0]) == (1 in view.shown)
     colours = {prompt for view in views if view.shown == (2, 1) for prompt in view.prompts}
     assert {f"a {ring} with <new2> background" for ring in ("gold <new3>", "<new3>")} <= colours
     encoded = load_tensors(tmp_path / "run" / "latents.safetensors")[0]
-    assert encoded["regions"].shape == (26, 3, 16, 16) and not encoded["regions"][24:].any()
-    assert torch.allclose(encoded["weights"].float().mean((1, 2, 3)), torch.ones(26), atol=2e-3)
+    assert encoded["regions"].shape == (42, 3, 16, 16) and not encoded["regions"][40:].any()
+    assert torch.allclose(encoded["weights"].float().mean((1, 2, 3)), torch.ones(42), atol=2e-3)
 
 
 def test_objects_that_do_not_stand_out_are_named(
