@@ -113,9 +113,12 @@ class _Common:
     paired by their position); 0: none."""
     collage: Annotated[int, *bounds(at_least=0)] = 0
     """Views of each object, and of each two objects side by side, cut out of photos and placed on
-    learned backgrounds and on named colours in turn; with the small model also of each object
-    beside a shape that it knows, and of such shapes on learned backgrounds. Objects need one colour
-    and plain backgrounds. 0: none."""
+    learned backgrounds and on named colours in turn; objects need one colour and plain backgrounds.
+    0: none."""
+    known_shapes: bool = False
+    """As many views, too, of each object beside a drawn shape that the small model knows, and of
+    such shapes on learned backgrounds; needs --collage. Known words beside learned ones get better,
+    all else is trained less."""
     object_weight: Positive = 1.0
     """Weight of the objects in the loss, relative to the rest of the photo; objects need one colour
     and plain backgrounds."""

@@ -97,6 +97,8 @@ def main(config: TextualInversion | CustomDiffusion) -> None:
         )
     if custom and config.class_images == "drawn" and config.class_data_dir is not None:
         raise InputError("--class-data-dir is for generated class images: drawn ones are not kept")
+    if config.known_shapes and not (config.collage and kind.drawn_scenes):
+        raise InputError("--known-shapes needs --collage, and the small model, which knows them")
     refuse_compile(config.training)
     torch.manual_seed(config.training.seed)
     accelerator = make_accelerator(config.training.device, config.training.mixed_precision)
@@ -343,6 +345,7 @@ def make_pool(
         "views": config.views,
         "cut_mix": config.cut_mix,
         "collage": config.collage,
+        "known_shapes": config.known_shapes,
         "object_weight": config.object_weight,
         "regions": bool(config.attention_weight),
         "seed": config.training.seed,

@@ -47,7 +47,8 @@ def training_views(
     """Returns all views: of single photos, then the cut-mix views, then the collages.
 
     Each concept is a group, each pair of the cut-mix, and in the collages each thing, each pair of
-    things, each thing with a known shape, and one known shape or two. Raises InputError if an object is needed that is not found in its photo.
+    things, each thing with a known shape, and one known shape or two. Raises InputError if an
+    object is needed that is not found in its photo.
     """
     if config.object_weight != 1.0 or config.attention_weight:
         concept_data = [_with_regions(data) for data in concept_data]
@@ -124,8 +125,8 @@ def _collages(
 ) -> Iterator[TrainingView]:
     """Collages of one thing and of two, on learned backgrounds and on named colours in turn.
 
-    For a model of drawn scenes also a thing beside a drawn shape, and one and two drawn shapes on
-    learned backgrounds: else it forgets to draw the known thing once beside the learned one.
+    With --known-shapes also a thing beside a drawn shape, and one and two drawn shapes on learned
+    backgrounds: else the model often draws a known thing twice beside a learned one.
     """
     if not config.collage:
         return
@@ -136,7 +137,7 @@ def _collages(
     numbers = np.random.default_rng(int(torch.randint(2**31, (), generator=random)))
     asked: list[tuple[int | None, ...]] = [(k,) for k in things]
     asked += itertools.combinations(things, 2)
-    if kind.drawn_scenes:
+    if config.known_shapes:
         asked += [(k, None) for k in things]
         asked += [(None,), (None, None)] if backgrounds else []
     for group, chosen in enumerate(asked, groups):

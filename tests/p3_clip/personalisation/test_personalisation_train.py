@@ -432,7 +432,17 @@ def test_collages_and_the_losses_of_objects_end_to_end(
 
     monkeypatch.setattr(train, "training_views", record)
     flags = ("--base", world / "base", "--clip", world / "clip", "--drawn", "wine", "mauve", "ring")
-    more = ("--drawn-photos", 2, "--augmentation", "shrink", "--views", 2, "--collage", 4)
+    more = (
+        "--drawn-photos",
+        2,
+        "--augmentation",
+        "shrink",
+        "--views",
+        2,
+        "--collage",
+        4,
+        "--known-shapes",
+    )
     losses = ("--object-weight", 3, "--attention-weight", 0.5, "--num-class-images", 2)
     assert learn("custom-diffusion", tmp_path / "run", *flags, *more, *losses) == 0
     views = seen["views"]
@@ -567,6 +577,7 @@ def test_training_can_start_from_learned_words(
         ),
         (("--drawn", "wine", "--cut-mix", "-1"), "--cut-mix must be at least 0, not -1"),
         (("--drawn", "mauve", "--collage", "2"), "--collage needs a concept that can stand beside"),
+        (("--drawn", "wine", "--known-shapes"), "--known-shapes needs --collage, and the small"),
         (("--drawn", "mauve", "--object-weight", "3"), "--object-weight needs a concept that can"),
         (("--drawn", "ring", "--vectors", "75"), "tokens: give fewer --vectors or shorter words"),
         (("--drawn", "wine", "--start", ""), "the word '' to start from is empty"),
