@@ -98,10 +98,10 @@ def binding(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def short_trainings(results: Results) -> str:
-    """Table of the short trainings of scripts/study_control_text.sh, a line each, over all seeds.
+    """Table of the short trainings of scripts/study_control_text.sh; a sentence if there are none.
 
-    For two, three and touching circles it has the layouts whose colours are in place, as in
-    `binding`, and the mean IoU of each circle.
+    A line is of one training, over all seeds. For two, three and touching circles it has the
+    layouts whose colours are in place, as in `binding`, and the mean IoU of each circle.
     """
     together: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in results["p3_controlnet_two_circles"]["rows"]:
@@ -113,7 +113,7 @@ def short_trainings(results: Results) -> str:
         | {f"{kind}_iou": fmean(row["iou_each"] for row in seeds) for kind, seeds in kinds.items()}
         for control, kinds in together.items()
     ]
-    return table(lines, SHORT_COLUMNS)
+    return table(lines, SHORT_COLUMNS) if lines else "*None was trained.*"
 
 
 def failures(results: Results) -> str:

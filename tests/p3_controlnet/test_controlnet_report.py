@@ -127,3 +127,5 @@ def test_each_short_training_has_one_line_over_all_seeds(tmp_path: Path) -> None
         "| `runs/short/control_full_one/last` | 25 % | 0.850 | 50 % | 0.900 | 50 % | 0.900 |",
         "| `runs/short/control_empty_one/last` | 75 % | 0.900 | 75 % | 0.900 | 75 % | 0.900 |",
     ]
+    write_json(tmp_path / "p3_controlnet_two_circles.json", {"rows": rows[-1:]})
+    assert report.TABLES["p3_short_trainings"](Results(tmp_path)) == "*None was trained.*"
